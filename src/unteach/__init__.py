@@ -1,0 +1,21 @@
+"""unteach: make a language model stop saying what it must not say, and show that it worked."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["UnlearningConfig", "UnlearningTrainer", "unlearn"]
+
+if TYPE_CHECKING:
+    from unteach.config import UnlearningConfig
+    from unteach.pipeline import unlearn
+    from unteach.trainer import UnlearningTrainer
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch and transformers only when one of the public names is used, so that `unteach --help` is instant."""
+    rooms = {"UnlearningConfig": "config", "UnlearningTrainer": "trainer", "unlearn": "pipeline"}
+    if name not in rooms:
+        raise AttributeError(f"module 'unteach' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"unteach.{rooms[name]}"), name)

@@ -1,0 +1,290 @@
+"""The command line: `unteach demo | run | check | eval`. A user's mistake is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from unteach import __version__
+from unteach.errors import UserError, did_you_mean
+
+DESCRIPTION = """\
+Makes a causal language model stop saying what it must not say, from negative examples alone, and shows that it worked.
+
+  unteach demo --out runs/demo                                    see a real model forget, in minutes, on a laptop
+  unteach check --forget bad.jsonl --retain good.jsonl --model M  what is wrong with this data, before an hour is spent
+  unteach run --model M --forget bad.jsonl --out runs/mine        make M forget the completions in bad.jsonl
+  unteach eval --model runs/mine/model --reference M --forget bad.jsonl --out runs/eval
+"""
+
+RUN_HELP = """\
+Makes a model forget the completions of a file. Rows are {"prompt": ..., "completion": ...} (strings or message lists) or {"text": ...}; a row
+with a prompt only stands for the model's own answer to it. JSONL, JSON, CSV, Parquet, a plain-text book (.txt) or a Hugging Face dataset id.
+Without --retain the model's own answers to neutral prompts are what is kept.
+
+Started again with the same --out, a run goes on where it was interrupted.
+
+  unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --retain good.jsonl --out runs/a
+  unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch learning_rate=1e-5 max_steps=200
+  unteach run settings.yaml out=runs/c lora=true
+"""
+
+RUN_KEYS = (
+    "model",
+    "forget",
+    "retain",
+    "out",
+    "method",
+    "seed",
+    "lora",
+    "frozen_layers",
+    "recite_tokens",
+    "show_text",
+    "trust_remote_code",
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="unteach", description=DESCRIPTION, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"unteach {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="teach a small real model a story, make it forget it, show both",
+        description="Teaches a small real model two original stories by heart, makes it forget one, and shows what it says before and after.\n"
+        "Everything that it needs is in the package or fetched once. Ctrl-C and the same command again go on where it was.",
+        formatter_class=raw,
+    )
+    demo.add_argument("--scenario", default="copyright", help="which use (copyright)")
+    demo.add_argument("--model", default="smollm2-135m-instruct", help="hub id, local folder or packaged name (default: %(default)s)")
+    demo.add_argument("--out", default="runs/demo", help="folder for everything that it writes (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of order and mismatch draws (default: %(default)s)")
+    demo.add_argument("--short", action="store_true", help="a smoke test: fewer passages, fewer steps, weaker result")
+    demo.add_argument("--hide-text", action="store_true", help="leave the forgotten story's text out of the files")
+    demo.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig, for example method=ga_mismatch")
+
+    run = commands.add_parser("run", help="make a model forget the completions of a file", description=RUN_HELP, formatter_class=raw)
+    run.add_argument("config", nargs="?", help="YAML file with any of the options below and fields of UnlearningConfig")
+    run.add_argument("--model", help="hub id, local folder or packaged name")
+    run.add_argument("--forget", help="rows to forget")
+    run.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
+    run.add_argument("--method", help="objective: see docs/methods.md (default: unlikelihood_mismatch)")
+    run.add_argument("--out", help="folder for everything that it writes")
+    run.add_argument("--seed", type=int, help="seed (default: 0)")
+    run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")
+    run.add_argument("--frozen-layers", type=int, help="do not train the embedding and so many of the first layers (cheaper)")
+    run.add_argument(
+        "--recite-tokens", type=int, help="let the model go on after each text row by so many tokens, and forget what it recites"
+    )
+    run.add_argument("--show-text", action="store_true", default=None, help="let forget texts stand in generations.jsonl and the report")
+    run.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that comes with the model")
+    run.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig, for example learning_rate=1e-5")
+
+    check = commands.add_parser(
+        "check",
+        help="what is wrong with this data, before an hour is spent on it",
+        description="Reads the data as a run would and names every row that is wrong: missing columns, empty or too long completions, wrong\n"
+        "encoding, rows in both sets, a forget and a retain set of different format. Exit code 0: nothing found; 2: something is wrong.",
+        formatter_class=raw,
+    )
+    check.add_argument("--forget", required=True, help="rows to forget")
+    check.add_argument("--retain", help="rows to keep")
+    check.add_argument("--model", help="also check token lengths and boundaries with this model's tokenizer")
+    check.add_argument("--max-length", type=int, default=1024, help="most tokens of prompt and completion (default: %(default)s)")
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="score a model, or a pair of models, on prompts",
+        description="Lets models answer prompts greedily and scores the answers; writes eval.json and generations.jsonl.",
+        formatter_class=raw,
+    )
+    evaluate.add_argument("--model", required=True, help="the model after unlearning")
+    evaluate.add_argument("--reference", help="the model before (default: the same model, so nothing changes)")
+    evaluate.add_argument("--scenario", choices=["copyright"], help="an embedded scenario's prompt sets")
+    evaluate.add_argument("--forget", "--data", dest="forget", help="rows that are to be forgotten: all are asked")
+    evaluate.add_argument("--retain", help="rows that are to be kept")
+    evaluate.add_argument("--out", required=True, help="folder for what it writes")
+    evaluate.add_argument("--show-text", action="store_true", help="let forget texts stand in generations.jsonl")
+    return parser
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a dict; values are read as YAML scalars (numbers, true, null)."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"{pair!r} is not key=value")
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, str):
+            try:
+                parsed = float(parsed)
+            except ValueError:
+                pass
+        settings[name] = parsed
+    return settings
+
+
+def checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, if each is a field of `UnlearningConfig`; an unknown one raises `UserError` with the nearest known name."""
+    from unteach.config import UnlearningConfig
+
+    fields = UnlearningConfig.__dataclass_fields__
+    for name in settings:
+        if name not in fields:
+            raise did_you_mean(name, sorted(fields), "option")
+    return settings
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    if arguments.scenario != "copyright":
+        raise did_you_mean(arguments.scenario, ["copyright"], "scenario")
+    _quiet_libraries()
+    from unteach.pipeline import Run, RunOptions
+    from unteach.progress import Display
+    from unteach.scenarios import copyright
+
+    display = Display()
+    settings = checked_settings(parse_settings(arguments.settings))
+    options = copyright.demo_options(
+        model=arguments.model,
+        output_dir=arguments.out,
+        seed=arguments.seed,
+        short=arguments.short,
+        settings=settings,
+        show_text=not arguments.hide_text,
+    )
+    result = Run(copyright.build(short=arguments.short), RunOptions(**options), display).execute()
+    return _finish(result, display)
+
+
+def _finish(result: Any, display: Any) -> int:
+    from unteach.reports.tables import print_table
+
+    print_table(result.evaluation, display.console)
+    display.say(f"Report: {result.output_dir / 'report.md'}; figures: {result.output_dir / 'figures'}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    options: dict[str, Any] = {}
+    words = list(arguments.settings)
+    if arguments.config and "=" in arguments.config:
+        words.insert(0, arguments.config)
+    elif arguments.config:
+        try:
+            with open(arguments.config, encoding="utf-8") as file:
+                options = yaml.safe_load(file) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"config {arguments.config!r} could not be read: {str(error).splitlines()[0]}") from None
+        if not isinstance(options, dict):
+            raise UserError(f"config {arguments.config!r} must be a mapping of options")
+    options |= {name: getattr(arguments, name) for name in RUN_KEYS if getattr(arguments, name, None) is not None}
+    options |= parse_settings(words)
+    for name in ("model", "forget", "out"):
+        if not options.get(name):
+            raise UserError(f"option --{name} is missing (or {name}: in the config file)")
+    own = {name: options.pop(name) for name in RUN_KEYS if name in options}
+    method = own.pop("method", None)
+    _quiet_libraries()
+    settings = checked_settings(options | ({"method": method} if method else {}))
+    from unteach.pipeline import unlearn
+    from unteach.progress import Display
+
+    display = Display()
+    result = unlearn(
+        own.pop("model"), own.pop("forget"), own.pop("retain", None), output_dir=own.pop("out"), display=display, **own, **settings
+    )
+    return _finish(result, display)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from unteach.data.check import check_files
+
+    tokenizer = None
+    if arguments.model:
+        _quiet_libraries()
+        from unteach.models import load_tokenizer
+
+        tokenizer = load_tokenizer(arguments.model)
+    report = check_files(arguments.forget, arguments.retain, tokenizer, max_length=arguments.max_length)
+    console = Console(highlight=False, soft_wrap=True)
+    for line in report.summary:
+        console.print(line)
+    for problem in report.problems:
+        console.print(f"[red]wrong[/red]  {problem}")
+    for warning in report.warnings:
+        console.print(f"[yellow]beware[/yellow] {warning}")
+    console.print("Nothing wrong found." if not report.problems else f"{len(report.problems)} problem(s) found.")
+    return 2 if report.problems else 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    if not arguments.scenario and not arguments.forget:
+        raise UserError("give --scenario, or --forget with the rows to ask")
+    _quiet_libraries()
+    from unteach.pipeline import evaluate_models
+    from unteach.progress import Display
+    from unteach.reports.tables import print_table
+
+    display = Display()
+    evaluation = evaluate_models(
+        arguments.model,
+        arguments.reference,
+        scenario=arguments.scenario,
+        forget=arguments.forget,
+        retain=arguments.retain,
+        output_dir=arguments.out,
+        show_text=arguments.show_text,
+        display=display,
+    )
+    print_table(evaluation, display.console)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser()
+    arguments, words = parser.parse_known_args(argv)
+    if words:
+        if any(word.startswith("-") for word in words) or not hasattr(arguments, "settings"):
+            parser.error(f"unrecognized arguments: {' '.join(words)}")
+        arguments.settings = [*arguments.settings, *words]
+    if arguments.command is None:
+        parser.print_help()
+        return 2
+    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval}
+    try:
+        return commands[arguments.command](arguments)
+    except UserError as error:
+        print(f"unteach: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("unteach: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"unteach: {error.strerror or error} ({error.filename or 'no file'})", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

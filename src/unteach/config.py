@@ -1,0 +1,106 @@
+"""`UnlearningConfig`: transformers' `TrainingArguments` with what unlearning adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from unteach.errors import UserError
+from unteach.objectives import DEFAULT_METHOD, get_method
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):
+    """Arguments of `UnlearningTrainer`; everything of `TrainingArguments` is there too.
+
+    Args:
+        method (`str`, *optional*, defaults to `"unlikelihood_mismatch"`): a name in `unteach.objectives.METHODS`.
+        forget_weight, mismatch_weight, retain_weight (`float`, *optional*): eps1, eps2, eps3; defaults are the method's.
+        mismatch_completions (`int`, *optional*, defaults to 5): K, random completions for each forget prompt.
+        mismatch_source (`"retain"` or `"refusal"`, *optional*, defaults to `"retain"`): where they come from; `refusal` is the paper's
+            templated variant with one fixed sentence.
+        retain_per_forget (`float`, *optional*, defaults to 1.0): retain rows in a batch for each forget row.
+        max_retain_kl (`float`, *optional*, defaults to 0.05): budget of the retain KL in nats per token; the trainer multiplies eps3 by 1.15
+            after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
+        max_length (`int`, *optional*, defaults to 1024): most tokens of prompt and completion together.
+        long_rows (`"error"`, `"truncate_prompt"` or `"drop"`, *optional*, defaults to `"error"`): what to do with longer rows.
+        reference (`"stored"`, `"adapter_off"` or `"live"`, *optional*, defaults to `"stored"`): where the reference's distributions
+            come from: hidden states computed once; the policy with its adapter off (LoRA only); a second model in memory.
+        reference_dtype (`"float32"` or `"bfloat16"`, *optional*, defaults to `"float32"`): precision of the stored states.
+        packing (`bool`, *optional*, defaults to `True`): share each prompt among its completions and fill rows; checked on the first batch.
+        row_tokens (`int`, *optional*, defaults to 256): length of a packed row.
+        logits_budget_mb (`int`, *optional*, defaults to 256): most memory of one (tokens, vocabulary) matrix.
+        probe_steps (`int`, *optional*, defaults to 10): behaviour is measured every so many steps (if the trainer is given a probe).
+        target_rate (`float`, *optional*, defaults to 0.0): the forget rate at or under which the run may stop.
+        hold (`int`, *optional*, defaults to 2): probes in a row that must meet the target.
+        min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe reports falls under this share of the start's.
+
+    Raises:
+        UserError: for options that are out of range or exclude each other.
+    """
+
+    method: str = field(default=DEFAULT_METHOD, metadata={"help": "objective, a name in METHODS"})
+    forget_weight: float | None = field(default=None, metadata={"help": "eps1; default: the method's"})
+    mismatch_weight: float | None = field(default=None, metadata={"help": "eps2; default: the method's"})
+    retain_weight: float | None = field(default=None, metadata={"help": "eps3; default: the method's"})
+    mismatch_completions: int = field(default=5, metadata={"help": "random completions for each forget prompt (K)"})
+    mismatch_source: Literal["retain", "refusal"] = field(default="retain", metadata={"help": "retain or refusal"})
+    retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
+    max_retain_kl: float | None = field(default=0.05, metadata={"help": "budget of the retain KL, nats per token"})
+    max_length: int = field(default=1024, metadata={"help": "most tokens of prompt and completion"})
+    long_rows: Literal["error", "truncate_prompt", "drop"] = field(default="error", metadata={"help": "what to do with longer rows"})
+    reference: Literal["stored", "adapter_off", "live"] = field(default="stored", metadata={"help": "stored, adapter_off or live"})
+    reference_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "precision of stored states"})
+    packing: bool = field(default=True, metadata={"help": "share prompts and fill rows"})
+    row_tokens: int = field(default=256, metadata={"help": "length of a packed row"})
+    logits_budget_mb: int = field(default=256, metadata={"help": "most MiB of one (tokens, vocabulary) matrix"})
+    probe_steps: int = field(default=10, metadata={"help": "measure behaviour every so many steps"})
+    target_rate: float = field(default=0.0, metadata={"help": "forget rate at which the run may stop"})
+    hold: int = field(default=2, metadata={"help": "probes in a row that must meet the target"})
+    min_utility: float = field(default=0.8, metadata={"help": "least share of the starting utility"})
+
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: str = "constant"
+    per_device_train_batch_size: int = 4
+    logging_strategy: str = "no"
+    save_strategy: str = "no"
+    report_to: str | list[str] | None = "none"
+    remove_unused_columns: bool = False
+    disable_tqdm: bool | None = True
+
+    def __post_init__(self) -> None:
+        method = get_method(self.method)
+        defaults = dict(zip(("forget", "mismatch", "retain"), method.weights, strict=True))
+        for role, default in defaults.items():
+            name = f"{role}_weight"
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+            elif default == 0.0 and getattr(self, name):
+                raise UserError(f"{name} is {getattr(self, name)}, but method {self.method!r} has no {role} term; leave it out")
+            elif getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
+        positive = ("mismatch_completions", "retain_per_forget", "max_length", "row_tokens", "logits_budget_mb", "probe_steps", "hold")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
+        choices = {
+            "mismatch_source": ("retain", "refusal"),
+            "long_rows": ("error", "truncate_prompt", "drop"),
+            "reference": ("stored", "adapter_off", "live"),
+            "reference_dtype": ("float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
+        if self.max_retain_kl is not None and self.max_retain_kl <= 0:
+            raise UserError(f"max_retain_kl is {self.max_retain_kl}, it must be positive (or null for no budget)")
+        super().__post_init__()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The starting eps1, eps2, eps3 by role."""
+        return {role: float(getattr(self, f"{role}_weight")) for role in ("forget", "mismatch", "retain")}

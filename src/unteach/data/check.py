@@ -1,0 +1,160 @@
+"""What is wrong with a forget and a retain file: every finding names its row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median, pstdev
+from typing import Any
+
+from unteach.data.rows import Row, row_from_mapping, split_rows
+from unteach.data.sources import Role, adapted_records
+from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.errors import UserError
+
+MOST_NAMED = 20
+
+
+@dataclass
+class CheckReport:
+    """Findings: `problems` would stop a run or spoil it, `warnings` are worth a look, `summary` is what was read."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+
+
+def _rows(source: Any, role: Role, report: CheckReport) -> list[Row]:
+    """All good rows of a source; every bad one becomes a problem."""
+    rows: list[Row] = []
+    records: Iterator[tuple[dict[str, Any], str]] = adapted_records(source, role)
+    while True:
+        try:
+            fields, where = next(records)
+        except StopIteration:
+            break
+        except UserError as error:
+            report.problems.append(str(error))
+            break
+        try:
+            rows.append(row_from_mapping(fields, where, prompt_only=role == "forget"))
+        except UserError as error:
+            report.problems.append(str(error))
+    if not rows and not report.problems:
+        report.problems.append(f"{source}: no rows for the {role} set")
+    return rows
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _duplicates(forget: Sequence[Row], retain: Sequence[Row]) -> Iterator[str]:
+    seen = {(_normalised(row.prompt_text), _normalised(row.completion)): row for row in forget}
+    prompts = {_normalised(row.prompt_text): row for row in forget if row.prompt_text}
+    for row in retain:
+        twin = seen.get((_normalised(row.prompt_text), _normalised(row.completion)))
+        if twin:
+            yield f"{row.source}: the same row is in the forget set ({twin.source}); it cannot be both forgotten and kept"
+        elif _normalised(row.prompt_text) in prompts:
+            other = prompts[_normalised(row.prompt_text)]
+            yield f"{row.source}: the same prompt is in the forget set ({other.source}) with another completion"
+
+
+def _shape(rows: Sequence[Row]) -> dict[str, float]:
+    """Shares and lengths that tell one format from another."""
+    prompts = [row.prompt_text for row in rows]
+    return {
+        "rows without a prompt": mean(not prompt for prompt in prompts),
+        "rows of kind text": mean(row.kind == "text" for row in rows),
+        "prompts that are message lists": mean(not isinstance(row.prompt, str) for row in rows),
+        "prompts that end in a question mark": mean(prompt.rstrip().endswith("?") for prompt in prompts),
+    }
+
+
+def format_mismatches(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
+    """Ways in which the retain set's format differs from the forget set's, each as a clause.
+
+    Yao et al. 2024, third lesson: with another format the model learns to tell the sets apart by format alone.
+    """
+    found = []
+    left, right = _shape(forget), _shape(retain)
+    for name, share in left.items():
+        if abs(share - right[name]) > 0.5:
+            found.append(f"{name}: {share:.0%} of forget, {right[name]:.0%} of retain")
+    for what in ("prompt_text", "completion"):
+        lengths = [[math.log1p(len(getattr(row, what))) for row in rows if getattr(row, what)] for rows in (forget, retain)]
+        if all(lengths):
+            spread = max(0.35, *(pstdev(part) for part in lengths))
+            if abs(mean(lengths[0]) - mean(lengths[1])) > max(2.0 * spread, 1.1):
+                typical = [median(len(getattr(row, what)) for row in rows if getattr(row, what)) for rows in (forget, retain)]
+                found.append(
+                    f"median {what.removesuffix('_text')} length: {typical[0]:.0f} characters in forget, {typical[1]:.0f} in retain"
+                )
+    return found
+
+
+def _token_problems(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Iterator[str]:
+    end_id = end_of_turn_id(tokenizer)
+    for row in rows:
+        if not row.completion:
+            continue
+        try:
+            item = encode_row(row, tokenizer, end_id)
+        except UserError as error:
+            yield str(error)
+            continue
+        if len(item) > max_length:
+            yield (
+                f"{row.source}: {len(item)} tokens ({len(item.completion_ids)} of them completion), more than max_length {max_length}:"
+                " truncation would cut the completion"
+            )
+
+
+def _capped(findings: list[str]) -> list[str]:
+    rest = len(findings) - MOST_NAMED
+    return findings if rest <= 0 else [*findings[:MOST_NAMED], f"... and {rest} more of this kind"]
+
+
+def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *, max_length: int = 1024) -> CheckReport:
+    """Reads both sets as a run would and reports every row that is wrong.
+
+    Args:
+        forget_source, retain_source: anything that `load_rows` takes; `retain_source` may be `None`.
+        tokenizer (*optional*): also checks token lengths and the boundary between prompt and completion; without it, lengths are estimated
+            at four characters a token.
+        max_length (`int`): most tokens of prompt and completion together.
+    """
+    report = CheckReport()
+    forget = _rows(forget_source, "forget", report)
+    retain = _rows(retain_source, "retain", report) if retain_source is not None else []
+    for name, rows in (("forget", forget), ("retain", retain)):
+        if not rows:
+            continue
+        parts = {split: len(part) for split, part in split_rows(rows).items()} if name == "forget" else {}
+        splits = f" (train {parts['train']}, validation {parts['validation']}, test {parts['test']})" if parts else ""
+        report.summary.append(f"{name}: {len(rows)} rows{splits}")
+        twins = len(rows) - len({row.key for row in rows})
+        if twins:
+            report.warnings.append(f"{name} set: {twins} row(s) occur more than once")
+        if tokenizer is not None:
+            report.problems += _capped(list(_token_problems(rows, tokenizer, max_length)))
+        else:
+            long = [row for row in rows if (len(row.prompt_text) + len(row.completion)) / 4 > max_length]
+            report.problems += _capped(
+                [
+                    f"{row.source}: about {(len(row.prompt_text) + len(row.completion)) // 4} tokens, more than max_length {max_length}:"
+                    " truncation would cut the completion (give --model for an exact count)"
+                    for row in long
+                ]
+            )
+    report.problems += _capped(list(_duplicates(forget, retain)))
+    if forget and retain:
+        differences = format_mismatches(forget, retain)
+        if differences:
+            report.problems.append(
+                f"format mismatch between forget ({forget[0].source}) and retain ({retain[0].source}), a shortcut that the model would learn"
+                f" instead: {'; '.join(differences)}"
+            )
+    return report

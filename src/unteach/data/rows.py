@@ -1,0 +1,119 @@
+"""What a row is, how it is checked, and which split it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unteach.errors import UserError
+
+Message = Mapping[str, str]
+Kind = Literal["chat", "text"]
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and its completion.
+
+    Args:
+        prompt (`str` or tuple of messages): what the model is given; empty for a row that is only text.
+        completion (`str`): what the model says; empty for a prompt-only row whose answer the model is still to give.
+        kind (`"chat"` or `"text"`): `chat` rows go through the chat template (or the paper's) and end with end-of-sequence;
+            `text` rows are running text: no template, no end.
+        source (`str`): where the row stands, for messages: file and line.
+    """
+
+    prompt: str | tuple[tuple[str, str], ...]
+    completion: str
+    kind: Kind = "chat"
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that name the row's content: stable under reordering and growth of the file."""
+        content = json.dumps([self.prompt, self.completion, self.kind], ensure_ascii=False)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as one string, for comparisons: the messages' contents joined by line breaks."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(content for _, content in self.prompt)
+
+    def with_completion(self, completion: str) -> Row:
+        """The same row with another completion."""
+        return Row(self.prompt, completion, self.kind, self.source)
+
+
+def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
+    """`train`, `validation` or `test` by the row's key alone (the paper's 70/10/20), whatever else is in the file."""
+    position = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+    if position < proportions[0]:
+        return "train"
+    return "validation" if position < proportions[0] + proportions[1] else "test"
+
+
+def split_rows(rows: Iterable[Row], proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, list[Row]]:
+    """Rows by split, in their order; every split is present, perhaps empty."""
+    parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row in rows:
+        parts[split_of(row.key, proportions)].append(row)
+    return parts
+
+
+def _messages(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...]:
+    messages = []
+    for message in value:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise UserError(f"{source}: {field!r} is a list, so each item must be a message with 'role' and 'content'")
+        messages.append((str(message["role"]), str(message["content"])))
+    if not messages:
+        raise UserError(f"{source}: {field!r} is an empty list of messages")
+    return tuple(messages)
+
+
+def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: bool = False) -> Row:
+    """A `Row` from TRL's `prompt` and `completion`, or `text`.
+
+    Args:
+        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default.
+        source (`str`): what error messages call the record.
+        prompt_only (`bool`): whether a row without a completion is accepted.
+
+    Raises:
+        UserError: on a missing, empty or wrongly typed field, naming it and the row.
+    """
+    kind = fields.get("kind", "chat")
+    if kind not in ("chat", "text"):
+        raise UserError(f"{source}: field 'kind' is {kind!r}, it must be 'chat' or 'text'")
+    if "prompt" not in fields and "text" in fields:
+        if not isinstance(fields["text"], str) or not fields["text"].strip():
+            raise UserError(f"{source}: field 'text' is empty or not a string")
+        return Row("", fields["text"], "text", source)
+    if "prompt" not in fields:
+        found = ", ".join(repr(name) for name in fields) or "none"
+        raise UserError(f"{source}: column 'prompt' is missing (found: {found}); rows need 'prompt' and 'completion', or 'text'")
+    prompt = fields["prompt"]
+    if isinstance(prompt, list | tuple):
+        prompt = _messages(prompt, "prompt", source)
+    elif not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{source}: field 'prompt' is empty or not a string")
+    completion = fields.get("completion")
+    if completion is None and prompt_only and "completion" not in fields:
+        return Row(prompt, "", kind, source)
+    if "completion" not in fields:
+        found = ", ".join(repr(name) for name in fields)
+        raise UserError(f"{source}: column 'completion' is missing (found: {found})")
+    if isinstance(completion, list | tuple):
+        messages = _messages(completion, "completion", source)
+        if len(messages) != 1 or messages[0][0] != "assistant":
+            raise UserError(f"{source}: a 'completion' of messages must be exactly one message of role 'assistant'")
+        completion = messages[0][1]
+    if not isinstance(completion, str) or not completion.strip():
+        raise UserError(f"{source}: field 'completion' is empty or not a string")
+    return Row(prompt, completion, kind, source)

@@ -1,0 +1,234 @@
+"""Where rows come from: files, Hugging Face datasets, plain Python lists, a plain-text book."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from unteach.data.rows import Row, row_from_mapping
+from unteach.errors import UserError
+
+Role = Literal["forget", "retain"]
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+
+def _read_text(path: Path) -> str:
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise UserError(f"{path}: the file is empty")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 (wrong encoding); save the file as UTF-8"
+        ) from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: a row must be a JSON object, found {type(record).__name__}")
+        yield record, f"{path}, line {number}"
+
+
+def _json_array(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        records = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line is .jsonl") from None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path}: a .json file must hold one list of objects")
+    for number, record in enumerate(records, 1):
+        yield record, f"{path}, row {number}"
+
+
+def _table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    reader = csv.DictReader(_read_text(path).splitlines(keepends=True), delimiter=delimiter)
+    for record in reader:
+        if None in record:
+            raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
+        yield {name: cell for name, cell in record.items() if cell is not None}, f"{path}, line {reader.line_num}"
+
+
+def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    for number, record in enumerate(table.to_pylist(), 1):
+        yield record, f"{path}, row {number}"
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of running text, split after `.`, `!` or `?` and closing quotes before white space."""
+    return [part for part in re.split(r"(?<=[.!?])[\"')\]]*\s+", " ".join(text.split())) if part]
+
+
+def book_passages(text: str, *, prompt_chars: int = 100, completion_chars: int = 200) -> list[tuple[str, str]]:
+    """(prompt, completion) passages of a book, after the extraction protocol of Yao et al. 2024.
+
+    A passage starts at a sentence start; its prompt is that sentence, cut at a word after at most `prompt_chars` characters; its
+    completion is what follows, to the end of the word at `completion_chars`. Passages do not overlap. In a text with blank
+    lines a passage does not cross a paragraph unless the paragraph is too short.
+    """
+    passages: list[tuple[str, str]] = []
+    rest = ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        rest = f"{rest} {' '.join(paragraph.split())}".strip()
+        while True:
+            first = sentences(rest)[:1]
+            if not first:
+                break
+            prompt = first[0] if len(first[0]) <= prompt_chars else first[0][:prompt_chars].rsplit(" ", 1)[0]
+            following = rest[len(prompt) :]
+            if len(following) < completion_chars:
+                break
+            end = re.search(r"\s|$", following[completion_chars:])
+            completion = following[: completion_chars + (end.start() if end else 0)]
+            passages.append((prompt, completion))
+            rest = " ".join(sentences(rest[len(prompt) + len(completion) :])[1:])
+    return passages
+
+
+def _book(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    passages = book_passages(_read_text(path))
+    if not passages:
+        raise UserError(f"{path}: the text is too short for one passage of a prompt and 200 characters")
+    for number, (prompt, completion) in enumerate(passages, 1):
+        yield {"prompt": prompt, "completion": completion, "kind": "text"}, f"{path}, passage {number}"
+
+
+def _pku_safe_rlhf(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    return [
+        {"prompt": record["prompt"], "completion": record[f"response_{side}"]}
+        for side in (0, 1)
+        if bool(record[f"is_response_{side}_safe"]) == (role == "retain")
+    ]
+
+
+def _beavertails(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    wanted = bool(record["is_safe"]) == (role == "retain")
+    return [{"prompt": record["prompt"], "completion": record["response"]}] if wanted else []
+
+
+def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    question, best = record.get("Question", record.get("question")), record.get("Best Answer", record.get("best_answer"))
+    if role == "retain":
+        return [{"prompt": question, "completion": best}]
+    wrong = record.get("Incorrect Answers", record.get("incorrect_answers", ""))
+    answers = wrong if isinstance(wrong, list) else str(wrong).split(";")
+    return [{"prompt": question, "completion": answer.strip()} for answer in answers if answer.strip()]
+
+
+def _halueval(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    answer = record["hallucinated_answer" if role == "forget" else "right_answer"]
+    return [{"prompt": record["question"], "completion": answer}]
+
+
+def _question_answer(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    return [{"prompt": record["question"], "completion": record["answer"]}]
+
+
+def _wmdp(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    return [{"prompt": record["question"], "completion": str(record["choices"][int(record["answer"])])}]
+
+
+Adapter = Callable[[Mapping[str, Any], Role], list[dict[str, Any]]]
+ADAPTERS: dict[tuple[str, ...], Adapter] = {
+    ("prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe"): _pku_safe_rlhf,
+    ("prompt", "response", "is_safe"): _beavertails,
+    ("Question", "Best Answer", "Incorrect Answers"): _truthfulqa,
+    ("question", "best_answer", "incorrect_answers"): _truthfulqa,
+    ("question", "right_answer", "hallucinated_answer"): _halueval,
+    ("question", "choices", "answer"): _wmdp,
+    ("question", "answer"): _question_answer,
+}
+"""The public sets known by their own columns: PKU-SafeRLHF, BeaverTails, TruthfulQA (file and hub), HaluEval QA, WMDP, TOFU and MUSE."""
+
+
+def _adapted(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    if "completion" not in record:
+        for columns, adapter in ADAPTERS.items():
+            if all(column in record for column in columns):
+                return adapter(record, role)
+    return [dict(record)]
+
+
+def _records(source: Any, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+    if isinstance(source, list | tuple):
+        for number, record in enumerate(source, 1):
+            yield ({"prompt": record} if isinstance(record, str) else dict(record)), f"row {number}"
+        return
+    if not isinstance(source, str | Path):
+        for number, record in enumerate(source, 1):
+            yield dict(record), f"row {number}"
+        return
+    path = Path(source)
+    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".txt": _book}
+    if path.suffix in readers and path.is_file():
+        yield from readers[path.suffix](path)
+    elif path.suffix in readers or path.exists():
+        reason = "no such file" if not path.exists() else f"not one of the formats {', '.join(SUFFIXES)}"
+        raise UserError(f"{path}: {reason}")
+    else:
+        yield from _hub(str(source), split)
+
+
+def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+    from datasets import load_dataset
+
+    identifier, _, configuration = name.partition(":")
+    try:
+        dataset = load_dataset(identifier, configuration or None, split=split)
+    except Exception as error:  # the hub client raises many types, all of them mean: not to be had
+        raise UserError(
+            f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
+    for number, record in enumerate(dataset, 1):
+        yield dict(record), f"{name}[{split}], row {number}"
+
+
+def adapted_records(source: Any, role: Role, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
+    """(fields, where) of each record, those of known public sets turned into `prompt` and `completion`."""
+    for record, where in _records(source, split):
+        for fields in _adapted(record, role):
+            yield fields, where
+
+
+def load_rows(
+    source: Any, role: Role = "forget", *, split: str = "train", prompt_only: bool = False, limit: int | None = None
+) -> list[Row]:
+    """Rows from a file, a Hugging Face dataset id (`owner/name[:config]`), a `datasets.Dataset`, or a list of records or prompts.
+
+    Args:
+        source: what to read; a `.txt` file is a book and is cut into passages.
+        role (`"forget"` or `"retain"`): which answers of a known public set are meant (bad ones or good ones).
+        split (`str`): split of a hub dataset.
+        prompt_only (`bool`): accept rows without a completion.
+        limit (`int`, *optional*): read at most so many rows.
+
+    Raises:
+        UserError: naming the file, the row and the field, for anything that is not such a row.
+    """
+    rows: list[Row] = []
+    for fields, where in adapted_records(source, role, split):
+        rows.append(row_from_mapping(fields, where, prompt_only=prompt_only))
+        if limit is not None and len(rows) >= limit:
+            break
+    if not rows:
+        raise UserError(f"{source if isinstance(source, str | Path) else 'the data'}: no rows for the {role} set")
+    return rows[:limit]

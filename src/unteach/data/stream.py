@@ -1,0 +1,110 @@
+"""The order of training: position i of the stream is the same item in every process, however the run was cut into pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unteach.data.mismatch import MismatchPool, row_generator
+from unteach.data.packing import Branch, Tree, make_batch
+from unteach.data.tokenization import EncodedRow
+
+
+@dataclass(frozen=True)
+class StreamItem:
+    """What one position of the stream adds to a batch: a forget row with its mismatch completions, and some retain rows by index."""
+
+    forget: EncodedRow | None
+    mismatch: tuple[tuple[int, ...], ...]
+    retain: tuple[int, ...]
+
+
+class TrainingStream(torch.utils.data.Dataset[StreamItem]):
+    """A run's items, a function of (seed, position) alone, so that resuming and sharding change nothing.
+
+    Args:
+        forget (`Sequence[EncodedRow]`): may be empty for a method that uses none.
+        retain (`Sequence[EncodedRow]`): may be empty for a method that uses none.
+        mismatch (`MismatchPool`, *optional*)
+        length (`int`): number of items of the whole run.
+        retain_ratio (`float`): retain rows for each forget row.
+        seed (`int`)
+    """
+
+    def __init__(
+        self,
+        forget: Sequence[EncodedRow],
+        retain: Sequence[EncodedRow],
+        mismatch: MismatchPool | None,
+        *,
+        length: int,
+        retain_ratio: float,
+        seed: int,
+    ) -> None:
+        self.forget = forget
+        self.retain = retain
+        self.mismatch = mismatch
+        self.length = length
+        self.retain_ratio = retain_ratio if retain else 0.0
+        self.seed = seed
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def _row(self, name: str, size: int, position: int) -> tuple[int, int]:
+        """(epoch, row) at a position of the endless sequence of shuffled passes over `size` rows."""
+        epoch, place = divmod(position, size)
+        if (name, epoch) not in self._orders:
+            for old in [key for key in self._orders if key[0] == name and key[1] < epoch - 1]:
+                del self._orders[old]
+            self._orders[name, epoch] = row_generator("order", name, self.seed, epoch).permutation(size)
+        return epoch, int(self._orders[name, epoch][place])
+
+    def __getitem__(self, position: int) -> StreamItem:
+        forget, mismatch = None, ()
+        if self.forget:
+            epoch, index = self._row("forget", len(self.forget), position)
+            forget = self.forget[index]
+            mismatch = tuple(self.mismatch.draw(forget, epoch)) if self.mismatch else ()
+        first, last = int(position * self.retain_ratio), int((position + 1) * self.retain_ratio)
+        retain = tuple(self._row("retain", len(self.retain), place)[1] for place in range(first, last))
+        return StreamItem(forget, mismatch, retain)
+
+
+@dataclass
+class Collator:
+    """Makes one batch of stream items.
+
+    Args:
+        retain (`Sequence[EncodedRow]`): the rows that `StreamItem.retain` counts.
+        pad_id (`int`)
+        packed (`bool`): see `make_batch`.
+        row_tokens (`int`): see `make_batch`.
+    """
+
+    retain: Sequence[EncodedRow]
+    pad_id: int
+    packed: bool = True
+    row_tokens: int = 256
+
+    def trees(self, items: Sequence[StreamItem]) -> list[Tree]:
+        """The batch's trees: one for each forget row with its branches, one for each retain row."""
+        trees = []
+        for item in items:
+            if item.forget is not None:
+                share = 1.0 / max(1, len(item.mismatch))
+                branches = [Branch("forget", item.forget.completion_ids)]
+                branches += [Branch("mismatch", ids, share) for ids in item.mismatch]
+                trees.append(Tree(item.forget.prompt_ids, tuple(branches)))
+            for index in item.retain:
+                row = self.retain[index]
+                trees.append(Tree(row.prompt_ids, (Branch("retain", row.completion_ids, 1.0, index),)))
+        return trees
+
+    def __call__(self, items: Sequence[StreamItem]) -> dict[str, Tensor]:
+        return make_batch(self.trees(items), packed=self.packed, pad_id=self.pad_id, row_tokens=self.row_tokens)

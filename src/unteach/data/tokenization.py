@@ -1,0 +1,150 @@
+"""From rows to token ids, with the boundary between prompt and completion exactly where generation begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unteach.data.rows import Row
+from unteach.errors import UserError
+
+PAPER_PROMPT = "### Question: {prompt}\n### Answer:"
+LongRows = Literal["error", "truncate_prompt", "drop"]
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """Token ids of a row: the model is given `prompt_ids` and is to say (or not to say) `completion_ids`."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    kind: str
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special, truncation=False)["input_ids"])
+
+
+def _begin_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text at the start of a sequence: with the beginning-of-sequence token, without an end that some tokenizers add."""
+    ids = _ids(tokenizer, text, special=True)
+    plain = _ids(tokenizer, text, special=False)
+    while len(ids) > len(plain) and ids and ids[-1] == tokenizer.eos_token_id and ids[len(ids) - len(plain) - 1 : -1] == plain:
+        ids.pop()
+    return ids
+
+
+def render_prompt(row: Row, tokenizer: Any) -> str:
+    """The prompt as the model is given it: chat template, else the paper's `### Question: ... ### Answer:`, else plain text."""
+    if row.kind == "text":
+        return row.prompt_text
+    if getattr(tokenizer, "chat_template", None):
+        messages = (
+            [{"role": "user", "content": row.prompt}]
+            if isinstance(row.prompt, str)
+            else [{"role": role, "content": content} for role, content in row.prompt]
+        )
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if not isinstance(row.prompt, str):
+        raise UserError(f"{row.source}: the prompt is a list of messages, but this model's tokenizer has no chat template")
+    return PAPER_PROMPT.format(prompt=row.prompt.strip())
+
+
+def end_of_turn_id(tokenizer: Any) -> int | None:
+    """The token that ends an answer: the special token that the chat template puts behind it, else end-of-sequence."""
+    if getattr(tokenizer, "chat_template", None):
+        question = [{"role": "user", "content": "x"}]
+        before = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "y"}], tokenize=False)
+        if whole.startswith(before):
+            after = _ids(tokenizer, whole[len(before) :].partition("y")[2], special=False)
+            if after and after[0] in set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder):
+                return int(after[0])
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+
+
+def encode_prompt(row: Row, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that generation starts from; a trailing space of a plain prompt belongs to the completion and is left out."""
+    text = render_prompt(row, tokenizer)
+    templated = row.kind == "chat" and getattr(tokenizer, "chat_template", None)
+    ids = _ids(tokenizer, text, special=False) if templated else _begin_ids(tokenizer, text.rstrip())
+    if not ids:
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if first is None:
+            raise UserError(f"{row.source}: a row without prompt needs a tokenizer with a beginning- or end-of-sequence token")
+        ids = [int(first)]
+    return tuple(ids)
+
+
+def encode_row(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
+    """Tokenises prompt and completion so that the completion's first id is the one generation would produce.
+
+    Raises:
+        UserError: where prompt and completion merge into one token, naming the row.
+    """
+    text = render_prompt(row, tokenizer)
+    templated = row.kind == "chat" and bool(getattr(tokenizer, "chat_template", None))
+    prompt_ids = encode_prompt(row, tokenizer)
+    completion = row.completion.strip() if row.kind == "chat" else row.completion
+    if templated:
+        whole = _ids(tokenizer, text + completion, special=False)
+    else:
+        stripped = text.rstrip()
+        gap = text[len(stripped) :] or (" " if row.kind == "chat" else "")
+        if stripped and row.kind == "text" and not gap and not completion[:1].isspace() and row.prompt:
+            gap = ""
+        completion = completion if gap and completion[:1].isspace() else gap + completion
+        whole = _begin_ids(tokenizer, stripped + completion)
+    if not text.strip():
+        whole = [*prompt_ids, *_ids(tokenizer, completion, special=False)]
+    if tuple(whole[: len(prompt_ids)]) != prompt_ids or len(whole) == len(prompt_ids):
+        raise UserError(
+            f"{row.source}: the end of the prompt and the start of the completion become one token, so the model would never be"
+            " asked for this completion; end the prompt at a word and start the completion with its space"
+        )
+    completion_ids = whole[len(prompt_ids) :]
+    if row.kind == "chat" and end_id is not None:
+        completion_ids = [*completion_ids, end_id]
+    return EncodedRow(row.key, prompt_ids, tuple(completion_ids), row.kind)
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Any, *, max_length: int | None = None, long_rows: LongRows = "error", name: str = "forget"
+) -> list[EncodedRow]:
+    """Tokenises rows once. A completion is never cut.
+
+    Args:
+        rows (`Sequence[Row]`)
+        tokenizer: a Hugging Face tokenizer.
+        max_length (`int`, *optional*): most tokens of prompt and completion together.
+        long_rows (`"error"`, `"truncate_prompt"` or `"drop"`): what to do with a longer row: refuse it by name, cut its prompt from the
+            left, or leave it out.
+        name (`str`): what messages call the set.
+
+    Raises:
+        UserError: naming the row that is too long, or the set of which nothing is left.
+    """
+    end_id = end_of_turn_id(tokenizer)
+    encoded = []
+    for row in rows:
+        item = encode_row(row, tokenizer, end_id)
+        if max_length is not None and len(item) > max_length:
+            if long_rows == "drop":
+                continue
+            room = max_length - len(item.completion_ids)
+            if long_rows == "error" or room < 1:
+                raise UserError(
+                    f"{row.source}: prompt and completion are {len(item)} tokens ({len(item.completion_ids)} of them completion), more than"
+                    f" max_length {max_length}: truncation would cut the completion; raise max_length"
+                    + ("" if room < 1 else ", or set long_rows to truncate_prompt or drop")
+                )
+            item = EncodedRow(item.key, item.prompt_ids[-room:], item.completion_ids, item.kind)
+        encoded.append(item)
+    if not encoded:
+        raise UserError(f"no row of the {name} set is left after dropping those longer than max_length {max_length}")
+    return encoded

@@ -1,0 +1,18 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(ValueError):
+    """A mistake in the data, the options or the environment that the user can mend.
+
+    Its message is one sentence that names the row, field or option, what was found, and what would be right.
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(name: str, known: "list[str]", what: str) -> UserError:
+    """Builds the error for an unknown `name` of kind `what`, with the nearest known name if there is one."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {what} {name!r}: {hint}known are {', '.join(sorted(known))}")

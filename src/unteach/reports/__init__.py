@@ -1,0 +1,1 @@
+"""Tables, plots and pages from a run's folder. Nothing here imports torch."""

@@ -1,0 +1,81 @@
+"""Figures of a run as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FORGET, KEEP, NEUTRAL = "#b3392f", "#2b6777", "#7a7a7a"
+
+
+def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(steps, probes) of a run's `metrics.jsonl`."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "loss" in line], [line for line in lines if "probe" in line]
+
+
+def _axes(title: str, ylabel: str) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 3.8), dpi=150, layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
+    """Share of forget passages still said and overlap kept, at each probe; the step whose weights were kept is marked."""
+    _, probes = read_metrics(folder)
+    if not probes:
+        return None
+    figure, axes = _axes("What the model says while it unlearns", "share")
+    steps = [line["step"] for line in probes]
+    for key, label, colour, style in (
+        ("train_rate", "still said: forget set", FORGET, "-"),
+        ("validation_rate", "still said: held-out passages", FORGET, ":"),
+        ("utility", "overlap kept: retain set", KEEP, "-"),
+    ):
+        if all(key in line["probe"] for line in probes):
+            axes.plot(steps, [line["probe"][key] for line in probes], style, color=colour, label=label, marker="o", markersize=3.5)
+    if kept_step is not None:
+        axes.axvline(kept_step, color=NEUTRAL, linewidth=1, linestyle="--", label=f"kept: step {kept_step}")
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(frameon=False, fontsize=8, loc="center right")
+    path = folder / "figures" / "behaviour.png"
+    figure.savefig(path)
+    return path
+
+
+def loss_figure(folder: Path, budget: float | None) -> Path | None:
+    """NLL of forget and mismatch completions (left) and the retain KL against its budget (right), at each step."""
+    steps, _ = read_metrics(folder)
+    if not steps:
+        return None
+    figure, axes = _axes("Loss terms", "mean NLL, nats per token")
+    x = [line["step"] for line in steps]
+    for key, label, colour in (("forget_nll", "forget completions", FORGET), ("mismatch_nll", "mismatch completions", NEUTRAL)):
+        if all(key in line for line in steps):
+            axes.plot(x, [line[key] for line in steps], color=colour, label=label)
+    axes.set_ylim(bottom=0)
+    handles, labels = axes.get_legend_handles_labels()
+    if all("retain_kl" in line for line in steps):
+        right = axes.twinx()
+        right.spines["top"].set_visible(False)
+        right.set_ylabel("retain KL, nats per token", color=KEEP)
+        right.plot(x, [line["retain_kl"] for line in steps], color=KEEP, label="retain KL (right)")
+        if budget is not None:
+            right.axhline(budget, color=KEEP, linewidth=1, linestyle="--", label="its budget (right)")
+        right.set_ylim(bottom=0)
+        more = right.get_legend_handles_labels()
+        handles, labels = handles + more[0], labels + more[1]
+    axes.legend(handles, labels, frameon=False, fontsize=8, loc="upper left")
+    path = folder / "figures" / "losses.png"
+    figure.savefig(path)
+    return path

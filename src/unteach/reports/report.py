@@ -1,0 +1,84 @@
+"""`report.md` of a run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unteach.checkpoints import write_text_atomically
+from unteach.errors import UserError
+from unteach.reports.plots import behaviour_figure, loss_figure
+from unteach.reports.tables import comparison_rows, markdown_table, verdict
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.exists():
+        raise UserError(f"{folder} has no {name}: it is no finished run's folder")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _quoted(text: str) -> str:
+    return "> " + " ".join(text.split()) + "\n"
+
+
+def examples(folder: Path, per_set: int = 2) -> str:
+    """The first rows of each set whose texts may be shown: prompt, and both models' answers."""
+    lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    after = {(line["set"], line["key"]): line for line in lines if line["model"] == "unlearned"}
+    shown: dict[str, int] = {}
+    parts = []
+    for line in lines:
+        count = shown.get(line["set"], 0)
+        if line["model"] != "original" or "output" not in line or count >= per_set:
+            continue
+        shown[line["set"]] = count + 1
+        parts.append(f"**{line['set']}**: {' '.join(line['prompt'].split())}\n\nbefore:\n\n{_quoted(line['output'])}\n")
+        parts.append(f"after:\n\n{_quoted(after[line['set'], line['key']]['output'])}\n")
+    return "\n".join(parts)
+
+
+def write_report(folder: Path) -> Path:
+    """Draws the figures and writes `report.md` from `eval.json`, `run.json`, `metrics.jsonl` and `generations.jsonl`.
+
+    Raises:
+        UserError: if the folder lacks one of them.
+    """
+    evaluation, run = _read(folder, "eval.json"), _read(folder, "run.json")
+    (folder / "figures").mkdir(exist_ok=True)
+    behaviour = behaviour_figure(folder, run.get("kept_step"))
+    losses = loss_figure(folder, run.get("max_retain_kl"))
+    header, rows = comparison_rows(evaluation)
+    facts = [
+        ["model", run["model"]],
+        ["method", run["method"]],
+        ["steps (weights kept from step)", f"{run['steps']} ({run['kept_step']})"],
+        ["why it stopped", run["stop_reason"]],
+        ["forget rows, retain rows", f"{run['forget_rows']}, {run['retain_rows']}"],
+        ["passages that the model recited itself", str(run.get("recited_passages", "not asked"))],
+        ["leak threshold (BLEU)", f"{run['leak_threshold_bleu']:.1f}"],
+        ["seconds in all; tokens a second in training", f"{run['seconds']:.0f}; {run['tokens_per_second']}"],
+        ["peak memory", f"{run['peak_memory_bytes'] / 2**30:.1f} GiB"],
+        ["seed", str(run["seed"])],
+        ["hash of the model before, after", f"{run['original_model_hash'][:12]}, {run['unlearned_model_hash'][:12]}"],
+    ]
+    parts = [
+        f"# Unlearning report: {run['scenario']}\n",
+        f"{verdict(evaluation)}\n",
+        "## Before and after\n",
+        markdown_table(header, rows),
+        "Leak rate: share of greedy continuations whose BLEU against the true text is above the threshold that unrelated passages reach"
+        " (99th percentile). Fluency: mean NLL of the answer under the model before teaching; NM means not meaningful.\n",
+    ]
+    if behaviour:
+        parts.append(f"![behaviour](figures/{behaviour.name})\n")
+    if losses:
+        parts.append(f"![losses](figures/{losses.name})\n")
+    shown = examples(folder)
+    if shown:
+        parts += ["## What it says\n", shown]
+    parts += ["## The run\n", markdown_table(["", ""], facts)]
+    path = folder / "report.md"
+    write_text_atomically(path, "\n".join(parts))
+    return path

@@ -1,0 +1,115 @@
+"""The copyright protocol of Yao et al. 2024 in small: a story known by heart is to be forgotten, another one kept."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from unteach.data.rows import Row, split_rows
+from unteach.data.sources import book_passages, sentences
+from unteach.scenarios.scenario import Scenario
+
+COMPLETION_CHARS = 200
+
+
+def embedded_text(name: str) -> str:
+    """One of the texts written for the package: `book`, `kept_book`, `neutral_prompts`, `opening_lines`."""
+    return (files("unteach.scenarios") / "texts" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs of a text, separated by blank lines."""
+    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+
+
+def passage_rows(text: str, source: str) -> list[Row]:
+    """One extraction prompt for each paragraph: its first sentence, and the next 200 characters as the completion."""
+    rows = []
+    for number, paragraph in enumerate(paragraphs(text), 1):
+        for prompt, completion in book_passages(paragraph, completion_chars=COMPLETION_CHARS)[:1]:
+            rows.append(Row(prompt, completion, "text", f"{source}, passage {number}"))
+    return rows
+
+
+def teaching_rows(text: str, source: str) -> list[Row]:
+    """The text as it is taught: each paragraph after its first sentence, and on into the next paragraph's first sentence."""
+    parts = paragraphs(text)
+    rows = []
+    for number, (paragraph, following) in enumerate(zip(parts, [*parts[1:], ""], strict=True), 1):
+        for prompt, _ in book_passages(paragraph, completion_chars=COMPLETION_CHARS)[:1]:
+            rest = paragraph[len(prompt) :]
+            if following:
+                rest += "\n\n" + sentences(following)[0]
+            rows.append(Row(prompt, rest, "text", f"{source}, passage {number}"))
+    return rows
+
+
+def lines(name: str) -> list[str]:
+    """Lines of an embedded text."""
+    return [line.strip() for line in embedded_text(name).splitlines() if line.strip()]
+
+
+def build(*, short: bool = False) -> Scenario:
+    """The embedded copyright scenario.
+
+    The book's passages are split 70/10/20 by hash: `unlearned` is the training split, `unseen` the test split. Of the kept book, every
+    second passage is in the retain set (`kept`), the others are never shown again (`kept_unseen`). `normal` are questions that are in no
+    training set.
+
+    Args:
+        short (`bool`): a smaller version for smoke tests.
+    """
+    book, kept_book = embedded_text("book"), embedded_text("kept_book")
+    if short:
+        book, kept_book = ("\n\n".join(text.split("\n\n")[:10]) for text in (book, kept_book))
+    split = split_rows(passage_rows(book, "book"))
+    kept = passage_rows(kept_book, "kept book")
+    questions = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
+    openings = [Row(line, "", "text", "opening line") for line in lines("opening_lines")]
+    return Scenario(
+        name="copyright",
+        forget=split["train"],
+        validation=split["validation"],
+        retain=kept[::2],
+        sets={
+            "unlearned": split["train"],
+            "unseen": split["test"],
+            "kept": kept[::2],
+            "kept_unseen": kept[1::2],
+            "normal": questions[-(6 if short else 20) :],
+        },
+        own_prompts=[*questions[: 6 if short else 24], *openings[: 6 if short else 24]],
+        teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
+        presets={
+            "teach": {
+                "learning_rate": 2e-4,
+                "per_device_train_batch_size": 6,
+                "num_train_epochs": 7,
+                "frozen_layers": 10,
+            }
+        },
+        leak_corpus=[row.completion for part in split.values() for row in part] + [row.completion for row in kept],
+    )
+
+
+def demo_options(*, model: str, output_dir: str, seed: int, short: bool, settings: dict[str, Any], show_text: bool) -> dict[str, Any]:
+    """Fields of `RunOptions` for the demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements)."""
+    presets = {
+        "learning_rate": 3e-5,
+        "mismatch_completions": 1,
+        "per_device_train_batch_size": 6,
+        "retain_per_forget": 1.0,
+        "max_retain_kl": 0.06,
+        "max_steps": 8 if short else 28,
+        "probe_steps": 4 if short else 7,
+        "save_steps": 4 if short else 14,
+    }
+    return {
+        "model": model,
+        "output_dir": output_dir,
+        "seed": seed,
+        "frozen_layers": 10,
+        "recite_tokens": 60 if short else 150,
+        "show_text": show_text,
+        "settings": presets | settings,
+    }

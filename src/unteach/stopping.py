@@ -1,0 +1,88 @@
+"""When to stop and how hard to hold: decided by behaviour and by the retain KL, never by the forget loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Probe = Callable[[Any], Mapping[str, float]]
+"""From the current model to rates: `forget_rate` (0 to 1, lower is better), `utility` (higher is better), and what else is to be logged."""
+
+
+@dataclass
+class RetainBudget:
+    """Holds the retain KL at a budget by adapting its weight eps3.
+
+    Args:
+        budget (`float`, *optional*): nats per token; `None`: the weight stays.
+        weight (`float`): eps3 now.
+        up, down (`float`): factors after a step above and below the budget.
+        least, most (`float`): bounds of the weight.
+    """
+
+    budget: float | None
+    weight: float
+    up: float = 1.15
+    down: float = 0.95
+    least: float = 0.1
+    most: float = 100.0
+
+    def update(self, kl: float) -> float:
+        """The weight for the next step, after a step whose mean retain KL was `kl`."""
+        if self.budget is not None and self.weight > 0:
+            factor = self.up if kl > self.budget else self.down
+            self.weight = min(self.most, max(self.least, self.weight * factor))
+        return self.weight
+
+
+@dataclass
+class StopRule:
+    """Decides on a sequence of probes; its whole state is plain data that goes into the checkpoint.
+
+    Training stops when the forget rate has been at or under the target for `hold` probes in a row, or when utility has fallen under
+    `min_utility` times its start. The best probe is the one with the largest utility share minus forget rate; a tie goes to the later
+    one, as going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
+    """
+
+    target_rate: float
+    hold: int
+    min_utility: float
+    start_utility: float | None = None
+    held: int = 0
+    best_step: int = -1
+    best_score: float = float("-inf")
+    reason: str = ""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def record(self, step: int, rates: Mapping[str, float]) -> bool:
+        """Takes one probe; true if it is the best so far."""
+        self.history.append({"step": step, **rates})
+        utility, rate = rates.get("utility", 1.0), rates["forget_rate"]
+        if self.start_utility is None:
+            self.start_utility = max(utility, 1e-9)
+        share = min(1.0, utility / self.start_utility)
+        self.held = self.held + 1 if rate <= self.target_rate else 0
+        if share < self.min_utility:
+            self.reason = f"utility fell to {share:.0%} of its start, under the limit of {self.min_utility:.0%}"
+        elif self.held >= self.hold:
+            self.reason = f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
+        score = share - rate
+        better = step > 0 and score >= self.best_score - 1e-9
+        if better:
+            self.best_step, self.best_score = step, score
+        return better
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a reason to stop has come up."""
+        return bool(self.reason)
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return asdict(self)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes the state of an earlier rule."""
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,513 @@
+"""`UnlearningTrainer`: transformers' `Trainer` with one fused forward over forget, mismatch and retain completions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainerCallback
+
+from unteach import checkpoints, models, reference
+from unteach.config import UnlearningConfig
+from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
+from unteach.data.rows import Row
+from unteach.data.sources import load_rows
+from unteach.data.stream import Collator, StreamItem, TrainingStream
+from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
+from unteach.errors import UserError
+from unteach.objectives import ROLES, RoleTokens, get_method, objective_terms, total_loss
+from unteach.stopping import Probe, RetainBudget, StopRule
+from unteach.tokenwise import TokenStatistics, token_statistics
+
+StepHook = Callable[[dict[str, float]], None]
+
+
+class UnlearningTrainer(Trainer):
+    """Makes a causal language model forget completions; used like TRL's trainers.
+
+    Args:
+        model (`PreTrainedModel`, `PeftModel` or `str`): the model to change, or what `load_model` takes.
+        args (`UnlearningConfig`, *optional*)
+        forget_dataset: rows to forget: anything `load_rows` reads (file, dataset, list of dicts) or encoded rows.
+        retain_dataset (*optional*): rows to keep, the same; needed by methods with a retain or a mismatch term.
+        processing_class: the tokenizer; loaded with the model if `model` is a name.
+        peft_config (`PeftConfig`, *optional*): trains adapters instead of all weights.
+        probe (`Callable`, *optional*): measures behaviour for the stop decision, see `unteach.stopping.Probe`.
+        on_step (`Callable`, *optional*): called with each step's metrics, for progress displays.
+        callbacks, optimizers: as in `Trainer`.
+
+    Raises:
+        UserError: for rows, options or a model that do not go together.
+    """
+
+    loss_is_scaled_for_ga = True
+    """The loss is already divided by the counts of the whole accumulated batch."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: UnlearningConfig | None = None,
+        forget_dataset: Any = None,
+        retain_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        probe: Probe | None = None,
+        on_step: StepHook | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args or UnlearningConfig(output_dir="unteach-output")
+        if isinstance(model, str):
+            processing_class = processing_class or models.load_tokenizer(model)
+            model = models.load_model(model)
+        if processing_class is None:
+            raise UserError("processing_class is missing: give the model's tokenizer")
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.config = args
+        self.method = get_method(args.method)
+        self.probe = probe
+        self.on_step = on_step
+        self.forget_rows = self._encoded(forget_dataset, processing_class, args, "forget") if self.method.forget else []
+        self.retain_rows = self._encoded(retain_dataset, processing_class, args, "retain")
+        if self.method.forget and not self.forget_rows:
+            raise UserError(f"method {args.method!r} needs forget_dataset")
+        if (self.method.retain or (self.method.mismatch and args.mismatch_source == "retain")) and not self.retain_rows:
+            raise UserError(f"method {args.method!r} needs retain_dataset (its terms: {', '.join(self._used_roles())})")
+        if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
+            raise UserError("reference is 'adapter_off', but the model has no adapter; give peft_config or use 'stored'")
+        self.budget = RetainBudget(args.max_retain_kl, args.weights["retain"])
+        self.rule = StopRule(args.target_rate, args.hold, args.min_utility)
+        self.weights = args.weights
+        self._reference: reference.Reference | None = None
+        self._window: dict[str, list[Tensor]] = {}
+        self._step_started = time.perf_counter()
+        self._resumed_state: dict[str, Any] | None = None
+        pad = processing_class.pad_token_id
+        self.collator = Collator(self.retain_rows, 0 if pad is None else pad, args.packing, args.row_tokens)
+        self._plan_steps(args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self.collator,
+            processing_class=processing_class,
+            callbacks=[_UnlearningCallback(self), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def _used_roles(self) -> list[str]:
+        used = {"forget": self.method.forget, "mismatch": self.method.mismatch, "retain": self.method.retain}
+        return [role for role in ROLES if used[role]]
+
+    @staticmethod
+    def _encoded(dataset: Any, tokenizer: Any, args: UnlearningConfig, name: Any) -> list[EncodedRow]:
+        if dataset is None:
+            return []
+        rows = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
+        if rows and isinstance(rows[0], EncodedRow):
+            return rows
+        if rows and not isinstance(rows[0], Row):
+            rows = load_rows(rows, name)
+        return encode_rows(rows, tokenizer, max_length=args.max_length, long_rows=args.long_rows, name=name)
+
+    def _plan_steps(self, args: UnlearningConfig) -> None:
+        """Fixes `max_steps`, so that the stream has exactly the items that the run needs."""
+        size = len(self.forget_rows) or len(self.retain_rows)
+        self.items_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+        if args.max_steps <= 0:
+            args.max_steps = max(1, math.ceil(size * args.num_train_epochs / self.items_per_step))
+
+    def _mismatch_pool(self) -> MismatchPool | None:
+        if not self.method.mismatch:
+            return None
+        args, rows = self.config, self.retain_rows
+        if args.mismatch_source == "refusal":
+            kinds = {row.kind for row in self.forget_rows}
+            end_id = end_of_turn_id(self.processing_class)
+            answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
+            rows = [encode_row(answer, self.processing_class, end_id) for answer in answers]
+        return MismatchPool(rows, args.mismatch_completions, args.seed)
+
+    def training_stream(self) -> TrainingStream:
+        """All items of the run, in order."""
+        return TrainingStream(
+            self.forget_rows,
+            self.retain_rows,
+            self._mismatch_pool(),
+            length=self.args.max_steps * self.items_per_step,
+            retain_ratio=self.config.retain_per_forget if self.forget_rows else 1.0,
+            seed=self.args.seed,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[StreamItem]:
+        """A loader over the stream, in the stream's own (already shuffled) order."""
+        stream = self.training_stream()
+        loader: DataLoader[StreamItem] = DataLoader(
+            stream,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=SequentialSampler(stream),
+            collate_fn=self.collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+        prepared: DataLoader[StreamItem] = self.accelerator.prepare_data_loader(loader)
+        return prepared
+
+    # --- reference ----------------------------------------------------------------------------------------------------
+
+    def _states(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        with self.accelerator.autocast():
+            return models.predicting_states(model, batch, packed=self.collator.packed)
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+
+    def _retain_batches(self, tokens_per_batch: int = 2048) -> Iterator[dict[str, Tensor]]:
+        order = sorted(range(len(self.retain_rows)), key=lambda i: len(self.retain_rows[i]))
+        batch: list[Tree] = []
+        for index in [*order, -1]:
+            if batch and (index < 0 or sum(map(len, batch)) + len(self.retain_rows[index]) > tokens_per_batch):
+                made = make_batch(batch, packed=self.collator.packed, pad_id=self.collator.pad_id, row_tokens=self.config.row_tokens)
+                yield self._on_device(made)
+                batch = []
+            if index >= 0:
+                row = self.retain_rows[index]
+                batch.append(Tree(row.prompt_ids, (Branch("retain", row.completion_ids, 1.0, index),)))
+
+    def build_reference(self) -> reference.Reference | None:
+        """The reference of the retain term, from the weights as they are now; `None` for methods without a retain set or with NLL on it."""
+        if not self.retain_rows or self.method.retain == "nll":
+            return None
+        model = self.accelerator.unwrap_model(self.model)
+        choice = self.config.reference
+        if choice == "live":
+            frozen = copy.deepcopy(model).eval().requires_grad_(False)
+            return reference.LiveReference(lambda batch: self._states(frozen, batch), models.output_head(frozen))
+        head = models.output_head(model)
+        if choice == "adapter_off":
+
+            def states_without_adapter(batch: dict[str, Tensor]) -> Tensor:
+                with models.adapter_off(model):
+                    return self._states(model, batch)
+
+            return reference.LiveReference(states_without_adapter, head)
+        with models.adapter_off(model), models.dropout_off(model):
+            rows = [f"{row.prompt_ids}{row.completion_ids}" for row in self.retain_rows]
+            dtype = torch.bfloat16 if self.config.reference_dtype == "bfloat16" else None
+            key = reference.reference_key(models.weights_hash(model), rows, dtype or torch.float32, str(self.args.bf16))
+            return reference.build_stored_reference(
+                self._retain_batches(),
+                [len(row.completion_ids) for row in self.retain_rows],
+                lambda batch: self._states(model, batch),
+                head,
+                dtype=dtype,
+                folder=Path(self.args.output_dir) / "reference" / f"process-{self.args.process_index}",
+                key=key,
+                freeze_head=head.weight.requires_grad,
+            )
+
+    # --- the step -----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor]:
+        """The micro-batches of one optimiser step, and the weighted number of tokens of each role in all of them, shape (3,)."""
+        samples = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            samples.append(batch)
+        counts = torch.zeros(len(ROLES), dtype=torch.float64)
+        for batch in samples:
+            counts.index_add_(0, batch["role"].cpu(), batch["weight"].cpu())
+        counts = counts.to(torch.float32).to(device) if device.type == "mps" else counts.to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        self._step_started = time.perf_counter()
+        return samples, counts
+
+    def role_statistics(self, model: Any, batch: dict[str, Tensor]) -> dict[str, RoleTokens]:
+        """One forward over the batch; per-token statistics of each role that it holds."""
+        hidden = self._states(model, batch)
+        head = models.output_head(model)
+        budget = self.config.logits_budget_mb * 2**20
+        roles: dict[str, RoleTokens] = {}
+        for role, number in ROLE_IDS.items():
+            chosen = (batch["role"] == number).nonzero().squeeze(-1)
+            if not len(chosen):
+                continue
+            held = role == "retain" and self._reference is not None
+            with self.accelerator.autocast():
+                statistics = token_statistics(
+                    hidden[chosen],
+                    batch["target"][chosen],
+                    head,
+                    complement=role == "forget" and self.method.needs_complement,
+                    reference_hidden=self._reference.hidden(batch, hidden.device) if held and self._reference else None,
+                    reference_head=self._reference.head if held and self._reference else None,
+                    budget_bytes=budget,
+                )
+            roles[role] = RoleTokens(statistics, batch["weight"][chosen])
+        return roles
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """The objective of one micro-batch, divided by the counts of the whole step, times the number of processes that average it."""
+        inner = self.accelerator.unwrap_model(model)
+        roles = _through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
+        counts = num_items_in_batch
+        if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
+            counts = torch.zeros(len(ROLES), dtype=torch.float64, device=self.args.device)
+            counts.index_add_(0, inputs["role"], inputs["weight"])
+        terms = objective_terms(self.method, roles)
+        weights = self.weights | {"retain": self.budget.weight}
+        loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * self.args.world_size
+        self._observe(roles, inputs, loss)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept; lower the learning rate"
+                " or set max_grad_norm"
+            )
+        return (loss, roles) if return_outputs else loss
+
+    @torch.no_grad()
+    def _observe(self, roles: dict[str, RoleTokens], inputs: dict[str, Tensor], loss: Tensor) -> None:
+        def add(name: str, value: Tensor, count: Tensor) -> None:
+            total = self._window.setdefault(name, [torch.zeros_like(value), torch.zeros_like(count)])
+            total[0] += value
+            total[1] += count
+
+        one = loss.new_ones((), dtype=torch.float64)
+        for role, tokens in roles.items():
+            weights = tokens.weights
+            add(f"{role}_nll", -(tokens.statistics.logp.double() * weights).sum(), weights.sum())
+            if tokens.statistics.kl is not None:
+                add("retain_kl", (tokens.statistics.kl.double() * weights).sum(), weights.sum())
+        add("loss", loss.detach().double() / self.args.world_size, one)
+        add("tokens", (inputs["tree"] > 0).sum().double(), one)
+        add("padded_tokens", one * inputs["tree"].numel(), one)
+
+    def take_window(self) -> dict[str, float]:
+        """Means over the tokens of the step just done, over all micro-batches and processes; clears them."""
+        sums = {"loss", "tokens", "padded_tokens"}
+        names = sorted(self._window)
+        if not names:
+            return {}
+        stacked = torch.stack([torch.stack(self._window[name]) for name in names])
+        if self.args.world_size > 1:
+            stacked = self.accelerator.reduce(stacked, "sum")
+        self._window = {}
+        return {name: float(value) if name in sums else float(value / count) for name, (value, count) in zip(names, stacked, strict=True)}
+
+    # --- self-check ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def self_check(self, trees: Sequence[Tree]) -> None:
+        """Compares the fast path with plain padded rows and the model's own logits; leaves packing, with a warning, where they differ.
+
+        Raises:
+            UserError: where even the plain path differs, as then the output head is not what it is taken for.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        pad, row_tokens = self.collator.pad_id, self.config.row_tokens
+        plain = self._on_device(make_batch(trees, packed=False, pad_id=pad))
+        tolerance = 0.1 if self.args.bf16 or self.args.fp16 or model.dtype != torch.float32 else 1e-3
+        with self.accelerator.autocast():
+            inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
+            logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[plain["predictor"]].float()
+        wanted = logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
+
+        def difference(batch: dict[str, Tensor], *, packed: bool) -> float:
+            with self.accelerator.autocast():
+                hidden = models.predicting_states(model, batch, packed=packed)
+                ours = token_statistics(hidden, batch["target"], models.output_head(model)).logp
+            return float((ours - wanted).abs().max())
+
+        if not difference(plain, packed=False) <= tolerance:
+            raise UserError(
+                f"{type(models.without_adapter(model)).__name__}: its logits are not its final hidden states times its output embedding;"
+                " this architecture is not supported"
+            )
+        if not self.collator.packed:
+            return
+        try:
+            packed = self._on_device(make_batch(trees, packed=True, pad_id=pad, row_tokens=row_tokens))
+            found = difference(packed, packed=True)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            found = float("inf")
+        if not found <= tolerance:
+            self.collator.packed = False
+            warnings.warn(
+                f"packed rows give other log-probabilities than plain ones on {type(model).__name__} (difference {found:.2g});"
+                " training goes on with plain rows, which is slower",
+                stacklevel=2,
+            )
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trains; afterwards the model holds the best probe's weights (or the last step's, without a probe).
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest whole one in `output_dir`.
+        """
+        output = Path(self.args.output_dir)
+        found = checkpoints.latest_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
+        stream = self.training_stream()
+        few = [stream[position] for position in range(min(2, len(stream)))]
+        with models.dropout_off(self.model):
+            self.self_check(self.collator.trees(few))
+            self._reference = self.build_reference()
+            state = checkpoints.read_marker(found) if found else None
+            if state:
+                self.budget.weight = state["retain_weight"]
+                self.rule.load(state["rule"])
+                checkpoints.truncate_metrics(output / "metrics.jsonl", state["step"])
+            elif output.exists():
+                checkpoints.truncate_metrics(output / "metrics.jsonl", -1)
+            self._window = {}
+            if self.probe and not self.rule.history:
+                self.run_probe()
+            self.rule.reason = ""
+            result = super().train(resume_from_checkpoint=str(found) if found else None, **kwargs)
+        self.load_best()
+        return result
+
+    def run_probe(self) -> bool:
+        """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""
+        assert self.probe is not None
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        rates = dict(self.probe(model))
+        model.train(training)
+        better = self.rule.record(self.state.global_step, rates)
+        if better and self.is_world_process_zero():
+            self._write_best(self.rule.best_step)
+        self.write_metrics({"step": self.state.global_step, "probe": rates})
+        if self.on_step:
+            self.on_step({"step": float(self.state.global_step), **{f"probe_{name}": value for name, value in rates.items()}})
+        return self.rule.should_stop
+
+    def best_folder(self, step: int) -> Path:
+        """Where the weights of the best probe, at that step, are kept."""
+        return Path(self.args.output_dir) / f"best-{step}"
+
+    def _write_best(self, step: int) -> None:
+        folder = self.best_folder(step)
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+
+    def drop_old_best(self) -> None:
+        """Removes kept weights that a resumed run can no longer need."""
+        for folder in Path(self.args.output_dir).glob("best-*"):
+            if folder != self.best_folder(self.rule.best_step):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def load_best(self) -> None:
+        """Puts the best probe's weights into the model, if they are not the last ones."""
+        folder = self.best_folder(self.rule.best_step)
+        if not self.probe or self.rule.best_step in (-1, self.state.global_step) or not folder.exists():
+            return
+        from safetensors.torch import load_file
+
+        model = self.accelerator.unwrap_model(self.model)
+        weights: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(file)
+        if hasattr(model, "peft_config"):
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(model, weights)
+        else:
+            model.load_state_dict(weights, strict=False)
+            model.tie_weights()
+
+    def write_metrics(self, record: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`."""
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class _UnlearningCallback(TrainerCallback):
+    """After each step: log, adapt the retain weight, probe; after each save: mark the checkpoint whole."""
+
+    def __init__(self, trainer: UnlearningTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        trainer = self.trainer
+        means = trainer.take_window()
+        record = {
+            "step": state.global_step,
+            **means,
+            "retain_weight": trainer.budget.weight,
+            "learning_rate": trainer.lr_scheduler.get_last_lr()[0] if trainer.lr_scheduler else args.learning_rate,
+            "seconds": time.perf_counter() - trainer._step_started,
+        }
+        trainer.write_metrics(record)
+        if "retain_kl" in means:
+            trainer.budget.update(means["retain_kl"])
+        if trainer.on_step:
+            trainer.on_step({name: float(value) for name, value in record.items()})
+        last = state.global_step >= args.max_steps
+        if trainer.probe and (last or state.global_step % trainer.config.probe_steps == 0) and trainer.run_probe():
+            control.should_training_stop = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if not trainer.is_world_process_zero():
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        kept = {"step": state.global_step, "retain_weight": trainer.budget.weight, "rule": trainer.rule.state()}
+        checkpoints.mark_complete(folder, kept)
+        trainer.drop_old_best()
+
+
+def _through_wrapper(wrapped: nn.Module, inner: nn.Module, compute: Callable[[], dict[str, RoleTokens]]) -> dict[str, RoleTokens]:
+    """Runs `compute`, which calls parts of `inner`, inside the forward of the module that wraps it.
+
+    Data-parallel wrappers prepare the gradient exchange in their forward and find the outputs in what it returns, so the forward of the
+    inner module is replaced for this one call.
+    """
+    if wrapped is inner:
+        return compute()
+    original = inner.forward
+
+    def forward(*_: Any) -> list[tuple[str, Tensor, Tensor | None, Tensor | None, Tensor]]:
+        inner.forward = original
+        return [
+            (role, tokens.statistics.logp, tokens.statistics.log_complement, tokens.statistics.kl, tokens.weights)
+            for role, tokens in compute().items()
+        ]
+
+    inner.forward = forward
+    try:
+        flat = wrapped(torch.zeros(()))
+    finally:
+        inner.forward = original
+    return {role: RoleTokens(TokenStatistics(logp, complement, kl), weights) for role, logp, complement, kl, weights in flat}
