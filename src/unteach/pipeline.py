@@ -19,15 +19,20 @@ from unteach.checkpoints import read_marker, write_json, write_text_atomically
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row, split_rows
 from unteach.data.sources import load_rows
+from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
+from unteach.evaluation.likelihood import greedy_agreement
 from unteach.evaluation.scoring import ANSWER_TOKENS, answer_sets, score_models
-from unteach.evaluation.text_metrics import bleu, leak_threshold, rouge_l
+from unteach.evaluation.text_metrics import bleu, leak_threshold
 from unteach.progress import Display
 from unteach.recitation import recited_passages
 from unteach.scenarios.copyright import lines
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer import UnlearningTrainer
+
+
+PROBE_TOKENS = 48
 
 
 @dataclass
@@ -235,18 +240,22 @@ class Run:
         }
 
     def probe(self, tokenizer: Any, forget: list[Row], retain: list[Row], threshold: float) -> Any:
-        """Behaviour on a few prompts: share of forget completions still said (training and validation rows), overlap kept on retain rows."""
+        """Behaviour on a few rows: share of forget completions still said (training and validation rows, whichever is more), and share of
+        the retain completions' tokens that the model still chooses greedily."""
         training, validation = forget[:: max(1, len(forget) // 8)][:8], [row for row in self.scenario.validation if row.completion][:8]
-        kept = [row for row in retain if row.completion][:: max(1, len(retain) // 6)][:6]
+        end_id = end_of_turn_id(tokenizer)
+        kept = [encode_row(row, tokenizer, end_id) for row in retain[:: max(1, len(retain) // 16)][:16]]
 
         def measure(model: Any) -> Mapping[str, float]:
-            rows = [*training, *validation, *kept]
-            outputs = answer(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
+            rows = [*training, *validation]
+            outputs = answer(model, tokenizer, rows, max_new_tokens=PROBE_TOKENS)
             said = [bleu(output, row.completion) > threshold for output, row in zip(outputs, rows, strict=True)]
-            recall = [rouge_l(output, row.completion)[0] for output, row in zip(outputs, rows, strict=True)][-len(kept) :]
-            first, second = said[: len(training)], said[len(training) : len(training) + len(validation)]
+            first, second = said[: len(training)], said[len(training) :]
             rates = {"train_rate": sum(first) / len(first), "validation_rate": sum(second) / len(second) if second else 0.0}
-            return {"forget_rate": max(rates.values()), "utility": sum(recall) / len(recall) if recall else 1.0, **rates}
+            agreement = greedy_agreement(model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept])
+            shares = [share for share in agreement if share is not None]
+            utility = sum(shares) / len(shares) if shares else 1.0
+            return {"forget_rate": max(rates.values()), "utility": utility, **rates}
 
         return measure
 
