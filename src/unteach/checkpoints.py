@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -74,3 +75,21 @@ def truncate_metrics(path: str | os.PathLike[str], last_step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     write_text_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def content_key(value: Any) -> str:
+    """16 hexadecimal digits that name plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def set_aside(folder: str | os.PathLike[str], name: str, text: str) -> Path | None:
+    """Renames a folder whose file `name` holds another text than `text`, to the first free `FOLDER-N`; returns the new name, if any."""
+    folder = Path(folder)
+    file = folder / name
+    if not file.exists() or file.read_text(encoding="utf-8") == text:
+        return None
+    number = 1
+    while (target := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    os.rename(folder, target)
+    return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ Makes a causal language model stop saying what it must not say, from negative ex
 """
 
 RUN_HELP = """\
-Makes a model forget the completions of a file. Rows are {"prompt": ..., "completion": ...} (strings or message lists) or {"text": ...}; a row
-with a prompt only stands for the model's own answer to it. JSONL, JSON, CSV, Parquet, a plain-text book (.txt) or a Hugging Face dataset id.
+Makes a model forget the completions of a file. Rows are {"prompt": ..., "completion": ...} (strings or message lists) or
+{"text": ...}; a row with a prompt only stands for the model's own answer to it. JSONL, JSON, CSV, Parquet, a plain-text book
+(.txt) or a Hugging Face dataset id.
 Without --retain the model's own answers to neutral prompts are what is kept.
 
 Started again with the same --out, a run goes on where it was interrupted.
@@ -56,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="teach a small real model a story, make it forget it, show both",
-        description="Teaches a small real model two original stories by heart, makes it forget one, and shows what it says before and after.\n"
-        "Everything that it needs is in the package or fetched once. Ctrl-C and the same command again go on where it was.",
+        description="Teaches a small real model two original stories by heart, makes it forget one, and shows what it says before and\n"
+        "after. Everything that it needs is in the package or fetched once. Ctrl-C and the same command again go on where it was.",
         formatter_class=raw,
     )
     demo.add_argument("--scenario", default="copyright", help="which use (copyright)")
@@ -88,8 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="what is wrong with this data, before an hour is spent on it",
-        description="Reads the data as a run would and names every row that is wrong: missing columns, empty or too long completions, wrong\n"
-        "encoding, rows in both sets, a forget and a retain set of different format. Exit code 0: nothing found; 2: something is wrong.",
+        description="Reads the data as a run would and names every row that is wrong: missing columns, empty or too long completions,\n"
+        "wrong encoding, rows in both sets, a forget and a retain set of different format.\n"
+        "Exit code 0: nothing found; 2: something is wrong.",
         formatter_class=raw,
     )
     check.add_argument("--forget", required=True, help="rows to forget")
@@ -124,10 +127,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{pair!r} is not key=value")
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str):
-            try:
+            with contextlib.suppress(ValueError):  # YAML reads 1e-5 as a string
                 parsed = float(parsed)
-            except ValueError:
-                pass
         settings[name] = parsed
     return settings
 

@@ -22,8 +22,8 @@ class UnlearningConfig(TrainingArguments):
         mismatch_source (`"retain"` or `"refusal"`, *optional*, defaults to `"retain"`): where they come from; `refusal` is the paper's
             templated variant with one fixed sentence.
         retain_per_forget (`float`, *optional*, defaults to 1.0): retain rows in a batch for each forget row.
-        max_retain_kl (`float`, *optional*, defaults to 0.05): budget of the retain KL in nats per token; the trainer multiplies eps3 by 1.15
-            after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
+        max_retain_kl (`float`, *optional*, defaults to 0.05): budget of the retain KL in nats per token; the trainer multiplies eps3 by
+            1.15 after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
         max_length (`int`, *optional*, defaults to 1024): most tokens of prompt and completion together.
         long_rows (`"error"`, `"truncate_prompt"` or `"drop"`, *optional*, defaults to `"error"`): what to do with longer rows.
         reference (`"stored"`, `"adapter_off"` or `"live"`, *optional*, defaults to `"stored"`): where the reference's distributions
@@ -35,7 +35,8 @@ class UnlearningConfig(TrainingArguments):
         probe_steps (`int`, *optional*, defaults to 10): behaviour is measured every so many steps (if the trainer is given a probe).
         target_rate (`float`, *optional*, defaults to 0.0): the forget rate at or under which the run may stop.
         hold (`int`, *optional*, defaults to 2): probes in a row that must meet the target.
-        min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe reports falls under this share of the start's.
+        min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe reports falls under this share of
+            the start's.
 
     Raises:
         UserError: for options that are out of range or exclude each other.

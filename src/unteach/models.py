@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,31 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, value in changed:
             setattr(module, name, value)
+
+
+def freeze_lower_layers(model: Any, count: int) -> list[nn.Parameter]:
+    """Takes the embedding and the first `count` layers out of training; returns the parameters that it froze.
+
+    Raises:
+        UserError: if the model has fewer layers, or none that can be found.
+    """
+    if count <= 0:
+        return []
+    body = decoder(model)
+    layers = getattr(body, "layers", None) or getattr(body, "h", None)
+    if layers is None or count >= len(layers):
+        raise UserError(f"frozen_layers is {count}, but the model has {len(layers) if layers is not None else 'no known list of'} layers")
+    parts = [without_adapter(model).get_input_embeddings(), *list(layers)[:count]]
+    frozen = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def unfreeze(parameters: Sequence[nn.Parameter]) -> None:
+    """Undoes `freeze_lower_layers`."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
 
 
 def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:

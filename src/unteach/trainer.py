@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from unteach import checkpoints, models, reference
+from unteach.best_weights import BestWeights
 from unteach.config import UnlearningConfig
 from unteach.data.mismatch import REFUSAL, MismatchPool
 from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
@@ -28,8 +27,11 @@ from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.objectives import ROLES, RoleTokens, get_method, objective_terms, total_loss
+from unteach.parallel import through_wrapper
+from unteach.self_check import check_fast_path
+from unteach.step_callback import StepCallback
 from unteach.stopping import Probe, RetainBudget, StopRule
-from unteach.tokenwise import TokenStatistics, token_statistics
+from unteach.tokenwise import token_statistics
 
 StepHook = Callable[[dict[str, float]], None]
 
@@ -90,13 +92,14 @@ class UnlearningTrainer(Trainer):
             raise UserError(f"method {args.method!r} needs retain_dataset (its terms: {', '.join(self._used_roles())})")
         if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
             raise UserError("reference is 'adapter_off', but the model has no adapter; give peft_config or use 'stored'")
+        self.output = Path(str(args.output_dir))
+        self.best = BestWeights(self.output)
         self.budget = RetainBudget(args.max_retain_kl, args.weights["retain"])
         self.rule = StopRule(args.target_rate, args.hold, args.min_utility)
         self.weights = args.weights
         self._reference: reference.Reference | None = None
         self._window: dict[str, list[Tensor]] = {}
-        self._step_started = time.perf_counter()
-        self._resumed_state: dict[str, Any] | None = None
+        self.step_started = time.perf_counter()
         pad = processing_class.pad_token_id
         self.collator = Collator(self.retain_rows, 0 if pad is None else pad, args.packing, args.row_tokens)
         self._plan_steps(args)
@@ -105,7 +108,7 @@ class UnlearningTrainer(Trainer):
             args=args,
             data_collator=self.collator,
             processing_class=processing_class,
-            callbacks=[_UnlearningCallback(self), *(callbacks or [])],
+            callbacks=[StepCallback(self), *(callbacks or [])],
             optimizers=optimizers,
         )
 
@@ -217,7 +220,7 @@ class UnlearningTrainer(Trainer):
                 lambda batch: self._states(model, batch),
                 head,
                 dtype=dtype,
-                folder=Path(self.args.output_dir) / "reference" / f"process-{self.args.process_index}",
+                folder=self.output / "reference" / f"process-{self.args.process_index}",
                 key=key,
                 freeze_head=head.weight.requires_grad,
             )
@@ -238,7 +241,7 @@ class UnlearningTrainer(Trainer):
         counts = counts.to(torch.float32).to(device) if device.type == "mps" else counts.to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        self._step_started = time.perf_counter()
+        self.step_started = time.perf_counter()
         return samples, counts
 
     def role_statistics(self, model: Any, batch: dict[str, Tensor]) -> dict[str, RoleTokens]:
@@ -270,7 +273,7 @@ class UnlearningTrainer(Trainer):
     ) -> Any:
         """The objective of one micro-batch, divided by the counts of the whole step, times the number of processes that average it."""
         inner = self.accelerator.unwrap_model(model)
-        roles = _through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
+        roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = torch.zeros(len(ROLES), dtype=torch.float64, device=self.args.device)
@@ -315,64 +318,31 @@ class UnlearningTrainer(Trainer):
         self._window = {}
         return {name: float(value) if name in sums else float(value / count) for name, (value, count) in zip(names, stacked, strict=True)}
 
-    # --- self-check ---------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def self_check(self, trees: Sequence[Tree]) -> None:
-        """Compares the fast path with plain padded rows and the model's own logits; leaves packing, with a warning, where they differ.
-
-        Raises:
-            UserError: where even the plain path differs, as then the output head is not what it is taken for.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        pad, row_tokens = self.collator.pad_id, self.config.row_tokens
-        plain = self._on_device(make_batch(trees, packed=False, pad_id=pad))
-        tolerance = 0.1 if self.args.bf16 or self.args.fp16 or model.dtype != torch.float32 else 1e-3
-        with self.accelerator.autocast():
-            inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
-            logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[plain["predictor"]].float()
-        wanted = logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
-
-        def difference(batch: dict[str, Tensor], *, packed: bool) -> float:
-            with self.accelerator.autocast():
-                hidden = models.predicting_states(model, batch, packed=packed)
-                ours = token_statistics(hidden, batch["target"], models.output_head(model)).logp
-            return float((ours - wanted).abs().max())
-
-        if not difference(plain, packed=False) <= tolerance:
-            raise UserError(
-                f"{type(models.without_adapter(model)).__name__}: its logits are not its final hidden states times its output embedding;"
-                " this architecture is not supported"
-            )
-        if not self.collator.packed:
-            return
-        try:
-            packed = self._on_device(make_batch(trees, packed=True, pad_id=pad, row_tokens=row_tokens))
-            found = difference(packed, packed=True)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            found = float("inf")
-        if not found <= tolerance:
-            self.collator.packed = False
-            warnings.warn(
-                f"packed rows give other log-probabilities than plain ones on {type(model).__name__} (difference {found:.2g});"
-                " training goes on with plain rows, which is slower",
-                stacklevel=2,
-            )
-
     # --- the run ------------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
+    ) -> TrainOutput:
         """Trains; afterwards the model holds the best probe's weights (or the last step's, without a probe).
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest whole one in `output_dir`.
+                A run that its stop rule has ended is not trained on.
+            trial, ignore_keys_for_eval: as in `Trainer`.
         """
-        output = Path(self.args.output_dir)
+        output = self.output
         found = checkpoints.latest_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
         stream = self.training_stream()
         few = [stream[position] for position in range(min(2, len(stream)))]
         with models.dropout_off(self.model):
-            self.self_check(self.collator.trees(few))
+            low = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+            check_fast_path(
+                self.accelerator.unwrap_model(self.model),
+                self.collator.trees(few),
+                self.collator,
+                autocast=self.accelerator.autocast,
+                tolerance=0.1 if low else 1e-3,
+            )
             self._reference = self.build_reference()
             state = checkpoints.read_marker(found) if found else None
             if state:
@@ -382,11 +352,16 @@ class UnlearningTrainer(Trainer):
             elif output.exists():
                 checkpoints.truncate_metrics(output / "metrics.jsonl", -1)
             self._window = {}
+            if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
+                self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))
+                self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
+                return TrainOutput(self.state.global_step, float("nan"), {})
             if self.probe and not self.rule.history:
                 self.run_probe()
-            self.rule.reason = ""
-            result = super().train(resume_from_checkpoint=str(found) if found else None, **kwargs)
-        self.load_best()
+                self.rule.reason = ""
+            result = super().train(str(found) if found else None, trial, ignore_keys_for_eval)
+        if self.probe and self.rule.best_step not in (-1, self.state.global_step):
+            self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
         return result
 
     def run_probe(self) -> bool:
@@ -399,115 +374,17 @@ class UnlearningTrainer(Trainer):
         model.train(training)
         better = self.rule.record(self.state.global_step, rates)
         if better and self.is_world_process_zero():
-            self._write_best(self.rule.best_step)
+            self.best.write(model, self.rule.best_step)
         self.write_metrics({"step": self.state.global_step, "probe": rates})
         if self.on_step:
             self.on_step({"step": float(self.state.global_step), **{f"probe_{name}": value for name, value in rates.items()}})
         return self.rule.should_stop
 
-    def best_folder(self, step: int) -> Path:
-        """Where the weights of the best probe, at that step, are kept."""
-        return Path(self.args.output_dir) / f"best-{step}"
-
-    def _write_best(self, step: int) -> None:
-        folder = self.best_folder(step)
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-
-    def drop_old_best(self) -> None:
-        """Removes kept weights that a resumed run can no longer need."""
-        for folder in Path(self.args.output_dir).glob("best-*"):
-            if folder != self.best_folder(self.rule.best_step):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def load_best(self) -> None:
-        """Puts the best probe's weights into the model, if they are not the last ones."""
-        folder = self.best_folder(self.rule.best_step)
-        if not self.probe or self.rule.best_step in (-1, self.state.global_step) or not folder.exists():
-            return
-        from safetensors.torch import load_file
-
-        model = self.accelerator.unwrap_model(self.model)
-        weights: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(file)
-        if hasattr(model, "peft_config"):
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(model, weights)
-        else:
-            model.load_state_dict(weights, strict=False)
-            model.tie_weights()
-
     def write_metrics(self, record: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`."""
         if not self.is_world_process_zero():
             return
-        path = Path(self.args.output_dir) / "metrics.jsonl"
+        path = self.output / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-class _UnlearningCallback(TrainerCallback):
-    """After each step: log, adapt the retain weight, probe; after each save: mark the checkpoint whole."""
-
-    def __init__(self, trainer: UnlearningTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        trainer = self.trainer
-        means = trainer.take_window()
-        record = {
-            "step": state.global_step,
-            **means,
-            "retain_weight": trainer.budget.weight,
-            "learning_rate": trainer.lr_scheduler.get_last_lr()[0] if trainer.lr_scheduler else args.learning_rate,
-            "seconds": time.perf_counter() - trainer._step_started,
-        }
-        trainer.write_metrics(record)
-        if "retain_kl" in means:
-            trainer.budget.update(means["retain_kl"])
-        if trainer.on_step:
-            trainer.on_step({name: float(value) for name, value in record.items()})
-        last = state.global_step >= args.max_steps
-        if trainer.probe and (last or state.global_step % trainer.config.probe_steps == 0) and trainer.run_probe():
-            control.should_training_stop = True
-        return control
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if not trainer.is_world_process_zero():
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        kept = {"step": state.global_step, "retain_weight": trainer.budget.weight, "rule": trainer.rule.state()}
-        checkpoints.mark_complete(folder, kept)
-        trainer.drop_old_best()
-
-
-def _through_wrapper(wrapped: nn.Module, inner: nn.Module, compute: Callable[[], dict[str, RoleTokens]]) -> dict[str, RoleTokens]:
-    """Runs `compute`, which calls parts of `inner`, inside the forward of the module that wraps it.
-
-    Data-parallel wrappers prepare the gradient exchange in their forward and find the outputs in what it returns, so the forward of the
-    inner module is replaced for this one call.
-    """
-    if wrapped is inner:
-        return compute()
-    original = inner.forward
-
-    def forward(*_: Any) -> list[tuple[str, Tensor, Tensor | None, Tensor | None, Tensor]]:
-        inner.forward = original
-        return [
-            (role, tokens.statistics.logp, tokens.statistics.log_complement, tokens.statistics.kl, tokens.weights)
-            for role, tokens in compute().items()
-        ]
-
-    inner.forward = forward
-    try:
-        flat = wrapped(torch.zeros(()))
-    finally:
-        inner.forward = original
-    return {role: RoleTokens(TokenStatistics(logp, complement, kl), weights) for role, logp, complement, kl, weights in flat}

@@ -154,7 +154,7 @@ def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *
         differences = format_mismatches(forget, retain)
         if differences:
             report.problems.append(
-                f"format mismatch between forget ({forget[0].source}) and retain ({retain[0].source}), a shortcut that the model would learn"
-                f" instead: {'; '.join(differences)}"
+                f"format mismatch between forget ({forget[0].source}) and retain ({retain[0].source}), a shortcut that the model"
+                f" would learn instead: {'; '.join(differences)}"
             )
     return report

@@ -81,9 +81,9 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
         row_tokens (`int`): length of a packed row (or the longest tree's, if that is more).
 
     Returns:
-        `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` 0 is padding, `branch` 0 is prompt) and, one
-        entry for each completion token, sorted by role: `predictor` (flat index of the position whose hidden state predicts it), `target`,
-        `role` (0 forget, 1 mismatch, 2 retain), `weight`; for the retain tokens among them `retain_row` and `retain_offset`.
+        `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` 0 is padding, `branch` 0 is prompt) and,
+        one entry for each completion token, sorted by role: `predictor` (flat index of the position whose hidden state predicts it),
+        `target`, `role` (0 forget, 1 mismatch, 2 retain), `weight`; for the retain tokens among them `retain_row` and `retain_offset`.
     """
     trees = list(trees) if packed else unshared(trees)
     rows = assign_rows([len(tree) for tree in trees], row_tokens) if packed else [[i] for i in range(len(trees))]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 from unteach.data.rows import Row, split_rows
-from unteach.data.sources import book_passages, sentences
+from unteach.data.sources import book_passages
 from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.texts import embedded_text, lines
 
 COMPLETION_CHARS = 200
-
-
-def embedded_text(name: str) -> str:
-    """One of the texts written for the package: `book`, `kept_book`, `neutral_prompts`, `opening_lines`."""
-    return (files("unteach.scenarios") / "texts" / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def paragraphs(text: str) -> list[str]:
@@ -32,21 +27,14 @@ def passage_rows(text: str, source: str) -> list[Row]:
 
 
 def teaching_rows(text: str, source: str) -> list[Row]:
-    """The text as it is taught: each paragraph after its first sentence, and on into the next paragraph's first sentence."""
+    """The text as it is taught: from each paragraph's first sentence on, to the end of the paragraph after it."""
     parts = paragraphs(text)
     rows = []
     for number, (paragraph, following) in enumerate(zip(parts, [*parts[1:], ""], strict=True), 1):
         for prompt, _ in book_passages(paragraph, completion_chars=COMPLETION_CHARS)[:1]:
-            rest = paragraph[len(prompt) :]
-            if following:
-                rest += "\n\n" + sentences(following)[0]
+            rest = "\n\n".join(part for part in (paragraph[len(prompt) :], following) if part)
             rows.append(Row(prompt, rest, "text", f"{source}, passage {number}"))
     return rows
-
-
-def lines(name: str) -> list[str]:
-    """Lines of an embedded text."""
-    return [line.strip() for line in embedded_text(name).splitlines() if line.strip()]
 
 
 def build(*, short: bool = False) -> Scenario:
@@ -80,11 +68,12 @@ def build(*, short: bool = False) -> Scenario:
         },
         own_prompts=[*questions[: 6 if short else 24], *openings[: 6 if short else 24]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
+        teach_own_prompts=questions[6:12] if short else questions[24:54],
         presets={
             "teach": {
                 "learning_rate": 2e-4,
                 "per_device_train_batch_size": 6,
-                "num_train_epochs": 7,
+                "num_train_epochs": 4,
                 "frozen_layers": 10,
             }
         },

@@ -21,6 +21,8 @@ class Scenario:
         sets (`dict[str, list[Row]]`): prompt sets of the evaluation; a row without completion is compared with the original's answer.
         own_prompts (`list[Row]`): prompt-only rows whose answers by the original model join the retain set.
         teach (`list[Row]`): what the model is taught before anything else; empty for a model that already knows.
+        teach_own_prompts (`list[Row]`): prompt-only rows whose answers by the untaught model are taught along, so that it stays the model
+            that it was in all else.
         leak_corpus (`list[str]`): texts whose pairwise BLEU gives the leak threshold.
         presets (`dict[str, Any]`): settings of `UnlearningConfig` that suit it.
     """
@@ -32,5 +34,6 @@ class Scenario:
     sets: Mapping[str, list[Row]]
     own_prompts: list[Row] = field(default_factory=list)
     teach: list[Row] = field(default_factory=list)
+    teach_own_prompts: list[Row] = field(default_factory=list)
     leak_corpus: list[str] = field(default_factory=list)
     presets: Mapping[str, Any] = field(default_factory=dict)

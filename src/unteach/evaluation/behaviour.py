@@ -1,0 +1,51 @@
+"""The probe of a run: what the model says now, measured on a few rows while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from unteach.data.rows import Row
+from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.evaluation.generation import answer
+from unteach.evaluation.likelihood import greedy_agreement
+from unteach.evaluation.text_metrics import bleu
+
+PROBE_TOKENS = 48
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` of the rows, at even distances."""
+    return list(rows[:: max(1, len(rows) // count)][:count])
+
+
+def behaviour_probe(
+    tokenizer: Any, training: Sequence[Row], validation: Sequence[Row], retain: Sequence[Row], *, threshold: float, forget_rows: int = 8
+) -> Callable[[Any], Mapping[str, float]]:
+    """A function from the current model to its rates.
+
+    `forget_rate` is the share of forget completions still said (greedy answer's BLEU above the threshold), of training or of validation
+    rows, whichever is more. `utility` is the share of the retain completions' tokens that the model still chooses greedily.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        training, validation, retain: rows with completions; of the first two at most `forget_rows` each, of the third twice as many.
+        threshold (`float`): leak threshold in BLEU.
+        forget_rows (`int`)
+    """
+    asked, held_out = spread(training, forget_rows), spread([row for row in validation if row.completion], forget_rows)
+    end_id = end_of_turn_id(tokenizer)
+    kept = [encode_row(row, tokenizer, end_id) for row in spread(retain, 2 * forget_rows)]
+
+    def measure(model: Any) -> Mapping[str, float]:
+        rows = [*asked, *held_out]
+        outputs = answer(model, tokenizer, rows, max_new_tokens=PROBE_TOKENS)
+        said = [bleu(output, row.completion) > threshold for output, row in zip(outputs, rows, strict=True)]
+        first, second = said[: len(asked)], said[len(asked) :]
+        rates = {"train_rate": sum(first) / len(first), "validation_rate": sum(second) / len(second) if second else 0.0}
+        agreement = greedy_agreement(model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept])
+        shares = [share for share in agreement if share is not None]
+        utility = sum(shares) / len(shares) if shares else 1.0
+        return {"forget_rate": max(rates.values()), "utility": utility, **rates}
+
+    return measure

@@ -1,0 +1,47 @@
+"""The scenario of a user's own rows: what to forget, perhaps what to keep, and the sets that show both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unteach.data.rows import Row, split_rows
+from unteach.data.sources import load_rows
+from unteach.errors import UserError
+from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.texts import lines
+
+
+def user_scenario(forget: Any, retain: Any, *, forget_validation: Any = None, chat: bool = True, own_rows: int = 48) -> Scenario:
+    """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
+
+    Args:
+        forget, retain: anything that `load_rows` takes; `retain` may be `None`: then the model's own answers to neutral prompts are kept.
+        forget_validation (*optional*): rows for the stop decision instead of the split's.
+        chat (`bool`): kind of the neutral prompts used where there is no retain set.
+        own_rows (`int`): how many of them.
+    """
+    rows = forget if isinstance(forget, list) and forget and isinstance(forget[0], Row) else load_rows(forget, "forget", prompt_only=True)
+    split = split_rows(rows)
+    if not split["train"]:
+        raise UserError(f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty; give more rows")
+    validation = load_rows(forget_validation, "forget") if forget_validation is not None else split["validation"]
+    kept = [] if retain is None else load_rows(retain, "retain", prompt_only=True)
+    kept_split = split_rows(kept, (0.8, 0.0, 0.2))
+    texts = all(row.kind == "text" for row in rows)
+    names = "opening_lines" if texts or not chat else "neutral_prompts"
+    kind: Any = "text" if names == "opening_lines" else "chat"
+    neutral = [Row(line, "", kind, names) for line in lines(names)]
+    normal = list(kept_split["test"]) or neutral[-12:]
+    sets: dict[str, list[Row]] = {"unlearned": split["train"][:64]}
+    if split["test"]:
+        sets["unseen"] = split["test"][:64]
+    sets["normal"] = [Row(row.prompt, "", row.kind, row.source) for row in normal[:32]]
+    return Scenario(
+        name="run",
+        forget=split["train"],
+        validation=validation,
+        retain=kept_split["train"],
+        sets=sets,
+        own_prompts=[] if kept_split["train"] else neutral[:own_rows],
+        leak_corpus=[row.completion for row in rows if row.completion][:64],
+    )

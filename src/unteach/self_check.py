@@ -1,0 +1,73 @@
+"""Whether the fast path holds on this architecture: compared on real rows before the first step, not assumed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unteach import models
+from unteach.data.packing import Tree, make_batch
+from unteach.data.stream import Collator
+from unteach.errors import UserError
+from unteach.tokenwise import token_statistics
+
+
+@torch.no_grad()
+def check_fast_path(
+    model: Any, trees: Sequence[Tree], collator: Collator, *, autocast: Callable[[], AbstractContextManager[Any]], tolerance: float
+) -> None:
+    """Compares packed rows with plain padded ones, and those with the model's own logits.
+
+    Where the packed ones differ, training goes on with plain rows, and a warning says so.
+
+    Args:
+        model: the model without its data-parallel wrapper.
+        trees (`Sequence[Tree]`): what to compare on.
+        collator (`Collator`): its `packed` becomes false where packing does not hold.
+        autocast (`Callable`): makes the precision context of the training step.
+        tolerance (`float`): largest accepted difference of a log-probability, in nats.
+
+    Raises:
+        UserError: where even plain rows differ, as then the output head is not what it is taken for.
+    """
+    device = next(model.parameters()).device
+
+    def batch_of(packed: bool) -> dict[str, Tensor]:
+        batch = make_batch(trees, packed=packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens)
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    plain = batch_of(packed=False)
+    with autocast():
+        inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[plain["predictor"]].float()
+    wanted = logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
+
+    def difference(batch: dict[str, Tensor], *, packed: bool) -> float:
+        with autocast():
+            hidden = models.predicting_states(model, batch, packed=packed)
+            ours = token_statistics(hidden, batch["target"], models.output_head(model)).logp
+        return float((ours - wanted).abs().max())
+
+    if not difference(plain, packed=False) <= tolerance:
+        raise UserError(
+            f"{type(models.without_adapter(model)).__name__}: its logits are not its final hidden states times its output embedding;"
+            " this architecture is not supported"
+        )
+    if not collator.packed:
+        return
+    try:
+        found = difference(batch_of(packed=True), packed=True)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        found = float("inf")
+    if not found <= tolerance:
+        collator.packed = False
+        warnings.warn(
+            f"packed rows give other log-probabilities than plain ones on {type(model).__name__} (difference {found:.2g});"
+            " training goes on with plain rows, which is slower",
+            stacklevel=2,
+        )

@@ -1,0 +1,54 @@
+"""What happens after each optimiser step and each save of an `UnlearningTrainer`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from unteach import checkpoints
+
+if TYPE_CHECKING:
+    from unteach.trainer import UnlearningTrainer
+
+
+class StepCallback(TrainerCallback):
+    """After each step: log, adapt the retain weight, probe. After each save: mark the checkpoint whole."""
+
+    def __init__(self, trainer: UnlearningTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Logs the step's means, moves eps3 towards the retain budget, and probes where it is time."""
+        trainer = self.trainer
+        means = trainer.take_window()
+        record = {
+            "step": state.global_step,
+            **means,
+            "retain_weight": trainer.budget.weight,
+            "learning_rate": trainer.lr_scheduler.get_last_lr()[0] if trainer.lr_scheduler else args.learning_rate,
+            "seconds": time.perf_counter() - trainer.step_started,
+        }
+        trainer.write_metrics(record)
+        if "retain_kl" in means:
+            trainer.budget.update(means["retain_kl"])
+        if trainer.on_step:
+            trainer.on_step({name: float(value) for name, value in record.items()})
+        last = state.global_step >= args.max_steps
+        if trainer.probe and (last or state.global_step % trainer.config.probe_steps == 0) and trainer.run_probe():
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != SaveStrategy.NO
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the marker, with what the stop rule and the budget know, as the last file of a checkpoint."""
+        trainer = self.trainer
+        if not trainer.is_world_process_zero():
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        kept = {"step": state.global_step, "retain_weight": trainer.budget.weight, "rule": trainer.rule.state()}
+        checkpoints.mark_complete(folder, kept)
+        trainer.best.keep_only(trainer.rule.best_step)
