@@ -7,11 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Callable
+from typing import Any
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 CORPUS = [
     "The miller kept a grey cat that slept on the warm flour sacks.",
@@ -109,18 +109,45 @@ def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, see
         config = transformers.OPTConfig(**sizes, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1)
     elif family == "gpt_neox":
         config = transformers.GPTNeoXConfig(**sizes, intermediate_size=64, hidden_dropout=0.1)
-    elif family == "gemma2":
-        config = transformers.Gemma2Config(**sizes, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=5.0)
+    elif family == "gemma3":
+        config = transformers.Gemma3TextConfig(
+            **sizes, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=5.0
+        )
     else:
         raise ValueError(family)
     config.pad_token_id = None
     config.bos_token_id = config.eos_token_id = 0
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.08)
+    if dtype == torch.float64:
+        norms_in_float64(model, gemma=family == "gemma3")
     return model.eval()
 
 
-FAMILIES = ("llama", "opt", "gpt_neox", "gemma2")
+def norms_in_float64(model: Any, *, gemma: bool) -> None:
+    """Root-mean-square norms go through float32 in transformers, whatever the model's dtype; here they do not."""
+
+    def forward(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+        scale = module.weight + 1 if gemma else module.weight
+        epsilon = module.eps if gemma else module.variance_epsilon
+        return scale * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = ExactNorm(forward, module)
+
+
+class ExactNorm:
+    """A forward bound to its module that survives `copy.deepcopy` of the model."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], module: Any) -> None:
+        self.function, self.module = function, module
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.function(self.module, hidden)
+
+
+FAMILIES = ("llama", "opt", "gpt_neox", "gemma3")

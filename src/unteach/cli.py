@@ -45,6 +45,7 @@ RUN_KEYS = (
     "frozen_layers",
     "recite_tokens",
     "show_text",
+    "similarity_model",
     "trust_remote_code",
 )
 
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--recite-tokens", type=int, help="let the model go on after each text row by so many tokens, and forget what it recites"
     )
     run.add_argument("--show-text", action="store_true", default=None, help="let forget texts stand in generations.jsonl and the report")
+    run.add_argument("--similarity-model", help="sentence encoder for normal answers (default: all-minilm-l6-v2)")
     run.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that comes with the model")
     run.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig, for example learning_rate=1e-5")
 
@@ -243,7 +245,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if not arguments.scenario and not arguments.forget:
         raise UserError("give --scenario, or --forget with the rows to ask")
     _quiet_libraries()
-    from unteach.pipeline import evaluate_models
+    from unteach.model_evaluation import evaluate_models
     from unteach.progress import Display
     from unteach.reports.tables import print_table
 

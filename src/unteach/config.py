@@ -99,7 +99,7 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
         if self.max_retain_kl is not None and self.max_retain_kl <= 0:
             raise UserError(f"max_retain_kl is {self.max_retain_kl}, it must be positive (or null for no budget)")
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     @property
     def weights(self) -> dict[str, float]:

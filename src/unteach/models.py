@@ -202,7 +202,8 @@ def decoder(model: Any) -> nn.Module:
     """The part of the model that ends in final hidden states, before the output head."""
     base = without_adapter(model)
     inner: nn.Module = base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
-    return base.base_model if inner is base else inner
+    whole: nn.Module = base.base_model
+    return whole if inner is base else inner
 
 
 def output_head(model: Any) -> OutputHead:

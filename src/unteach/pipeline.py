@@ -19,6 +19,7 @@ from unteach.data.rows import Row
 from unteach.evaluation.behaviour import behaviour_probe
 from unteach.evaluation.generation import answer
 from unteach.evaluation.scoring import ANSWER_TOKENS, answer_sets, score_models
+from unteach.evaluation.similarity import why_not
 from unteach.evaluation.text_metrics import leak_threshold
 from unteach.progress import Display, Stage
 from unteach.recitation import recited_passages
@@ -226,6 +227,10 @@ class Run:
     def evaluate(self, tokenizer: Any, outputs: Mapping[str, Mapping[str, list[str]]], threshold: float) -> dict[str, Any]:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
         options = self.options
+        encoder = options.similarity_model
+        if encoder and (reason := why_not(encoder)):
+            self.display.say(f"No similarity to the original's answers: {reason}")
+            encoder = None
         with self.display.stage("Scoring the answers", 2 * len(self.scenario.sets)) as stage:
             return score_models(
                 self.scenario.name,
@@ -235,7 +240,7 @@ class Run:
                 fluency_model=models.load_model(options.model, trust_remote_code=options.trust_remote_code),
                 fluency_name=options.model,
                 threshold=threshold,
-                similarity_model=options.similarity_model,
+                similarity_model=encoder,
                 show_text=options.show_text,
                 folder=self.output,
                 progress=stage.update,

@@ -7,13 +7,15 @@ continues with the next passage, which nobody had to hand in. Such passages join
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from unteach.data.rows import Row
 from unteach.data.sources import book_passages
-from unteach.data.tokenization import encode_row
+from unteach.data.tokenization import EncodedRow, encode_row
+from unteach.errors import UserError
 from unteach.evaluation.generation import Progress, end_ids, generate_ids
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
@@ -66,7 +68,17 @@ def recited_passages(
         for row in found.values()
         if all(longest_verbatim_run(row.completion, f"{kept.prompt_text}{kept.completion}") <= most_shared_chars for kept in retain)
     ]
-    encoded = [encode_row(row, tokenizer, None) for row in candidates]
+    candidates, encoded = _encodable(candidates, tokenizer)
     surprise = mean_nll(model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded])
     limit = -math.log(least_probability)
     return [row for row, nll in zip(candidates, surprise, strict=True) if nll is not None and nll <= limit]
+
+
+def _encodable(rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], list[EncodedRow]]:
+    """The rows whose prompt and completion do not merge in a token, and their tokens."""
+    kept, encoded = [], []
+    for row in rows:
+        with contextlib.suppress(UserError):
+            encoded.append(encode_row(row, tokenizer, None))
+            kept.append(row)
+    return kept, encoded

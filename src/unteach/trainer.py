@@ -122,7 +122,7 @@ class UnlearningTrainer(Trainer):
     def _encoded(dataset: Any, tokenizer: Any, args: UnlearningConfig, name: Any) -> list[EncodedRow]:
         if dataset is None:
             return []
-        rows = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
+        rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
         if rows and isinstance(rows[0], EncodedRow):
             return rows
         if rows and not isinstance(rows[0], Row):
@@ -334,10 +334,11 @@ class UnlearningTrainer(Trainer):
         found = checkpoints.latest_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
         stream = self.training_stream()
         few = [stream[position] for position in range(min(2, len(stream)))]
-        with models.dropout_off(self.model):
-            low = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+        model = self.accelerator.unwrap_model(self.model)
+        with models.dropout_off(model):
+            low = self.args.bf16 or self.args.fp16 or model.dtype in (torch.float16, torch.bfloat16)
             check_fast_path(
-                self.accelerator.unwrap_model(self.model),
+                model,
                 self.collator.trees(few),
                 self.collator,
                 autocast=self.accelerator.autocast,
@@ -354,7 +355,7 @@ class UnlearningTrainer(Trainer):
             self._window = {}
             if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
                 self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))
-                self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
+                self.best.load(model, self.rule.best_step)
                 return TrainOutput(self.state.global_step, float("nan"), {})
             if self.probe and not self.rule.history:
                 self.run_probe()

@@ -74,8 +74,8 @@ def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of running text, split after `.`, `!` or `?` and closing quotes before white space."""
-    return [part for part in re.split(r"(?<=[.!?])[\"')\]]*\s+", " ".join(text.split())) if part]
+    """Sentences of running text: each ends after `.`, `!` or `?`, and closing quotes or brackets, before white space."""
+    return [part.strip() for part in re.findall(r".+?(?:[.!?][\"')\]]*(?=\s)|$)", " ".join(text.split()))]
 
 
 def book_passages(text: str, *, prompt_chars: int = 100, completion_chars: int = 200) -> list[tuple[str, str]]:

@@ -66,7 +66,8 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
         return epoch, int(self._orders[name, epoch][place])
 
     def __getitem__(self, position: int) -> StreamItem:
-        forget, mismatch = None, ()
+        forget: EncodedRow | None = None
+        mismatch: tuple[tuple[int, ...], ...] = ()
         if self.forget:
             epoch, index = self._row("forget", len(self.forget), position)
             forget = self.forget[index]

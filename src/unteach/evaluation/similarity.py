@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from unteach.errors import UserError
 from unteach.models import resolve
 
 DEFAULT_ENCODER = "all-minilm-l6-v2"
@@ -15,7 +16,19 @@ DEFAULT_ENCODER = "all-minilm-l6-v2"
 def _encoder(name: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(resolve(name), device="cpu")
+    try:
+        return SentenceTransformer(resolve(name), device="cpu")
+    except (OSError, ValueError) as error:
+        raise UserError(f"similarity_model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}") from None
+
+
+def why_not(encoder: str) -> str | None:
+    """Why this encoder cannot be had here, in one sentence; `None` if it can."""
+    try:
+        _encoder(encoder)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def embedding_similarity(left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> list[float]:

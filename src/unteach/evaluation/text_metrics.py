@@ -13,7 +13,7 @@ import numpy as np
 
 def bleu(output: str, reference: str) -> float:
     """Sentence BLEU of sacrebleu (0 to 100, exponential smoothing, effective order)."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     if not output.strip() or not reference.strip():
         return 0.0

@@ -1,0 +1,97 @@
+"""Packed batches hold what plain ones hold."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import FAMILIES, tiny_model
+from unteach import models
+from unteach.data.packing import Branch, Tree, assign_rows, make_batch, unshared, visibility
+from unteach.tokenwise import token_statistics
+
+ids = st.lists(st.integers(1, 500), min_size=1, max_size=9).map(tuple)
+trees = st.lists(
+    st.builds(
+        Tree,
+        ids,
+        st.lists(st.builds(Branch, st.sampled_from(["forget", "mismatch", "retain"]), ids), min_size=1, max_size=7).map(tuple),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def test_the_mask_of_a_prompt_with_two_completions():
+    """p p a a b .     queries down, keys across; a sees p and a, b sees p and b, padding sees itself.
+
+    p  x . . . . .
+    p  x x . . . .
+    a  x x x . . .
+    a  x x x x . .
+    b  x x . . x .
+    .  . . . . . x
+    """
+    batch = make_batch([Tree((5, 6), (Branch("forget", (7, 8)), Branch("mismatch", (9,))))], packed=True, pad_id=0)
+    padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
+    wanted = ["x.....", "xx....", "xxx...", "xxxx..", "xx..x.", ".....x"]
+    seen = visibility(padded["tree"], padded["branch"])[0, 0]
+    assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
+    assert batch["predictor"].tolist() == [1, 2, 1] and batch["target"].tolist() == [7, 8, 9]
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees, st.booleans(), st.integers(8, 64))
+def test_every_completion_token_is_predicted_once_from_the_token_before_it(some, packed, row_tokens):
+    batch = make_batch(some, packed=packed, pad_id=0, row_tokens=row_tokens)
+    flat = batch["input_ids"].flatten()
+    found = sorted(zip(flat[batch["predictor"]].tolist(), batch["target"].tolist(), batch["role"].tolist(), strict=True))
+    wanted = []
+    for tree in some:
+        for branch in tree.branches:
+            before = (tree.prompt_ids[-1], *branch.ids[:-1])
+            role = ["forget", "mismatch", "retain"].index(branch.role)
+            wanted += [(left, right, role) for left, right in zip(before, branch.ids, strict=True)]
+    assert found == sorted(wanted)
+    used = sum(map(len, some if packed else unshared(some)))
+    assert int((batch["tree"] > 0).sum()) == used
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 300))
+def test_rows_hold_every_item_once_and_no_more_than_they_may(lengths, row_tokens):
+    rows = assign_rows(lengths, row_tokens)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= max(row_tokens, *lengths) for row in rows)
+
+
+def random_trees(seed: int) -> list[Tree]:
+    generator = random.Random(seed)
+
+    def some(low: int, high: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(1, 500) for _ in range(generator.randint(low, high)))
+
+    made = [Tree(some(1, 9), (Branch("forget", some(1, 6)), *(Branch("mismatch", some(1, 6), 0.5) for _ in range(2)))) for _ in range(3)]
+    return [*made, *(Tree(some(1, 5), (Branch("retain", some(1, 7), 1.0, i),)) for i in range(3))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_plain_rows_give_the_same_states_and_gradients(family):
+    model = tiny_model(family, dtype=torch.float64)
+    results = []
+    for packed in (True, False):
+        batch = make_batch(random_trees(1), packed=packed, pad_id=0, row_tokens=24)
+        hidden = models.predicting_states(model, batch, packed=packed)
+        logp = token_statistics(hidden, batch["target"], models.output_head(model)).logp
+        model.zero_grad()
+        (logp * batch["weight"]).sum().backward()
+        results.append((logp.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (logp, gradients), (plain_logp, plain_gradients) = results
+    torch.testing.assert_close(logp, plain_logp, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients, plain_gradients, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,81 @@
+"""Killed without warning at three points, the same command again ends with bit-identical weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from conftest import byte_level_bpe, tiny_model
+
+KILL = "import os, signal; kill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+POINTS = {
+    "before the first checkpoint": """
+from unteach import step_callback
+after = step_callback.StepCallback.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    return kill() if state.global_step == 2 else after(self, args, state, control, **kwargs)
+step_callback.StepCallback.on_step_end = on_step_end
+""",
+    "while a checkpoint is written": """
+from unteach import checkpoints
+right = checkpoints.mark_complete
+checkpoints.mark_complete = lambda folder, state: kill() if str(folder).endswith("checkpoint-6") else right(folder, state)
+""",
+    "after training": """
+import unteach.pipeline
+unteach.pipeline.score_models = kill
+""",
+}
+RUN = "import sys; from unteach.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def start(code: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code + RUN, *arguments], capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run on a tiny model, all but `--out`."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = byte_level_bpe(chat=True)
+    model = tiny_model()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name in ("forget", "retain"):
+        rows = [{"prompt": f"Who is number {i} of {name}?", "completion": f"The ferryman, {i} times {name}."} for i in range(16)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = ["--model", str(folder / "model"), "--forget", str(folder / "forget.jsonl"), "--retain", str(folder / "retain.jsonl")]
+    settings = ["max_steps=8", "save_steps=3", "probe_steps=4", "learning_rate=1e-3", "similarity_model=null", "min_utility=0"]
+    return ["run", *files, *settings]
+
+
+def weights(out: Path) -> dict[str, object]:
+    return dict(load_file(out / "model" / "model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = start("", [*arguments, "--out", str(out)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.mark.parametrize("point", list(POINTS))
+def test_a_killed_run_ends_bit_identical(point: str, arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed = start(KILL + POINTS[point], [*arguments, "--out", str(out)])
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    again = start("", [*arguments, "--out", str(out)])
+    assert again.returncode == 0, again.stdout + again.stderr
+    wanted, found = weights(uninterrupted), weights(out)
+    assert wanted.keys() == found.keys() and all(bool((wanted[name] == found[name]).all()) for name in wanted)
+    assert json.loads((out / "eval.json").read_text()) == json.loads((uninterrupted / "eval.json").read_text())
+    steps = [line["step"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert steps == list(range(1, 9))
