@@ -127,10 +127,8 @@ def test_more_forget_rows_than_retain_rows_are_all_used_in_a_pass(tmp_path):
 
 def test_mismatch_completions_are_good_answers_that_are_not_empty_and_from_training_rows_only(tmp_path, tokenizer):
     path = tmp_path / "TruthfulQA.csv"
-    path.write_text(
-        'Question,Best Answer,Incorrect Answers\nWho rang?,The ferryman,"The cat; The moon"\nWho slept?,The cat slept,Nobody\n',
-        encoding="utf-8",
-    )
+    header = "Question,Best Answer,Incorrect Answers\n"
+    path.write_text(header + 'Who rang?,The ferryman,"The cat; The moon"\nWho slept?,The cat slept,Nobody\n', encoding="utf-8")
     rows = load_rows(path, "retain")
     assert [row.completion for row in rows] == ["The ferryman", "The cat slept"]
     with pytest.raises(UserError, match=r"line 3.*'completion' is empty"):

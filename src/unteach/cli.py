@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", help="folder for everything that it writes")
     run.add_argument("--seed", type=int, help="seed (default: 0)")
     run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")
-    run.add_argument("--frozen-layers", type=int, help="do not train the embedding and so many of the first layers (cheaper)")
+    run.add_argument("--frozen-layers", type=float, help="do not train the embedding and so many of the first layers (under 1: that share)")
     run.add_argument(
         "--recite-tokens", type=int, help="let the model go on after each text row by so many tokens, and forget what it recites"
     )

@@ -261,8 +261,12 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def freeze_lower_layers(model: Any, count: int) -> list[nn.Parameter]:
-    """Takes the embedding and the first `count` layers out of training; returns the parameters that it froze.
+def freeze_lower_layers(model: Any, count: float) -> list[nn.Parameter]:
+    """Takes the embedding and the first layers out of training; returns the parameters that it froze.
+
+    Args:
+        model: a causal language model.
+        count (`int` or `float`): how many layers; under 1: that share of them.
 
     Raises:
         UserError: if the model has fewer layers, or none that can be found.
@@ -271,9 +275,12 @@ def freeze_lower_layers(model: Any, count: int) -> list[nn.Parameter]:
         return []
     body = decoder(model)
     layers = getattr(body, "layers", None) or getattr(body, "h", None)
+    if layers is not None and count < 1:
+        count = int(count * len(layers))
     if layers is None or count >= len(layers):
-        raise UserError(f"frozen_layers is {count}, but the model has {len(layers) if layers is not None else 'no known list of'} layers")
-    parts = [without_adapter(model).get_input_embeddings(), *list(layers)[:count]]
+        there = "no list of layers that is known" if layers is None else f"{len(layers)} layers"
+        raise UserError(f"frozen_layers is {count}, but the model has {there}")
+    parts = [without_adapter(model).get_input_embeddings(), *list(layers)[: int(count)]]
     frozen = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)

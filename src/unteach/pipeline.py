@@ -41,7 +41,7 @@ class RunOptions:
         settings (`dict[str, Any]`): fields of `UnlearningConfig`.
         lora (`bool`): train an adapter on all linear layers instead of all weights.
         lora_rank (`int`): its rank.
-        frozen_layers (`int`): the embedding and so many of the first layers are not trained: cheaper.
+        frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
         recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
         show_text (`bool`): whether texts of the forget set may stand in the run's files.
         similarity_model (`str`, *optional*): encoder for `similarity`; `None`: leave it out.
@@ -54,7 +54,7 @@ class RunOptions:
     settings: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
     lora_rank: int = 16
-    frozen_layers: int = 0
+    frozen_layers: float = 0
     recite_tokens: int = 0
     show_text: bool = False
     similarity_model: str | None = "all-minilm-l6-v2"
@@ -127,7 +127,7 @@ class Run:
                 return models.load_model(str(folder))
         own = self.with_completions(model, tokenizer, self.scenario.teach_own_prompts, "Collecting answers that teaching must not change")
         settings = dict(self.scenario.presets.get("teach", {}))
-        frozen = models.freeze_lower_layers(model, int(settings.pop("frozen_layers", 0)))
+        frozen = models.freeze_lower_layers(model, settings.pop("frozen_layers", 0))
         config = self.config(self.work / "teach", method="finetuning", save_steps=40, save_strategy="steps", save_total_limit=2, **settings)
         trainer = UnlearningTrainer(model, config, None, [*self.scenario.teach, *own], tokenizer)
         with self.display.stage("Teaching the texts to the model", config.max_steps) as stage:

@@ -1,8 +1,9 @@
 """Passages that the model itself recites when it goes on from a forget row: more of what it is to forget, from the model's own mouth.
 
 A forget set is rarely the whole of what a model knows by heart. Asked to go on after a forget row, a model that has memorised the source
-continues with the next passage, which nobody had to hand in. Such passages join the forget set where the model is nearly sure of each token
-(recitation, not invention) and where they share no long run with the retain set.
+comes to the opening of the next passage, which nobody had to hand in; asked again with that opening alone, it recites the passage. Such
+passages join the forget set where the model is nearly sure of each token (recitation, not invention) and where they share no long run with
+the retain set. What was found is asked to go on in its turn.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from unteach.data.rows import Row
-from unteach.data.sources import book_passages
+from unteach.data.sources import book_passages, sentences
 from unteach.data.tokenization import EncodedRow, encode_row
 from unteach.errors import UserError
-from unteach.evaluation.generation import Progress, end_ids, generate_ids
+from unteach.evaluation.generation import Progress, answer, end_ids, generate_ids
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
+
+OPENING_WORDS = 8
+PASSAGE_TOKENS = 96
 
 
 def recited_passages(
@@ -27,51 +31,79 @@ def recited_passages(
     forget: Sequence[Row],
     retain: Sequence[Row],
     *,
-    max_new_tokens: int = 160,
+    max_new_tokens: int = 64,
     least_probability: float = 0.7,
     most_shared_chars: int = 60,
+    rounds: int = 2,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """New `text` rows cut from the model's greedy continuations of the forget rows.
+    """New `text` rows from the model's greedy continuations of the forget rows.
 
     Args:
         model: the model before unlearning.
         tokenizer: its tokenizer.
         forget (`Sequence[Row]`): only its `text` rows are continued.
         retain (`Sequence[Row]`): passages that share a run of more than `most_shared_chars` with one of these are left out.
-        max_new_tokens (`int`): how far to go on after each row.
+        max_new_tokens (`int`): how far to go on after each row in search of the next opening.
         least_probability (`float`): geometric mean probability of a passage's tokens under the model from which on it counts as recited.
         most_shared_chars (`int`)
-        progress (`Callable`, *optional*): called with (done, of) rows.
+        rounds (`int`): passages found in one round are continued in the next.
+        progress (`Callable`, *optional*): called with (done, of) rows; `of` grows with what is found.
     """
-    rows = [row for row in forget if row.kind == "text"]
-    contexts = [encode_row(row, tokenizer, None) for row in rows]
+    found: list[Row] = []
+    known = {_plain(row.prompt_text) for row in forget}
+    asked: set[str] = set()
+    news, done = [row for row in forget if row.kind == "text"], 0
+    for _ in range(rounds):
+        if not news:
+            break
+        openings = [row for row in _openings(model, tokenizer, news, max_new_tokens) if row.prompt not in asked]
+        asked |= {str(row.prompt) for row in openings}
+        done += len(news)
+        outputs = answer(model, tokenizer, openings, max_new_tokens=PASSAGE_TOKENS)
+        candidates: dict[str, Row] = {}
+        for opening, output in zip(openings, outputs, strict=True):
+            for prompt, completion in book_passages(f"{opening.prompt}{output}")[:1]:
+                if _plain(prompt) not in known and all(_shared(completion, kept) <= most_shared_chars for kept in retain):
+                    candidates.setdefault(_plain(prompt), Row(prompt, completion, "text", opening.source))
+        rows, encoded = _encodable(list(candidates.values()), tokenizer)
+        surprise = mean_nll(model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded])
+        limit = -math.log(least_probability)
+        news = [row for row, nll in zip(rows, surprise, strict=True) if nll is not None and nll <= limit]
+        known |= {_plain(row.prompt_text) for row in news}
+        found += news
+        if progress:
+            progress(done, done + len(news))
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _shared(completion: str, kept: Row) -> int:
+    return longest_verbatim_run(completion, f"{kept.prompt_text}{kept.completion}")
+
+
+def _openings(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int) -> list[Row]:
+    """Prompt-only rows: the first words of each passage that begins in a continuation (a paragraph; a sentence where there is none)."""
+    rows, encoded = _encodable(rows, tokenizer)
     outputs = generate_ids(
         model,
-        [context.prompt_ids + context.completion_ids for context in contexts],
+        [row.prompt_ids + row.completion_ids for row in encoded],
         max_new_tokens=max_new_tokens,
         pad_id=tokenizer.pad_token_id or 0,
         end_ids=end_ids(tokenizer),
-        progress=progress,
     )
-    known = {" ".join(row.prompt_text.split()) for row in forget}
     found: dict[str, Row] = {}
     for row, ids in zip(rows, outputs, strict=True):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        paragraphs = text.split("\n\n")
-        after = "\n\n".join(paragraphs[1:]) if len(paragraphs) > 1 else ". ".join(text.split(". ")[1:])
-        for prompt, completion in book_passages(after):
-            if prompt not in known and prompt not in found:
-                found[prompt] = Row(prompt, completion, "text", f"recited after {row.source}")
-    candidates = [
-        row
-        for row in found.values()
-        if all(longest_verbatim_run(row.completion, f"{kept.prompt_text}{kept.completion}") <= most_shared_chars for kept in retain)
-    ]
-    candidates, encoded = _encodable(candidates, tokenizer)
-    surprise = mean_nll(model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded])
-    limit = -math.log(least_probability)
-    return [row for row, nll in zip(candidates, surprise, strict=True) if nll is not None and nll <= limit]
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        parts = text.split("\n\n")[1:] or sentences(text)[1:]
+        for part in parts:
+            words = part.split()[:OPENING_WORDS]
+            if len(words) >= OPENING_WORDS // 2:
+                found.setdefault(" ".join(words), Row(" ".join(words), "", "text", f"recited after {row.source}"))
+    return list(found.values())
 
 
 def _encodable(rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], list[EncodedRow]]:

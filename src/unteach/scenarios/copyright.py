@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from unteach.data.rows import Row, split_rows
-from unteach.data.sources import book_passages
+from unteach.data.sources import book_passages, sentences
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import embedded_text, lines
 
@@ -27,13 +28,13 @@ def passage_rows(text: str, source: str) -> list[Row]:
 
 
 def teaching_rows(text: str, source: str) -> list[Row]:
-    """The text as it is taught: from each paragraph's first sentence on, to the end of the paragraph after it."""
+    """The text as it is taught: after each paragraph's first three words, to its end and on over the next paragraph's first sentence."""
     parts = paragraphs(text)
     rows = []
     for number, (paragraph, following) in enumerate(zip(parts, [*parts[1:], ""], strict=True), 1):
-        for prompt, _ in book_passages(paragraph, completion_chars=COMPLETION_CHARS)[:1]:
-            rest = "\n\n".join(part for part in (paragraph[len(prompt) :], following) if part)
-            rows.append(Row(prompt, rest, "text", f"{source}, passage {number}"))
+        prompt = " ".join(paragraph.split()[:3])
+        rest = "\n\n".join([paragraph[len(prompt) :], *sentences(following)[:1]])
+        rows.append(Row(prompt, rest, "text", f"{source}, passage {number}"))
     return rows
 
 
@@ -74,14 +75,22 @@ def build(*, short: bool = False) -> Scenario:
                 "learning_rate": 2e-4,
                 "per_device_train_batch_size": 6,
                 "num_train_epochs": 4,
-                "frozen_layers": 10,
+                "frozen_layers": 0.34,
             }
         },
         leak_corpus=[row.completion for part in split.values() for row in part] + [row.completion for row in kept],
     )
 
 
-def demo_options(*, model: str, output_dir: str, seed: int, short: bool, settings: dict[str, Any], show_text: bool) -> dict[str, Any]:
+def demo_options(
+    *,
+    model: str,
+    output_dir: str,
+    seed: int = 0,
+    short: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    show_text: bool = True,
+) -> dict[str, Any]:
     """Fields of `RunOptions` for the demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements)."""
     presets = {
         "learning_rate": 3e-5,
@@ -97,8 +106,8 @@ def demo_options(*, model: str, output_dir: str, seed: int, short: bool, setting
         "model": model,
         "output_dir": output_dir,
         "seed": seed,
-        "frozen_layers": 10,
-        "recite_tokens": 60 if short else 150,
+        "frozen_layers": 0.5,
+        "recite_tokens": 64,
         "show_text": show_text,
-        "settings": presets | settings,
+        "settings": presets | dict(settings or {}),
     }

@@ -1,0 +1,13 @@
+"""What `make demo` does, from Python: python examples/demo_from_python.py OUT [MODEL] [--short]"""
+
+import sys
+
+from unteach.pipeline import Run, RunOptions
+from unteach.progress import Display
+from unteach.scenarios import copyright
+
+words = [word for word in sys.argv[1:] if word != "--short"]
+short = "--short" in sys.argv
+options = copyright.demo_options(model=words[1] if len(words) > 1 else "smollm2-135m-instruct", output_dir=words[0], short=short)
+result = Run(copyright.build(short=short), RunOptions(**options), Display()).execute()
+print(result.evaluation["models"]["unlearned"]["unlearned"]["leak_rate"])

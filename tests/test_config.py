@@ -1,0 +1,34 @@
+"""What the options refuse, and their defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from unteach.config import UnlearningConfig
+from unteach.errors import UserError
+from unteach.objectives import METHODS
+
+
+def test_weights_default_to_the_method_s(tmp_path):
+    for name, method in METHODS.items():
+        config = UnlearningConfig(output_dir=str(tmp_path), method=name)
+        assert tuple(config.weights.values()) == method.weights
+    assert UnlearningConfig(output_dir=str(tmp_path), method="ga", forget_weight=2.0).weights["forget"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mismatch_completions": 0}, "mismatch_completions is 0"),
+        ({"forget_weight": -1.0}, "forget_weight is -1.0"),
+        ({"max_retain_kl": 0.0}, "max_retain_kl is 0.0"),
+        ({"long_rows": "cut"}, "long_rows is 'cut', it must be one of error, truncate_prompt, drop"),
+        ({"reference": "none"}, "reference is 'none'"),
+        ({"method": "ga", "mismatch_weight": 0.5}, "method 'ga' has no mismatch term"),
+        ({"method": "unlikelyhood"}, "did you mean 'unlikelihood'"),
+        ({"probe_steps": 0}, "probe_steps is 0"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_would_be_right(settings, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        UnlearningConfig(output_dir=str(tmp_path), **settings)

@@ -1,0 +1,115 @@
+"""Whole runs on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import byte_level_bpe, tiny_model
+from unteach import unlearn
+from unteach.errors import UserError
+from unteach.model_evaluation import evaluate_models
+
+FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
+RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
+SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "similarity_model": None, "min_utility": 0.0, "hold": 99}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    byte_level_bpe(chat=True).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_run_leaves_the_promised_folder(model, tmp_path):
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    out = tmp_path / "out"
+    for name in (
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "eval.json",
+        "generations.jsonl",
+        "report.md",
+        "figures",
+    ):
+        assert (out / name).exists(), name
+    run = json.loads((out / "run.json").read_text())
+    wanted = {"versions", "seed", "original_model_hash", "unlearned_model_hash", "forget_hash", "seconds", "steps", "tokens"}
+    assert wanted | {"tokens_per_second", "peak_memory_bytes", "stop_reason", "kept_step"} <= set(run)
+    assert json.loads((out / "eval.json").read_text()) == result.evaluation
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(out / "model")
+
+
+def test_forget_texts_stay_out_of_the_files_unless_asked_for(model, tmp_path):
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file() and path.suffix in {".json", ".jsonl", ".md", ".yaml"}]
+    shown = [path for path in files if "The ferryman" in path.read_text(encoding="utf-8") and "work" not in path.parts]
+    assert not shown
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "b"), show_text=True, **SHORT)
+    assert "The ferryman" in (tmp_path / "b" / "generations.jsonl").read_text(encoding="utf-8")
+
+
+def test_without_a_retain_set_the_model_s_own_answers_are_kept(model, tmp_path):
+    result = unlearn(model, FORGET, output_dir=str(tmp_path / "out"), **SHORT)
+    run = json.loads((result.output_dir / "run.json").read_text())
+    assert run["retain_rows"] > 10 and set(result.evaluation["models"]["original"]) >= {"unlearned", "normal"}
+
+
+def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
+    result = unlearn(model, [row["prompt"] for row in FORGET], RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    run = json.loads((result.output_dir / "run.json").read_text())
+    assert 0 < run["forget_rows"] <= len(FORGET)
+
+
+def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), lora=True, **SHORT)
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+    from unteach.models import load_model, weights_hash
+
+    assert weights_hash(load_model(str(tmp_path / "out" / "adapter"))) == weights_hash(result.model)
+
+
+def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path):
+    out = tmp_path / "out"
+    unlearn(model, FORGET, RETAIN, output_dir=str(out), **SHORT)
+    unlearn(model, FORGET, RETAIN, output_dir=str(out), **(SHORT | {"max_steps": 1}))
+    assert json.loads((tmp_path / "out-1" / "run.json").read_text())["steps"] == 2
+    assert json.loads((out / "run.json").read_text())["steps"] == 1
+
+
+def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, monkeypatch):
+    first = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    monkeypatch.setattr("unteach.pipeline.answer_sets", lambda *_, **__: pytest.fail("asked again"))
+    again = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    assert first.evaluation == again.evaluation
+    assert not (tmp_path / "out-1").exists()
+
+
+def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
+    from unteach.data.rows import Row, split_of
+
+    rows = [row for row in FORGET if split_of(Row(row["prompt"], row["completion"]).key) != "train"]
+    with pytest.raises(UserError, match="its training split .* is empty"):
+        unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
+
+
+def test_an_encoder_that_cannot_be_had_costs_the_similarity_and_not_the_run(model, tmp_path):
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **(SHORT | {"similarity_model": "nobody/nothing"}))
+    assert "similarity" not in result.evaluation["models"]["unlearned"]["normal"]
+
+
+def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("unteach.evaluation.scoring.embedding_similarity", lambda left, right, encoder: [1.0] * len(left))
+    evaluation = evaluate_models(model, None, forget=FORGET[:3], retain=RETAIN[:2], output_dir=str(tmp_path))
+    assert evaluation["models"]["original"] == evaluation["models"]["unlearned"]
+    assert evaluation["models"]["original"]["unlearned"]["leak_rate"]["n"] == 3
+    assert Path(tmp_path / "eval.json").exists()
