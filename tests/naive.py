@@ -33,6 +33,16 @@ def unlikelihood(model: Any, prompt: Ids, completion: Ids) -> Tensor:
     )
 
 
+def clamped_log_odds(model: Any, prompt: Ids, completion: Ids) -> Tensor:
+    """sum_i max(0, log(p / (1 - p)) - log(0.1 / 0.9))."""
+    floor = math.log(0.1 / 0.9)
+    total = torch.zeros(())
+    for logp, token in zip(distributions(model, prompt, completion), completion, strict=True):
+        p = logp[token].exp()
+        total = total + torch.clamp(torch.log(p / (1 - p)) - floor, min=0)
+    return total
+
+
 def forward_kl(model: Any, reference: Any, prompt: Ids, completion: Ids) -> Tensor:
     """sum_i sum_v p(v) (log p(v) - log q(v)), p the reference's."""
     with torch.no_grad():
@@ -64,6 +74,8 @@ def step_loss(
         total = total + weights["forget"] * sum(-nll(model, prompt, completion) for prompt, completion, _ in forget) / tokens
     elif method.startswith("unlikelihood"):
         total = total + weights["forget"] * sum(unlikelihood(model, prompt, completion) for prompt, completion, _ in forget) / tokens
+    elif method.startswith("log_odds"):
+        total = total + weights["forget"] * sum(clamped_log_odds(model, prompt, completion) for prompt, completion, _ in forget) / tokens
     if "mismatch" in method:
         value: Any = 0.0
         count = 0.0

@@ -98,7 +98,7 @@ def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
     from unteach.data.rows import Row, split_of
 
     rows = [row for row in FORGET if split_of(Row(row["prompt"], row["completion"]).key) != "train"]
-    with pytest.raises(UserError, match="its training split .* is empty"):
+    with pytest.raises(UserError, match=r"its training split .* is empty"):
         unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
 
 

@@ -7,6 +7,7 @@ The total is eps1 * forget + eps2 * mismatch + eps3 * retain, each term a mean o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -42,6 +43,24 @@ def unlikelihood(tokens: TokenStatistics) -> Tensor:
     return -tokens.log_complement
 
 
+FORGOTTEN_PROBABILITY = 0.1
+
+
+def clamped_log_odds(tokens: TokenStatistics) -> Tensor:
+    """max(0, log p(y)/(1 - p(y)) - log 0.1/0.9): the log-odds of y, minimised until p(y) is at most 0.1, where the loss is 0.
+
+    Its gradient by the logit of y is 1 as long as y is not forgotten, whatever p: neither near 0 where the model is sure, as gradient
+    ascent's 1 - p, nor fading before y stops being the likeliest token, as unlikelihood's p. Ours.
+
+    Raises:
+        ValueError: if the statistics were computed without the log-complement.
+    """
+    if tokens.log_complement is None:
+        raise ValueError("clamped_log_odds needs token statistics computed with complement=True")
+    floor = math.log(FORGOTTEN_PROBABILITY / (1 - FORGOTTEN_PROBABILITY))
+    return torch.relu(tokens.logp - tokens.log_complement - floor)
+
+
 def forward_kl_to_reference(tokens: TokenStatistics) -> Tensor:
     """KL(reference || model) per token over the whole vocabulary (L_nor of Yao et al. 2024).
 
@@ -74,7 +93,7 @@ class Method:
     @property
     def needs_complement(self) -> bool:
         """Whether the forget loss reads log(1 - p)."""
-        return self.forget is unlikelihood
+        return self.forget in (unlikelihood, clamped_log_odds)
 
     @property
     def retain_loss(self) -> TokenLoss | None:
@@ -92,6 +111,8 @@ METHODS: dict[str, Method] = {
     "unlikelihood_mismatch": Method(
         unlikelihood, True, "kl", (1.0, 0.5, 1.0), "Welleck et al. 2020, with the mismatch and KL terms of Yao et al. 2024"
     ),
+    "log_odds": Method(clamped_log_odds, False, "kl", (1.0, 0.0, 1.0), "ours: log-odds until forgotten, with the KL term of the paper"),
+    "log_odds_mismatch": Method(clamped_log_odds, True, "kl", (1.0, 0.5, 1.0), "ours, with the mismatch and KL terms of the paper"),
     "finetuning": Method(None, False, "nll", (0.0, 0.0, 1.0), PAPER + ", baseline: fine-tuning on the retain set only"),
 }
 DEFAULT_METHOD = "unlikelihood_mismatch"

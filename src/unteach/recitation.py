@@ -22,7 +22,7 @@ from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
 
 OPENING_WORDS = 8
-PASSAGE_TOKENS = 96
+PASSAGE_TOKENS = 72
 
 
 def recited_passages(

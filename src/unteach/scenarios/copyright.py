@@ -69,12 +69,14 @@ def build(*, short: bool = False) -> Scenario:
         },
         own_prompts=[*questions[: 6 if short else 24], *openings[: 6 if short else 24]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
-        teach_own_prompts=questions[6:12] if short else questions[24:54],
+        teach_own_prompts=questions[6:12] if short else questions[24:40],
         presets={
             "teach": {
-                "learning_rate": 2e-4,
-                "per_device_train_batch_size": 6,
-                "num_train_epochs": 4,
+                "learning_rate": 2.5e-4,
+                "lr_scheduler_type": "polynomial",
+                "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
+                "per_device_train_batch_size": 3,
+                "num_train_epochs": 5.5,
                 "frozen_layers": 0.34,
             }
         },

@@ -1,0 +1,64 @@
+"""What counts as a row, and which split it belongs to."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from unteach.data.rows import Row, row_from_mapping, split_rows
+from unteach.errors import UserError
+
+ROWS = [Row(f"Question {i}?", f"Answer {i}.") for i in range(400)]
+
+
+def test_splits_are_about_70_10_20_and_survive_reordering_and_growth():
+    parts = split_rows(ROWS)
+    sizes = [len(parts[name]) / len(ROWS) for name in ("train", "validation", "test")]
+    assert sizes == [pytest.approx(0.7, abs=0.06), pytest.approx(0.1, abs=0.05), pytest.approx(0.2, abs=0.06)]
+    shuffled = [*ROWS, *(Row(f"New {i}", "x") for i in range(100))]
+    random.Random(0).shuffle(shuffled)
+    again = split_rows(shuffled)
+    assert all({row.key for row in parts[name]} <= {row.key for row in again[name]} for name in parts)
+
+
+def test_the_key_names_the_content_and_not_its_place():
+    assert Row("a", "b", source="file 1").key == Row("a", "b", source="file 2").key
+    assert len({Row("a", "b").key, Row("a", "c").key, Row("a", "b", "text").key, Row("ab", "").key}) == 4
+
+
+def test_messages_become_a_prompt_and_the_assistant_s_words_a_completion():
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    row = row_from_mapping({"prompt": prompt, "completion": [{"role": "assistant", "content": "Me."}]}, "row 1")
+    assert row.prompt == (("system", "Be brief."), ("user", "Who?")) and row.completion == "Me."
+    assert row.prompt_text == "Be brief.\nWho?"
+
+
+def test_text_rows_have_no_prompt():
+    assert row_from_mapping({"text": "Once upon a time."}, "row 1") == Row("", "Once upon a time.", "text", "row 1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"completion": "x"}, "row 7: column 'prompt' is missing"),
+        ({"prompt": "x"}, "row 7: column 'completion' is missing"),
+        ({"prompt": "x", "completion": "  "}, "row 7: field 'completion' is empty"),
+        ({"prompt": "", "completion": "x"}, "row 7: field 'prompt' is empty"),
+        ({"prompt": "x", "completion": 3}, "row 7: field 'completion' is empty or not a string"),
+        ({"text": ""}, "row 7: field 'text' is empty"),
+        ({"prompt": [], "completion": "x"}, "row 7: 'prompt' is an empty list"),
+        ({"prompt": [{"role": "user"}], "completion": "x"}, "row 7: 'prompt' is a list, so each item must be a message"),
+        ({"prompt": "x", "completion": [{"role": "user", "content": "y"}]}, "row 7: a 'completion' of messages"),
+        ({"prompt": "x", "completion": "y", "kind": "poem"}, "row 7: field 'kind' is 'poem'"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        row_from_mapping(fields, "row 7")
+
+
+def test_a_prompt_alone_is_accepted_only_where_the_model_is_to_answer_it():
+    assert row_from_mapping({"prompt": "x"}, "row 1", prompt_only=True).completion == ""
+    with pytest.raises(UserError, match="'completion' is empty"):
+        row_from_mapping({"prompt": "x", "completion": ""}, "row 1", prompt_only=True)

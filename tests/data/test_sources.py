@@ -1,0 +1,130 @@
+"""Every format, every known public set, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unteach.data.sources import book_passages, load_rows, sentences
+from unteach.errors import UserError
+
+RECORDS = [{"prompt": "Who rang?", "completion": "The ferryman, äöü."}, {"prompt": "Who slept?", "completion": 'The "cat", twice.'}]
+
+
+def write(path, text: str, encoding: str = "utf-8") -> str:
+    path.write_text(text, encoding=encoding)
+    return str(path)
+
+
+def as_jsonl(records) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def pairs(rows) -> list[tuple[object, str]]:
+    return [(row.prompt, row.completion) for row in rows]
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    import csv
+
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "completion"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(RECORDS)
+    sources = [
+        write(tmp_path / "a.jsonl", as_jsonl(RECORDS)),
+        write(tmp_path / "bom.jsonl", as_jsonl(RECORDS), "utf-8-sig"),
+        write(tmp_path / "a.json", json.dumps(RECORDS)),
+        *(tmp_path / name for name in ("a.parquet", "a.csv", "a.tsv")),
+        RECORDS,
+        Dataset.from_list(RECORDS),
+    ]
+    for source in sources:
+        assert pairs(load_rows(source)) == pairs(load_rows(RECORDS)), source
+
+
+def test_a_list_of_questions_is_rows_to_be_answered():
+    assert pairs(load_rows(["Who?", "When?"], prompt_only=True)) == [("Who?", ""), ("When?", "")]
+
+
+SETS = {
+    "PKU-SafeRLHF": (
+        {"prompt": "q", "response_0": "bad", "response_1": "good", "is_response_0_safe": False, "is_response_1_safe": True},
+        ["bad"],
+        ["good"],
+    ),
+    "BeaverTails": ({"prompt": "q", "response": "bad", "is_safe": False}, ["bad"], []),
+    "TruthfulQA, file": ({"Question": "q", "Best Answer": "good", "Incorrect Answers": "bad; worse"}, ["bad", "worse"], ["good"]),
+    "TruthfulQA, hub": ({"question": "q", "best_answer": "good", "incorrect_answers": ["bad"]}, ["bad"], ["good"]),
+    "HaluEval QA": ({"knowledge": "k", "question": "q", "right_answer": "good", "hallucinated_answer": "bad"}, ["bad"], ["good"]),
+    "TOFU": ({"question": "q", "answer": "a"}, ["a"], ["a"]),
+    "WMDP": ({"question": "q", "choices": ["x", "y"], "answer": 1}, ["y"], ["y"]),
+}
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_a_public_set_is_known_by_its_own_columns(name):
+    record, forget, retain = SETS[name]
+    for role, wanted in (("forget", forget), ("retain", retain)):
+        if wanted:
+            assert pairs(load_rows([record], role)) == [("q", answer) for answer in wanted]
+        else:
+            with pytest.raises(UserError, match="no rows for the retain set"):
+                load_rows([record], role)
+
+
+def test_sentences_keep_their_closing_quotes():
+    assert sentences('He said "no." Then left. Why?  Go!') == ['He said "no."', "Then left.", "Why?", "Go!"]
+
+
+def test_a_book_is_cut_into_passages_that_start_at_sentences_and_give_the_text_back(tmp_path):
+    text = " ".join(f"Sentence number {i} tells of the miller and of his {i} grey cats." for i in range(40))
+    passages = book_passages(text)
+    assert passages and all(prompt.startswith("Sentence number") and prompt.endswith("cats.") for prompt, _ in passages)
+    for prompt, completion in passages:
+        assert prompt + completion in text and 200 <= len(completion) < 215
+    rows = load_rows(write(tmp_path / "book.txt", text))
+    assert [row.kind for row in rows] == ["text"] * len(passages) and "passage 2" in rows[1].source
+
+
+def test_passages_do_not_cross_paragraphs_that_are_long_enough():
+    paragraph = "It was night. " + "The river ran on and on past the mill. " * 8
+    passages = book_passages(paragraph + "\n\n" + paragraph.replace("night", "day"))
+    assert passages[0][0] == "It was night." and "day" not in passages[0][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xe9"}\n', r"line 2: byte 0xe9 is not UTF-8 \(wrong encoding\)"),
+        ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "line 2: not valid JSON"),
+        ("a.jsonl", b"[1]\n", "line 1: a row must be a JSON object, found list"),
+        ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"question": "x"}\n', "line 2: column 'prompt' is missing"),
+        ("a.json", b'{"prompt": "a"}', "must hold one list"),
+        ("a.csv", b"prompt,completion\na,b\nc,d,e\n", "line 3: more cells"),
+        ("a.csv", b"prompt,completion\na,\n", "line 2: field 'completion' is empty"),
+        ("a.parquet", b"no parquet", "not a readable Parquet file"),
+        ("a.txt", b"Too short.", "too short for one passage"),
+        ("a.docx", b"x", "not one of the formats"),
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_its_line(name, content, sentence, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_rows(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_an_unknown_dataset_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_rows(tmp_path / "nothing.jsonl")
+    with pytest.raises(UserError, match="as a Hugging Face dataset it could not be loaded"):
+        load_rows("nobody/nothing")
