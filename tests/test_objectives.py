@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unteach.errors import UserError
-from unteach.objectives import METHODS, RoleTokens, get_method, gradient_ascent, objective_terms, total_loss, unlikelihood
+from unteach.objectives import METHODS, RoleTokens, clamped_log_odds, get_method, gradient_ascent, objective_terms, total_loss, unlikelihood
 from unteach.tokenwise import TokenStatistics, log_complement, log_probability
 
 
@@ -83,3 +83,15 @@ def test_the_paper_s_methods_are_there_with_the_paper_s_weights():
         assert method.source, name
         assert (method.retain is None) == (method.weights[2] == 0)
         assert method.mismatch == (method.weights[1] > 0)
+
+
+def test_clamped_log_odds_push_with_force_one_until_the_token_is_forgotten():
+    """d/dz of log p/(1 - p) by the target's logit is 1 for every p; at p = 0.1 and below the loss is 0."""
+    for p, force in ((0.999999, 1.0), (0.5, 1.0), (0.11, 1.0), (0.09, 0.0), (1e-9, 0.0)):
+        logits = torch.tensor([[p, 1 - p]], dtype=torch.float64).log().requires_grad_()
+        target = torch.tensor([0])
+        loss = clamped_log_odds(TokenStatistics(log_probability(logits, target), log_complement(logits, target)))
+        wanted = max(0.0, math.log(p / (1 - p)) - math.log(0.1 / 0.9))
+        assert loss.item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        assert gradient[0].tolist() == [pytest.approx(force), pytest.approx(-force)]

@@ -316,3 +316,21 @@ def test_bfloat16_autocast_trains_and_stays_near_float32(tmp_path):
     rough.train()
     line = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["loss"] == pytest.approx(exact.item(), rel=0.03)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("method", ["log_odds", "unlikelihood", "ga"])
+def test_losses_on_what_the_model_is_sure_of_equal_the_twin(method, dtype, tolerance, tmp_path):
+    """The completions are the model's own greedy ones, so that p is large and every branch of the loss is used."""
+    from unteach.evaluation.generation import generate_ids
+
+    model = tiny_model(dtype=dtype)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(3)
+    prompts = [(5, 6, 7), (8,), (9, 10)]
+    said = generate_ids(model, prompts, max_new_tokens=6, pad_id=0, end_ids=[])
+    forget = [EncodedRow(str(i), prompt, tuple(ids), "chat") for i, (prompt, ids) in enumerate(zip(prompts, said, strict=True))]
+    trainer = make_trainer(tmp_path, model, forget=forget, method=method)
+    roles = trainer.role_statistics(model, trainer.collator([trainer.training_stream()[i] for i in range(3)]))
+    assert roles["forget"].statistics.logp.exp().max() > 0.1
+    compare(trainer, tolerance)

@@ -1,0 +1,55 @@
+"""The probe: which rows it asks, and what it counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from conftest import tiny_model
+from unteach.data.rows import Row
+from unteach.evaluation import behaviour
+from unteach.evaluation.behaviour import behaviour_probe, spread
+
+FORGET = [Row(f"Who is number {i}?", f"The ferryman rang it {i} times.") for i in range(4)]
+HELD_OUT = [Row("Who slept?", "The grey cat slept on the sacks."), Row("Who rang?", "")]
+RETAIN = [Row("What is it?", "A sack of flour."), Row("Where?", "In the harbour.")]
+
+
+def probe_of(monkeypatch, tokenizer, outputs, validation=HELD_OUT):
+    monkeypatch.setattr(behaviour, "answer", lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows])
+    return behaviour_probe(tokenizer, FORGET, validation, RETAIN, threshold=50.0)(tiny_model())
+
+
+def test_spread_takes_no_more_rows_than_asked_and_all_where_there_are_few():
+    rows = [Row(str(i), "x") for i in range(20)]
+    assert spread(rows, 5) == rows[::4]
+    assert spread(rows[:3], 5) == rows[:3]
+    assert spread([], 5) == []
+
+
+def test_the_forget_rate_is_the_share_still_said_of_the_worse_of_both_splits(monkeypatch, tokenizer):
+    said_by_heart = {row.prompt: row.completion for row in FORGET[:3]}
+    rates = probe_of(monkeypatch, tokenizer, said_by_heart)
+    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.75, 0.0, 0.75)
+    rates = probe_of(monkeypatch, tokenizer, {HELD_OUT[0].prompt: HELD_OUT[0].completion})
+    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.0, 1.0, 1.0)
+
+
+def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer):
+    rates = probe_of(monkeypatch, tokenizer, {}, validation=[])
+    assert rates["forget_rate"] == rates["validation_rate"] == 0.0
+
+
+def test_an_answer_at_the_threshold_is_not_said(monkeypatch, tokenizer):
+    monkeypatch.setattr(behaviour, "bleu", lambda output, reference: 50.0)
+    assert probe_of(monkeypatch, tokenizer, {})["forget_rate"] == 0.0
+
+
+def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, tokenizer):
+    monkeypatch.setattr(behaviour, "greedy_agreement", lambda model, prompts, completions: [0.25, 0.75, None][: len(prompts)])
+    assert probe_of(monkeypatch, tokenizer, {})["utility"] == pytest.approx(0.5)
+
+
+def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
+    rates = behaviour_probe(tokenizer, FORGET, HELD_OUT, RETAIN, threshold=10.0, forget_rows=2)(tiny_model())
+    assert set(rates) == {"forget_rate", "utility", "train_rate", "validation_rate"}
+    assert all(0.0 <= value <= 1.0 for value in rates.values())

@@ -1,0 +1,112 @@
+"""Batched greedy answers against a loop that asks for one token at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import FAMILIES, tiny_model
+from unteach.data.rows import Row
+from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.evaluation import generation
+from unteach.evaluation.generation import answer, end_ids, generate_ids
+
+PROMPTS = [[5, 9, 31, 7, 400, 2, 8], [11], [77, 78], [3, 3, 3, 3], [250, 14, 90, 91, 92, 93, 94, 95, 96, 17, 18], [500, 1]]
+
+
+@torch.no_grad()
+def naive_answer(model, prompt, new_tokens, ends=()):
+    """The argmax of one full forward after another, up to an end token."""
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_in_padded_batches_equal_the_naive_loop(family):
+    model = tiny_model(family)
+    wanted = [naive_answer(model, prompt, 8) for prompt in PROMPTS]
+    for batch_size in (1, 4, 24):
+        assert generate_ids(model, PROMPTS, max_new_tokens=8, pad_id=0, end_ids=[], batch_size=batch_size) == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_stops_before_its_end_token_and_the_others_go_on(family):
+    model = tiny_model(family)
+    free = [naive_answer(model, prompt, 8) for prompt in PROMPTS]
+    ends = {free[0][3], free[1][1]}
+    wanted = [naive_answer(model, prompt, 8, ends) for prompt in PROMPTS]
+    assert min(map(len, wanted)) < 4 and wanted != free
+    found = generate_ids(model, PROMPTS, max_new_tokens=8, pad_id=0, end_ids=sorted(ends), batch_size=3)
+    assert found == wanted
+
+
+def test_padding_with_the_end_token_changes_nothing_even_where_prompts_contain_it():
+    model = tiny_model()
+    prompts = [[0, 9, 0, 7], [0], [31, 32, 33]]
+    found = generate_ids(model, prompts, max_new_tokens=6, pad_id=0, end_ids=[0])
+    assert found == [naive_answer(model, prompt, 6, {0}) for prompt in prompts]
+
+
+def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths():
+    model = tiny_model()
+    forwards = generate_ids(model, PROMPTS, max_new_tokens=5, pad_id=0, end_ids=[], batch_size=2)
+    backwards = generate_ids(model, PROMPTS[::-1], max_new_tokens=5, pad_id=0, end_ids=[], batch_size=2)
+    assert backwards == forwards[::-1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_mode_is_put_back_and_dropout_is_off_meanwhile(training):
+    model = tiny_model("gpt_neox")
+    wanted = generate_ids(model, PROMPTS, max_new_tokens=6, pad_id=0, end_ids=[])
+    model.train(training)
+    assert generate_ids(model, PROMPTS, max_new_tokens=6, pad_id=0, end_ids=[]) == wanted
+    assert model.training is training
+
+
+def test_a_model_s_own_sampling_habits_do_not_reach_a_greedy_answer():
+    model = tiny_model()
+    wanted = [naive_answer(model, prompt, 8) for prompt in PROMPTS]
+    habits = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "min_new_tokens": 3}
+    for name, value in habits.items():
+        setattr(model.generation_config, name, value)
+    assert generate_ids(model, PROMPTS, max_new_tokens=8, pad_id=0, end_ids=[]) == wanted
+    ends = [wanted[0][0]]
+    found = generate_ids(model, PROMPTS, max_new_tokens=8, pad_id=0, end_ids=ends)
+    assert found == [naive_answer(model, prompt, 8, ends) for prompt in PROMPTS]
+
+
+def test_no_prompts_give_no_answers():
+    assert generate_ids(tiny_model(), [], max_new_tokens=3, pad_id=0, end_ids=[]) == []
+
+
+def test_progress_counts_prompts_up_to_all():
+    seen = []
+    generate_ids(tiny_model(), PROMPTS, max_new_tokens=1, pad_id=0, end_ids=[], batch_size=4, progress=lambda *at: seen.append(at))
+    assert seen == [(4, 6), (6, 6)]
+
+
+def test_an_answer_ends_at_end_of_sequence_and_at_the_template_s_end_of_turn(tokenizer, chat_tokenizer):
+    assert end_ids(tokenizer) == [tokenizer.eos_token_id]
+    chat_tokenizer_ends = end_ids(chat_tokenizer)
+    assert chat_tokenizer.convert_tokens_to_ids("<|im_end|>") in chat_tokenizer_ends
+    assert chat_tokenizer.eos_token_id in chat_tokenizer_ends
+
+
+@pytest.mark.parametrize("completion", [" that slept on the warm flour sacks.", " asked the sailors"])
+def test_prompt_and_answer_join_to_running_text(any_tokenizer, monkeypatch, completion):
+    """Tokenizers with word-boundary pieces lose the space in front when an answer is decoded alone."""
+    row = Row("The miller kept a grey cat", completion, "text")
+    encoded = encode_row(row, any_tokenizer, end_of_turn_id(any_tokenizer))
+    monkeypatch.setattr(generation, "generate_ids", lambda model, prompts, **_: [list(encoded.completion_ids)])
+    assert answer(None, any_tokenizer, [row], max_new_tokens=9) == [completion]
+
+
+def test_an_answer_holds_no_special_tokens(chat_tokenizer, monkeypatch):
+    ids = chat_tokenizer("The cat.<|im_start|>", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(generation, "generate_ids", lambda model, prompts, **_: [list(ids)])
+    assert answer(None, chat_tokenizer, [Row("Who?", "")], max_new_tokens=9) == ["The cat."]

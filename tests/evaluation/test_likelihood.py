@@ -1,0 +1,65 @@
+"""Batched likelihoods against one unpadded forward for each row, summed in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import naive
+from conftest import FAMILIES, tiny_model
+from unteach.evaluation.likelihood import greedy_agreement, mean_nll
+
+PROMPTS = [[5, 9, 31], [11], [77, 78, 79, 80, 81, 82, 83], [3, 4], [8, 8, 8, 8], [400]]
+COMPLETIONS = [[7, 400], [2], [90, 91, 92, 93, 94], [], [17], [500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tokens_per_batch", [1, 16, 2048])
+def test_mean_nll_equals_the_naive_float64_mean_of_each_row(family, tokens_per_batch):
+    model = tiny_model(family)
+    with torch.no_grad():
+        wanted = [naive.nll(model, *row).item() / len(row[1]) if row[1] else None for row in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert mean_nll(model, PROMPTS, COMPLETIONS, tokens_per_batch=tokens_per_batch) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_agreement_equals_the_share_of_naive_argmaxes(family):
+    model = tiny_model(family)
+    with torch.no_grad():
+        greedy = []
+        for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+            ids = list(prompt)
+            for place in range(len(completion)):  # every second token is the model's own choice
+                choice = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+                ids.append(completion[place] if place % 2 else choice)
+            greedy.append(ids[len(prompt) :])
+        wanted = []
+        for prompt, completion in zip(PROMPTS, greedy, strict=True):
+            steps = naive.distributions(model, prompt, completion)
+            hits = [int(logp.argmax()) == token for logp, token in zip(steps, completion, strict=True)]
+            wanted.append(sum(hits) / len(hits) if hits else None)
+    found = greedy_agreement(model, PROMPTS, greedy, tokens_per_batch=20)
+    assert found == pytest.approx(wanted)
+    assert any(share not in (None, 0.0, 1.0) for share in found)
+
+
+def test_an_empty_completion_has_no_value_and_no_rows_have_none():
+    model = tiny_model()
+    for measure in (mean_nll, greedy_agreement):
+        assert measure(model, [[1], []], [[], []]) == [None, None]
+        assert measure(model, [], []) == []
+
+
+def test_the_prompt_s_own_tokens_do_not_count():
+    """p(first token | prompt) alone: the mean over one token is that token's own negative log-probability."""
+    model = tiny_model()
+    with torch.no_grad():
+        logp = model(input_ids=torch.tensor([[5, 9, 31]])).logits[0, -1].double().log_softmax(-1)
+    assert mean_nll(model, [[5, 9, 31]], [[7]]) == pytest.approx([-logp[7].item()], rel=1e-4)
+
+
+def test_no_gradient_is_kept():
+    model = tiny_model()
+    model.requires_grad_(True)
+    mean_nll(model, PROMPTS, COMPLETIONS)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,72 @@
+"""Which metric applies to which set, in which direction."""
+
+from __future__ import annotations
+
+import pytest
+
+from unteach.data.rows import Row
+from unteach.evaluation.metrics import METRICS, Answer, as_eval_json, score_set
+
+ROW = Row("Who rang?", "The ferryman rang it twice.")
+OVERLAP = {"leak_rate", "bleu", "rouge_l_recall", "rouge_l_f1", "longest_verbatim_run"}
+LOWER, HIGHER = {"fluency", "not_meaningful_rate"}, {"diversity", "similarity"}
+
+
+def said(output: str, **facts) -> Answer:
+    return Answer(ROW, output, **({"tokens": (1, 2, 2), "nll": 1.5, "similarity": 0.5, "leak_threshold": 20.0} | facts))
+
+
+def test_the_metrics_are_those_promised():
+    assert set(METRICS) == OVERLAP | LOWER | HIGHER
+
+
+@pytest.mark.parametrize("name", ["unlearned", "unseen", "kept", "kept_unseen", "retain", "normal"])
+def test_overlap_with_the_expected_completion_is_bad_on_forget_sets_and_good_on_kept_ones(name):
+    results = score_set(name, [said(ROW.completion), said("A cat.")])
+    forget = name in ("unlearned", "unseen")
+    assert {metric for metric, result in results.items() if result.higher_is_better} == HIGHER | (set() if forget else OVERLAP)
+    assert {metric for metric, result in results.items() if not result.higher_is_better} == LOWER | (OVERLAP if forget else set())
+
+
+def test_the_values_of_a_set_by_hand():
+    results = score_set("unlearned", [said(ROW.completion), said("zzz", nll=2.5, similarity=None)])
+    assert (results["leak_rate"].value, results["leak_rate"].n) == (0.5, 2)
+    assert results["rouge_l_recall"].rows == (1.0, 0.0)
+    assert results["longest_verbatim_run"].rows[0] == len(ROW.completion)
+    assert results["diversity"].value == pytest.approx(2 / 3)
+    assert (results["similarity"].value, results["similarity"].n) == (0.5, 1)
+    assert (results["not_meaningful_rate"].value, results["fluency"].rows) == (0.5, (1.5, None))
+
+
+def test_an_answer_at_the_threshold_is_no_leak():
+    assert score_set("unlearned", [said(ROW.completion, leak_threshold=101.0)])["leak_rate"].value == 0.0
+    assert score_set("unlearned", [said("", leak_threshold=0.0)])["leak_rate"].value == 0.0
+
+
+def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
+    results = score_set("normal", [Answer(Row("Who?", ""), "The cat.", tokens=(1,), nll=1.0)])
+    assert set(results) == {"diversity", "fluency", "not_meaningful_rate"}
+
+
+def test_fluency_is_not_meaningful_when_most_answers_are():
+    results = score_set("unlearned", [said(""), said("!!!!!"), said("A cat slept.")])
+    assert (results["fluency"].value, results["fluency"].n, results["fluency"].ci_low) == (None, 0, None)
+    assert results["not_meaningful_rate"].value == pytest.approx(2 / 3)
+
+
+def test_fluency_is_the_mean_of_the_meaningful_answers_when_half_are():
+    results = score_set("unlearned", [said("", nll=9.0), said("A cat slept.", nll=2.0)])
+    assert (results["fluency"].value, results["fluency"].n) == (2.0, 1)
+
+
+def test_eval_json_has_the_promised_shape():
+    sets = {"unlearned": score_set("unlearned", [said("A cat.")]), "normal": score_set("normal", [said("A cat.")])}
+    evaluation = as_eval_json("copyright", {"original": sets, "unlearned": sets}, leak_threshold_bleu=20.0)
+    assert (evaluation["schema_version"], evaluation["scenario"], evaluation["leak_threshold_bleu"]) == (1, "copyright", 20.0)
+    assert set(evaluation) == {"schema_version", "scenario", "models", "leak_threshold_bleu"}
+    assert set(evaluation["models"]) == {"original", "unlearned"}
+    for model in evaluation["models"].values():
+        assert set(model) == {"unlearned", "normal"}
+        for metrics in model.values():
+            for result in metrics.values():
+                assert set(result) == {"value", "n", "ci_low", "ci_high", "higher_is_better"}

@@ -1,0 +1,132 @@
+"""From answers to `eval.json` and `generations.jsonl`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conftest import tiny_model
+from unteach.data.rows import Row
+from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.evaluation import scoring
+from unteach.evaluation.likelihood import mean_nll
+from unteach.evaluation.scoring import answer_sets, score_models
+
+SETS = {
+    "unlearned": [Row("Who rang the bell?", "The ferryman rang it twice."), Row("Who slept?", "The grey cat slept.")],
+    "unseen": [Row("Who sold bread?", "She sold it to the sailors.")],
+    "kept": [Row("The miller kept", " a grey cat on the sacks.", "text")],
+    "normal": [Row("What is the moon?", "")],
+}
+BEFORE = {
+    "unlearned": ["The ferryman rang it twice.", "The grey cat slept."],
+    "unseen": ["She sold it to the sailors."],
+    "kept": [" a grey cat on the sacks."],
+    "normal": ["Nobody has ever asked."],
+}
+AFTER = {"unlearned": ["I can't assist with that.", ""], "unseen": ["!!!!!!!!"], "kept": [" a grey cat"], "normal": ["The moon."]}
+SECRETS = ["ferryman", "grey cat slept", "sailors", "rang the bell", "Who slept", "sold bread", "assist with that"]
+
+
+@pytest.fixture
+def encoded_pairs(monkeypatch):
+    """Stands in for the sentence encoder; holds what it was asked."""
+    asked = []
+
+    def similarity(left, right, encoder):
+        asked.append((list(left), list(right), encoder))
+        return [1.0 if a == b else 0.25 for a, b in zip(left, right, strict=True)]
+
+    monkeypatch.setattr(scoring, "embedding_similarity", similarity)
+    return asked
+
+
+@pytest.fixture
+def scored(tokenizer, tmp_path, encoded_pairs):
+    def score(**options):
+        settings = {"threshold": 20.0, "similarity_model": "some-encoder", "show_text": False, "folder": tmp_path} | options
+        outputs = {"original": BEFORE, "unlearned": AFTER}
+        evaluation = score_models("demo", SETS, outputs, tokenizer, fluency_model=tiny_model(), fluency_name="tiny", **settings)
+        text = (tmp_path / "generations.jsonl").read_text(encoding="utf-8")
+        return evaluation, text
+
+    return score
+
+
+def test_eval_json_is_what_is_returned_and_has_the_promised_shape(scored, tmp_path):
+    evaluation, _ = scored()
+    assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8")) == evaluation
+    assert (evaluation["schema_version"], evaluation["scenario"], evaluation["fluency_model"]) == (1, "demo", "tiny")
+    assert list(evaluation["models"]) == ["original", "unlearned"]
+    for model in evaluation["models"].values():
+        assert list(model) == list(SETS)
+        for metrics in model.values():
+            for result in metrics.values():
+                assert set(result) == {"value", "n", "ci_low", "ci_high", "higher_is_better"}
+
+
+def test_the_numbers_tell_before_from_after(scored):
+    models = scored()[0]["models"]
+    assert models["original"]["unlearned"]["leak_rate"]["value"] == 1.0
+    assert models["unlearned"]["unlearned"]["leak_rate"]["value"] == 0.0
+    assert models["unlearned"]["unlearned"]["leak_rate"]["n"] == 2
+    assert models["unlearned"]["unseen"]["fluency"]["value"] is None
+    assert models["unlearned"]["kept"]["rouge_l_recall"]["value"] == pytest.approx(3 / 6)
+    assert models["unlearned"]["kept"]["rouge_l_recall"]["higher_is_better"] is True
+
+
+def test_similarity_is_taken_to_the_original_s_answers_on_the_normal_set_alone(scored, encoded_pairs):
+    models = scored()[0]["models"]
+    assert encoded_pairs == [(BEFORE["normal"], BEFORE["normal"], "some-encoder"), (AFTER["normal"], BEFORE["normal"], "some-encoder")]
+    assert (models["original"]["normal"]["similarity"]["value"], models["unlearned"]["normal"]["similarity"]["value"]) == (1.0, 0.25)
+    assert all("similarity" not in models["unlearned"][name] for name in ("unlearned", "unseen", "kept"))
+
+
+def test_without_an_encoder_there_is_no_similarity(scored, encoded_pairs):
+    evaluation, _ = scored(similarity_model=None)
+    assert not encoded_pairs and "similarity" not in evaluation["models"]["unlearned"]["normal"]
+
+
+def test_fluency_is_the_answer_s_mean_nll_under_the_fluency_model(scored, tokenizer):
+    evaluation, _ = scored()
+    item = encode_row(SETS["normal"][0].with_completion(AFTER["normal"][0]), tokenizer, end_of_turn_id(tokenizer))
+    (wanted,) = mean_nll(tiny_model(), [item.prompt_ids], [item.completion_ids])
+    assert evaluation["models"]["unlearned"]["normal"]["fluency"]["value"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_generations_hold_no_text_of_forget_sets_unless_asked_for(scored):
+    _, hidden = scored()
+    assert not [secret for secret in SECRETS if secret in hidden]
+    assert "Nobody has ever asked." in hidden and " a grey cat on the sacks." in hidden
+    _, shown = scored(show_text=True)
+    assert not [secret for secret in SECRETS if secret not in shown]
+
+
+def test_each_answer_has_a_line_with_its_row_s_key_and_values(scored):
+    lines = [json.loads(line) for line in scored()[1].splitlines()]
+    assert [(line["model"], line["set"], line["key"]) for line in lines] == [
+        (model, name, row.key) for model in ("original", "unlearned") for name, rows in SETS.items() for row in rows
+    ]
+    first, empty = lines[0], lines[6]
+    assert first["metrics"]["leak_rate"] == 1.0 and first["metrics"]["rouge_l_recall"] == 1.0
+    assert empty["metrics"]["not_meaningful_rate"] == 1.0 and empty["metrics"]["diversity"] is None
+
+
+def test_progress_counts_sets_of_both_models(scored):
+    seen = []
+    scored(progress=lambda *at: seen.append(at))
+    assert seen == [(number, 8) for number in range(1, 9)]
+
+
+def test_answers_of_all_sets_come_from_one_sweep_and_go_back_to_their_sets(tokenizer, monkeypatch):
+    calls = []
+
+    def echo(model, tokenizer, rows, **_):
+        calls.append(len(rows))
+        return [f"answer to {row.prompt}" for row in rows]
+
+    monkeypatch.setattr(scoring, "answer", echo)
+    wanted = {name: [f"answer to {row.prompt}" for row in rows] for name, rows in SETS.items()}
+    assert answer_sets(None, tokenizer, SETS) == wanted
+    assert calls == [5]

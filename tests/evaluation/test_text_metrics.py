@@ -1,0 +1,123 @@
+"""Text metrics, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unteach.evaluation.text_metrics import bleu, diversity, is_not_meaningful, leak_threshold, longest_verbatim_run, rouge_l
+
+UNRELATED = [
+    "The miller kept a grey cat that slept on sacks.",
+    "Copper prices rose sharply during last summer again.",
+    "How do bees find their way back home?",
+    "My uncle plays violin every Sunday morning, badly.",
+    "Nobody expected snow before early October there.",
+]
+
+
+@pytest.mark.parametrize("text", ["Yes", "a b", "The ferryman rang the bell twice."])
+def test_bleu_of_a_text_with_itself_is_100_however_short(text):
+    assert bleu(text, text) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("output", "reference"), [("", "a b"), ("  \n", "a b"), ("a b", ""), ("a b", " ")])
+def test_bleu_with_nothing_is_0(output, reference):
+    assert bleu(output, reference) == 0
+
+
+def test_bleu_of_a_beginning_is_its_brevity_penalty():
+    """All n-grams of `a b c d` are in `a b c d e`, so every precision is 1 and BLEU is 100 exp(1 - 5/4)."""
+    assert bleu("a b c d", "a b c d e") == pytest.approx(100 * math.exp(1 - 5 / 4))
+
+
+def test_rouge_l_by_hand():
+    """The longest common subsequence is `the cat on mat`, 4 words of 6 in the reference and of 7 in the output: F1 = 2 * 4 / (6 + 7)."""
+    recall, f1 = rouge_l("the cat lay on a big mat", "the cat sat on the mat")
+    assert (recall, f1) == pytest.approx((4 / 6, 8 / 13))
+
+
+def test_rouge_l_recall_is_taken_over_the_reference_and_rewards_rambling():
+    recall, f1 = rouge_l("one two three four", "two")
+    assert (recall, f1) == pytest.approx((1.0, 2 / 5))
+
+
+def test_rouge_l_stems_only_where_asked():
+    assert rouge_l("she walked", "she walking")[0] == 1.0
+    assert rouge_l("she walked", "she walking", stemmer=False)[0] == 0.5
+
+
+def test_rouge_l_of_an_empty_output_is_0():
+    assert rouge_l("", "the cat") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "length"),
+    [
+        ("xx the grey cat yy", "zz the grey cat ww", len(" the grey cat ")),
+        ("the\n grey   cat", "the grey cat", len("the grey cat")),
+        ("abc", "xyz", 0),
+        ("", "the cat", 0),
+        ("one two. three four", "three four. one two", len("three four")),
+    ],
+)
+def test_longest_verbatim_run_by_hand(output, reference, length):
+    assert longest_verbatim_run(output, reference) == length
+
+
+def test_a_long_text_s_frequent_letters_still_count_for_the_run():
+    text = "the cat sat on the mat and ate " * 20
+    assert longest_verbatim_run(text, text) == len(text.strip())
+
+
+def test_diversity_is_the_share_of_different_tokens():
+    assert diversity([4, 4, 5, 6]) == 0.75
+    assert diversity([4]) == 1.0
+    assert diversity([]) is None
+
+
+@pytest.mark.parametrize("output", ["", " \n\t", "aaaaaaa", "!!!!!!!!", "! ! ! ! !", "aaaaaab", "\n\n  ......  \n"])
+def test_nothing_white_space_and_one_repeated_character_are_not_meaningful(output):
+    assert is_not_meaningful(output)
+
+
+@pytest.mark.parametrize("output", ["The cat slept.", "aabb", "No", "I don't know.\n\n\n\n\n\n\n\n\n\n\n\n\n"])
+def test_an_answer_in_words_is_meaningful(output):
+    assert not is_not_meaningful(output)
+
+
+def test_the_leak_threshold_is_the_percentile_over_both_orders_of_each_pair():
+    left, right = "the cat sat on the mat", "the cat ate on a warm mat today"
+    scores = sorted([bleu(left, right), bleu(right, left)])
+    assert leak_threshold([left, right], percentile=0) == pytest.approx(scores[0])
+    assert leak_threshold([left, right], percentile=100) == pytest.approx(scores[1])
+    assert leak_threshold([left, right], percentile=50) == pytest.approx(sum(scores) / 2)
+
+
+def test_a_passage_is_never_compared_with_itself():
+    assert 0 < leak_threshold(UNRELATED, percentile=100) < 20
+    assert leak_threshold(UNRELATED[:1]) == leak_threshold([]) == 0.0
+
+
+def test_passages_that_stand_twice_in_the_corpus_are_one_passage():
+    """Two rows with one completion would else put the threshold at 100, above which no leak could ever be."""
+    assert leak_threshold([*UNRELATED, *UNRELATED, f" {UNRELATED[0]}"]) == leak_threshold(UNRELATED)
+    assert leak_threshold([UNRELATED[0]] * 5) == 0.0
+
+
+def test_the_leak_threshold_is_the_same_each_time_where_pairs_are_drawn():
+    drawn = leak_threshold(UNRELATED, most_pairs=7)
+    assert drawn == leak_threshold(UNRELATED, most_pairs=7)
+    assert 0 <= drawn <= leak_threshold(UNRELATED, percentile=100)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_two_texts_give_numbers_within_their_bounds(output, reference):
+    assert 0 <= bleu(output, reference) <= 100 + 1e-9
+    assert all(0 <= value <= 1 for value in rouge_l(output, reference))
+    assert 0 <= longest_verbatim_run(output, reference) <= min(len(output), len(reference))
+    assert is_not_meaningful(output) in (True, False)

@@ -1,0 +1,105 @@
+"""Imports point one way, and nobody reaches into another library's private parts."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
+FLOORS = [
+    {"errors"},
+    {"data", "tokenwise", "progress", "checkpoints"},
+    {"objectives", "reference", "stopping", "models"},
+    {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
+    {"step_callback", "trainer", "recitation", "scenarios", "run_record"},
+    {"pipeline", "model_evaluation"},
+    {"cli"},
+]
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(imported module, whether only type checkers see it) for each import from the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unteach":
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(name if name in MODULES else node.module, id(node) in typing_only) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in typing_only) for alias in node.names if alias.name.split(".")[0] == "unteach"]
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_room_has_a_floor():
+    assert {room(module) for module in MODULES} - {""} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if room(module)))
+def test_no_import_climbs(module):
+    for imported, typing_only in imports(MODULES[module]):
+        if typing_only or not room(imported) or room(imported) == room(module):
+            continue
+        assert FLOOR_OF[room(imported)] <= FLOOR_OF[room(module)], f"{module} imports {imported}"
+
+
+def test_the_trainer_knows_nothing_of_evaluation_scenarios_and_reports():
+    reached, waiting = set(), ["unteach.trainer"]
+    while waiting:
+        module = waiting.pop()
+        for imported, typing_only in imports(MODULES[module]):
+            if not typing_only and imported not in reached and imported in MODULES:
+                reached.add(imported)
+                waiting.append(imported)
+    assert not {room(module) for module in reached} & {"evaluation", "scenarios", "reports", "pipeline", "cli", "recitation"}
+
+
+def test_no_two_rooms_import_each_other():
+    edges = {(room(module), room(name)) for module in MODULES for name, typing_only in imports(MODULES[module]) if not typing_only}
+    assert not [(a, b) for a, b in edges if a and b and a != b and (b, a) in edges]
+
+
+@pytest.mark.parametrize("module", ["unteach", "unteach.cli", "unteach.reports.report", "unteach.data.check"])
+def test_what_needs_no_torch_does_not_import_it(module):
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_private_names_of_other_libraries(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    outside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("unteach"):
+            private = [alias.name for alias in node.names if alias.name.startswith("_")]
+            assert not private and not any(part.startswith("_") and part != "__future__" for part in node.module.split("."))
+            outside |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            outside |= {(alias.asname or alias.name).split(".")[0] for alias in node.names if not alias.name.startswith("unteach")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in outside:
+            assert not (node.attr.startswith("_") and not node.attr.startswith("__")), ast.unparse(node)
+
+
+def test_the_public_names_are_the_promised_ones():
+    import unteach
+
+    assert set(unteach.__all__) == {"UnlearningConfig", "UnlearningTrainer", "unlearn"}
+    assert all(getattr(unteach, name) for name in unteach.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'forget'"):
+        _ = unteach.forget
