@@ -1,70 +1,132 @@
-"""Stopping on behaviour, holding the retain KL."""
+"""The stop rule and the retain budget."""
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unteach.stopping import RetainBudget, StopRule
 
 
-def rule(**settings) -> StopRule:
-    return StopRule(**({"target_rate": 0.1, "hold": 2, "min_utility": 0.8} | settings))
+def rule(**settings):
+    return StopRule(**({"target_rate": 0.05, "hold": 2, "min_utility": 0.8} | settings))
 
 
-def feed(stop: StopRule, *probes: tuple[float, float]) -> list[bool]:
-    return [stop.record(step, {"forget_rate": rate, "utility": utility}) for step, (rate, utility) in enumerate(probes)]
+def probe(forget_rate, utility=1.0, **more):
+    return {"forget_rate": forget_rate, "utility": utility, **more}
 
 
-def test_it_stops_only_when_the_target_has_held():
+def run(stop, *probes, every=10):
+    """The steps at which a better probe came, with the stop rule fed until the end."""
+    return [every * number for number, rates in enumerate(probes) if stop.record(every * number, rates)]
+
+
+def test_training_stops_only_after_the_rate_has_held():
     stop = rule()
-    feed(stop, (1, 1), (0.1, 1), (0.2, 1), (0.05, 1))
+    run(stop, probe(1.0), probe(0.0))
     assert not stop.should_stop
-    stop.record(4, {"forget_rate": 0.0, "utility": 1.0})
-    assert stop.should_stop and "2 probes in a row" in stop.reason
+    run(stop, probe(0.5))
+    assert stop.held == 0 and not stop.should_stop
+    run(stop, probe(0.0), probe(0.05))
+    assert stop.should_stop and stop.reason == "forget rate at most 5% in 2 probes in a row"
 
 
-def test_it_stops_when_utility_has_fallen_under_its_share_of_the_start():
+def test_training_stops_when_utility_falls_under_its_share_of_the_start():
     stop = rule()
-    feed(stop, (1, 0.5), (0.9, 0.41))
+    run(stop, probe(1.0, 0.5), probe(1.0, 0.41))
     assert not stop.should_stop
-    stop.record(2, {"forget_rate": 0.9, "utility": 0.39})
-    assert "utility fell to 78% of its start" in stop.reason
+    run(stop, probe(1.0, 0.39))
+    assert stop.reason == "utility fell to 78% of its start, under the limit of 80%"
 
 
-def test_the_best_probe_is_a_trade_off_later_of_equals_and_never_the_start():
+def test_utility_is_measured_against_the_first_probe_even_where_that_is_zero():
+    stop = rule()
+    run(stop, probe(1.0, 0.0), probe(1.0, 0.0))
+    assert stop.start_utility > 0 and stop.reason.startswith("utility fell")
+
+
+@pytest.mark.parametrize("loss", [0.0, 60.0, -1e9, math.inf, math.nan])
+def test_no_loss_is_ever_read(loss):
+    with_loss, without = rule(), rule()
+    for step, rate in enumerate([1.0, 0.4, 0.0, 0.3, 0.0]):
+        better = with_loss.record(step, probe(rate, loss=loss, forget_loss=loss, forget_nll=loss))
+        assert better == without.record(step, probe(rate))
+    assert (with_loss.reason, with_loss.best_step, with_loss.held) == (without.reason, without.best_step, without.held)
+
+
+def test_the_best_step_has_the_most_utility_less_forget_rate():
     stop = rule(hold=99)
-    assert feed(stop, (0, 1), (0.5, 1), (0.2, 0.9), (0.0, 0.5), (0.3, 1.0)) == [False, True, True, False, True]
-    assert stop.best_step == 4
+    assert run(stop, probe(1.0), probe(0.5, 1.0), probe(0.1, 0.9), probe(0.0, 0.7)) == [10, 20]
+    assert (stop.best_step, stop.best_score) == (20, pytest.approx(0.8))
 
 
-def test_no_loss_is_looked_at():
-    stop = rule(hold=1)
-    stop.record(0, {"forget_rate": 1.0, "utility": 1.0, "forget_nll": 60.0})
-    assert not stop.should_stop
+def test_of_equally_good_steps_the_later_one_is_best():
+    stop = rule(hold=99)
+    assert run(stop, probe(1.0), probe(0.0), probe(0.0), probe(0.2), probe(0.0)) == [10, 20, 40]
+    assert stop.best_step == 40
 
 
-def test_its_state_is_plain_data_that_gives_it_back():
+def test_utility_above_its_start_earns_nothing():
+    stop = rule(hold=99)
+    run(stop, probe(1.0, 0.5), probe(0.2, 1.0), probe(0.2, 0.5))
+    assert stop.best_step == 20 and stop.best_score == pytest.approx(0.8)
+
+
+def test_step_0_is_never_the_best():
     stop = rule()
-    feed(stop, (1, 1), (0.05, 1))
-    again = rule()
-    again.load(stop.state())
-    assert again == stop
-    again.record(2, {"forget_rate": 0.0, "utility": 1.0})
-    assert again.should_stop
+    assert stop.record(0, probe(0.0)) is False
+    assert stop.best_step == -1
+    assert stop.record(10, probe(0.9, 0.5)) is True
 
 
-def test_the_weight_rises_above_the_budget_falls_below_it_and_stays_in_bounds():
-    budget = RetainBudget(0.05, 1.0)
-    assert budget.update(0.06) == pytest.approx(1.15)
-    assert budget.update(0.04) == pytest.approx(1.15 * 0.95)
-    for _ in range(200):
-        budget.update(1.0)
-    assert budget.weight == budget.most
-    for _ in range(400):
-        budget.update(0.0)
-    assert budget.weight == budget.least
+def test_a_probe_without_utility_counts_as_whole():
+    stop = rule(hold=1)
+    stop.record(0, {"forget_rate": 1.0})
+    assert stop.record(10, {"forget_rate": 0.0}) and stop.should_stop and stop.best_score == 1.0
 
 
-def test_without_a_budget_or_a_retain_term_the_weight_stays():
-    assert RetainBudget(None, 1.0).update(9.0) == 1.0
+def test_a_rule_that_is_stored_and_loaded_goes_on_the_same():
+    probes = [probe(1.0, 0.9), probe(0.3, 0.8), probe(0.0, 0.8), probe(0.0, 0.85)]
+    whole, first, second = rule(), rule(), rule(target_rate=0.9, hold=7)
+    run(whole, *probes)
+    run(first, *probes[:2])
+    second.load(json.loads(json.dumps(first.state())))
+    for number in (2, 3):
+        second.record(10 * number, probes[number])
+    assert second.state() == whole.state()
+    assert [entry["step"] for entry in second.history] == [0, 10, 20, 30]
+
+
+def test_the_state_is_a_copy():
+    stop = rule()
+    state = stop.state()
+    stop.record(0, probe(1.0))
+    assert state["history"] == [] and state["start_utility"] is None
+
+
+def test_the_weight_rises_above_the_budget_and_falls_at_it_and_below():
+    budget = RetainBudget(0.05, 2.0)
+    assert budget.update(0.06) == pytest.approx(2.3)
+    assert budget.update(0.05) == pytest.approx(2.3 * 0.95)
+    assert budget.update(0.0) == pytest.approx(2.3 * 0.95**2) == budget.weight
+
+
+def test_the_weight_stays_without_a_budget_and_at_zero():
+    assert RetainBudget(None, 2.0).update(9.0) == 2.0
     assert RetainBudget(0.05, 0.0).update(9.0) == 0.0
+
+
+@given(st.lists(st.floats(0, 10), max_size=200), st.floats(0.1, 100))
+def test_the_weight_stays_within_its_bounds(divergences, weight):
+    budget = RetainBudget(0.05, weight)
+    assert all(0.1 <= budget.update(kl) <= 100 for kl in divergences)
+
+
+def test_the_weight_reaches_both_bounds():
+    budget = RetainBudget(0.05, 1.0)
+    assert [budget.update(9.0) for _ in range(50)][-1] == 100
+    assert [budget.update(0.0) for _ in range(200)][-1] == 0.1

@@ -86,17 +86,18 @@ class Run:
 
     def execute(self) -> RunResult:
         """All stages, in order. A folder that holds a run with other settings is set aside under another name first."""
+        self.unlearning_config()  # a wrong option is found before anything is loaded or written
+        torch.manual_seed(self.options.seed)
+        name, scenario = self.options.model, self.scenario
+        with self.display.stage(f"Loading {name}"):
+            tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
+            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code)
         aside = set_aside(self.output, "config.yaml", self._config_text())
         if aside:
             self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
         self.work.mkdir(parents=True, exist_ok=True)
         self.work.chmod(0o700)
         write_text_atomically(self.output / "config.yaml", self._config_text())
-        torch.manual_seed(self.options.seed)
-        name, scenario = self.options.model, self.scenario
-        with self.display.stage(f"Loading {name}"):
-            tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
-            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code)
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
             model = self.teach(model, tokenizer)
@@ -118,6 +119,12 @@ class Run:
     def config(self, folder: Path, **settings: Any) -> UnlearningConfig:
         """An `UnlearningConfig` for one of the trainings of this run."""
         return UnlearningConfig(output_dir=str(folder), seed=self.options.seed, data_seed=self.options.seed, **settings)
+
+    def unlearning_config(self) -> UnlearningConfig:
+        """The scenario's presets, overridden by the user's settings."""
+        presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
+        saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 1}
+        return self.config(self.output / "checkpoints", **{**saving, **presets, **self.options.settings})
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
@@ -181,10 +188,7 @@ class Run:
 
     def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], threshold: float) -> Any:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""
-        options = self.options
-        presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
-        saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 1}
-        config = self.config(self.output / "checkpoints", **{**saving, **presets, **options.settings})
+        options, config = self.options, self.unlearning_config()
         peft_config = None
         if options.lora:
             from peft import LoraConfig

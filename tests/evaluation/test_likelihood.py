@@ -9,8 +9,8 @@ import naive
 from conftest import FAMILIES, tiny_model
 from unteach.evaluation.likelihood import greedy_agreement, mean_nll
 
-PROMPTS = [[5, 9, 31], [11], [77, 78, 79, 80, 81, 82, 83], [3, 4], [8, 8, 8, 8], [400]]
-COMPLETIONS = [[7, 400], [2], [90, 91, 92, 93, 94], [], [17], [500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
+PROMPTS = [[5, 9, 31], [11], [77, 78, 79, 80, 81, 82, 83], [8, 8, 8, 8], [400]]
+COMPLETIONS = [[7, 400], [2], [90, 91, 92, 93, 94], [17], [500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -18,7 +18,7 @@ COMPLETIONS = [[7, 400], [2], [90, 91, 92, 93, 94], [], [17], [500, 1, 2, 3, 4, 
 def test_mean_nll_equals_the_naive_float64_mean_of_each_row(family, tokens_per_batch):
     model = tiny_model(family)
     with torch.no_grad():
-        wanted = [naive.nll(model, *row).item() / len(row[1]) if row[1] else None for row in zip(PROMPTS, COMPLETIONS, strict=True)]
+        wanted = [naive.nll(model, *row).item() / len(row[1]) for row in zip(PROMPTS, COMPLETIONS, strict=True)]
     assert mean_nll(model, PROMPTS, COMPLETIONS, tokens_per_batch=tokens_per_batch) == pytest.approx(wanted, rel=1e-4)
 
 
@@ -37,16 +37,18 @@ def test_greedy_agreement_equals_the_share_of_naive_argmaxes(family):
         for prompt, completion in zip(PROMPTS, greedy, strict=True):
             steps = naive.distributions(model, prompt, completion)
             hits = [int(logp.argmax()) == token for logp, token in zip(steps, completion, strict=True)]
-            wanted.append(sum(hits) / len(hits) if hits else None)
+            wanted.append(sum(hits) / len(hits))
     found = greedy_agreement(model, PROMPTS, greedy, tokens_per_batch=20)
     assert found == pytest.approx(wanted)
-    assert any(share not in (None, 0.0, 1.0) for share in found)
+    assert any(0 < share < 1 for share in found)
 
 
 def test_an_empty_completion_has_no_value_and_no_rows_have_none():
     model = tiny_model()
     for measure in (mean_nll, greedy_agreement):
         assert measure(model, [[1], []], [[], []]) == [None, None]
+        first, empty, last = measure(model, [[5, 9], [3], [4]], [[7], [], [8]])
+        assert empty is None and None not in (first, last)
         assert measure(model, [], []) == []
 
 

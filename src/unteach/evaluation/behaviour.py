@@ -24,8 +24,8 @@ def behaviour_probe(
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
 
-    `forget_rate` is the share of forget completions still said (greedy answer's BLEU above the threshold), of training or of validation
-    rows, whichever is more. `utility` is the share of the retain completions' tokens that the model still chooses greedily.
+    `forget_rate` is the share of forget completions still said (greedy answer's BLEU above the threshold), mean of training
+    and validation rows' shares. `utility` is the share of the retain completions' tokens that the model still chooses greedily.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -46,6 +46,7 @@ def behaviour_probe(
         agreement = greedy_agreement(model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept])
         shares = [share for share in agreement if share is not None]
         utility = sum(shares) / len(shares) if shares else 1.0
-        return {"forget_rate": max(rates.values()), "utility": utility, **rates}
+        forget_rate = sum(rates.values()) / len(rates) if second else rates["train_rate"]
+        return {"forget_rate": forget_rate, "utility": utility, **rates}
 
     return measure

@@ -11,6 +11,24 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, end_of_turn_id
 
 Progress = Callable[[int, int], None]
+HABITS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+"""What a model's own `generation_config` may bend its answers with; a greedy answer has none of it."""
 
 
 @torch.no_grad()
@@ -53,12 +71,10 @@ def generate_ids(
             attention_mask=mask.to(device),
             do_sample=False,
             num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad_id,
             eos_token_id=list(end_ids) or None,
+            **dict.fromkeys(HABITS),
         )
         for row, index in enumerate(part):
             continuation = made[row, width:].tolist()
@@ -78,7 +94,7 @@ def end_ids(tokenizer: Any) -> list[int]:
 def answer(
     model: Any, tokenizer: Any, rows: Sequence[Row], *, max_new_tokens: int, batch_size: int = 24, progress: Progress | None = None
 ) -> list[str]:
-    """The model's greedy answer to each row's prompt, as text."""
+    """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends (with its space, if it has one)."""
     prompts = [encode_prompt(row, tokenizer) for row in rows]
     outputs = generate_ids(
         model,
@@ -89,4 +105,11 @@ def answer(
         batch_size=batch_size,
         progress=progress,
     )
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in outputs]
+    return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
+
+
+def continuation_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of `ids` after `prompt`. Decoded alone they would lose the space in front where pieces begin with a word boundary (Llama)."""
+    before = str(tokenizer.decode(list(prompt), skip_special_tokens=True))
+    whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))
+    return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -57,10 +57,11 @@ def leak_threshold(passages: Sequence[str], percentile: float = 99.0, most_pairs
     """BLEU that passages which have nothing to do with each other reach: its 99th percentile over pairs of different passages.
 
     Args:
-        passages (`Sequence[str]`): true completions of the corpus.
+        passages (`Sequence[str]`): true completions of the corpus; one that stands there twice counts once.
         percentile (`float`)
         most_pairs (`int`): pairs are drawn (fixed seed) if there are more.
     """
+    passages = list(dict.fromkeys(" ".join(passage.split()) for passage in passages))
     size = len(passages)
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
     if len(pairs) > most_pairs:

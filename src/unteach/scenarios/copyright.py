@@ -67,9 +67,9 @@ def build(*, short: bool = False) -> Scenario:
             "kept_unseen": kept[1::2],
             "normal": questions[-(6 if short else 20) :],
         },
-        own_prompts=[*questions[: 6 if short else 24], *openings[: 6 if short else 24]],
+        own_prompts=[*questions[: 6 if short else 40], *openings[: 6 if short else 12]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
-        teach_own_prompts=questions[6:12] if short else questions[24:40],
+        teach_own_prompts=questions[6:12] if short else questions[40:58],
         presets={
             "teach": {
                 "learning_rate": 2.5e-4,

@@ -1,0 +1,99 @@
+"""`unteach check` names every row that is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unteach.cli import main
+from unteach.data.check import check_files
+
+FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)]
+RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, {i}."} for i in range(12)]
+
+
+def file(path, records, extra: bytes = b"") -> str:
+    path.write_bytes("".join(json.dumps(record) + "\n" for record in records).encode() + extra)
+    return str(path)
+
+
+@pytest.fixture
+def good(tmp_path):
+    return file(tmp_path / "forget.jsonl", FORGET), file(tmp_path / "retain.jsonl", RETAIN)
+
+
+def test_a_good_pair_has_nothing_wrong(good, tokenizer, capsys):
+    report = check_files(*good, tokenizer)
+    assert not report.problems and not report.warnings
+    assert report.summary[0].startswith("forget: 12 rows (train ")
+    assert main(["check", "--forget", good[0], "--retain", good[1]]) == 0
+    assert "Nothing wrong found" in capsys.readouterr().out
+
+
+CASES = {
+    "missing column": (
+        [*FORGET, {"question": "Who?"}],
+        RETAIN,
+        b"",
+        r"forget.jsonl, line 13: column 'prompt' is missing \(found: 'question'\)",
+    ),
+    "empty completion": (
+        [*FORGET, {"prompt": "Who?", "completion": " "}],
+        RETAIN,
+        b"",
+        r"forget.jsonl, line 13: field 'completion' is empty",
+    ),
+    "cut completion": (
+        [*FORGET, {"prompt": "Who?", "completion": "word " * 200}],
+        RETAIN,
+        b"",
+        r"forget.jsonl, line 13: .* tokens.*more than max_length 128: truncation would cut the completion",
+    ),
+    "same row in both": (
+        FORGET,
+        [*RETAIN, FORGET[3]],
+        b"",
+        r"retain.jsonl, line 13: the same row is in the forget set \(.*forget.jsonl, line 4\)",
+    ),
+    "same prompt in both": (
+        FORGET,
+        [*RETAIN, {"prompt": "who is  number 3?", "completion": "No one."}],
+        b"",
+        r"retain.jsonl, line 13: the same prompt is in the forget set",
+    ),
+    "wrong encoding": (FORGET, RETAIN, b'{"prompt": "caf\xe9", "completion": "x"}\n', r"forget.jsonl, line 13: byte 0xe9 is not UTF-8"),
+    "format mismatch": (
+        FORGET,
+        [{"text": "The river ran on and on past the mill, and nobody asked where it went. " * 4} for _ in range(9)],
+        b"",
+        r"format mismatch between forget \(.*line 1\) and retain \(.*line 1\).*rows of kind text: 0% of forget, 100% of retain",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_fault_is_found_and_its_row_named(name, with_tokenizer, tmp_path, tokenizer):
+    forget, retain, extra, sentence = CASES[name]
+    paths = file(tmp_path / "forget.jsonl", forget, extra), file(tmp_path / "retain.jsonl", retain)
+    report = check_files(*paths, tokenizer if with_tokenizer else None, max_length=128)
+    import re
+
+    assert any(re.search(sentence, problem) for problem in report.problems), report.problems
+
+
+def test_all_bad_rows_are_named_and_not_the_first_alone(tmp_path):
+    rows = [*FORGET, {"prompt": "a"}, {"prompt": "b", "completion": ""}, {"completion": "c"}]
+    problems = check_files(file(tmp_path / "forget.jsonl", rows), None).problems
+    assert len(problems) == 2 and "line 14" in problems[0] and "line 15" in problems[1], "a prompt alone stands for the model's own answer"
+
+
+def test_rows_that_occur_twice_are_worth_a_warning(tmp_path):
+    assert "1 row(s) occur more than once" in check_files(file(tmp_path / "forget.jsonl", [*FORGET, FORGET[0]]), None).warnings[0]
+
+
+def test_the_command_ends_with_two_where_something_is_wrong(tmp_path, capsys):
+    path = file(tmp_path / "forget.jsonl", [*FORGET, {"prompt": "a", "completion": ""}])
+    assert main(["check", "--forget", path]) == 2
+    assert "line 13" in capsys.readouterr().out

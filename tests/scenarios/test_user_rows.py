@@ -1,0 +1,85 @@
+"""A user's own rows as a scenario."""
+
+from __future__ import annotations
+
+import pytest
+
+from unteach.data.rows import Row, split_rows
+from unteach.errors import UserError
+from unteach.scenarios.user_rows import user_scenario
+
+FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(40)]
+RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(30)]
+TEXTS = [{"text": f"Story {i}: the ferryman rang the bell and the cat slept on."} for i in range(30)]
+
+
+def prompts(rows):
+    return {row.prompt_text for row in rows}
+
+
+def keys(rows):
+    return {row.key for row in rows}
+
+
+def test_the_forget_rows_are_split_by_hash_and_none_is_lost():
+    scenario = user_scenario(FORGET, RETAIN)
+    parts = [scenario.forget, scenario.validation, scenario.sets["unseen"]]
+    assert len(scenario.forget) > len(FORGET) / 2
+    assert sum(map(len, parts)) == len(set().union(*map(keys, parts))) == len(FORGET)
+    assert scenario.sets["unlearned"] == scenario.forget
+
+
+def test_of_the_retain_rows_a_fifth_is_only_asked():
+    scenario = user_scenario(FORGET, RETAIN)
+    normal = scenario.sets["normal"]
+    assert normal and len(normal) + len(scenario.retain) == len(RETAIN)
+    assert not prompts(normal) & prompts(scenario.retain)
+    assert not any(row.completion for row in normal)
+    assert scenario.own_prompts == []
+
+
+def test_without_retain_rows_neutral_questions_take_their_place():
+    scenario = user_scenario(FORGET, None)
+    assert scenario.retain == [] and len(scenario.own_prompts) == 48
+    assert {row.kind for row in [*scenario.own_prompts, *scenario.sets["normal"]]} == {"chat"}
+    assert not prompts(scenario.own_prompts) & prompts(scenario.sets["normal"])
+
+
+def test_running_text_to_forget_is_kept_apart_by_running_text():
+    scenario = user_scenario(TEXTS, None)
+    assert {row.kind for row in scenario.forget} == {"text"} and prompts(scenario.forget) == {""}
+    assert {row.kind for row in [*scenario.own_prompts, *scenario.sets["normal"]]} == {"text"}
+
+
+def test_neutral_rows_that_are_only_asked_are_not_trained_on_however_few_there_are():
+    for scenario in (user_scenario(TEXTS, None), user_scenario(FORGET, None, own_rows=1000), user_scenario(FORGET, None, chat=False)):
+        assert scenario.own_prompts and not prompts(scenario.own_prompts) & prompts(scenario.sets["normal"])
+
+
+def test_prompts_alone_are_rows_without_a_completion():
+    scenario = user_scenario([row["prompt"] for row in FORGET], RETAIN)
+    assert not any(row.completion for row in scenario.forget) and scenario.leak_corpus == []
+    scenario = user_scenario(FORGET, [row["prompt"] for row in RETAIN])
+    assert not any(row.completion for row in scenario.retain)
+
+
+def test_one_s_own_validation_rows_replace_the_split_s():
+    scenario = user_scenario(FORGET, RETAIN, forget_validation=[{"prompt": "Who?", "completion": "He."}])
+    assert prompts(scenario.validation) == {"Who?"}
+
+
+def test_rows_may_be_given_as_they_are():
+    rows = [Row(f"Who is {i}?", "He.") for i in range(20)]
+    assert user_scenario(rows, RETAIN).forget == split_rows(rows)["train"]
+
+
+def test_more_rows_leave_the_split_of_the_earlier_ones_as_it_was():
+    few, many = user_scenario(FORGET[:20], None), user_scenario([*FORGET[::-1], *TEXTS], None)
+    assert keys(few.forget) <= keys(many.forget)
+    assert not keys(few.sets["unseen"]) & keys(many.forget)
+
+
+def test_a_forget_set_whose_training_split_is_empty_is_refused():
+    row = next(row for row in FORGET if not split_rows([Row(row["prompt"], row["completion"])])["train"])
+    with pytest.raises(UserError, match=r"1 row\(s\), and its training split .* is empty"):
+        user_scenario([row], None)
