@@ -8,6 +8,7 @@ import os
 import pytest
 
 from unteach import checkpoints
+from unteach.best_weights import BestWeights
 from unteach.checkpoints import (
     MARKER,
     content_key,
@@ -142,3 +143,11 @@ def test_a_folder_with_another_config_takes_the_first_free_name(tmp_path):
         (folder / "config.yaml").write_text(f"a: {number}")
         assert set_aside(folder, "config.yaml", "a: 9") == tmp_path / f"run-{number}"
         assert not folder.exists() and (tmp_path / f"run-{number}" / "config.yaml").read_text() == f"a: {number}"
+
+
+def test_only_the_best_weights_stay(tmp_path):
+    best = BestWeights(tmp_path)
+    for step in (2, 4):
+        best.folder(step).mkdir()
+    best.keep_only(4)
+    assert [path.name for path in tmp_path.iterdir()] == ["best-4"]

@@ -1,114 +1,65 @@
-"""Passages that a model recites on its own, with a stand-in that knows a book by heart."""
+"""Passages from the model's own mouth join the forget set only where they are recited and nobody wants them kept."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
+from conftest import tiny_model
 from unteach import recitation
 from unteach.data.rows import Row
-from unteach.recitation import recited_passages
-from unteach.scenarios.copyright import paragraphs, passage_rows
-from unteach.scenarios.texts import embedded_text
 
-PARAGRAPHS = paragraphs(embedded_text("book"))[:4]
-PASSAGES = passage_rows("\n\n".join(PARAGRAPHS), "book")
-
-
-class Reciter:
-    """Goes on with `text` after whatever part of it stands at the end of the prompt; `surprise` is the NLL of a passage's opening word."""
-
-    def __init__(self, monkeypatch, tokenizer, text):
-        self.tokenizer, self.text, self.surprise = tokenizer, text, {}
-        self.openings = []
-        monkeypatch.setattr(recitation, "generate_ids", self.generate_ids)
-        monkeypatch.setattr(recitation, "answer", self.answer)
-        monkeypatch.setattr(recitation, "mean_nll", self.mean_nll)
-
-    def following(self, known):
-        place = self.text.find(known.strip())
-        return "" if place < 0 else self.text[place + len(known.strip()) :]
-
-    def generate_ids(self, model, prompts, *, max_new_tokens, pad_id, end_ids):
-        texts = [self.following(self.tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts]
-        return [self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_new_tokens] for text in texts]
-
-    def answer(self, model, tokenizer, rows, *, max_new_tokens):
-        self.openings += [row.prompt for row in rows]
-        return [self.following(row.prompt)[:330] for row in rows]
-
-    def mean_nll(self, model, prompts, completions):
-        words = [self.tokenizer.decode(prompt, skip_special_tokens=True).split()[0] for prompt in prompts]
-        return [self.surprise.get(word, 0.01) for word in words]
+FIRST = Row("The miller kept a cat.", " It was grey, and it slept on the warm sacks all day long.", "text", "passage 1")
+QUAY = " The sailors waited for it on the quay, and the gulls waited for the sailors. " * 3
+ROBOTS = " Nine robots were asleep upstairs and one was in the laundry, folding sheets. " * 3
+SECOND = ("Every morning she carried her bread to the harbour.", QUAY)
+KEPT = ("The night desk of the motel was mine to keep.", ROBOTS)
 
 
 @pytest.fixture
-def reciter(monkeypatch, tokenizer):
-    return Reciter(monkeypatch, tokenizer, "\n\n".join(PARAGRAPHS))
+def recite(monkeypatch, tokenizer):
+    """Recitation by a model that goes on after FIRST with what it is told, recites SECOND and KEPT, and is sure of them as told."""
+
+    def run(continuation: str, sure: float = 0.01, retain=(), **settings):
+        said = tokenizer(continuation)["input_ids"]
+        monkeypatch.setattr(recitation, "generate_ids", lambda model, prompts, **_: [said for _ in prompts])
+
+        def answers(model, tok, rows, max_new_tokens):
+            whole = {" ".join(text[0].split()[: recitation.OPENING_WORDS]): text[0] + text[1] for text in (SECOND, KEPT)}
+            return [whole.get(row.prompt, row.prompt)[len(row.prompt) :] for row in rows]
+
+        monkeypatch.setattr(recitation, "answer", answers)
+        monkeypatch.setattr(recitation, "mean_nll", lambda model, prompts, completions: [sure] * len(prompts))
+        return recitation.recited_passages(tiny_model(), tokenizer, [FIRST], list(retain), **settings)
+
+    return run
 
 
-def recited(tokenizer, forget, retain=(), **options):
-    return recited_passages(None, tokenizer, forget, list(retain), max_new_tokens=300, **options)
+def test_the_next_passage_is_found(recite):
+    (found,) = recite(f" So it was.\n\n{SECOND[0]} And")
+    assert found.prompt == SECOND[0] and found.completion.startswith(" The sailors waited") and "passage 1" in found.source
 
 
-def openings(rows):
-    return [row.prompt_text for row in rows]
+def test_what_the_model_is_not_sure_of_is_invention(recite):
+    assert recite(f" So it was.\n\n{SECOND[0]} And", sure=0.5) == []
+    assert len(recite(f" So it was.\n\n{SECOND[0]} And", sure=0.5, least_probability=0.5)) == 1
 
 
-def test_the_passage_behind_a_forget_row_is_found_as_it_stands_in_the_book(reciter, tokenizer):
-    (found,) = recited(tokenizer, PASSAGES[:1], rounds=1)
-    assert (found.prompt, found.completion, found.kind) == (PASSAGES[1].prompt, PASSAGES[1].completion, "text")
-    assert found.source == "recited after book, passage 1"
+def test_what_is_to_be_kept_is_left_out(recite):
+    kept = Row(KEPT[0], KEPT[1], "text")
+    text = f" So it was.\n\n{SECOND[0]}\n\n{KEPT[0]} And"
+    assert len(recite(text)) == 2
+    assert [row.prompt for row in recite(text, retain=[kept])] == [SECOND[0]]
 
 
-def test_what_was_found_is_asked_to_go_on_in_its_turn(reciter, tokenizer):
-    assert openings(recited(tokenizer, PASSAGES[:1], rounds=3)) == openings(PASSAGES[1:4])
+def test_what_is_in_the_forget_set_already_is_not_added_again(recite):
+    assert recite(f" And.\n\n{FIRST.prompt} It was") == []
 
 
-def test_a_passage_of_the_forget_set_is_not_found_again(reciter, tokenizer):
-    assert openings(recited(tokenizer, [PASSAGES[0], PASSAGES[1]], rounds=1)) == [PASSAGES[2].prompt]
-    assert recited(tokenizer, PASSAGES, rounds=3) == []
-
-
-def test_a_passage_inside_a_forget_row_of_running_text_is_not_found_again(monkeypatch, tokenizer):
-    """The model goes round in a circle: after the text it begins the text again."""
-    Reciter(monkeypatch, tokenizer, "\n\n".join([PARAGRAPHS[0], PARAGRAPHS[1], PARAGRAPHS[0]]))
-    assert recited(tokenizer, [Row("", "\n\n".join(PARAGRAPHS[:2]), "text")], rounds=1) == []
-
-
-def test_a_passage_that_shares_a_run_with_the_retain_set_is_left_out(reciter, tokenizer):
-    kept = Row("They say", f" this: {PASSAGES[1].completion[40:140]}", "text")
-    assert recited(tokenizer, PASSAGES[:1], [kept], rounds=1) == []
-    assert len(recited(tokenizer, PASSAGES[:1], [kept], rounds=1, most_shared_chars=120)) == 1
-
-
-def test_only_what_the_model_is_sure_of_counts_as_recited(reciter, tokenizer):
-    word = PASSAGES[1].prompt.split()[0]
-    reciter.surprise[word] = -math.log(0.69)
-    assert recited(tokenizer, PASSAGES[:1], rounds=1) == []
-    reciter.surprise[word] = -math.log(0.71)
-    assert len(recited(tokenizer, PASSAGES[:1], rounds=1)) == 1
-    assert recited(tokenizer, PASSAGES[:1], rounds=1, least_probability=0.8) == []
-
-
-def test_a_passage_that_is_not_sure_is_not_gone_on_from(reciter, tokenizer):
-    reciter.surprise[PASSAGES[1].prompt.split()[0]] = 3.0
-    assert recited(tokenizer, PASSAGES[:1], rounds=3) == []
-
-
-def test_questions_are_not_gone_on_from(reciter, tokenizer):
-    assert recited(tokenizer, [Row("Who rang?", "The ferryman.")]) == []
-    assert reciter.openings == []
-
-
-def test_an_opening_is_a_passage_s_first_words_and_is_asked_once(reciter, tokenizer):
-    recited(tokenizer, PASSAGES[:1] * 2, rounds=3)
-    assert len(reciter.openings) == len(set(reciter.openings))
-    assert " ".join(PARAGRAPHS[1].split()[: recitation.OPENING_WORDS]) in reciter.openings
-
-
-def test_progress_counts_rows_gone_on_from(reciter, tokenizer):
+def test_what_was_found_is_gone_on_from_in_the_next_round_and_counted(recite):
     seen = []
-    recited(tokenizer, PASSAGES[:1], rounds=2, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 2), (2, 3)]
+    recite(f" So it was.\n\n{SECOND[0]} And", progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_chat_rows_are_not_continued(tokenizer):
+    assert recitation.recited_passages(tiny_model(), tokenizer, [Row("Who?", "Me.")], []) == []

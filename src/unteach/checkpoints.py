@@ -84,7 +84,7 @@ def content_key(value: Any) -> str:
 
 def set_aside(folder: str | os.PathLike[str], name: str, text: str) -> Path | None:
     """Renames a folder whose file `name` holds another text than `text`, to the first free `FOLDER-N`; returns the new name, if any."""
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     file = folder / name
     if not file.exists() or file.read_text(encoding="utf-8") == text:
         return None

@@ -20,12 +20,18 @@ class Stage:
         self.note = ""
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=console)
             self._task = self._bar.add_task(title, total=total, note="")
             self._bar.start()
         else:
-            console.print(f"{title} ...", highlight=False)
+            console.print(f"{title} ...", highlight=False, markup=False)
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
         """Sets how far the stage is."""
@@ -38,14 +44,16 @@ class Stage:
             spent = self.printed - self.started
             left = f", about {spent / done * (self.total - done):.0f} s left" if done and self.total else ""
             of = f" of {self.total}" if self.total else ""
-            self.console.print(f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}".rstrip(), highlight=False)
+            self.console.print(f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}".rstrip(), highlight=False, markup=False)
 
     def close(self) -> None:
         """Ends the display."""
         if self._bar:
             self._bar.stop()
         else:
-            self.console.print(f"  {self.title}: done in {time.monotonic() - self.started:.0f} s {self.note}".rstrip(), highlight=False)
+            self.console.print(
+                f"  {self.title}: done in {time.monotonic() - self.started:.0f} s {self.note}".rstrip(), highlight=False, markup=False
+            )
 
 
 class Display:
@@ -67,4 +75,4 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line of text."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)

@@ -22,6 +22,7 @@ from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
 
 OPENING_WORDS = 8
+OPENING_CHARS = 100
 PASSAGE_TOKENS = 72
 
 
@@ -52,6 +53,7 @@ def recited_passages(
     """
     found: list[Row] = []
     known = {_plain(row.prompt_text) for row in forget}
+    texts = [_plain(f"{row.prompt_text}{row.completion}") for row in forget]
     asked: set[str] = set()
     news, done = [row for row in forget if row.kind == "text"], 0
     for _ in range(rounds):
@@ -64,7 +66,10 @@ def recited_passages(
         candidates: dict[str, Row] = {}
         for opening, output in zip(openings, outputs, strict=True):
             for prompt, completion in book_passages(f"{opening.prompt}{output}")[:1]:
-                if _plain(prompt) not in known and all(_shared(completion, kept) <= most_shared_chars for kept in retain):
+                opening_text = _plain(f"{prompt}{completion}")[:OPENING_CHARS]
+                if _plain(prompt) in known or any(opening_text in text for text in texts):
+                    continue
+                if all(_shared(completion, kept) <= most_shared_chars for kept in retain):
                     candidates.setdefault(_plain(prompt), Row(prompt, completion, "text", opening.source))
         rows, encoded = _encodable(list(candidates.values()), tokenizer)
         surprise = mean_nll(model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded])

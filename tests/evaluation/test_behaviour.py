@@ -26,12 +26,12 @@ def test_spread_takes_no_more_rows_than_asked_and_all_where_there_are_few():
     assert spread([], 5) == []
 
 
-def test_the_forget_rate_is_the_share_still_said_of_the_worse_of_both_splits(monkeypatch, tokenizer):
+def test_the_forget_rate_is_the_mean_of_both_splits(monkeypatch, tokenizer):
     said_by_heart = {row.prompt: row.completion for row in FORGET[:3]}
     rates = probe_of(monkeypatch, tokenizer, said_by_heart)
-    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.75, 0.0, 0.75)
+    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.75, 0.0, 0.375)
     rates = probe_of(monkeypatch, tokenizer, {HELD_OUT[0].prompt: HELD_OUT[0].completion})
-    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.0, 1.0, 1.0)
+    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.0, 1.0, 0.5)
 
 
 def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer):

@@ -16,7 +16,8 @@ PROBE_TOKENS = 48
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
     """At most `count` of the rows, at even distances."""
-    return list(rows[:: max(1, len(rows) // count)][:count])
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def behaviour_probe(

@@ -16,12 +16,10 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 def _axes(title: str, ylabel: str) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 3.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")  # not pyplot's, which would keep it open
+    axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(ylabel)

@@ -42,6 +42,6 @@ def user_scenario(forget: Any, retain: Any, *, forget_validation: Any = None, ch
         validation=validation,
         retain=kept_split["train"],
         sets=sets,
-        own_prompts=[] if kept_split["train"] else neutral[:own_rows],
+        own_prompts=[] if kept_split["train"] else neutral[: min(own_rows, len(neutral) - 12)],
         leak_corpus=[row.completion for row in rows if row.completion][:64],
     )
