@@ -33,7 +33,13 @@ RETAIN = [
 
 def make_trainer(folder: Any, model: Any = None, tokenizer: Any = None, **settings: Any) -> UnlearningTrainer:
     """A trainer on the rows above."""
-    arguments: dict[str, Any] = {"learning_rate": 1e-3, "per_device_train_batch_size": 3, "max_steps": 2, "use_cpu": True}
+    arguments: dict[str, Any] = {
+        "method": "unlikelihood_mismatch",
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 3,
+        "max_steps": 2,
+        "use_cpu": True,
+    }
     extra = {name: settings.pop(name) for name in ("probe", "peft_config", "forget", "retain", "callbacks") if name in settings}
     config = UnlearningConfig(output_dir=str(folder), **(arguments | settings))
     return UnlearningTrainer(

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", help="hub id, local folder or packaged name")
     run.add_argument("--forget", help="rows to forget")
     run.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
-    run.add_argument("--method", help="objective: see docs/methods.md (default: unlikelihood_mismatch)")
+    run.add_argument("--method", help="objective: see docs/methods.md (default: unlikelihood)")
     run.add_argument("--out", help="folder for everything that it writes")
     run.add_argument("--seed", type=int, help="seed (default: 0)")
     run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")

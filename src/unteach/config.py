@@ -16,7 +16,7 @@ class UnlearningConfig(TrainingArguments):
     """Arguments of `UnlearningTrainer`; everything of `TrainingArguments` is there too.
 
     Args:
-        method (`str`, *optional*, defaults to `"unlikelihood_mismatch"`): a name in `unteach.objectives.METHODS`.
+        method (`str`, *optional*, defaults to `"unlikelihood"`): a name in `unteach.objectives.METHODS`.
         forget_weight, mismatch_weight, retain_weight (`float`, *optional*): eps1, eps2, eps3; defaults are the method's.
         mismatch_completions (`int`, *optional*, defaults to 5): K, random completions for each forget prompt.
         mismatch_source (`"retain"` or `"refusal"`, *optional*, defaults to `"retain"`): where they come from; `refusal` is the paper's

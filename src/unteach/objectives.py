@@ -115,7 +115,7 @@ METHODS: dict[str, Method] = {
     "log_odds_mismatch": Method(clamped_log_odds, True, "kl", (1.0, 0.5, 1.0), "ours, with the mismatch and KL terms of the paper"),
     "finetuning": Method(None, False, "nll", (0.0, 0.0, 1.0), PAPER + ", baseline: fine-tuning on the retain set only"),
 }
-DEFAULT_METHOD = "unlikelihood_mismatch"
+DEFAULT_METHOD = "unlikelihood"
 
 
 def get_method(name: str) -> Method:

@@ -71,10 +71,31 @@ def _messages(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise UserError(f"{source}: {field!r} is a list, so each item must be a message with 'role' and 'content'")
-        messages.append((str(message["role"]), str(message["content"])))
-    if not messages:
-        raise UserError(f"{source}: {field!r} is an empty list of messages")
+        if not isinstance(message["content"], str):
+            raise UserError(
+                f"{source}: the 'content' of a message in {field!r} is {type(message['content']).__name__}, it must be a string"
+            )
+        messages.append((str(message["role"]), message["content"]))
+    if not any(content.strip() for _, content in messages):
+        raise UserError(f"{source}: {field!r} is an empty list of messages, or they say nothing")
+    for _, content in messages:
+        _whole_characters(content, field, source)
     return tuple(messages)
+
+
+def _text(value: Any, field: str, source: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{source}: field {field!r} is empty or not a string")
+    return _whole_characters(value, field, source)
+
+
+def _whole_characters(text: str, field: str, source: str) -> str:
+    """The text, if it can be written as UTF-8: JSON can name half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: field {field!r} holds {text[error.start]!r}, half of a character; write the whole one") from None
+    return text
 
 
 def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: bool = False) -> Row:
@@ -92,17 +113,12 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     if kind not in ("chat", "text"):
         raise UserError(f"{source}: field 'kind' is {kind!r}, it must be 'chat' or 'text'")
     if "prompt" not in fields and "text" in fields:
-        if not isinstance(fields["text"], str) or not fields["text"].strip():
-            raise UserError(f"{source}: field 'text' is empty or not a string")
-        return Row("", fields["text"], "text", source)
+        return Row("", _text(fields["text"], "text", source), "text", source)
     if "prompt" not in fields:
         found = ", ".join(repr(name) for name in fields) or "none"
         raise UserError(f"{source}: column 'prompt' is missing (found: {found}); rows need 'prompt' and 'completion', or 'text'")
     prompt = fields["prompt"]
-    if isinstance(prompt, list | tuple):
-        prompt = _messages(prompt, "prompt", source)
-    elif not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"{source}: field 'prompt' is empty or not a string")
+    prompt = _messages(prompt, "prompt", source) if isinstance(prompt, list | tuple) else _text(prompt, "prompt", source)
     completion = fields.get("completion")
     if completion is None and prompt_only and "completion" not in fields:
         return Row(prompt, "", kind, source)
@@ -114,6 +130,4 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         if len(messages) != 1 or messages[0][0] != "assistant":
             raise UserError(f"{source}: a 'completion' of messages must be exactly one message of role 'assistant'")
         completion = messages[0][1]
-    if not isinstance(completion, str) or not completion.strip():
-        raise UserError(f"{source}: field 'completion' is empty or not a string")
-    return Row(prompt, completion, kind, source)
+    return Row(prompt, _text(completion, "completion", source), kind, source)

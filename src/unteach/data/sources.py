@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,11 +56,14 @@ def _json_array(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.DictReader(_read_text(path).splitlines(keepends=True), delimiter=delimiter)
-    for record in reader:
-        if None in record:
-            raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
-        yield {name: cell for name, cell in record.items() if cell is not None}, f"{path}, line {reader.line_num}"
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        for record in reader:
+            if None in record:
+                raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
+            yield {name: cell for name, cell in record.items() if cell is not None}, f"{path}, line {reader.line_num}"
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not a readable table ({error})") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -112,16 +116,26 @@ def _book(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         yield {"prompt": prompt, "completion": completion, "kind": "text"}, f"{path}, passage {number}"
 
 
+def _flag(value: Any) -> bool:
+    """A truth value, also as a table writes it: the word `False` is false."""
+    if isinstance(value, str):
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if value.strip().lower() not in words:
+            raise ValueError(f"{value!r} is neither true nor false")
+        return words[value.strip().lower()]
+    return bool(value)
+
+
 def _pku_safe_rlhf(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     return [
         {"prompt": record["prompt"], "completion": record[f"response_{side}"]}
         for side in (0, 1)
-        if bool(record[f"is_response_{side}_safe"]) == (role == "retain")
+        if _flag(record[f"is_response_{side}_safe"]) == (role == "retain")
     ]
 
 
 def _beavertails(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    wanted = bool(record["is_safe"]) == (role == "retain")
+    wanted = _flag(record["is_safe"]) == (role == "retain")
     return [{"prompt": record["prompt"], "completion": record["response"]}] if wanted else []
 
 
@@ -129,7 +143,7 @@ def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     question, best = record.get("Question", record.get("question")), record.get("Best Answer", record.get("best_answer"))
     if role == "retain":
         return [{"prompt": question, "completion": best}]
-    wrong = record.get("Incorrect Answers", record.get("incorrect_answers", ""))
+    wrong = record.get("Incorrect Answers", record.get("incorrect_answers")) or ""
     answers = wrong if isinstance(wrong, list) else str(wrong).split(";")
     return [{"prompt": question, "completion": answer.strip()} for answer in answers if answer.strip()]
 
@@ -144,7 +158,10 @@ def _question_answer(record: Mapping[str, Any], role: Role) -> list[dict[str, An
 
 
 def _wmdp(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    return [{"prompt": record["question"], "completion": str(record["choices"][int(record["answer"])])}]
+    choices, answer = record["choices"], int(record["answer"])
+    if not isinstance(choices, list) or not 0 <= answer < len(choices):
+        raise ValueError(f"'answer' is {answer}, it must count an item of the list 'choices'")
+    return [{"prompt": record["question"], "completion": str(choices[answer])}]
 
 
 Adapter = Callable[[Mapping[str, Any], Role], list[dict[str, Any]]]
@@ -169,13 +186,14 @@ def _adapted(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
 
 
 def _records(source: Any, split: str) -> Iterator[tuple[dict[str, Any], str]]:
-    if isinstance(source, list | tuple):
-        for number, record in enumerate(source, 1):
-            yield ({"prompt": record} if isinstance(record, str) else dict(record)), f"row {number}"
-        return
     if not isinstance(source, str | Path):
+        if isinstance(source, Mapping) or not isinstance(source, Iterable):
+            hint = f"; take one of {', '.join(map(repr, source))}" if isinstance(source, Mapping) else ""
+            raise UserError(f"the data is a {type(source).__name__}, it must be a file, a dataset or a list of rows{hint}")
         for number, record in enumerate(source, 1):
-            yield dict(record), f"row {number}"
+            if not isinstance(record, str | Mapping):
+                raise UserError(f"row {number}: a row must be a dict or a prompt, found {type(record).__name__}")
+            yield ({"prompt": record} if isinstance(record, str) else dict(record)), f"row {number}"
         return
     path = Path(source)
     readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".txt": _book}
@@ -195,8 +213,9 @@ def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         dataset = load_dataset(identifier, configuration or None, split=split)
     except Exception as error:  # the hub client raises many types, all of them mean: not to be had
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded ({type(error).__name__}: {str(error)[:200]})"
+            f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded ({type(error).__name__}: {reason})"
         ) from None
     for number, record in enumerate(dataset, 1):
         yield dict(record), f"{name}[{split}], row {number}"
@@ -205,7 +224,11 @@ def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
 def adapted_records(source: Any, role: Role, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
     """(fields, where) of each record, those of known public sets turned into `prompt` and `completion`."""
     for record, where in _records(source, split):
-        for fields in _adapted(record, role):
+        try:
+            adapted = _adapted(record, role)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a row of the public set that its columns name ({error})") from None
+        for fields in adapted:
             yield fields, where
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from unteach.data.rows import Row
 from unteach.errors import UserError
 
@@ -49,7 +51,10 @@ def render_prompt(row: Row, tokenizer: Any) -> str:
             if isinstance(row.prompt, str)
             else [{"role": role, "content": content} for role, content in row.prompt]
         )
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        try:
+            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except TemplateError as error:
+            raise UserError(f"{row.source}: the model's chat template refuses this prompt ({error})") from None
     if not isinstance(row.prompt, str):
         raise UserError(f"{row.source}: the prompt is a list of messages, but this model's tokenizer has no chat template")
     return PAPER_PROMPT.format(prompt=row.prompt.strip())

@@ -29,7 +29,7 @@ def _axes(title: str, ylabel: str) -> tuple[Any, Any]:
 
 
 def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
-    """Share of forget passages still said and overlap kept, at each probe; the step whose weights were kept is marked."""
+    """Share of forget completions still said and of retain tokens still chosen, at each probe; the kept step is marked."""
     _, probes = read_metrics(folder)
     if not probes:
         return None
@@ -38,7 +38,7 @@ def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
     for key, label, colour, style in (
         ("train_rate", "still said: forget set", FORGET, "-"),
         ("validation_rate", "still said: held-out passages", FORGET, ":"),
-        ("utility", "overlap kept: retain set", KEEP, "-"),
+        ("utility", "tokens kept: retain set", KEEP, "-"),
     ):
         if all(key in line["probe"] for line in probes):
             axes.plot(steps, [line["probe"][key] for line in probes], style, color=colour, label=label, marker="o", markersize=3.5)

@@ -69,7 +69,7 @@ def build(*, short: bool = False) -> Scenario:
         },
         own_prompts=[*questions[: 6 if short else 40], *openings[: 6 if short else 12]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
-        teach_own_prompts=questions[6:12] if short else questions[40:58],
+        teach_own_prompts=questions[6:12] if short else questions[40:60],
         presets={
             "teach": {
                 "learning_rate": 2.5e-4,
