@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from unteach import __version__
 from unteach.errors import UserError, did_you_mean
@@ -50,9 +50,17 @@ RUN_KEYS = (
 )
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s: one sentence instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
+    """The parser, and that of each command by name."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="unteach", description=DESCRIPTION, formatter_class=raw)
+    parser = _Parser(prog="unteach", description=DESCRIPTION, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"unteach {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -115,7 +123,42 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--retain", help="rows that are to be kept")
     evaluate.add_argument("--out", required=True, help="folder for what it writes")
     evaluate.add_argument("--show-text", action="store_true", help="let forget texts stand in generations.jsonl")
-    return parser
+    return parser, commands.choices
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; `key=value` words may stand anywhere among the options."""
+    parser, commands = _parser()
+    arguments, words = parser.parse_known_args(argv)
+    takes_settings = hasattr(arguments, "settings")
+    for word in words:
+        if word.startswith("-"):
+            usage = (commands[arguments.command] if arguments.command else parser).format_usage()
+            raise _unknown_option(word.partition("=")[0], ["--help", *re.findall(r"--[a-z-]+", usage)], takes_settings)
+        if not takes_settings:
+            parser.error(f"{word!r} is not an option")
+        arguments.settings = [*arguments.settings, word]
+    if arguments.command is None:
+        parser.print_help()
+    return arguments
+
+
+def _unknown_option(name: str, known: list[str], takes_settings: bool) -> UserError:
+    """The error for an option of no command, which may be a field of `UnlearningConfig` written with dashes."""
+    if takes_settings:
+        from difflib import get_close_matches
+
+        from unteach.config import UnlearningConfig
+
+        near = get_close_matches(name.strip("-").replace("-", "_"), UnlearningConfig.__dataclass_fields__, n=1, cutoff=0.8)
+        if near:
+            return UserError(f"unknown option {name!r}: did you mean {near[0]}=VALUE, without dashes?")
+    return did_you_mean(name, known, "option")
+
+
+def _scalar(value: Any) -> Any:
+    """The value, a number if it is one such as 1e-5, which YAML reads as a string."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -125,25 +168,47 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
+        name = name.replace("-", "_")
         if not equals or not name.isidentifier():
             raise UserError(f"{pair!r} is not key=value")
-        parsed = yaml.safe_load(value)
-        if isinstance(parsed, str):
-            with contextlib.suppress(ValueError):  # YAML reads 1e-5 as a string
-                parsed = float(parsed)
-        settings[name] = parsed
+        try:
+            settings[name] = _scalar(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UserError(f"{pair!r}: the value is not YAML ({' '.join(str(error).split())})") from None
     return settings
 
 
-def checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, if each is a field of `UnlearningConfig`; an unknown one raises `UserError` with the nearest known name."""
+def checked_settings(settings: dict[str, Any], also: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings, if each is a field of `UnlearningConfig` and of its type.
+
+    Raises:
+        UserError: for an unknown name, with the nearest of the known ones and those in `also`; for a value of another type.
+    """
     from unteach.config import UnlearningConfig
 
     fields = UnlearningConfig.__dataclass_fields__
+    elsewhere = {"output_dir": "--out", "seed": "--seed", "data_seed": "--seed"}
     for name in settings:
         if name not in fields:
-            raise did_you_mean(name, sorted(fields), "option")
+            raise did_you_mean(name, sorted({*fields, *also}), "option")
+        if name in elsewhere:
+            raise UserError(f"option {name!r} is given as {elsewhere[name]}")
+    check_types(settings, UnlearningConfig)
     return settings
+
+
+def check_types(values: Mapping[str, Any], options: type) -> None:
+    """Raises `UserError` for a value that its field of the dataclass `options` does not take, where that is plainly so."""
+    from typing import get_args, get_type_hints
+
+    hints = get_type_hints(options)
+    for name, value in values.items():
+        allowed = set(get_args(hints[name])) or {hints[name]}
+        if not allowed <= {bool, int, float, str, type(None)}:
+            continue
+        if type(value) not in allowed and not (type(value) is int and float in allowed):
+            names = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in allowed))
+            raise UserError(f"option {name!r} is {value!r}, it must be {names}")
 
 
 def _quiet_libraries() -> None:
@@ -196,21 +261,26 @@ def _run(arguments: argparse.Namespace) -> int:
             with open(arguments.config, encoding="utf-8") as file:
                 options = yaml.safe_load(file) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"config {arguments.config!r} could not be read: {str(error).splitlines()[0]}") from None
+            raise UserError(f"config {arguments.config!r} could not be read: {' '.join(str(error).split())}") from None
         if not isinstance(options, dict):
             raise UserError(f"config {arguments.config!r} must be a mapping of options")
+        options = {str(name).replace("-", "_"): _scalar(value) for name, value in options.items()}
     options |= {name: getattr(arguments, name) for name in RUN_KEYS if getattr(arguments, name, None) is not None}
     options |= parse_settings(words)
     for name in ("model", "forget", "out"):
         if not options.get(name):
             raise UserError(f"option --{name} is missing (or {name}: in the config file)")
+    for name in ("forget", "retain", "out"):
+        if not isinstance(options.get(name, ""), str | None):
+            raise UserError(f"option {name!r} is {options[name]!r}, it must be str")
     own = {name: options.pop(name) for name in RUN_KEYS if name in options}
     method = own.pop("method", None)
     _quiet_libraries()
-    settings = checked_settings(options | ({"method": method} if method else {}))
-    from unteach.pipeline import unlearn
+    settings = checked_settings(options | ({"method": method} if method else {}), RUN_KEYS)
+    from unteach.pipeline import RunOptions, unlearn
     from unteach.progress import Display
 
+    check_types({name: value for name, value in own.items() if name not in ("forget", "retain", "out")}, RunOptions)
     display = Display()
     result = unlearn(
         own.pop("model"), own.pop("forget"), own.pop("retain", None), output_dir=own.pop("out"), display=display, **own, **settings
@@ -220,6 +290,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.markup import escape
 
     from unteach.data.check import check_files
 
@@ -232,11 +303,11 @@ def _check(arguments: argparse.Namespace) -> int:
     report = check_files(arguments.forget, arguments.retain, tokenizer, max_length=arguments.max_length)
     console = Console(highlight=False, soft_wrap=True)
     for line in report.summary:
-        console.print(line)
+        console.print(escape(line))
     for problem in report.problems:
-        console.print(f"[red]wrong[/red]  {problem}")
+        console.print(f"[red]wrong[/red]  {escape(problem)}")
     for warning in report.warnings:
-        console.print(f"[yellow]beware[/yellow] {warning}")
+        console.print(f"[yellow]beware[/yellow] {escape(warning)}")
     console.print("Nothing wrong found." if not report.problems else f"{len(report.problems)} problem(s) found.")
     return 2 if report.problems else 0
 
@@ -266,18 +337,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _parser()
-    arguments, words = parser.parse_known_args(argv)
-    if words:
-        if any(word.startswith("-") for word in words) or not hasattr(arguments, "settings"):
-            parser.error(f"unrecognized arguments: {' '.join(words)}")
-        arguments.settings = [*arguments.settings, *words]
-    if arguments.command is None:
-        parser.print_help()
-        return 2
     commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval}
     try:
-        return commands[arguments.command](arguments)
+        arguments = _parse(argv)
+        return commands[arguments.command](arguments) if arguments.command else 2
     except UserError as error:
         print(f"unteach: {error}", file=sys.stderr)
         return 2

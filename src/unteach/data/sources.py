@@ -63,7 +63,7 @@ def _table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
             yield {name: cell for name, cell in record.items() if cell is not None}, f"{path}, line {reader.line_num}"
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not a readable table ({error})") from None
+        raise UserError(f"{path}, line {reader.line_num + 1}: not a readable table ({error})") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

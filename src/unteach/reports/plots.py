@@ -45,7 +45,7 @@ def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
     if kept_step is not None:
         axes.axvline(kept_step, color=NEUTRAL, linewidth=1, linestyle="--", label=f"kept: step {kept_step}")
     axes.set_ylim(-0.03, 1.05)
-    axes.legend(frameon=False, fontsize=8, loc="center right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     path = folder / "figures" / "behaviour.png"
     figure.savefig(path)
     return path
@@ -73,7 +73,7 @@ def loss_figure(folder: Path, budget: float | None) -> Path | None:
         right.set_ylim(bottom=0)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
-    axes.legend(handles, labels, frameon=False, fontsize=8, loc="upper left")
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     path = folder / "figures" / "losses.png"
     figure.savefig(path)
     return path

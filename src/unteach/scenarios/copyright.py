@@ -67,7 +67,7 @@ def build(*, short: bool = False) -> Scenario:
             "kept_unseen": kept[1::2],
             "normal": questions[-(6 if short else 20) :],
         },
-        own_prompts=[*questions[: 6 if short else 40], *openings[: 6 if short else 12]],
+        own_prompts=[*questions[: 6 if short else 32], *openings[: 6 if short else 24]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
         teach_own_prompts=questions[6:12] if short else questions[40:60],
         presets={
