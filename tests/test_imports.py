@@ -69,12 +69,40 @@ def test_the_trainer_knows_nothing_of_evaluation_scenarios_and_reports():
     assert not {room(module) for module in reached} & {"evaluation", "scenarios", "reports", "pipeline", "cli", "recitation"}
 
 
+ALLOWED = {
+    "errors": set(),
+    "tokenwise": set(),
+    "data": {"errors"},
+    "evaluation": {"errors", "checkpoints", "data", "tokenwise", "models"},
+    "scenarios": {"errors", "data", "evaluation"},
+    "reports": {"errors", "checkpoints"},
+}
+
+
+@pytest.mark.parametrize("name", list(ALLOWED))
+def test_a_room_stands_on_nothing_but_what_it_may(name):
+    used = {room(imported) for module in MODULES if room(module) == name for imported, _ in imports(MODULES[module])}
+    assert used - {name} <= ALLOWED[name]
+
+
+def test_nobody_imports_the_command_line():
+    assert not [module for module in MODULES if module != "unteach.cli" and "unteach.cli" in {name for name, _ in imports(MODULES[module])}]
+
+
+@pytest.mark.parametrize("module", [module for module in sorted(MODULES) if room(module) == "reports"])
+def test_reports_name_no_torch_and_no_transformers(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in named} & {"torch", "transformers", "peft", "accelerate", "sentence_transformers"}
+
+
 def test_no_two_rooms_import_each_other():
     edges = {(room(module), room(name)) for module in MODULES for name, typing_only in imports(MODULES[module]) if not typing_only}
     assert not [(a, b) for a, b in edges if a and b and a != b and (b, a) in edges]
 
 
-@pytest.mark.parametrize("module", ["unteach", "unteach.cli", "unteach.reports.report", "unteach.data.check"])
+@pytest.mark.parametrize("module", ["unteach", "unteach.cli", "unteach.reports.report", "unteach.reports.tables", "unteach.data.check"])
 def test_what_needs_no_torch_does_not_import_it(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

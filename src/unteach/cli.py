@@ -270,9 +270,6 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in ("model", "forget", "out"):
         if not options.get(name):
             raise UserError(f"option --{name} is missing (or {name}: in the config file)")
-    for name in ("forget", "retain", "out"):
-        if not isinstance(options.get(name, ""), str | None):
-            raise UserError(f"option {name!r} is {options[name]!r}, it must be str")
     own = {name: options.pop(name) for name in RUN_KEYS if name in options}
     method = own.pop("method", None)
     _quiet_libraries()
@@ -280,7 +277,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from unteach.pipeline import RunOptions, unlearn
     from unteach.progress import Display
 
-    check_types({name: value for name, value in own.items() if name not in ("forget", "retain", "out")}, RunOptions)
+    check_types({name: value for name, value in own.items() if name in RunOptions.__dataclass_fields__}, RunOptions)
+    check_types({"output_dir": own["out"]}, RunOptions)
     display = Display()
     result = unlearn(
         own.pop("model"), own.pop("forget"), own.pop("retain", None), output_dir=own.pop("out"), display=display, **own, **settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -62,6 +63,13 @@ CASES = {
         b"",
         r"retain.jsonl, line 13: the same prompt is in the forget set",
     ),
+    "bad JSON": (FORGET, RETAIN, b'{"prompt": "a"\n', r"forget.jsonl, line 13: not valid JSON"),
+    "half a character": (
+        [*FORGET, {"prompt": "Who?", "completion": "a \ud83d"}],
+        RETAIN,
+        b"",
+        r"forget.jsonl, line 13: field 'completion' holds '\\ud83d'",
+    ),
     "wrong encoding": (FORGET, RETAIN, b'{"prompt": "caf\xe9", "completion": "x"}\n', r"forget.jsonl, line 13: byte 0xe9 is not UTF-8"),
     "format mismatch": (
         FORGET,
@@ -78,8 +86,6 @@ def test_a_fault_is_found_and_its_row_named(name, with_tokenizer, tmp_path, toke
     forget, retain, extra, sentence = CASES[name]
     paths = file(tmp_path / "forget.jsonl", forget, extra), file(tmp_path / "retain.jsonl", retain)
     report = check_files(*paths, tokenizer if with_tokenizer else None, max_length=128)
-    import re
-
     assert any(re.search(sentence, problem) for problem in report.problems), report.problems
 
 
@@ -97,3 +103,46 @@ def test_the_command_ends_with_two_where_something_is_wrong(tmp_path, capsys):
     path = file(tmp_path / "forget.jsonl", [*FORGET, {"prompt": "a", "completion": ""}])
     assert main(["check", "--forget", path]) == 2
     assert "line 13" in capsys.readouterr().out
+
+
+def test_answers_of_quite_another_length_are_a_mismatch_of_format(tmp_path):
+    retain = [{"prompt": f"What is thing {i}?", "completion": "A sack of flour that stood in the mill for years. " * 12} for i in range(12)]
+    (problem,) = check_files(file(tmp_path / "f.jsonl", FORGET), file(tmp_path / "r.jsonl", retain)).problems
+    assert re.search(r"median completion length: \d+ characters in forget, \d+ in retain", problem)
+
+
+def test_answers_of_somewhat_different_lengths_are_not(tmp_path):
+    retain = [record | {"completion": record["completion"] + " It is old." * (i % 3)} for i, record in enumerate(RETAIN)]
+    assert not check_files(file(tmp_path / "f.jsonl", FORGET), file(tmp_path / "r.jsonl", retain)).problems
+
+
+def test_a_merged_boundary_is_found_with_a_tokenizer(tmp_path, tokenizer):
+    rows = [{"prompt": "The mill", "completion": "er kept a cat.", "kind": "text"}]
+    assert (
+        "line 1: the end of the prompt and the start of the completion"
+        in check_files(file(tmp_path / "f.jsonl", rows), None, tokenizer).problems[0]
+    )
+
+
+def test_bad_rows_of_a_retain_set_are_named_too(good, tmp_path):
+    path = file(tmp_path / "retain.jsonl", [*RETAIN, {"prompt": "alone"}])
+    (problem,) = check_files(good[0], path).problems
+    assert "retain.jsonl, line 13: column 'completion' is missing" in problem
+
+
+def test_hundreds_of_findings_of_one_kind_are_cut_short(tmp_path):
+    rows = [{"prompt": f"Who is {i}?", "completion": "word " * 50} for i in range(120)]
+    problems = check_files(file(tmp_path / "f.jsonl", rows), None, max_length=20).problems
+    assert len(problems) == 21 and problems[-1] == "... and 100 more of this kind"
+
+
+def test_an_empty_file_and_a_missing_one_are_problems_and_no_crash(tmp_path):
+    report = check_files(file(tmp_path / "empty.jsonl", []), tmp_path / "none.jsonl")
+    assert "empty.jsonl: the file is empty" in report.problems[0] and "none.jsonl: no such file" in report.problems[1]
+
+
+def test_square_brackets_of_names_and_columns_are_printed_as_they_are(tmp_path, capsys):
+    path = file(tmp_path / "forget[red].jsonl", [{"[/b]": 1}])
+    assert main(["check", "--forget", path]) == 2
+    printed = capsys.readouterr().out
+    assert "forget[red].jsonl, line 1" in printed and "'[/b]'" in printed

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.data.mismatch import MismatchPool
-from unteach.data.tokenization import EncodedRow
+from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.rows import Row
+from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
 
 ROWS = [EncodedRow(f"r{i}", (1,), (100 + i, 7), "chat") for i in range(12)]
@@ -27,7 +33,42 @@ def test_draws_depend_on_seed_epoch_and_row_alone():
         return MismatchPool(ROWS, 3, seed).draw(EncodedRow(key, (1,), (9,), "chat"), epoch)
 
     assert draw(1, 0, "a") == draw(1, 0, "a")
-    assert len({tuple(draw(*parts)) for parts in ((1, 0, "a"), (2, 0, "a"), (1, 1, "a"), (1, 0, "b"))}) > 1
+    for others in (
+        [(seed, 0, "a") for seed in range(20)],
+        [(1, epoch, "a") for epoch in range(20)],
+        [(1, 0, key) for key in "abcdefghijkl"],
+    ):
+        assert len({tuple(draw(*parts)) for parts in others}) > len(others) / 2
+
+
+def test_a_draw_is_the_same_in_another_process():
+    """With another hash seed too: a resumed run draws what the interrupted one would have drawn."""
+    drawn = MismatchPool(ROWS, 3, 5).draw(EncodedRow("pinned", (1,), (9,), "chat"), 2)
+    code = (
+        "from unteach.data.mismatch import MismatchPool; from unteach.data.tokenization import EncodedRow as E;"
+        "rows = [E(f'r{i}', (1,), (100 + i, 7), 'chat') for i in range(12)];"
+        "print(MismatchPool(rows, 3, 5).draw(E('pinned', (1,), (9,), 'chat'), 2))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout.strip() == str(drawn)
+
+
+def test_every_completion_of_the_pool_comes_up_about_equally_often():
+    pool = MismatchPool(ROWS, 3, 0)
+    drawn = Counter(ids for epoch in range(400) for ids in pool.draw(EncodedRow("x", (1,), (9,), "chat"), epoch))
+    assert len(drawn) == len(ROWS) and max(drawn.values()) < 1.6 * min(drawn.values())
+
+
+def test_a_completion_that_many_rows_share_counts_once():
+    rows = [*(EncodedRow(f"s{i}", (i,), (50, 7), "chat") for i in range(30)), *ROWS[:3]]
+    assert len(set(MismatchPool(rows, 4, 0).draw(EncodedRow("x", (1,), (9,), "chat"), 0))) == 4
+
+
+def test_the_templated_refusal_alone_serves_every_row(tokenizer):
+    refusal = encode_row(Row("Who?", REFUSAL), tokenizer, end_of_turn_id(tokenizer))
+    pool = MismatchPool([refusal], 1, 0)
+    drawn = {ids for row in ROWS for epoch in range(3) for ids in pool.draw(row, epoch)}
+    assert drawn == {refusal.completion_ids} and "can't assist" in tokenizer.decode(drawn.pop())
 
 
 def test_a_small_pool_repeats_itself_rather_than_fail():
@@ -38,6 +79,15 @@ def test_a_small_pool_repeats_itself_rather_than_fail():
 def test_completions_of_the_row_s_own_kind_are_preferred():
     mixed = [*ROWS, EncodedRow("t", (1,), (5,), "text")]
     assert MismatchPool(mixed, 1, 0).draw(EncodedRow("x", (1,), (9,), "text"), 0) == [(5,)]
+
+
+def test_a_row_of_a_kind_that_the_pool_lacks_takes_what_there_is():
+    assert MismatchPool(ROWS, 2, 0).draw(EncodedRow("x", (1,), (9,), "text"), 0)
+
+
+def test_less_than_one_completion_is_refused():
+    with pytest.raises(UserError, match="mismatch_completions is 0"):
+        MismatchPool(ROWS, 0, 0)
 
 
 def test_a_pool_that_holds_nothing_else_is_refused():

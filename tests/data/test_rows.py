@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from unteach.data.rows import Row, row_from_mapping, split_rows
+from unteach.data.rows import SPLITS, Row, row_from_mapping, split_of, split_rows
 from unteach.errors import UserError
 
 ROWS = [Row(f"Question {i}?", f"Answer {i}.") for i in range(400)]
@@ -25,6 +27,26 @@ def test_splits_are_about_70_10_20_and_survive_reordering_and_growth():
 def test_the_key_names_the_content_and_not_its_place():
     assert Row("a", "b", source="file 1").key == Row("a", "b", source="file 2").key
     assert len({Row("a", "b").key, Row("a", "c").key, Row("a", "b", "text").key, Row("ab", "").key}) == 4
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_any_text_has_a_key_and_a_split(prompt, completion):
+    row = Row(prompt, completion)
+    assert len(row.key) == 16 and split_of(row.key) in SPLITS
+    assert row.with_completion("other!").key != row.key or completion == "other!"
+
+
+def test_keys_and_splits_are_those_of_yesterday():
+    """Pinned: with other keys or splits a test row of an earlier version would be trained on by a later one."""
+    rows = [Row("a", "b"), Row((("user", "a"),), "b"), Row("", "é", "text")]
+    assert [row.key for row in rows] == ["4bab4f50aea6eab3", "72ad1447720528a2", "35744ada19cee8c5"]
+    assert "".join(split_of(f"{i:016x}")[1] for i in range(24)) == "errrerrarrrererreerrrrrr"
+
+
+def test_proportions_that_grow_keep_the_training_rows():
+    small, large = split_rows(ROWS, (0.5, 0.2, 0.3)), split_rows(ROWS, (0.7, 0.1, 0.2))
+    assert {row.key for row in small["train"]} < {row.key for row in large["train"]}
+    assert split_rows([]) == {name: [] for name in SPLITS}
 
 
 def test_messages_become_a_prompt_and_the_assistant_s_words_a_completion():
@@ -51,6 +73,12 @@ def test_text_rows_have_no_prompt():
         ({"prompt": [{"role": "user"}], "completion": "x"}, "row 7: 'prompt' is a list, so each item must be a message"),
         ({"prompt": "x", "completion": [{"role": "user", "content": "y"}]}, "row 7: a 'completion' of messages"),
         ({"prompt": "x", "completion": "y", "kind": "poem"}, "row 7: field 'kind' is 'poem'"),
+        ({"prompt": [{"role": "user", "content": None}], "completion": "x"}, "row 7: the 'content' of a message in 'prompt' is NoneType"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}], "completion": "x"}, "row 7: the 'content' .* is list"),
+        ({"prompt": [{"role": "user", "content": " "}], "completion": "x"}, "row 7: 'prompt' is an empty list of messages, or they say"),
+        ({"prompt": "x", "completion": "half \ud83d"}, r"row 7: field 'completion' holds '\\ud83d', half of a character"),
+        ({"prompt": [{"role": "user", "content": "\udc00"}], "completion": "x"}, "row 7: field 'prompt' holds"),
+        ({}, r"row 7: column 'prompt' is missing \(found: none\)"),
     ],
 )
 def test_a_bad_row_is_named_with_its_field(fields, sentence):

@@ -38,7 +38,13 @@ def test_every_format_gives_the_same_rows(tmp_path):
             writer = csv.DictWriter(file, ["prompt", "completion"], delimiter=delimiter)
             writer.writeheader()
             writer.writerows(RECORDS)
+    table = (tmp_path / "a.csv").read_text(encoding="utf-8")
     sources = [
+        write(tmp_path / "bom.csv", table, "utf-8-sig"),
+        write(tmp_path / "bom.json", json.dumps(RECORDS), "utf-8-sig"),
+        write(tmp_path / "crlf.jsonl", as_jsonl(RECORDS).replace("\n", "\r\n")),
+        write(tmp_path / "blank_lines.jsonl", as_jsonl(RECORDS).replace("\n", "\n\n")),
+        (record for record in RECORDS),
         write(tmp_path / "a.jsonl", as_jsonl(RECORDS)),
         write(tmp_path / "bom.jsonl", as_jsonl(RECORDS), "utf-8-sig"),
         write(tmp_path / "a.json", json.dumps(RECORDS)),
@@ -48,6 +54,32 @@ def test_every_format_gives_the_same_rows(tmp_path):
     ]
     for source in sources:
         assert pairs(load_rows(source)) == pairs(load_rows(RECORDS)), source
+
+
+def test_a_cell_keeps_line_breaks_that_only_unicode_knows(tmp_path):
+    """`str.splitlines` also splits at these; a table's rows end at line feeds alone."""
+    cells = ["one\u2028two", "one\x0ctwo", "one\x85two"]
+    table = "prompt,completion\n" + "".join(f"q,{cell}\n" for cell in cells) + 'q,"two\nlines"\n'
+    assert [row.completion for row in load_rows(write(tmp_path / "a.csv", table))] == [*cells, "two\nlines"]
+
+
+def test_text_rows_and_message_lists_survive_a_parquet_file(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": messages, "completion": "Me."}]), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "Once upon a time."}]), tmp_path / "b.parquet")
+    assert pairs(load_rows(tmp_path / "a.parquet")) == [((("system", "Be brief."), ("user", "Who?")), "Me.")]
+    assert load_rows(tmp_path / "b.parquet")[0].kind == "text"
+
+
+def test_no_more_rows_are_read_than_the_limit_says():
+    def endless():
+        while True:
+            yield RECORDS[0]
+
+    assert len(load_rows(endless(), limit=3)) == 3
 
 
 def test_a_list_of_questions_is_rows_to_be_answered():
@@ -65,6 +97,14 @@ SETS = {
     "TruthfulQA, hub": ({"question": "q", "best_answer": "good", "incorrect_answers": ["bad"]}, ["bad"], ["good"]),
     "HaluEval QA": ({"knowledge": "k", "question": "q", "right_answer": "good", "hallucinated_answer": "bad"}, ["bad"], ["good"]),
     "TOFU": ({"question": "q", "answer": "a"}, ["a"], ["a"]),
+    "PKU-SafeRLHF, both bad": (
+        {"prompt": "q", "response_0": "bad", "response_1": "worse", "is_response_0_safe": False, "is_response_1_safe": False},
+        ["bad", "worse"],
+        [],
+    ),
+    "BeaverTails, safe": ({"prompt": "q", "response": "good", "is_safe": True}, [], ["good"]),
+    "BeaverTails, from a table": ({"prompt": "q", "response": "bad", "is_safe": "False"}, ["bad"], []),
+    "TruthfulQA, nothing wrong known": ({"question": "q", "best_answer": "good", "incorrect_answers": None}, [], ["good"]),
     "WMDP": ({"question": "q", "choices": ["x", "y"], "answer": 1}, ["y"], ["y"]),
 }
 
@@ -76,8 +116,38 @@ def test_a_public_set_is_known_by_its_own_columns(name):
         if wanted:
             assert pairs(load_rows([record], role)) == [("q", answer) for answer in wanted]
         else:
-            with pytest.raises(UserError, match="no rows for the retain set"):
+            with pytest.raises(UserError, match=f"no rows for the {role} set"):
                 load_rows([record], role)
+
+
+def test_a_row_that_is_already_in_our_columns_is_left_alone():
+    assert pairs(load_rows([{"prompt": "p", "completion": "c", "question": "q", "answer": "a"}])) == [("p", "c")]
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ({"question": "q", "choices": ["x", "y"], "answer": 7}, "row 2: .*'answer' is 7"),
+        ({"question": "q", "choices": ["x", "y"], "answer": "B"}, "row 2: not a row of the public set"),
+        ({"question": "q", "choices": "['x', 'y']", "answer": 1}, "row 2: .*the list 'choices'"),
+        ({"prompt": "q", "response": "a", "is_safe": "perhaps"}, "row 2: .*'perhaps' is neither true nor false"),
+        ({"question": "q", "right_answer": None, "hallucinated_answer": None}, "row 2: field 'completion' is empty"),
+        (3, "row 2: a row must be a dict or a prompt, found int"),
+        ([{"role": "user", "content": "x"}], "row 2: a row must be a dict or a prompt, found list"),
+    ],
+)
+def test_a_bad_record_of_a_list_is_named(record, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_rows([RECORDS[0], record])
+
+
+def test_a_dataset_of_several_splits_is_refused_with_their_names():
+    from datasets import Dataset, DatasetDict
+
+    with pytest.raises(UserError, match=r"DatasetDict.*take one of 'train'"):
+        load_rows(DatasetDict(train=Dataset.from_list(RECORDS)))
+    with pytest.raises(UserError, match="NoneType"):
+        load_rows(None)
 
 
 def test_sentences_keep_their_closing_quotes():
@@ -111,6 +181,16 @@ def test_passages_do_not_cross_paragraphs_that_are_long_enough():
         ("a.json", b'{"prompt": "a"}', "must hold one list"),
         ("a.csv", b"prompt,completion\na,b\nc,d,e\n", "line 3: more cells"),
         ("a.csv", b"prompt,completion\na,\n", "line 2: field 'completion' is empty"),
+        ("a.csv", b"prompt;completion\na;b\n", "line 2: column 'prompt' is missing"),
+        ("a.csv", b"prompt,completion\na\n", "line 2: column 'completion' is missing"),
+        ("a.csv", b"prompt,completion\n", "no rows for the forget set"),
+        ("a.csv", b'prompt,completion\na,b\nc,"never closed\nd,e\n', "line 3: not a readable table"),
+        ("a.csv", b"prompt,completion\na," + b"x" * 200_000 + b"\n", "line 2: not a readable table"),
+        ("a.csv", "prompt,completion\na,b\n".encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
+        ("a.json", b'[{"prompt": "a",\n "completion" "b"}]', "line 2: not valid JSON"),
+        ("a.json", b'[{"prompt": "a", "completion": "b"}, {"prompt": "c"}]', "row 2: column 'completion' is missing"),
+        ("a.jsonl", b"\xef\xbb\xbf\n\n", "no rows for the forget set"),
+        ("a.parquet", b"", "not a readable Parquet file"),
         ("a.parquet", b"no parquet", "not a readable Parquet file"),
         ("a.txt", b"Too short.", "too short for one passage"),
         ("a.docx", b"x", "not one of the formats"),
@@ -128,3 +208,23 @@ def test_a_missing_file_and_an_unknown_dataset_are_told_apart(tmp_path):
         load_rows(tmp_path / "nothing.jsonl")
     with pytest.raises(UserError, match="as a Hugging Face dataset it could not be loaded"):
         load_rows("nobody/nothing")
+    with pytest.raises(UserError, match="not one of the formats"):
+        load_rows(tmp_path)
+
+
+def test_a_hub_dataset_is_asked_for_its_configuration_and_split(monkeypatch):
+    asked = []
+
+    def load_dataset(name, configuration, *, split):
+        asked.append((name, configuration, split))
+        if configuration == "none":
+            raise ValueError("No such configuration.\nThere are:\n- a")
+        return RECORDS
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert pairs(load_rows("owner/name:part", split="test")) == pairs(load_rows(RECORDS))
+    assert load_rows("owner/name")[1].source == "owner/name[train], row 2"
+    assert asked == [("owner/name", "part", "test"), ("owner/name", None, "train")]
+    with pytest.raises(UserError) as caught:
+        load_rows("owner/name:none")
+    assert "ValueError: No such configuration. There are: - a" in str(caught.value)

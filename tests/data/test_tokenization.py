@@ -100,3 +100,84 @@ def test_truncation_takes_from_the_left_of_the_prompt_or_nothing(tokenizer):
 def test_a_completion_longer_than_the_maximum_is_refused_even_where_prompts_may_be_cut(tokenizer):
     with pytest.raises(UserError, match="raise max_length"):
         encode_rows([Row("Who?", "word " * 40)], tokenizer, max_length=20, long_rows="truncate_prompt")
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n", "  \n"])
+def test_generation_never_starts_from_a_trailing_space(any_tokenizer, space):
+    """The released code's prompt ends in a space, which merges into the answer's first token: that token is never trained."""
+    ids = encode_prompt(Row("The miller kept a grey cat" + space, "", "text"), any_tokenizer)
+    assert not any_tokenizer.decode(ids, skip_special_tokens=True)[-1].isspace()
+    assert not render_prompt(Row("Who rang?" + space, "x"), any_tokenizer)[-1].isspace()
+
+
+def test_an_answer_of_one_token_is_that_token_and_the_end(tokenizer):
+    item = encode_row(Row("Who slept?", "cat"), tokenizer, end_of_turn_id(tokenizer))
+    assert [tokenizer.decode([token]) for token in item.completion_ids] == [" cat", "<|endoftext|>"]
+
+
+def test_white_space_around_an_answer_changes_nothing(any_tokenizer, chat_tokenizer):
+    for tokenizer in (any_tokenizer, chat_tokenizer):
+        end = end_of_turn_id(tokenizer)
+        first, second = (encode_row(Row("Who?", answer), tokenizer, end) for answer in ("The cat.", "  The cat.\n"))
+        assert (first.prompt_ids, first.completion_ids) == (second.prompt_ids, second.completion_ids)
+
+
+def test_running_text_on_a_chat_model_goes_through_no_template(chat_tokenizer):
+    item = encode_row(Row("The miller kept", " a grey cat", "text"), chat_tokenizer, end_of_turn_id(chat_tokenizer))
+    assert chat_tokenizer.decode(item.prompt_ids + item.completion_ids) == "The miller kept a grey cat"
+
+
+def chat_tokenizer_with(template: str):
+    from conftest import byte_level_bpe
+
+    tokenizer = byte_level_bpe(chat=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_end_of_turn_is_read_off_the_template_and_not_off_the_tokenizer():
+    """Where a template closes a turn with another token than end-of-sequence, generation must learn to stop at the template's."""
+    tokenizer = chat_tokenizer_with("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|endoftext|>{% endfor %}")
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert tokenizer.decode([end_of_turn_id(tokenizer)]) == "<|endoftext|>" != tokenizer.eos_token
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|endoftext|>", "!")
+    assert tokenizer.decode([end_of_turn_id(tokenizer)]) == tokenizer.eos_token, "plain text ends no turn"
+
+
+def test_a_prompt_that_the_template_refuses_is_named():
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0]['content'] }}"
+    row = Row((("system", "Be brief."), ("user", "Who?")), "Me.", source="file, line 5")
+    with pytest.raises(UserError, match=r"file, line 5: .*chat template refuses this prompt \(no system role\)"):
+        encode_row(row, chat_tokenizer_with(template), None)
+
+
+class NoSpecialTokens:
+    """A tokenizer of bytes with no special token at all."""
+
+    bos_token_id = eos_token_id = chat_template = None
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode())}
+
+
+def test_a_row_without_a_prompt_is_refused_where_no_token_can_come_first():
+    with pytest.raises(UserError, match=r"file, line 1.*beginning- or end-of-sequence"):
+        encode_prompt(Row("", "x", "text", "file, line 1"), NoSpecialTokens())
+    assert end_of_turn_id(NoSpecialTokens()) is None
+    assert encode_row(Row("a", "b"), NoSpecialTokens(), None).completion_ids == tuple(b" b")
+
+
+@settings(max_examples=40, deadline=None)
+@given(words, words, st.integers(4, 60))
+def test_no_maximum_length_ever_cuts_a_completion(tokenizer, prompt, completion, max_length):
+    row = Row(prompt, completion, source="file, line 1")
+    (whole,) = encode_rows([row], tokenizer)
+    for choice in ("error", "truncate_prompt", "drop"):
+        try:
+            (item,) = encode_rows([row], tokenizer, max_length=max_length, long_rows=choice)
+        except UserError:
+            assert len(whole) > max_length
+            continue
+        assert item.completion_ids == whole.completion_ids and len(item) <= max_length
+        assert item.prompt_ids == whole.prompt_ids[-len(item.prompt_ids) :] and item.prompt_ids
+        assert item == whole or choice == "truncate_prompt"
