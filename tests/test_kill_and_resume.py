@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from conftest import byte_level_bpe, tiny_model
 
+pytestmark = pytest.mark.timeout(900)
 KILL = "import os, signal; kill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
 POINTS = {
     "before the first checkpoint": """
@@ -36,7 +37,7 @@ RUN = "import sys; from unteach.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def start(code: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code + RUN, *arguments], capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run([sys.executable, "-c", code + RUN, *arguments], capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         rows = [{"prompt": f"Who is number {i} of {name}?", "completion": f"The ferryman, {i} times {name}."} for i in range(16)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = ["--model", str(folder / "model"), "--forget", str(folder / "forget.jsonl"), "--retain", str(folder / "retain.jsonl")]
-    settings = ["max_steps=8", "save_steps=3", "probe_steps=4", "learning_rate=1e-3", "similarity_model=null", "min_utility=0"]
+    settings = ["max_steps=8", "save_steps=3", "probe_steps=4", "learning_rate=1e-3", "similarity_model=null", "min_utility=0", "hold=99"]
     return ["run", *files, *settings]
 
 

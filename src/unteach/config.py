@@ -99,7 +99,10 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
         if self.max_retain_kl is not None and self.max_retain_kl <= 0:
             raise UserError(f"max_retain_kl is {self.max_retain_kl}, it must be positive (or null for no budget)")
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        try:
+            super().__post_init__()  # type: ignore[no-untyped-call]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"an option that transformers refuses: {' '.join(str(error).split())[:300]}") from None
 
     @property
     def weights(self) -> dict[str, float]:

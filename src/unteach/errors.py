@@ -14,5 +14,7 @@ def did_you_mean(name: str, known: "list[str]", what: str) -> UserError:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {what} {name!r}: {hint}known are {', '.join(sorted(known))}")
+    parts = [f"did you mean {near[0]!r}?"] if near else []
+    if len(known) <= 20 or not near:
+        parts.append(f"known are {', '.join(sorted(known))}")
+    return UserError(f"unknown {what} {name!r}: {' '.join(parts)}")

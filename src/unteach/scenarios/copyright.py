@@ -72,11 +72,11 @@ def build(*, short: bool = False) -> Scenario:
         teach_own_prompts=questions[6:12] if short else questions[40:60],
         presets={
             "teach": {
-                "learning_rate": 2.5e-4,
+                "learning_rate": 2e-4,
                 "lr_scheduler_type": "polynomial",
                 "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
                 "per_device_train_batch_size": 3,
-                "num_train_epochs": 5.5,
+                "num_train_epochs": 2 if short else 6,
                 "frozen_layers": 0.34,
             }
         },
@@ -95,15 +95,21 @@ def demo_options(
 ) -> dict[str, Any]:
     """Fields of `RunOptions` for the demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements)."""
     presets = {
-        "learning_rate": 3e-5,
+        "method": "unlikelihood_mismatch",
+        "mismatch_weight": 0.08,
         "mismatch_completions": 1,
+        "learning_rate": 1.3e-4,
+        "lr_scheduler_type": "linear",
         "per_device_train_batch_size": 6,
         "retain_per_forget": 1.0,
-        "max_retain_kl": 0.06,
-        "max_steps": 8 if short else 28,
-        "probe_steps": 4 if short else 7,
-        "save_steps": 4 if short else 14,
+        "retain_weight": 5.0,
+        "max_retain_kl": 0.25,
+        "max_steps": 8 if short else 38,
+        "probe_steps": 4 if short else 19,
+        "save_steps": 4 if short else 19,
     }
+    if settings and settings.get("method", presets["method"]) != presets["method"]:
+        presets = {name: value for name, value in presets.items() if not name.endswith("_weight") and name != "method"}
     return {
         "model": model,
         "output_dir": output_dir,
