@@ -103,7 +103,7 @@ def demo_options(
         "per_device_train_batch_size": 6,
         "retain_per_forget": 1.0,
         "retain_weight": 5.0,
-        "max_retain_kl": 0.25,
+        "max_retain_kl": 0.17,
         "max_steps": 8 if short else 38,
         "probe_steps": 4 if short else 19,
         "save_steps": 4 if short else 19,
