@@ -71,10 +71,10 @@ def test_the_verdict_admits_that_nothing_was_scored():
     assert verdict({"models": {"original": sets, "unlearned": sets}}) == "No forget set was scored."
 
 
-def test_the_terminal_s_table_shows_the_same_cells_and_the_verdict(evaluation):
+def test_the_terminal_s_table_shows_the_narrow_cells_and_the_verdict(evaluation):
     console = Console(file=io.StringIO(), width=200)
     print_table(evaluation, console)
     printed = console.file.getvalue()
-    for row in comparison_rows(evaluation)[1]:
+    for row in comparison_rows(evaluation, narrow=True)[1]:
         assert all(text in printed for text in row)
     assert verdict(evaluation) in " ".join(printed.split())

@@ -15,30 +15,36 @@ COLUMNS = (
 )
 
 
-def cell(metrics: Mapping[str, Any], name: str, form: str) -> str:
-    """A value with its interval, `NM` where it is not meaningful, `-` where the set has no such metric."""
+NARROW = {"leak_rate": "leak rate", "rouge_l_recall": "recall", "fluency": "fluency", "similarity": "similarity"}
+"""The columns that fit a terminal of 80 characters, with short titles."""
+
+
+def cell(metrics: Mapping[str, Any], name: str, form: str, *, interval: bool = True) -> str:
+    """A value with its interval (if wanted), `NM` where it is not meaningful, `-` where the set has no such metric."""
     result = metrics.get(name)
     if result is None:
         return "-"
     if result["value"] is None:
         return "NM"
     text = form.format(result["value"])
-    if name == "leak_rate" and result["ci_low"] is not None:
+    if interval and name == "leak_rate" and result["ci_low"] is not None:
         text += f" [{form.format(result['ci_low'])}, {form.format(result['ci_high'])}]"
     return text
 
 
-def comparison_rows(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each prompt set with each metric as `before -> after`."""
+def comparison_rows(evaluation: Mapping[str, Any], *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each prompt set with each metric as `before -> after`; `narrow`: fewer columns, no intervals."""
     before, after = evaluation["models"]["original"], evaluation["models"]["unlearned"]
-    used = [column for column in COLUMNS if any(column[0] in metrics for metrics in before.values())]
-    header = ["prompt set", "n", *(title for _, title, _ in used)]
+    used = [
+        column for column in COLUMNS if any(column[0] in metrics for metrics in before.values()) and (not narrow or column[0] in NARROW)
+    ]
+    header = ["prompt set", "n", *(NARROW[name] if narrow else title for name, title, _ in used)]
     rows = []
     for name, metrics in before.items():
         n = max((result["n"] for result in metrics.values()), default=0)
         cells = []
         for metric, _, form in used:
-            left, right = cell(metrics, metric, form), cell(after.get(name, {}), metric, form)
+            left, right = (cell(found, metric, form, interval=not narrow) for found in (metrics, after.get(name, {})))
             cells.append("-" if left == right == "-" else f"{left} -> {right}")
         rows.append([name, str(n), *cells])
     return header, rows
@@ -71,12 +77,13 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
 
 def print_table(evaluation: Mapping[str, Any], console: Any) -> None:
     """The comparison as a rich table."""
+    from rich import box
     from rich.table import Table
 
-    header, rows = comparison_rows(evaluation)
-    table = Table(title="before -> after")
+    header, rows = comparison_rows(evaluation, narrow=True)
+    table = Table(title="before -> after", box=box.SIMPLE_HEAD)
     for column in header:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)
