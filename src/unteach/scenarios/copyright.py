@@ -67,7 +67,7 @@ def build(*, short: bool = False) -> Scenario:
             "kept_unseen": kept[1::2],
             "normal": questions[-(6 if short else 20) :],
         },
-        own_prompts=[*questions[: 6 if short else 32], *openings[: 6 if short else 24]],
+        own_prompts=[*questions[: 6 if short else 40], *openings[: 6 if short else 12]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
         teach_own_prompts=questions[6:12] if short else questions[40:60],
         presets={
@@ -103,7 +103,7 @@ def demo_options(
         "per_device_train_batch_size": 6,
         "retain_per_forget": 1.0,
         "retain_weight": 5.0,
-        "max_retain_kl": 0.17,
+        "max_retain_kl": 0.25,
         "max_steps": 8 if short else 38,
         "probe_steps": 4 if short else 19,
         "save_steps": 4 if short else 19,
