@@ -100,8 +100,3 @@ def gradients(loss: Tensor, model: Any) -> dict[str, Tensor]:
         name: (torch.zeros_like(parameter) if gradient is None else gradient).double()
         for name, parameter, gradient in zip(names, parameters, found, strict=True)
     }
-
-
-def perplexity(values: Sequence[float]) -> float:
-    """exp of the mean."""
-    return math.exp(math.fsum(values) / len(values))

@@ -291,20 +291,3 @@ def unfreeze(parameters: Sequence[nn.Parameter]) -> None:
     """Undoes `freeze_lower_layers`."""
     for parameter in parameters:
         parameter.requires_grad_(True)
-
-
-def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where matrix products are faster in it than in float32 (measured for some milliseconds), else float32."""
-    import time
-
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds = {}
-    for dtype, size in ((torch.float32, 256), (torch.bfloat16, 256)):
-        matrix = torch.ones(size, size, dtype=dtype)
-        matrix @ matrix
-        start = time.perf_counter()
-        for _ in range(3):
-            matrix @ matrix
-        seconds[dtype] = time.perf_counter() - start
-    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
