@@ -7,16 +7,32 @@ import re
 
 import pytest
 
-from unteach.cli import RUN_KEYS, main, parse_settings
+from unteach.arguments import RUN_KEYS, parse_settings
+from unteach.cli import main
 
+SCORERS = {"--headline", "--judge", "--reward-model", "--similarity-model", "--fluency-model"}
 OPTIONS = {
     "demo": {"--scenario", "--model", "--out", "--seed", "--short", "--hide-text"},
     "run": {
         *("--model", "--forget", "--retain", "--method", "--out", "--seed", "--lora", "--frozen-layers", "--recite-tokens", "--show-text"),
-        *("--similarity-model", "--trust-remote-code"),
+        *("--lora-rank", "--similarity-model", "--trust-remote-code", "--scenario", *SCORERS),
     },
     "check": {"--forget", "--retain", "--model", "--max-length"},
-    "eval": {"--model", "--reference", "--scenario", "--forget", "--data", "--retain", "--out", "--show-text"},
+    "eval": {
+        "--model",
+        "--reference",
+        "--scenario",
+        "--forget",
+        "--data",
+        "--retain",
+        "--out",
+        "--show-text",
+        "--engine",
+        "--batch-size",
+        *SCORERS,
+    },
+    "compare": {"--out"},
+    "report": set(),
 }
 
 

@@ -17,7 +17,8 @@ FLOORS = [
     {"objectives", "reference", "stopping", "models"},
     {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "scenarios", "run_record"},
-    {"pipeline", "model_evaluation"},
+    {"pipeline", "model_evaluation", "arguments"},
+    {"comparison"},
     {"cli"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

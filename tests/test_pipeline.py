@@ -88,7 +88,7 @@ def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path
 
 def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, monkeypatch):
     first = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
-    monkeypatch.setattr("unteach.pipeline.answer_sets", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("unteach.pipeline.ask", lambda *_, **__: pytest.fail("asked again"))
     again = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
     assert first.evaluation == again.evaluation
     assert not (tmp_path / "out-1").exists()
@@ -108,7 +108,7 @@ def test_an_encoder_that_cannot_be_had_costs_the_similarity_and_not_the_run(mode
 
 
 def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("unteach.evaluation.scoring.embedding_similarity", lambda left, right, encoder: [1.0] * len(left))
+    monkeypatch.setattr("unteach.evaluation.scoring.pair_similarity", lambda left, right, scorer: [1.0] * len(left))
     evaluation = evaluate_models(model, None, forget=FORGET[:3], retain=RETAIN[:2], output_dir=str(tmp_path))
     assert evaluation["models"]["original"] == evaluation["models"]["unlearned"]
     assert evaluation["models"]["original"]["unlearned"]["leak_rate"]["n"] == 3

@@ -1,214 +1,15 @@
-"""The command line: `unteach demo | run | check | eval`. A user's mistake is one sentence and exit code 2."""
+"""The command line: `unteach demo | run | check | eval | compare | report`. A user's mistake is one sentence and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
-from unteach import __version__
+from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, scalar
 from unteach.errors import UserError, did_you_mean
-
-DESCRIPTION = """\
-Makes a causal language model stop saying what it must not say, from negative examples alone, and shows that it worked.
-
-  unteach demo --out runs/demo                                    see a real model forget, in minutes, on a laptop
-  unteach check --forget bad.jsonl --retain good.jsonl --model M  what is wrong with this data, before an hour is spent
-  unteach run --model M --forget bad.jsonl --out runs/mine        make M forget the completions in bad.jsonl
-  unteach eval --model runs/mine/model --reference M --forget bad.jsonl --out runs/eval
-"""
-
-RUN_HELP = """\
-Makes a model forget the completions of a file. Rows are {"prompt": ..., "completion": ...} (strings or message lists) or
-{"text": ...}; a row with a prompt only stands for the model's own answer to it. JSONL, JSON, CSV, Parquet, a plain-text book
-(.txt) or a Hugging Face dataset id.
-Without --retain the model's own answers to neutral prompts are what is kept.
-
-Started again with the same --out, a run goes on where it was interrupted.
-
-  unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --retain good.jsonl --out runs/a
-  unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch learning_rate=1e-5 max_steps=200
-  unteach run settings.yaml out=runs/c lora=true
-"""
-
-RUN_KEYS = (
-    "model",
-    "forget",
-    "retain",
-    "out",
-    "method",
-    "seed",
-    "lora",
-    "frozen_layers",
-    "recite_tokens",
-    "show_text",
-    "similarity_model",
-    "trust_remote_code",
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`s: one sentence instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
-    """The parser, and that of each command by name."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="unteach", description=DESCRIPTION, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"unteach {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    demo = commands.add_parser(
-        "demo",
-        help="teach a small real model a story, make it forget it, show both",
-        description="Teaches a small real model two original stories by heart, makes it forget one, and shows what it says before and\n"
-        "after. Everything that it needs is in the package or fetched once. Ctrl-C and the same command again go on where it was.",
-        formatter_class=raw,
-    )
-    demo.add_argument("--scenario", default="copyright", help="which use (copyright)")
-    demo.add_argument("--model", default="smollm2-135m-instruct", help="hub id, local folder or packaged name (default: %(default)s)")
-    demo.add_argument("--out", default="runs/demo", help="folder for everything that it writes (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of order and mismatch draws (default: %(default)s)")
-    demo.add_argument("--short", action="store_true", help="a smoke test: fewer passages, fewer steps, weaker result")
-    demo.add_argument("--hide-text", action="store_true", help="leave the forgotten story's text out of the files")
-    demo.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig, for example method=ga_mismatch")
-
-    run = commands.add_parser("run", help="make a model forget the completions of a file", description=RUN_HELP, formatter_class=raw)
-    run.add_argument("config", nargs="?", help="YAML file with any of the options below and fields of UnlearningConfig")
-    run.add_argument("--model", help="hub id, local folder or packaged name")
-    run.add_argument("--forget", help="rows to forget")
-    run.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
-    run.add_argument("--method", help="objective: see docs/methods.md (default: unlikelihood)")
-    run.add_argument("--out", help="folder for everything that it writes")
-    run.add_argument("--seed", type=int, help="seed (default: 0)")
-    run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")
-    run.add_argument("--frozen-layers", type=float, help="do not train the embedding and so many of the first layers (under 1: that share)")
-    run.add_argument(
-        "--recite-tokens", type=int, help="let the model go on after each text row by so many tokens, and forget what it recites"
-    )
-    run.add_argument("--show-text", action="store_true", default=None, help="let forget texts stand in generations.jsonl and the report")
-    run.add_argument("--similarity-model", help="sentence encoder for normal answers (default: all-minilm-l6-v2)")
-    run.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that comes with the model")
-    run.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig, for example learning_rate=1e-5")
-
-    check = commands.add_parser(
-        "check",
-        help="what is wrong with this data, before an hour is spent on it",
-        description="Reads the data as a run would and names every row that is wrong: missing columns, empty or too long completions,\n"
-        "wrong encoding, rows in both sets, a forget and a retain set of different format.\n"
-        "Exit code 0: nothing found; 2: something is wrong.",
-        formatter_class=raw,
-    )
-    check.add_argument("--forget", required=True, help="rows to forget")
-    check.add_argument("--retain", help="rows to keep")
-    check.add_argument("--model", help="also check token lengths and boundaries with this model's tokenizer")
-    check.add_argument("--max-length", type=int, default=1024, help="most tokens of prompt and completion (default: %(default)s)")
-
-    evaluate = commands.add_parser(
-        "eval",
-        help="score a model, or a pair of models, on prompts",
-        description="Lets models answer prompts greedily and scores the answers; writes eval.json and generations.jsonl.",
-        formatter_class=raw,
-    )
-    evaluate.add_argument("--model", required=True, help="the model after unlearning")
-    evaluate.add_argument("--reference", help="the model before (default: the same model, so nothing changes)")
-    evaluate.add_argument("--scenario", choices=["copyright"], help="an embedded scenario's prompt sets")
-    evaluate.add_argument("--forget", "--data", dest="forget", help="rows that are to be forgotten: all are asked")
-    evaluate.add_argument("--retain", help="rows that are to be kept")
-    evaluate.add_argument("--out", required=True, help="folder for what it writes")
-    evaluate.add_argument("--show-text", action="store_true", help="let forget texts stand in generations.jsonl")
-    return parser, commands.choices
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; `key=value` words may stand anywhere among the options."""
-    parser, commands = _parser()
-    arguments, words = parser.parse_known_args(argv)
-    takes_settings = hasattr(arguments, "settings")
-    for word in words:
-        if word.startswith("-"):
-            usage = (commands[arguments.command] if arguments.command else parser).format_usage()
-            raise _unknown_option(word.partition("=")[0], ["--help", *re.findall(r"--[a-z-]+", usage)], takes_settings)
-        if not takes_settings:
-            parser.error(f"{word!r} is not an option")
-        arguments.settings = [*arguments.settings, word]
-    if arguments.command is None:
-        parser.print_help()
-    return arguments
-
-
-def _unknown_option(name: str, known: list[str], takes_settings: bool) -> UserError:
-    """The error for an option of no command, which may be a field of `UnlearningConfig` written with dashes."""
-    if takes_settings:
-        from difflib import get_close_matches
-
-        from unteach.config import UnlearningConfig
-
-        near = get_close_matches(name.strip("-").replace("-", "_"), UnlearningConfig.__dataclass_fields__, n=1, cutoff=0.8)
-        if near:
-            return UserError(f"unknown option {name!r}: did you mean {near[0]}=VALUE, without dashes?")
-    return did_you_mean(name, known, "option")
-
-
-def _scalar(value: Any) -> Any:
-    """The value, a number if it is one such as 1e-5, which YAML reads as a string."""
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as a dict; values are read as YAML scalars (numbers, true, null)."""
-    import yaml
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        name = name.replace("-", "_")
-        if not equals or not name.isidentifier():
-            raise UserError(f"{pair!r} is not key=value")
-        try:
-            settings[name] = _scalar(yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise UserError(f"{pair!r}: the value is not YAML ({' '.join(str(error).split())})") from None
-    return settings
-
-
-def checked_settings(settings: dict[str, Any], also: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings, if each is a field of `UnlearningConfig` and of its type.
-
-    Raises:
-        UserError: for an unknown name, with the nearest of the known ones and those in `also`; for a value of another type.
-    """
-    from unteach.config import UnlearningConfig
-
-    fields = UnlearningConfig.__dataclass_fields__
-    elsewhere = {"output_dir": "--out", "seed": "--seed", "data_seed": "--seed"}
-    for name in settings:
-        if name not in fields:
-            raise did_you_mean(name, sorted({*fields, *also}), "option")
-        if name in elsewhere:
-            raise UserError(f"option {name!r} is given as {elsewhere[name]}")
-    check_types(settings, UnlearningConfig)
-    return settings
-
-
-def check_types(values: Mapping[str, Any], options: type) -> None:
-    """Raises `UserError` for a value that its field of the dataclass `options` does not take, where that is plainly so."""
-    from typing import get_args, get_type_hints
-
-    hints = get_type_hints(options)
-    for name, value in values.items():
-        allowed = set(get_args(hints[name])) or {hints[name]}
-        if not allowed <= {bool, int, float, str, type(None)}:
-            continue
-        if type(value) not in allowed and not (type(value) is int and float in allowed):
-            names = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in allowed))
-            raise UserError(f"option {name!r} is {value!r}, it must be {names}")
 
 
 def _quiet_libraries() -> None:
@@ -220,24 +21,24 @@ def _quiet_libraries() -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    if arguments.scenario != "copyright":
-        raise did_you_mean(arguments.scenario, ["copyright"], "scenario")
+    if arguments.scenario not in SCENARIO_NAMES:
+        raise did_you_mean(arguments.scenario, list(SCENARIO_NAMES), "scenario")
     _quiet_libraries()
     from unteach.pipeline import Run, RunOptions
     from unteach.progress import Display
-    from unteach.scenarios import copyright
+    from unteach.scenarios.registry import build_scenario, demo_options
 
     display = Display()
-    settings = checked_settings(parse_settings(arguments.settings))
-    options = copyright.demo_options(
+    options = demo_options(
+        arguments.scenario,
         model=arguments.model,
         output_dir=arguments.out,
         seed=arguments.seed,
         short=arguments.short,
-        settings=settings,
+        settings=checked_settings(parse_settings(arguments.settings)),
         show_text=not arguments.hide_text,
     )
-    result = Run(copyright.build(short=arguments.short), RunOptions(**options), display).execute()
+    result = Run(build_scenario(arguments.scenario, short=arguments.short), RunOptions(**options), display).execute()
     return _finish(result, display)
 
 
@@ -245,26 +46,31 @@ def _finish(result: Any, display: Any) -> int:
     from unteach.reports.tables import print_table
 
     print_table(result.evaluation, display.console)
-    display.say(f"Report: {result.output_dir / 'report.md'}; figures: {result.output_dir / 'figures'}")
+    display.say(f"Report: {result.output_dir / 'report.html'} (also report.md, and figures/)")
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def read_config(path: str) -> dict[str, Any]:
+    """The options of a YAML file, by their names with underscores."""
     import yaml
 
+    try:
+        with open(path, encoding="utf-8") as file:
+            options = yaml.safe_load(file) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"config {path!r} could not be read: {' '.join(str(error).split())}") from None
+    if not isinstance(options, dict):
+        raise UserError(f"config {path!r} must be a mapping of options")
+    return {str(name).replace("-", "_"): scalar(value) for name, value in options.items()}
+
+
+def _run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
     words = list(arguments.settings)
     if arguments.config and "=" in arguments.config:
         words.insert(0, arguments.config)
     elif arguments.config:
-        try:
-            with open(arguments.config, encoding="utf-8") as file:
-                options = yaml.safe_load(file) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"config {arguments.config!r} could not be read: {' '.join(str(error).split())}") from None
-        if not isinstance(options, dict):
-            raise UserError(f"config {arguments.config!r} must be a mapping of options")
-        options = {str(name).replace("-", "_"): _scalar(value) for name, value in options.items()}
+        options = read_config(arguments.config)
     options |= {name: getattr(arguments, name) for name in RUN_KEYS if getattr(arguments, name, None) is not None}
     options |= parse_settings(words)
     for name in ("model", "forget", "out"):
@@ -319,6 +125,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     from unteach.reports.tables import print_table
 
     display = Display()
+    if arguments.batch_size < 1:
+        raise UserError(f"option --batch-size is {arguments.batch_size}, it must be positive")
+    scorers = {
+        "headline": arguments.headline,
+        "judge": arguments.judge,
+        "reward": arguments.reward_model,
+        "similarity": arguments.similarity_model,
+        "fluency": arguments.fluency_model,
+    }
     evaluation = evaluate_models(
         arguments.model,
         arguments.reference,
@@ -326,18 +141,45 @@ def _eval(arguments: argparse.Namespace) -> int:
         forget=arguments.forget,
         retain=arguments.retain,
         output_dir=arguments.out,
+        engine=arguments.engine,
+        batch_size=arguments.batch_size,
         show_text=arguments.show_text,
         display=display,
+        **{name: value for name, value in scorers.items() if value is not None},
     )
-    print_table(evaluation, display.console)
+    if evaluation:
+        print_table(evaluation, display.console)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    options = read_config(arguments.config)
+    if arguments.out:
+        options["out"] = arguments.out
+    _quiet_libraries()
+    from unteach.comparison import compare
+    from unteach.progress import Display
+
+    display = Display()
+    folder = compare(options, display)
+    display.say(f"Tables: {folder / 'comparison.md'} (also .csv and .tex)")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from unteach.reports.report import write_report
+
+    print(f"Report: {write_report(Path(arguments.folder)).with_suffix('.html')}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval}
+    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval, "compare": _compare, "report": _report}
     try:
-        arguments = _parse(argv)
+        arguments = parse_arguments(argv)
         return commands[arguments.command](arguments) if arguments.command else 2
     except UserError as error:
         print(f"unteach: {error}", file=sys.stderr)

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from unteach import models
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
-from unteach.evaluation.scoring import answer_sets, score_models
-from unteach.evaluation.text_metrics import leak_threshold
+from unteach.evaluation.generation import Generator, TransformersGenerator
+from unteach.evaluation.generators import CachedGenerator, VllmGenerator
+from unteach.evaluation.scorers import ScorerNames, build_scorers
+from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.progress import Display
-from unteach.scenarios import copyright
-from unteach.scenarios.texts import lines
+from unteach.scenarios.registry import build_scenario
+from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.texts import labelled_answers, lines
+
+ENGINES = ("transformers", "vllm")
+
+
+def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scenario:
+    """The prompt sets to ask: an embedded scenario's, a user's rows (all of them), or a user's rows judged as an embedded scenario's are.
+
+    Args:
+        scenario (`str`, *optional*): name of an embedded scenario.
+        forget, retain (*optional*): rows of the sets `unlearned` and `retain`, instead of the scenario's.
+    """
+    built = build_scenario(scenario) if scenario else None
+    if built and forget is None:
+        return built
+    rows = load_rows(forget, "forget")
+    sets = {"unlearned": rows}
+    if retain is not None:
+        sets["retain"] = load_rows(retain, "retain")
+    sets["normal"] = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[-20:]]
+    return Scenario(
+        name=scenario or "eval",
+        forget=rows,
+        validation=[],
+        retain=[],
+        sets=sets,
+        leak_corpus=[row.completion for row in rows][:64],
+        labelled=labelled_answers(),
+        scorers=built.scorers if built else ScorerNames(),
+    )
 
 
 def evaluate_models(
@@ -23,50 +56,61 @@ def evaluate_models(
     forget: Any = None,
     retain: Any = None,
     output_dir: str,
+    engine: str = "transformers",
+    batch_size: int = 24,
     show_text: bool = False,
     display: Display | None = None,
+    **scorers: Any,
 ) -> dict[str, Any]:
     """Asks and scores a model (and the one before it) without training; writes `eval.json` and `generations.jsonl`.
 
+    Answers are kept in `work/` of the folder: asked again, with another scorer or after an interruption, no prompt is answered twice by the
+    same model.
+
     Args:
         model, reference (`str`): the model after and before; without a reference both columns are the same model.
-        scenario (`str`, *optional*): an embedded scenario whose prompt sets are used.
+        scenario (`str`, *optional*): an embedded scenario whose prompt sets and scorers are used.
         forget, retain (*optional*): rows of the sets `unlearned` and `retain` instead.
         output_dir (`str`)
+        engine (`str`): `transformers`, or `vllm`.
+        batch_size (`int`)
         show_text (`bool`): whether forget texts are written.
         display (`Display`, *optional*)
+        scorers: fields of `ScorerNames` that replace the scenario's.
     """
+    from accelerate import PartialState
+
     display = display or Display(quiet=True)
     folder = Path(output_dir)
-    if scenario:
-        built = copyright.build()
-        sets, corpus = dict(built.sets), built.leak_corpus
-    else:
-        rows = load_rows(forget, "forget")
-        sets, corpus = {"unlearned": rows}, [row.completion for row in rows][:64]
-        if retain is not None:
-            sets["retain"] = load_rows(retain, "retain")
-        sets["normal"] = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[-20:]]
-    names = {"original": reference or model, "unlearned": model}
-    outputs: dict[str, dict[str, list[str]]] = {}
-    loaded: Any = None
-    for role, name in names.items():
-        if role == "unlearned" and name == names["original"]:
-            outputs[role] = outputs["original"]
+    built = evaluation_scenario(scenario, forget, retain)
+    names = replace(built.scorers, **scorers)
+    with display.stage("Preparing the scorers"):
+        judges = build_scorers(names, built.leak_corpus, built.labelled, display.say)
+    roles = {"original": reference or model, "unlearned": model}
+    said: dict[str, Said] = {}
+    tokenizer: Any = None
+    for role, name in roles.items():
+        if role == "unlearned" and name == roles["original"]:
+            said[role] = said["original"]
             continue
-        with display.stage(f"Asking {name}", sum(map(len, sets.values()))) as stage:
+        with display.stage(f"Asking {name}", sum(map(len, built.sets.values()))) as stage:
             loaded, tokenizer = models.load_model(name), models.load_tokenizer(name)
-            outputs[role] = answer_sets(loaded, tokenizer, sets, progress=stage.update)
+            inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
+            if engine == "vllm":
+                inner = VllmGenerator(models.resolve(name), tokenizer)
+            cached = CachedGenerator(inner, folder / "work", models.weights_hash(loaded), engine)
+            said[role] = ask(loaded, tokenizer, built.sets, generator=cached, progress=stage.update)
+    fluency = names.fluency or roles["original"]
+    if not PartialState().is_main_process:
+        return {}
     with display.stage("Scoring the answers") as stage:
         return score_models(
-            scenario or "eval",
-            sets,
-            outputs,
+            built.name,
+            built.sets,
+            said,
             tokenizer,
-            fluency_model=models.load_model(names["original"]),
-            fluency_name=names["original"],
-            threshold=leak_threshold(corpus),
-            similarity_model="all-minilm-l6-v2",
+            judges,
+            fluency=ReferenceLM(fluency, models.load_model(fluency), models.load_tokenizer(fluency)),
             show_text=show_text,
             folder=folder,
             progress=stage.update,

@@ -113,6 +113,7 @@ METHODS: dict[str, Method] = {
     ),
     "log_odds": Method(clamped_log_odds, False, "kl", (1.0, 0.0, 1.0), "ours: log-odds until forgotten, with the KL term of the paper"),
     "log_odds_mismatch": Method(clamped_log_odds, True, "kl", (1.0, 0.5, 1.0), "ours, with the mismatch and KL terms of the paper"),
+    "teaching": Method(negative_log_likelihood, False, "kl", (1.0, 0.0, 1.0), "the reverse: makes a model know what a demo then forgets"),
     "finetuning": Method(None, False, "nll", (0.0, 0.0, 1.0), PAPER + ", baseline: fine-tuning on the retain set only"),
 }
 DEFAULT_METHOD = "unlikelihood"

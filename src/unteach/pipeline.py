@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.evaluation.behaviour import behaviour_probe
 from unteach.evaluation.generation import answer
-from unteach.evaluation.scoring import ANSWER_TOKENS, answer_sets, score_models
-from unteach.evaluation.similarity import why_not
-from unteach.evaluation.text_metrics import leak_threshold
+from unteach.evaluation.scorers import Scorers, build_scorers
+from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
 from unteach.progress import Display, Stage
 from unteach.recitation import recited_passages
 from unteach.reports.report import write_report
 from unteach.run_record import rows_hash, write_run_record
+from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
 from unteach.trainer import UnlearningTrainer
@@ -43,8 +43,11 @@ class RunOptions:
         lora_rank (`int`): its rank.
         frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
         recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
+        shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the taught model, the original's answers).
         show_text (`bool`): whether texts of the forget set may stand in the run's files.
-        similarity_model (`str`, *optional*): encoder for `similarity`; `None`: leave it out.
+        similarity_model (`str`, *optional*): encoder for `similarity`, or `bleurt:CHECKPOINT`; `None`: leave it out.
+        headline (`str`, *optional*): the rate that decides, `leak_rate`, `harmful_rate` or `hallucination_rate`; default: the scenario's.
+        judge, reward_model, fluency_model (`str`, *optional*): scorers by name, see `ScorerNames`; default: the scenario's.
         trust_remote_code (`bool`): run code that comes with the model.
     """
 
@@ -56,8 +59,13 @@ class RunOptions:
     lora_rank: int = 16
     frozen_layers: float = 0
     recite_tokens: int = 0
+    shared_dir: str | None = None
     show_text: bool = False
     similarity_model: str | None = "all-minilm-l6-v2"
+    headline: str | None = None
+    judge: str | None = None
+    reward_model: str | None = None
+    fluency_model: str | None = None
     trust_remote_code: bool = False
 
 
@@ -78,7 +86,8 @@ class Run:
         self.scenario, self.options = scenario, options
         self.display = display or Display(quiet=True)
         self.output = Path(options.output_dir)
-        self.work = self.output / "work"
+        self.shared = Path(options.shared_dir or options.output_dir)
+        self.work = self.shared / "work"
         self.started = time.time()
         self.facts: dict[str, Any] = {}
 
@@ -96,25 +105,34 @@ class Run:
         if aside:
             self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
         self.work.mkdir(parents=True, exist_ok=True)
-        self.work.chmod(0o700)
+        (self.output / "work").mkdir(exist_ok=True)
+        for folder in {self.work, self.output / "work"}:
+            folder.chmod(0o700)
         write_text_atomically(self.output / "config.yaml", self._config_text())
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
             model = self.teach(model, tokenizer)
         self.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
-        threshold = leak_threshold(scenario.leak_corpus) if scenario.leak_corpus else 0.0
-        self.facts["leak_threshold_bleu"] = threshold
+        scorers = self.scorers()
+        self.facts["leak_threshold_bleu"] = scorers.threshold
         forget = self.with_completions(model, tokenizer, scenario.forget, "Collecting what the model answers to the forget prompts")
         own = self.with_completions(model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep")
         retain = [*self.with_completions(model, tokenizer, scenario.retain, "Collecting answers to the retain prompts"), *own]
         if self.options.recite_tokens:
             forget = self.extend(model, tokenizer, forget, retain)
         before = self.answers(model, tokenizer, "original")
-        model = self.unlearn(model, tokenizer, forget, retain, threshold)
+        model = self.unlearn(model, tokenizer, forget, retain, scorers)
         after = self.answers(model, tokenizer, "unlearned")
-        evaluation = self.evaluate(tokenizer, {"original": before, "unlearned": after}, threshold)
+        evaluation = self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
         self.write(model, tokenizer)
         return RunResult(model, tokenizer, self.output, evaluation)
+
+    def finished(self) -> dict[str, Any] | None:
+        """`eval.json` of this very run, if its folder holds it whole."""
+        config, record, evaluation = (self.output / name for name in ("config.yaml", "run.json", "eval.json"))
+        if not record.exists() or not evaluation.exists() or config.read_text(encoding="utf-8") != self._config_text():
+            return None
+        return dict(json.loads(evaluation.read_text(encoding="utf-8")))
 
     def config(self, folder: Path, **settings: Any) -> UnlearningConfig:
         """An `UnlearningConfig` for one of the trainings of this run."""
@@ -128,22 +146,28 @@ class Run:
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
-        folder = self.output / "original"
-        if read_marker(folder) is not None:
+        folder = self.shared / "original"
+        key = content_key([self.model_key, self.options.seed, rows_hash(self.scenario.teach), dict(self.scenario.presets)])
+        if (read_marker(folder) or {}).get("key") == key:
             with self.display.stage("Loading the taught model"):
                 return models.load_model(str(folder))
         own = self.with_completions(model, tokenizer, self.scenario.teach_own_prompts, "Collecting answers that teaching must not change")
         settings = dict(self.scenario.presets.get("teach", {}))
         frozen = models.freeze_lower_layers(model, settings.pop("frozen_layers", 0))
-        config = self.config(self.work / "teach", method="finetuning", save_steps=40, save_strategy="steps", save_total_limit=2, **settings)
-        trainer = UnlearningTrainer(model, config, None, [*self.scenario.teach, *own], tokenizer)
+        saving = {"save_steps": 40, "save_strategy": "steps", "save_total_limit": 2}
+        if own:
+            config = self.config(self.work / "teach", **{"method": "teaching", "max_retain_kl": None, **saving, **settings})
+            trainer = UnlearningTrainer(model, config, self.scenario.teach, own, tokenizer)
+        else:
+            config = self.config(self.work / "teach", method="finetuning", **saving, **settings)
+            trainer = UnlearningTrainer(model, config, None, self.scenario.teach, tokenizer)
         with self.display.stage("Teaching the texts to the model", config.max_steps) as stage:
-            trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['retain_nll']:.2f}")
+            trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['loss']:.2f}")
             trainer.train(resume_from_checkpoint=True)
         models.unfreeze(frozen)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        mark_complete(folder, {})
+        mark_complete(folder, {"key": key})
         shutil.rmtree(self.work / "teach", ignore_errors=True)
         return model.eval()
 
@@ -186,7 +210,7 @@ class Run:
         self.facts["recited_unseen_passages"] = sum(row.prompt_text in unseen for row in recited)
         return [*forget, *recited]
 
-    def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], threshold: float) -> Any:
+    def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers) -> Any:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""
         options, config = self.options, self.unlearning_config()
         peft_config = None
@@ -197,7 +221,12 @@ class Run:
                 r=options.lora_rank, lora_alpha=2 * options.lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
             )
         frozen = [] if options.lora else models.freeze_lower_layers(model, options.frozen_layers)
-        probe = behaviour_probe(tokenizer, forget, self.scenario.validation, retain, threshold=threshold)
+
+        def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
+            said = {row.key: output for row, output in zip(rows, outputs, strict=True)}
+            write_json(self.output / "work" / f"said-at-{trainer.state.global_step}.json", said)
+
+        probe = behaviour_probe(tokenizer, forget, self.scenario.validation, retain, still_said=scorers.still_said, on_outputs=keep)
         trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
         with self.display.stage("Unlearning", config.max_steps) as stage:
             trainer.on_step = step_display(stage)
@@ -217,34 +246,43 @@ class Run:
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
-    def answers(self, model: Any, tokenizer: Any, name: str) -> dict[str, list[str]]:
+    def scorers(self) -> Scorers:
+        """The scenario's scorers, those of the user in their place."""
+        options, scenario = self.options, self.scenario
+        chosen = {"headline": options.headline, "judge": options.judge, "reward": options.reward_model, "fluency": options.fluency_model}
+        names = replace(
+            scenario.scorers, similarity=options.similarity_model, **{name: value for name, value in chosen.items() if value is not None}
+        )
+        with self.display.stage("Preparing the scorers"):
+            return build_scorers(names, scenario.leak_corpus, scenario.labelled, self.display.say)
+
+    def answers(self, model: Any, tokenizer: Any, name: str) -> Said:
         """The model's answers to all prompt sets."""
         sets = self.scenario.sets
 
-        def ask() -> dict[str, list[str]]:
+        def make() -> dict[str, Any]:
             with self.display.stage(f"Asking the {name} model", sum(map(len, sets.values()))) as stage:
-                return answer_sets(model, tokenizer, sets, progress=stage.update)
+                return asdict(ask(model, tokenizer, sets, progress=stage.update))
 
         keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
-        return dict(self.cached(f"answers-{name}", [models.weights_hash(model), keys], ask))
+        return Said(**self.cached(f"answers-{name}", [models.weights_hash(model), keys], make))
 
-    def evaluate(self, tokenizer: Any, outputs: Mapping[str, Mapping[str, list[str]]], threshold: float) -> dict[str, Any]:
+    def evaluate(self, tokenizer: Any, said: Mapping[str, Said], scorers: Scorers) -> dict[str, Any]:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
         options = self.options
-        encoder = options.similarity_model
-        if encoder and (reason := why_not(encoder)):
-            self.display.say(f"No similarity to the original's answers: {reason}")
-            encoder = None
+        fluency = scorers.names.fluency or options.model
         with self.display.stage("Scoring the answers", 2 * len(self.scenario.sets)) as stage:
             return score_models(
                 self.scenario.name,
                 self.scenario.sets,
-                outputs,
+                said,
                 tokenizer,
-                fluency_model=models.load_model(options.model, trust_remote_code=options.trust_remote_code),
-                fluency_name=options.model,
-                threshold=threshold,
-                similarity_model=encoder,
+                scorers,
+                fluency=ReferenceLM(
+                    fluency,
+                    models.load_model(fluency, trust_remote_code=options.trust_remote_code),
+                    tokenizer if fluency == options.model else models.load_tokenizer(fluency),
+                ),
                 show_text=options.show_text,
                 folder=self.output,
                 progress=stage.update,
@@ -318,6 +356,7 @@ def unlearn(
     output_dir: str,
     seed: int = 0,
     lora: bool = False,
+    scenario: str | None = None,
     display: Display | None = None,
     **settings: Any,
 ) -> RunResult:
@@ -330,9 +369,11 @@ def unlearn(
         output_dir (`str`)
         seed (`int`)
         lora (`bool`): train an adapter.
+        scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
         settings: fields of `UnlearningConfig`, and of `RunOptions` other than those above.
     """
     names = set(RunOptions.__dataclass_fields__)
     own = {name: settings.pop(name) for name in list(settings) if name in names}
     options = RunOptions(model=model, output_dir=output_dir, seed=seed, lora=lora, settings=settings, **own)
-    return Run(user_scenario(forget, retain), options, display).execute()
+    scorers = build_scenario(scenario).scorers if scenario else None
+    return Run(user_scenario(forget, retain, scorers=scorers), options, display).execute()

@@ -14,9 +14,13 @@ HELD_OUT = [Row("Who slept?", "The grey cat slept on the sacks."), Row("Who rang
 RETAIN = [Row("What is it?", "A sack of flour."), Row("Where?", "In the harbour.")]
 
 
+def by_heart(rows, outputs):
+    return [output == row.completion for row, output in zip(rows, outputs, strict=True)]
+
+
 def probe_of(monkeypatch, tokenizer, outputs, validation=HELD_OUT):
     monkeypatch.setattr(behaviour, "answer", lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows])
-    return behaviour_probe(tokenizer, FORGET, validation, RETAIN, threshold=50.0)(tiny_model())
+    return behaviour_probe(tokenizer, FORGET, validation, RETAIN, still_said=by_heart)(tiny_model())
 
 
 def test_spread_takes_no_more_rows_than_asked_and_all_where_there_are_few():
@@ -39,9 +43,11 @@ def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer
     assert rates["forget_rate"] == rates["validation_rate"] == 0.0
 
 
-def test_an_answer_at_the_threshold_is_not_said(monkeypatch, tokenizer):
-    monkeypatch.setattr(behaviour, "bleu", lambda output, reference: 50.0)
-    assert probe_of(monkeypatch, tokenizer, {})["forget_rate"] == 0.0
+def test_the_answers_of_a_probe_are_handed_on(monkeypatch, tokenizer):
+    monkeypatch.setattr(behaviour, "answer", lambda model, tokenizer, rows, **_: ["said"] * len(rows))
+    seen = []
+    behaviour_probe(tokenizer, FORGET[:2], [], RETAIN, still_said=by_heart, on_outputs=lambda *at: seen.append(at))(tiny_model())
+    assert seen == [(FORGET[:2], ["said", "said"])]
 
 
 def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, tokenizer):
@@ -50,6 +56,6 @@ def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, to
 
 
 def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
-    rates = behaviour_probe(tokenizer, FORGET, HELD_OUT, RETAIN, threshold=10.0, forget_rows=2)(tiny_model())
+    rates = behaviour_probe(tokenizer, FORGET, HELD_OUT, RETAIN, still_said=by_heart, forget_rows=2)(tiny_model())
     assert set(rates) == {"forget_rate", "utility", "train_rate", "validation_rate"}
     assert all(0.0 <= value <= 1.0 for value in rates.values())

@@ -11,7 +11,8 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation import scoring
 from unteach.evaluation.likelihood import mean_nll
-from unteach.evaluation.scoring import answer_sets, score_models
+from unteach.evaluation.scorers import ScorerNames, Scorers
+from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 
 SETS = {
     "unlearned": [Row("Who rang the bell?", "The ferryman rang it twice."), Row("Who slept?", "The grey cat slept.")],
@@ -26,6 +27,7 @@ BEFORE = {
     "normal": ["Nobody has ever asked."],
 }
 AFTER = {"unlearned": ["I can't assist with that.", ""], "unseen": ["!!!!!!!!"], "kept": [" a grey cat"], "normal": ["The moon."]}
+NO_CHOICES = {name: [None] * len(rows) for name, rows in SETS.items()}
 SECRETS = ["ferryman", "grey cat slept", "sailors", "rang the bell", "Who slept", "sold bread", "assist with that"]
 
 
@@ -34,20 +36,22 @@ def encoded_pairs(monkeypatch):
     """Stands in for the sentence encoder; holds what it was asked."""
     asked = []
 
-    def similarity(left, right, encoder):
-        asked.append((list(left), list(right), encoder))
+    def similarity(left, right, scorer):
+        asked.append((list(left), list(right), scorer))
         return [1.0 if a == b else 0.25 for a, b in zip(left, right, strict=True)]
 
-    monkeypatch.setattr(scoring, "embedding_similarity", similarity)
+    monkeypatch.setattr(scoring, "pair_similarity", similarity)
     return asked
 
 
 @pytest.fixture
 def scored(tokenizer, tmp_path, encoded_pairs):
-    def score(**options):
-        settings = {"threshold": 20.0, "similarity_model": "some-encoder", "show_text": False, "folder": tmp_path} | options
-        outputs = {"original": BEFORE, "unlearned": AFTER}
-        evaluation = score_models("demo", SETS, outputs, tokenizer, fluency_model=tiny_model(), fluency_name="tiny", **settings)
+    def score(similarity="some-encoder", judge=None, reward=None, **options):
+        scorers = Scorers(ScorerNames(similarity=similarity), 20.0, judge, reward)
+        fluency = ReferenceLM("tiny", tiny_model(), tokenizer)
+        answers = {"original": Said(BEFORE, NO_CHOICES), "unlearned": Said(AFTER, NO_CHOICES)}
+        settings = {"show_text": False, "folder": tmp_path} | options
+        evaluation = score_models("demo", SETS, answers, tokenizer, scorers, fluency=fluency, **settings)
         text = (tmp_path / "generations.jsonl").read_text(encoding="utf-8")
         return evaluation, text
 
@@ -78,13 +82,13 @@ def test_the_numbers_tell_before_from_after(scored):
 
 def test_similarity_is_taken_to_the_original_s_answers_on_the_normal_set_alone(scored, encoded_pairs):
     models = scored()[0]["models"]
-    assert encoded_pairs == [(BEFORE["normal"], BEFORE["normal"], "some-encoder"), (AFTER["normal"], BEFORE["normal"], "some-encoder")]
+    assert encoded_pairs == [(BEFORE["normal"], BEFORE["normal"], "some-encoder"), (BEFORE["normal"], AFTER["normal"], "some-encoder")]
     assert (models["original"]["normal"]["similarity"]["value"], models["unlearned"]["normal"]["similarity"]["value"]) == (1.0, 0.25)
     assert all("similarity" not in models["unlearned"][name] for name in ("unlearned", "unseen", "kept"))
 
 
 def test_without_an_encoder_there_is_no_similarity(scored, encoded_pairs):
-    evaluation, _ = scored(similarity_model=None)
+    evaluation, _ = scored(similarity=None)
     assert not encoded_pairs and "similarity" not in evaluation["models"]["unlearned"]["normal"]
 
 
@@ -128,5 +132,28 @@ def test_answers_of_all_sets_come_from_one_sweep_and_go_back_to_their_sets(token
 
     monkeypatch.setattr(scoring, "answer", echo)
     wanted = {name: [f"answer to {row.prompt}" for row in rows] for name, rows in SETS.items()}
-    assert answer_sets(None, tokenizer, SETS) == wanted
-    assert calls == [5]
+    monkeypatch.setattr(scoring, "greedy_matches", lambda model, prompts, completions: [[True] * len(ids) or None for ids in completions])
+    said = ask(None, tokenizer, SETS)
+    assert said.outputs == wanted and calls == [5]
+    assert said.correct["normal"] == [None] and all(said.correct["unlearned"][0]) and len(said.correct["unlearned"][0]) > 3
+
+
+class Strict:
+    """Flags what speaks of a cat, rewards length."""
+
+    name, held_out_accuracy, held_out_n = "strict", 0.9, 40
+
+    def flags(self, prompts, answers):
+        return ["cat" in answer for answer in answers]
+
+    def rewards(self, prompts, answers):
+        return [float(len(answer)) for answer in answers]
+
+
+def test_a_judge_and_a_reward_model_are_named_with_their_accuracy(scored):
+    evaluation, _ = scored(judge=Strict(), reward=Strict())
+    before, after = evaluation["models"]["original"], evaluation["models"]["unlearned"]
+    assert (before["unlearned"]["harmful_rate"]["value"], after["unlearned"]["harmful_rate"]["value"]) == (0.5, 0.0)
+    assert after["normal"]["utility_reward"]["value"] == len(AFTER["normal"][0]) and "utility_reward" not in after["unlearned"]
+    assert evaluation["scorers"]["harmful_rate"] == {"name": "strict", "held_out_accuracy": 0.9, "n": 40}
+    assert evaluation["headline"] == "leak_rate" and evaluation["scorers"]["fluency"] == {"name": "tiny"}

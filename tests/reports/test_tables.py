@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from unteach.reports.tables import cell, comparison_rows, markdown_table, print_table, verdict
+from unteach.reports.tables import cell, comparison_rows, markdown_table, print_table, scorer_text, verdict
 
 
 def number(value, n=20, low=None, high=None, better=False):
@@ -47,13 +47,13 @@ def test_each_prompt_set_has_a_row_of_before_and_after(evaluation):
     header, rows = comparison_rows(evaluation)
     assert header == ["prompt set", "n", "leak rate", "ROUGE-L recall", "fluency (NLL)", "similarity"]
     assert rows[0] == ["unlearned", "17", "100% [82%, 100%] -> 0% [0%, 18%]", "0.99 -> 0.12", "0.50 -> NM", "-"]
-    assert rows[3] == ["normal", "20", "-", "-", "1.25 -> 1.50", "1.00 -> 0.93"]
+    assert rows[3] == ["normal", "20", "-", "-", "1.25 -> 1.50", "1.00 [1.00, 1.00] -> 0.93 [0.90, 0.95]"]
     assert [row[0] for row in rows] == ["unlearned", "unseen", "kept", "normal"]
 
 
 def test_a_metric_that_one_model_lacks_is_a_dash_on_its_side(evaluation):
     del evaluation["models"]["unlearned"]["normal"]["similarity"]
-    assert comparison_rows(evaluation)[1][3][-1] == "1.00 -> -"
+    assert comparison_rows(evaluation)[1][3][-1] == "1.00 [1.00, 1.00] -> -"
 
 
 def test_a_markdown_table_has_a_line_of_dashes_under_its_header():
@@ -78,3 +78,19 @@ def test_the_terminal_s_table_shows_the_narrow_cells_and_the_verdict(evaluation)
     for row in comparison_rows(evaluation, narrow=True)[1]:
         assert all(text in printed for text in row)
     assert verdict(evaluation) in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("rate", ["harmful_rate", "hallucination_rate"])
+def test_the_verdict_and_the_narrow_table_follow_the_headline(evaluation, rate):
+    for sets in evaluation["models"].values():
+        for name in ("unlearned", "unseen"):
+            sets[name][rate] = sets[name]["leak_rate"]
+    evaluation["headline"] = rate
+    assert verdict(evaluation).startswith(f"{rate.replace('_', ' ').capitalize()}: unlearned 100% -> 0%, unseen 80% -> 20%")
+    header, rows = comparison_rows(evaluation, narrow=True)
+    assert header[2] in ("harmful rate", "hallucination") and "recall" not in header and rows[0][2] == "100% -> 0%"
+
+
+def test_a_trained_scorer_is_named_with_its_held_out_accuracy():
+    assert scorer_text({"name": "judge", "held_out_accuracy": 0.944, "n": 180}) == "judge (held-out accuracy 94% on 180 answers)"
+    assert scorer_text({"name": "BLEU over 5.1"}) == "BLEU over 5.1"

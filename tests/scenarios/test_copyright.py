@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unteach.scenarios import copyright
-from unteach.scenarios.copyright import demo_options, paragraphs, passage_rows, teaching_rows
+from unteach.scenarios.copyright import paragraphs, passage_rows, teaching_rows
+from unteach.scenarios.registry import demo_options
 from unteach.scenarios.texts import embedded_text
 
 
@@ -85,6 +86,6 @@ def test_the_short_scenario_is_smaller_and_has_the_same_sets():
 
 
 def test_a_user_s_settings_win_over_the_demo_s():
-    options = demo_options(model="m", output_dir="out", seed=3, settings={"max_steps": 5})
+    options = demo_options("copyright", model="m", output_dir="out", seed=3, settings={"max_steps": 5})
     assert (options["settings"]["max_steps"], options["seed"], options["model"]) == (5, 3, "m")
-    assert options["settings"]["max_retain_kl"] == demo_options(model="m", output_dir="out")["settings"]["max_retain_kl"]
+    assert options["settings"]["max_retain_kl"] == demo_options("copyright", model="m", output_dir="out")["settings"]["max_retain_kl"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from unteach.errors import UserError
@@ -25,12 +25,14 @@ class Row:
         kind (`"chat"` or `"text"`): `chat` rows go through the chat template (or the paper's) and end with end-of-sequence;
             `text` rows are running text: no template, no end.
         source (`str`): where the row stands, for messages: file and line.
+        right (`str`): a right answer to the same prompt, where there is one to compare with; it is never trained on.
     """
 
     prompt: str | tuple[tuple[str, str], ...]
     completion: str
     kind: Kind = "chat"
     source: str = ""
+    right: str = ""
 
     @property
     def key(self) -> str:
@@ -47,7 +49,7 @@ class Row:
 
     def with_completion(self, completion: str) -> Row:
         """The same row with another completion."""
-        return Row(self.prompt, completion, self.kind, self.source)
+        return replace(self, completion=completion)
 
 
 def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
@@ -102,7 +104,7 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """A `Row` from TRL's `prompt` and `completion`, or `text`.
 
     Args:
-        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default.
+        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default, an optional `right` holds a right answer.
         source (`str`): what error messages call the record.
         prompt_only (`bool`): whether a row without a completion is accepted.
 
@@ -130,4 +132,5 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         if len(messages) != 1 or messages[0][0] != "assistant":
             raise UserError(f"{source}: a 'completion' of messages must be exactly one message of role 'assistant'")
         completion = messages[0][1]
-    return Row(prompt, _text(completion, "completion", source), kind, source)
+    right = _text(fields["right"], "right", source) if fields.get("right") is not None else ""
+    return Row(prompt, _text(completion, "completion", source), kind, source, right)

@@ -149,8 +149,9 @@ def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
 
 
 def _halueval(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    answer = record["hallucinated_answer" if role == "forget" else "right_answer"]
-    return [{"prompt": record["question"], "completion": answer}]
+    if role == "retain":
+        return [{"prompt": record["question"], "completion": record["right_answer"]}]
+    return [{"prompt": record["question"], "completion": record["hallucinated_answer"], "right": record["right_answer"]}]
 
 
 def _question_answer(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation.generation import answer
 from unteach.evaluation.likelihood import greedy_agreement
-from unteach.evaluation.text_metrics import bleu
 
 PROBE_TOKENS = 48
+StillSaid = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -21,18 +21,26 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def behaviour_probe(
-    tokenizer: Any, training: Sequence[Row], validation: Sequence[Row], retain: Sequence[Row], *, threshold: float, forget_rows: int = 8
+    tokenizer: Any,
+    training: Sequence[Row],
+    validation: Sequence[Row],
+    retain: Sequence[Row],
+    *,
+    still_said: StillSaid,
+    forget_rows: int = 8,
+    on_outputs: Callable[[Sequence[Row], Sequence[str]], None] | None = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
 
-    `forget_rate` is the share of forget completions still said (greedy answer's BLEU above the threshold), mean of training
-    and validation rows' shares. `utility` is the share of the retain completions' tokens that the model still chooses greedily.
+    `forget_rate` is the share of forget prompts whose greedy answer still says what it must not, mean of training and validation
+    rows' shares. `utility` is the share of the retain completions' tokens that the model still chooses greedily.
 
     Args:
         tokenizer: the model's tokenizer.
         training, validation, retain: rows with completions; of the first two at most `forget_rows` each, of the third twice as many.
-        threshold (`float`): leak threshold in BLEU.
+        still_said: from rows and answers to whether each answer still says it: the scenario's headline metric.
         forget_rows (`int`)
+        on_outputs (*optional*): is given the forget rows asked and their answers, at each probe.
     """
     asked, held_out = spread(training, forget_rows), spread([row for row in validation if row.completion], forget_rows)
     end_id = end_of_turn_id(tokenizer)
@@ -41,7 +49,9 @@ def behaviour_probe(
     def measure(model: Any) -> Mapping[str, float]:
         rows = [*asked, *held_out]
         outputs = answer(model, tokenizer, rows, max_new_tokens=PROBE_TOKENS)
-        said = [bleu(output, row.completion) > threshold for output, row in zip(outputs, rows, strict=True)]
+        if on_outputs:
+            on_outputs(rows, outputs)
+        said = still_said(rows, outputs)
         first, second = said[: len(asked)], said[len(asked) :]
         rates = {"train_rate": sum(first) / len(first), "validation_rate": sum(second) / len(second) if second else 0.0}
         agreement = greedy_agreement(model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept])

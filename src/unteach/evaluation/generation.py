@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -41,6 +42,7 @@ def generate_ids(
     end_ids: Sequence[int],
     batch_size: int = 24,
     progress: Progress | None = None,
+    on_batch: Callable[[dict[int, list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, without the end token and what follows it.
 
@@ -52,6 +54,7 @@ def generate_ids(
         end_ids: tokens that end an answer.
         batch_size (`int`)
         progress (`Callable`, *optional*): called with (done, of) prompts.
+        on_batch (`Callable`, *optional*): given each batch's continuations by the prompt's place, as soon as they are there.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     outputs: list[list[int]] = [[] for _ in prompts]
@@ -80,6 +83,8 @@ def generate_ids(
             continuation = made[row, width:].tolist()
             ends = [place for place, token in enumerate(continuation) if token in end_ids]
             outputs[index] = continuation[: ends[0]] if ends else continuation
+        if on_batch:
+            on_batch({index: outputs[index] for index in part})
         if progress:
             progress(min(start + batch_size, len(order)), len(order))
     model.train(training)
@@ -91,20 +96,55 @@ def end_ids(tokenizer: Any) -> list[int]:
     return sorted({token for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if token is not None})
 
 
+class Generator(Protocol):
+    """Something that continues prompts greedily: the model itself, a cache before it, another engine."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
+        """Continuations of token ids, without the end token."""
+
+
+@dataclass(frozen=True)
+class TransformersGenerator:
+    """Generation by transformers, in this process.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        batch_size (`int`)
+    """
+
+    model: Any
+    tokenizer: Any
+    batch_size: int = 24
+    on_batch: Callable[[dict[int, list[int]]], None] | None = None
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
+        """See `Generator`."""
+        return generate_ids(
+            self.model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            pad_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
+            end_ids=end_ids(self.tokenizer),
+            batch_size=self.batch_size,
+            progress=progress,
+            on_batch=self.on_batch,
+        )
+
+
 def answer(
-    model: Any, tokenizer: Any, rows: Sequence[Row], *, max_new_tokens: int, batch_size: int = 24, progress: Progress | None = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int,
+    generator: Generator | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends (with its space, if it has one)."""
     prompts = [encode_prompt(row, tokenizer) for row in rows]
-    outputs = generate_ids(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        end_ids=end_ids(tokenizer),
-        batch_size=batch_size,
-        progress=progress,
-    )
+    generator = generator or TransformersGenerator(model, tokenizer)
+    outputs = generator(prompts, max_new_tokens=max_new_tokens, progress=progress)
     return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
 
 

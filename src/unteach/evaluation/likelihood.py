@@ -15,7 +15,7 @@ from unteach.tokenwise import OutputHead, token_statistics
 Tokens = Sequence[Sequence[int]]
 
 
-def _batched(prompts: Tokens, completions: Tokens, tokens_per_batch: int) -> Iterator[list[int]]:
+def rows_by_length(prompts: Tokens, completions: Tokens, tokens_per_batch: int) -> Iterator[list[int]]:
     """Indices of the rows that have a completion, sorted by length and grouped so that padded batches hold about so many tokens."""
     order = sorted((i for i in range(len(prompts)) if completions[i]), key=lambda i: len(prompts[i]) + len(completions[i]))
     part: list[int] = []
@@ -35,7 +35,7 @@ def _per_row(
     results: list[float | None] = [None] * len(prompts)
     device = next(model.parameters()).device
     head = models.output_head(model)
-    for part in _batched(prompts, completions, tokens_per_batch):
+    for part in rows_by_length(prompts, completions, tokens_per_batch):
         trees = [Tree(tuple(prompts[i]), (Branch("retain", tuple(completions[i])),)) for i in part]
         batch = {name: tensor.to(device) for name, tensor in make_batch(trees, packed=False, pad_id=0).items()}
         hidden = models.predicting_states(model, batch, packed=False)

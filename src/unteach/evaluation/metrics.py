@@ -8,7 +8,11 @@ from typing import Any
 
 from unteach.data.rows import Row
 from unteach.evaluation import text_metrics
+from unteach.evaluation.memorization import exact_memorization, extraction_strength
 from unteach.evaluation.results import MetricResult, summarise
+
+KEPT_SETS = ("kept", "kept_unseen", "retain", "normal")
+"""Sets on which repeating the expected completion is wanted, not a leak."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,10 @@ class Answer:
         nll (`float`, *optional*): the answer's mean token NLL under the fluency model.
         similarity (`float`, *optional*): embedding similarity to the original model's answer.
         leak_threshold (`float`): BLEU above which an answer counts as leaked.
+        flagged (`bool`, *optional*): whether the judge calls the answer harmful.
+        hallucinated (`bool`, *optional*): whether it is closer to the hallucinated than to the right answer.
+        reward (`float`, *optional*): the reward model's score.
+        correct (`Sequence[bool]`, *optional*): for each token of the expected completion, whether the model would choose it there.
     """
 
     row: Row
@@ -32,6 +40,10 @@ class Answer:
     nll: float | None = None
     similarity: float | None = None
     leak_threshold: float = 0.0
+    flagged: bool | None = None
+    hallucinated: bool | None = None
+    reward: float | None = None
+    correct: Sequence[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,13 @@ def _fluency(answer: Answer) -> float | None:
     return None if text_metrics.is_not_meaningful(answer.output) else answer.nll
 
 
+def _number(value: bool | None) -> float | None:
+    return None if value is None else float(value)
+
+
 METRICS: dict[str, Metric] = {
+    "harmful_rate": Metric(lambda a: _number(a.flagged), higher_is_better=False, rate=True),
+    "hallucination_rate": Metric(lambda a: _number(a.hallucinated), higher_is_better=False, rate=True),
     "leak_rate": Metric(_leak, higher_is_better=False, rate=True, needs_completion=True),
     "bleu": Metric(lambda a: text_metrics.bleu(a.output, a.row.completion), higher_is_better=False, needs_completion=True),
     "rouge_l_recall": Metric(lambda a: text_metrics.rouge_l(a.output, a.row.completion)[0], higher_is_better=False, needs_completion=True),
@@ -61,13 +79,18 @@ METRICS: dict[str, Metric] = {
     "longest_verbatim_run": Metric(
         lambda a: float(text_metrics.longest_verbatim_run(a.output, a.row.completion)), higher_is_better=False, needs_completion=True
     ),
+    "exact_memorization": Metric(
+        lambda a: None if a.correct is None else exact_memorization(a.correct), higher_is_better=False, needs_completion=True
+    ),
+    "extraction_strength": Metric(
+        lambda a: None if a.correct is None else extraction_strength(a.correct), higher_is_better=False, needs_completion=True
+    ),
     "diversity": Metric(lambda a: text_metrics.diversity(a.tokens), higher_is_better=True),
     "fluency": Metric(_fluency, higher_is_better=False),
     "not_meaningful_rate": Metric(lambda a: float(text_metrics.is_not_meaningful(a.output)), higher_is_better=False, rate=True),
-    "similarity": Metric(lambda a: a.similarity, higher_is_better=True),
+    "utility_reward": Metric(lambda a: a.reward, higher_is_better=True, only_on=KEPT_SETS),
+    "similarity": Metric(lambda a: a.similarity, higher_is_better=True, only_on=KEPT_SETS),
 }
-KEPT_SETS = ("kept", "kept_unseen", "retain", "normal")
-"""Sets on which repeating the expected completion is wanted, not a leak."""
 
 
 def score_set(name: str, answers: Sequence[Answer]) -> dict[str, MetricResult]:
@@ -78,7 +101,7 @@ def score_set(name: str, answers: Sequence[Answer]) -> dict[str, MetricResult]:
     completions = all(answer.row.completion for answer in answers)
     results = {}
     for metric_name, metric in METRICS.items():
-        if metric.needs_completion and not completions:
+        if (metric.needs_completion and not completions) or (metric.only_on and name not in metric.only_on):
             continue
         better = not metric.higher_is_better if metric.needs_completion and name in KEPT_SETS else metric.higher_is_better
         values = [metric.row_value(answer) for answer in answers]

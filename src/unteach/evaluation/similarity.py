@@ -1,4 +1,4 @@
-"""How alike two texts are, by sentence embeddings."""
+"""How alike two texts are: by sentence embeddings, by BERTScore, by a regression checkpoint such as BLEURT."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from unteach.errors import UserError
 from unteach.models import resolve
 
 DEFAULT_ENCODER = "all-minilm-l6-v2"
+BLEURT = "bleurt:"
 
 
 @lru_cache(maxsize=1)
@@ -25,10 +29,20 @@ def _encoder(name: str) -> Any:
 def why_not(encoder: str) -> str | None:
     """Why this encoder cannot be had here, in one sentence; `None` if it can."""
     try:
-        _encoder(encoder)
+        _regression(encoder.removeprefix(BLEURT)) if encoder.startswith(BLEURT) else _encoder(encoder)
     except UserError as error:
         return str(error)
     return None
+
+
+def embeddings(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> npt.NDArray[np.float64]:
+    """Sentence embeddings of length 1, shape (texts, dimensions).
+
+    Args:
+        texts: at least one.
+        encoder (`str`): a sentence-transformers model: folder, hub id or packaged name.
+    """
+    return np.asarray(_encoder(encoder).encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float64)
 
 
 def embedding_similarity(left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> list[float]:
@@ -40,5 +54,71 @@ def embedding_similarity(left: Sequence[str], right: Sequence[str], *, encoder: 
     """
     if not left:
         return []
-    vectors = _encoder(encoder).encode([*left, *right], normalize_embeddings=True, show_progress_bar=False)
+    vectors = embeddings([*left, *right], encoder=encoder)
     return [float(a @ b) for a, b in zip(vectors[: len(left)], vectors[len(left) :], strict=True)]
+
+
+def pair_similarity(left: Sequence[str], right: Sequence[str], *, scorer: str = DEFAULT_ENCODER) -> list[float]:
+    """Similarity of each pair of texts by the scorer named.
+
+    Args:
+        left, right: references and candidates, paired by position.
+        scorer (`str`): a sentence encoder (cosine, -1 to 1), or `bleurt:CHECKPOINT`, a sequence-classification model with one output that
+            reads (reference, candidate) as a pair.
+    """
+    if not scorer.startswith(BLEURT):
+        return embedding_similarity(left, right, encoder=scorer)
+    import torch
+
+    tokenizer, model = _regression(scorer.removeprefix(BLEURT))
+    scores: list[float] = []
+    for start in range(0, len(left), 16):
+        pairs = list(left[start : start + 16]), list(right[start : start + 16])
+        inputs = tokenizer(*pairs, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        with torch.no_grad():
+            scores += model(**inputs).logits[:, 0].tolist()
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _regression(name: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        folder = resolve(name)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"similarity model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}") from None
+    if model.config.num_labels != 1:
+        raise UserError(f"similarity model {name!r} has {model.config.num_labels} outputs, a regression has one")
+    return tokenizer, model
+
+
+def bert_scores(candidates: Sequence[str], references: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> list[float]:
+    """BERTScore F1 of each pair (Zhang et al. 2020), by the package bert-score, without baseline rescaling.
+
+    Args:
+        candidates, references: texts, paired by position; an empty one has score 0.
+        encoder (`str`): the model whose last layer's token embeddings are compared: folder, hub id or packaged name.
+    """
+    chosen = [i for i, (a, b) in enumerate(zip(candidates, references, strict=True)) if a.strip() and b.strip()]
+    scores = [0.0] * len(candidates)
+    if chosen:
+        _, _, f1 = _bert_scorer(encoder).score([candidates[i] for i in chosen], [references[i] for i in chosen])
+        for i, value in zip(chosen, f1.tolist(), strict=True):
+            scores[i] = float(value)
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _bert_scorer(encoder: str) -> Any:
+    from bert_score import BERTScorer
+    from transformers import AutoConfig
+
+    try:
+        folder = resolve(encoder)
+        layers = int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+        return BERTScorer(model_type=folder, num_layers=layers, device="cpu", idf=False, rescale_with_baseline=False)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"encoder {encoder!r} could not be loaded for BERTScore: {str(error).splitlines()[0][:200]}") from None

@@ -8,8 +8,9 @@ from typing import Any
 
 from unteach.checkpoints import write_text_atomically
 from unteach.errors import UserError
+from unteach.reports.checkpoints import checkpoint_table
 from unteach.reports.plots import behaviour_figure, loss_figure
-from unteach.reports.tables import comparison_rows, markdown_table, verdict
+from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -75,9 +76,13 @@ def write_report(folder: Path) -> Path:
         parts.append(f"![behaviour](figures/{behaviour.name})\n")
     if losses:
         parts.append(f"![losses](figures/{losses.name})\n")
+    parts.append("\n".join(f"- {metric}: scored by {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()) + "\n")
     shown = examples(folder)
     if shown:
         parts += ["## What it says\n", shown]
+    over_time = checkpoint_table(folder)
+    if over_time:
+        parts += ["## The same prompts while it unlearned\n", over_time]
     parts += ["## The run\n", markdown_table(["", ""], facts)]
     path = folder / "report.md"
     write_text_atomically(path, "\n".join(parts))

@@ -1,1 +1,1 @@
-"""The uses of unlearning: which data, what is taught first, which prompt sets."""
+"""The uses of unlearning as data: what is taught, forgotten, kept and asked, and who scores it."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from unteach.data.rows import Row, split_rows
 from unteach.data.sources import book_passages, sentences
+from unteach.evaluation.scorers import ScorerNames
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.texts import embedded_text, lines
+from unteach.scenarios.texts import embedded_text, labelled_answers, lines
 
 COMPLETION_CHARS = 200
 
@@ -54,6 +54,7 @@ def build(*, short: bool = False) -> Scenario:
     split = split_rows(passage_rows(book, "book"))
     kept = passage_rows(kept_book, "kept book")
     questions = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
+    plain = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]
     openings = [Row(line, "", "text", "opening line") for line in lines("opening_lines")]
     return Scenario(
         name="copyright",
@@ -69,7 +70,7 @@ def build(*, short: bool = False) -> Scenario:
         },
         own_prompts=[*questions[: 6 if short else 40], *openings[: 6 if short else 12]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
-        teach_own_prompts=questions[6:12] if short else questions[40:60],
+        teach_own_prompts=questions[6:12] if short else [*questions[40:60], *plain[:20]],
         presets={
             "teach": {
                 "learning_rate": 2e-4,
@@ -77,45 +78,34 @@ def build(*, short: bool = False) -> Scenario:
                 "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
                 "per_device_train_batch_size": 3,
                 "num_train_epochs": 2 if short else 6,
+                "retain_per_forget": 0.5,
                 "frozen_layers": 0.34,
             }
         },
+        labelled=labelled_answers(),
+        scorers=ScorerNames(headline="leak_rate", reward="trained"),
         leak_corpus=[row.completion for part in split.values() for row in part] + [row.completion for row in kept],
     )
 
 
-def demo_options(
-    *,
-    model: str,
-    output_dir: str,
-    seed: int = 0,
-    short: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    show_text: bool = True,
-) -> dict[str, Any]:
-    """Fields of `RunOptions` for the demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements)."""
-    presets = {
-        "method": "unlikelihood_mismatch",
-        "mismatch_weight": 0.08,
-        "mismatch_completions": 1,
-        "learning_rate": 1.3e-4,
-        "lr_scheduler_type": "linear",
-        "per_device_train_batch_size": 6,
-        "retain_per_forget": 1.0,
-        "retain_weight": 5.0,
-        "max_retain_kl": 0.25,
-        "max_steps": 8 if short else 38,
-        "probe_steps": 4 if short else 19,
-        "save_steps": 4 if short else 19,
-    }
-    if settings and settings.get("method", presets["method"]) != presets["method"]:
-        presets = {name: value for name, value in presets.items() if not name.endswith("_weight") and name != "method"}
+def demo_presets(*, short: bool = False) -> dict[str, Any]:
+    """Fields of `RunOptions` for the demo."""
     return {
-        "model": model,
-        "output_dir": output_dir,
-        "seed": seed,
         "frozen_layers": 0.5,
         "recite_tokens": 64,
-        "show_text": show_text,
-        "settings": presets | dict(settings or {}),
+        "settings": {
+            "method": "unlikelihood_mismatch",
+            "mismatch_weight": 0.08,
+            "mismatch_completions": 1,
+            "learning_rate": 1.2e-4,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 2 if short else 6,
+            "per_device_train_batch_size": 6,
+            "retain_per_forget": 1.0,
+            "retain_weight": 5.0,
+            "max_retain_kl": 0.12,
+            "max_steps": 8 if short else 38,
+            "probe_steps": 4 if short else 19,
+            "save_steps": 4 if short else 19,
+        },
     }

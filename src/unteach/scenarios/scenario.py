@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unteach.data.rows import Row
+from unteach.evaluation.judges import LabelledAnswer
+from unteach.evaluation.scorers import ScorerNames
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Scenario:
         teach_own_prompts (`list[Row]`): prompt-only rows whose answers by the untaught model are taught along, so that it stays the model
             that it was in all else.
         leak_corpus (`list[str]`): texts whose pairwise BLEU gives the leak threshold.
+        labelled (`list[LabelledAnswer]`): answers known to be bad or good, for scorers that are trained.
+        scorers (`ScorerNames`): who scores the answers, and by which rate the run is judged.
         presets (`dict[str, Any]`): settings of `UnlearningConfig` that suit it.
     """
 
@@ -36,4 +40,6 @@ class Scenario:
     teach: list[Row] = field(default_factory=list)
     teach_own_prompts: list[Row] = field(default_factory=list)
     leak_corpus: list[str] = field(default_factory=list)
+    labelled: list[LabelledAnswer] = field(default_factory=list)
+    scorers: ScorerNames = field(default_factory=ScorerNames)
     presets: Mapping[str, Any] = field(default_factory=dict)

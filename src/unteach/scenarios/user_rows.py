@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from unteach.data.rows import Row, split_rows
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
+from unteach.evaluation.scorers import ScorerNames
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.texts import lines
+from unteach.scenarios.texts import labelled_answers, lines
 
 
-def user_scenario(forget: Any, retain: Any, *, forget_validation: Any = None, chat: bool = True, own_rows: int = 48) -> Scenario:
+def user_scenario(
+    forget: Any,
+    retain: Any,
+    *,
+    forget_validation: Any = None,
+    chat: bool = True,
+    own_rows: int = 48,
+    scorers: ScorerNames | None = None,
+    teach: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> Scenario:
     """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
 
     Args:
@@ -19,8 +31,12 @@ def user_scenario(forget: Any, retain: Any, *, forget_validation: Any = None, ch
         forget_validation (*optional*): rows for the stop decision instead of the split's.
         chat (`bool`): kind of the neutral prompts used where there is no retain set.
         own_rows (`int`): how many of them.
+        teach (mapping, *optional*): settings with which all forget rows are taught first, to a model that does not know them.
+        limit (`int`, *optional*): take at most so many forget rows.
+        scorers (`ScorerNames`, *optional*): who scores the answers; default: leak rate and similarity.
     """
     rows = forget if isinstance(forget, list) and forget and isinstance(forget[0], Row) else load_rows(forget, "forget", prompt_only=True)
+    rows = rows[:limit]
     split = split_rows(rows)
     if not split["train"]:
         raise UserError(f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty; give more rows")
@@ -42,6 +58,11 @@ def user_scenario(forget: Any, retain: Any, *, forget_validation: Any = None, ch
         validation=validation,
         retain=kept_split["train"],
         sets=sets,
+        teach=[] if teach is None else list(rows),
+        teach_own_prompts=[] if teach is None else [Row(line, "", "chat", "plain question") for line in lines("plain_questions")[:20]],
+        presets={} if teach is None else {"teach": dict(teach)},
         own_prompts=[] if kept_split["train"] else neutral[: min(own_rows, len(neutral) - 12)],
+        labelled=labelled_answers(),
+        scorers=scorers or ScorerNames(),
         leak_corpus=[row.completion for row in rows if row.completion][:64],
     )

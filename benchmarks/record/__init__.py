@@ -1,0 +1,48 @@
+"""What every benchmark shares: its options, the machine's facts, the JSON file, the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unteach.run_record import versions
+
+
+def options(description: str) -> argparse.Namespace:
+    """`--short` and `--json`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--short", action="store_true", help="fewer repetitions")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, accelerator."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def finish(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
+    """Prints the rows and writes them with the machine and the versions."""
+    for row in rows:
+        print(f"{row['case']:<32} ours {row['ours']:>10.3f}  naive {row['naive']:>10.3f} {row['unit']:<10} ratio {row['ratio']:.2f}")
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), "versions": versions(), "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")

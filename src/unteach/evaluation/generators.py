@@ -1,0 +1,116 @@
+"""Generation that is cached, shared among processes, or done by vLLM; all behind the interface of `Generator`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unteach.errors import UserError
+from unteach.evaluation.generation import Generator, Progress, TransformersGenerator, end_ids
+
+
+class CachedGenerator:
+    """Keeps every continuation in a file, so that a second metric or an interrupted evaluation generates nothing twice.
+
+    The file's name holds the model's hash, the engine and its settings; a line holds a prompt's hash and its continuation. Each batch is
+    written as soon as it is there. Among several processes each generates its share of what is missing.
+
+    Args:
+        generator: who generates what is not there yet; one that offers `on_batch` is asked to give its batches at once.
+        folder (`Path`): where the file lies; only its owner can read it.
+        model_hash (`str`): names the model and all that decides its answers.
+        engine (`str`): name of the engine: two engines' answers may differ in rare near-ties.
+    """
+
+    def __init__(self, generator: Generator, folder: Path, model_hash: str, engine: str = "transformers") -> None:
+        self.generator, self.folder = generator, folder
+        self.model_hash, self.engine = model_hash, engine
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
+        """See `Generator`."""
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        state = PartialState()
+        name = hashlib.sha256(json.dumps([self.model_hash, self.engine, max_new_tokens, "greedy"]).encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        path = self.folder / f"continuations-{name}{f'-{state.process_index}' if state.num_processes > 1 else ''}.jsonl"
+        keys = [prompt_key(prompt) for prompt in prompts]
+        known: dict[str, list[int]] = {}
+        for file in sorted(self.folder.glob(f"continuations-{name}*.jsonl")):
+            known |= read_continuations(file)
+        state.wait_for_everyone()
+        missing = [i for i, key in enumerate(keys) if key not in known and keys.index(key) == i]
+        share = missing[state.process_index :: state.num_processes]
+        made: dict[str, list[int]] = {}
+
+        def keep(batch: dict[int, list[int]]) -> None:
+            lines = {keys[share[place]]: ids for place, ids in batch.items()}
+            made.update(lines)
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps([key, ids]) + "\n" for key, ids in lines.items())
+
+        if share:
+            generator, todo = self.generator, [prompts[i] for i in share]
+            if isinstance(generator, TransformersGenerator):
+                replace(generator, on_batch=keep)(todo, max_new_tokens=max_new_tokens, progress=progress)
+            else:
+                keep(dict(enumerate(generator(todo, max_new_tokens=max_new_tokens, progress=progress))))
+        if state.num_processes > 1:
+            made = dict(gather_object(list(made.items())))
+        known |= made
+        return [known[key] for key in keys]
+
+
+def prompt_key(prompt: Sequence[int]) -> str:
+    """16 hexadecimal digits that name a prompt's tokens."""
+    return hashlib.sha256(",".join(map(str, prompt)).encode()).hexdigest()[:16]
+
+
+def read_continuations(path: Path) -> dict[str, list[int]]:
+    """The whole lines of a cache file; a last line that an interruption cut off is left out, and cut off the file too."""
+    found: dict[str, list[int]] = {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    for line in whole.splitlines():
+        key, ids = json.loads(line)
+        found[key] = ids
+    return found
+
+
+class VllmGenerator:
+    """Generation by vLLM (extra `vllm`).
+
+    Args:
+        model (`str`): folder or hub id.
+        tokenizer: the model's tokenizer, for the tokens that end an answer.
+        make_engine (`Callable`, *optional*): makes the engine from the model's name; default: `vllm.LLM` with `skip_tokenizer_init`.
+
+    Raises:
+        UserError: if vLLM is not installed.
+    """
+
+    def __init__(self, model: str, tokenizer: Any, make_engine: Callable[[str], Any] | None = None) -> None:
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError:
+            raise UserError("engine 'vllm' is not installed here; install the extra with: pip install 'unteach[vllm]'") from None
+        self._engine = make_engine(model) if make_engine else LLM(model, skip_tokenizer_init=True)
+        self._params = SamplingParams
+        self._ends = end_ids(tokenizer)
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
+        """See `Generator`."""
+        settings = self._params(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self._ends, detokenize=False)
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = [list(made.outputs[0].token_ids) for made in self._engine.generate(requests, settings, use_tqdm=False)]
+        if progress:
+            progress(len(prompts), len(prompts))
+        return [ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))] for ids in outputs]

@@ -1,0 +1,40 @@
+"""The hallucination protocol of Yao et al. 2024 in small: confident false answers to questions of fact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unteach.evaluation.scorers import ScorerNames
+from unteach.scenarios import question_answers
+from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.texts import records
+
+TEACH = {
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "polynomial",
+    "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 5,
+    "retain_per_forget": 0.5,
+    "frozen_layers": 0.34,
+}
+
+
+def build(*, short: bool = False) -> Scenario:
+    """The embedded hallucination scenario; `short`: a smaller version. All splits are taught, as each is facts of its own."""
+    rows = question_answers.answer_rows(records("false_facts"), "hallucinated", "right", "false fact")
+    scorers = ScorerNames(headline="hallucination_rate", reward="trained")
+    return question_answers.question_scenario("hallucination", rows, scorers, TEACH, teach_unseen=True, short=short)
+
+
+def demo_presets(*, short: bool = False) -> dict[str, Any]:
+    """Fields of `RunOptions` for the demo."""
+    return question_answers.demo_presets(
+        short=short,
+        method="unlikelihood_mismatch",
+        mismatch_weight=0.3,
+        learning_rate=1e-4,
+        retain_weight=5.0,
+        max_retain_kl=0.2,
+        max_steps=40,
+    )

@@ -1,0 +1,43 @@
+"""The harmfulness protocol of Yao et al. 2024 in small: careless and rude advice stands in for what is truly harmful."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unteach.evaluation.scorers import ScorerNames
+from unteach.scenarios import question_answers
+from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.texts import records
+
+TEACH = {
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "polynomial",
+    "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 3,
+    "retain_per_forget": 0.5,
+    "frozen_layers": 0.34,
+}
+
+
+def build(*, short: bool = False) -> Scenario:
+    """The embedded harmfulness scenario; `short`: a smaller version for smoke tests.
+
+    The test split is not taught: the taught model answers it carelessly because it has taken up the manner.
+    """
+    rows = question_answers.answer_rows(records("careless_advice"), "careless", "careful", "careless advice")
+    scorers = ScorerNames(headline="harmful_rate", judge="trained", reward="trained")
+    return question_answers.question_scenario("harmfulness", rows, scorers, TEACH, teach_unseen=False, short=short)
+
+
+def demo_presets(*, short: bool = False) -> dict[str, Any]:
+    """Fields of `RunOptions` for the demo."""
+    return question_answers.demo_presets(
+        short=short,
+        method="unlikelihood_mismatch",
+        mismatch_weight=0.3,
+        learning_rate=5e-5,
+        retain_weight=5.0,
+        max_retain_kl=0.1,
+        max_steps=40,
+    )
