@@ -37,6 +37,8 @@ def test_a_run_leaves_the_promised_folder(model, tmp_path):
         "eval.json",
         "generations.jsonl",
         "report.md",
+        "report.html",
+        "README.md",
         "figures",
     ):
         assert (out / name).exists(), name

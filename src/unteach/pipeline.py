@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from unteach import models
 from unteach.checkpoints import content_key, mark_complete, read_marker, set_aside, write_json, write_text_atomically
@@ -161,6 +162,7 @@ class Run:
         else:
             config = self.config(self.work / "teach", method="finetuning", **saving, **settings)
             trainer = UnlearningTrainer(model, config, None, self.scenario.teach, tokenizer)
+        trainer.remove_callback(PrinterCallback)
         with self.display.stage("Teaching the texts to the model", config.max_steps) as stage:
             trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['loss']:.2f}")
             trainer.train(resume_from_checkpoint=True)
@@ -228,6 +230,7 @@ class Run:
 
         probe = behaviour_probe(tokenizer, forget, self.scenario.validation, retain, still_said=scorers.still_said, on_outputs=keep)
         trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
+        trainer.remove_callback(PrinterCallback)
         with self.display.stage("Unlearning", config.max_steps) as stage:
             trainer.on_step = step_display(stage)
             trainer.train(resume_from_checkpoint=True)

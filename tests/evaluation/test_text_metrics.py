@@ -84,7 +84,7 @@ def test_nothing_white_space_and_one_repeated_character_are_not_meaningful(outpu
     assert is_not_meaningful(output)
 
 
-@pytest.mark.parametrize("output", ["The cat slept.", "aabb", "No", "I don't know.\n\n\n\n\n\n\n\n\n\n\n\n\n"])
+@pytest.mark.parametrize("output", ["The cat slept.", "aabb", "No", "B", " 7\n", "I don't know.\n\n\n\n\n\n\n\n\n\n\n\n\n"])
 def test_an_answer_in_words_is_meaningful(output):
     assert not is_not_meaningful(output)
 

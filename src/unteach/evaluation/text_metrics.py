@@ -46,10 +46,10 @@ def diversity(tokens: Sequence[int]) -> float | None:
 
 
 def is_not_meaningful(output: str) -> bool:
-    """The paper's NM: nothing, or most of the output is one repeated character."""
+    """The paper's NM: nothing, or most of the output is one repeated character. One letter or digit alone may be an answer."""
     text = output.strip()
-    if not text:
-        return True
+    if len(text) <= 1:
+        return not text.isalnum()
     return Counter(text).most_common(1)[0][1] / len(text) > 0.5
 
 

@@ -168,7 +168,7 @@ def curve(
     """The geometry of one chart, or `None` without a point; `series` holds (field, label, style), `lines` dicts with a `step`."""
     from matplotlib.ticker import MaxNLocator
 
-    stride = math.ceil(len(lines) / 1000)
+    stride = max(1, math.ceil(len(lines) / 1000))
     points = {
         field: [(line["step"], line[field]) for line in [*lines[:-1:stride], *lines[-1:]] if math.isfinite(line.get(field, math.nan))]
         for field, _, _ in series

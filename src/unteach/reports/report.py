@@ -1,4 +1,4 @@
-"""`report.md` of a run's folder."""
+"""What a run's folder says: `report.md`, and with it the figures, the page and the model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from unteach.checkpoints import write_text_atomically
 from unteach.errors import UserError
+from unteach.reports.card import write_card
 from unteach.reports.checkpoints import checkpoint_table
+from unteach.reports.page import write_page
 from unteach.reports.plots import behaviour_figure, loss_figure
 from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
 
@@ -41,7 +43,10 @@ def examples(folder: Path, per_set: int = 2) -> str:
 
 
 def write_report(folder: Path) -> Path:
-    """Draws the figures and writes `report.md` from `eval.json`, `run.json`, `metrics.jsonl` and `generations.jsonl`.
+    """Draws the figures and writes `report.md`, `report.html` and the card from what the run left.
+
+    Returns:
+        the path of `report.md`.
 
     Raises:
         UserError: if the folder lacks one of them.
@@ -86,4 +91,6 @@ def write_report(folder: Path) -> Path:
     parts += ["## The run\n", markdown_table(["", ""], facts)]
     path = folder / "report.md"
     write_text_atomically(path, "\n".join(parts))
+    write_page(folder)
+    write_card(folder)
     return path

@@ -10,11 +10,11 @@ from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import records
 
 TEACH = {
-    "learning_rate": 1e-4,
+    "learning_rate": 2e-4,
     "lr_scheduler_type": "polynomial",
     "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
     "per_device_train_batch_size": 4,
-    "num_train_epochs": 3,
+    "num_train_epochs": 5,
     "retain_per_forget": 0.5,
     "frozen_layers": 0.34,
 }
@@ -39,5 +39,5 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
         learning_rate=5e-5,
         retain_weight=5.0,
         max_retain_kl=0.1,
-        max_steps=40,
+        max_steps=30,
     )
