@@ -106,7 +106,7 @@ class Run:
         if aside:
             self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
         self.work.mkdir(parents=True, exist_ok=True)
-        (self.output / "work").mkdir(exist_ok=True)
+        (self.output / "work").mkdir(parents=True, exist_ok=True)
         for folder in {self.work, self.output / "work"}:
             folder.chmod(0o700)
         write_text_atomically(self.output / "config.yaml", self._config_text())

@@ -66,10 +66,11 @@ def demo_presets(*, short: bool, **settings: Any) -> dict[str, Any]:
         "frozen_layers": 0.5,
         "settings": {
             "mismatch_completions": 1,
+            "mismatch_source": "refusal",
             "lr_scheduler_type": "linear",
             "warmup_steps": 2 if short else 6,
-            "per_device_train_batch_size": 6,
-            "retain_per_forget": 1.0,
+            "per_device_train_batch_size": 8,
+            "retain_per_forget": 0.75,
             "max_steps": 8 if short else steps,
             "probe_steps": 4 if short else steps // 2,
             "save_steps": 4 if short else steps // 2,
