@@ -209,6 +209,30 @@ def test_no_space_left_is_a_sentence(monkeypatch, capsys, data):
     fails_with(capsys, ["run", "--model", "m", *data], "No space left on device (out/model.safetensors)")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 304410944 vs 304410836",
+        "I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_a_full_disk_is_known_by_what_libraries_make_of_it(monkeypatch, capsys, data, text):
+    def unlearn(*_, **__):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("unteach.pipeline.unlearn", unlearn)
+    fails_with(capsys, ["run", "--model", "m", *data], "no space left on the disk")
+
+
+def test_an_error_of_our_own_is_not_hidden(monkeypatch, data):
+    def unlearn(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("unteach.pipeline.unlearn", unlearn)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["run", "--model", "m", *data])
+
+
 def test_settings_may_stand_anywhere_among_the_options(monkeypatch, data):
     seen = {}
 

@@ -190,6 +190,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"unteach: {error.strerror or error} ({error.filename or 'no file'})", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not says_disk_full(error):
+            raise
+        print("unteach: no space left on the disk; the last whole checkpoint is kept; free some and start again", file=sys.stderr)
+        return 2
+
+
+def says_disk_full(error: Exception) -> bool:
+    """Whether an error that is no `OSError` means a full disk: safetensors says so in words, torch finds its file shorter than written."""
+    text = str(error)
+    return "No space left on device" in text or "unexpected pos" in text
 
 
 if __name__ == "__main__":
