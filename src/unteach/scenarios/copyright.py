@@ -77,7 +77,7 @@ def build(*, short: bool = False) -> Scenario:
                 "lr_scheduler_type": "polynomial",
                 "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
                 "per_device_train_batch_size": 3,
-                "num_train_epochs": 2 if short else 6,
+                "num_train_epochs": 2 if short else 7,
                 "retain_per_forget": 0.5,
                 "frozen_layers": 0.34,
             }

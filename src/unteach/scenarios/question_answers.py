@@ -66,7 +66,6 @@ def demo_presets(*, short: bool, **settings: Any) -> dict[str, Any]:
         "frozen_layers": 0.5,
         "settings": {
             "mismatch_completions": 1,
-            "mismatch_source": "refusal",
             "lr_scheduler_type": "linear",
             "warmup_steps": 2 if short else 6,
             "per_device_train_batch_size": 8,
