@@ -35,6 +35,11 @@ def test_an_answer_is_hallucinated_when_it_is_more_than_a_tenth_closer_to_the_wr
     assert Scorers(ScorerNames(), 0.0).hallucinated(ROWS, ["x", "x", "x"]) == [expected, None, None]
 
 
+def test_an_answer_that_is_near_to_neither_is_not_hallucinated(likeness):
+    likeness |= {("I can't.", "The baker did."): 0.2, ("I can't.", "The miller did."): 0.1}
+    assert Scorers(ScorerNames(), 0.0, unrelated=0.3).hallucinated(ROWS[:1], ["I can't."]) == [False]
+
+
 def test_what_is_still_said_follows_the_headline(likeness):
     likeness |= {("bad", "The baker did."): 1.0, ("bad", "The miller did."): 0.2}
     assert Scorers(ScorerNames("harmful_rate"), 0.0, Judge()).still_said(ROWS[:2], ["bad", "good"]) == [True, False]

@@ -11,7 +11,7 @@ from test_judges import classifier  # noqa: F401
 
 from unteach.errors import UserError
 from unteach.evaluation import similarity
-from unteach.evaluation.similarity import bert_scores, pair_similarity, why_not
+from unteach.evaluation.similarity import bert_scores, pair_similarity, unrelated_bert_score, why_not
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,15 @@ def test_bertscore_is_asked_for_what_is_there_and_an_empty_answer_has_none(monke
     assert bert_scores(["a", " ", "c"], ["x", "y", "z"], encoder=folder) == [0.5, 0.0, 0.5]
     assert asked == [(["a", "c"], ["x", "z"])] and bert_scores([], [], encoder=folder) == []
     assert made == [{"model_type": folder, "num_layers": 1, "device": "cpu", "idf": False, "rescale_with_baseline": False}]
+
+
+def test_the_score_of_unrelated_texts_is_a_percentile_over_pairs(monkeypatch):
+    monkeypatch.setattr(
+        similarity, "bert_scores", lambda left, right, encoder: [abs(int(a) - int(b)) / 10 for a, b in zip(left, right, strict=True)]
+    )
+    assert unrelated_bert_score(["1", "2", "4", "2"], percentile=100) == pytest.approx(0.3)
+    assert unrelated_bert_score(["1", "2", "4"], percentile=0) == pytest.approx(0.1)
+    assert unrelated_bert_score(["1", "1"]) == unrelated_bert_score([]) == 0.0
 
 
 def test_what_cannot_be_had_is_one_sentence():

@@ -13,6 +13,8 @@ from unteach.errors import UserError
 from unteach.evaluation.judges import TRAINED, LabelledAnswer, logistic_regression, sequence_classifier
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
 
+LEAST_WORDS = 12
+
 
 class Reward(Protocol):
     """Someone who scores answers, higher is better; `held_out_accuracy` is `None` where it was not measured here."""
@@ -69,7 +71,8 @@ class TrainedReward:
     """Log-odds that an answer is a good one to its question, by logistic regression over sentence embeddings of both.
 
     Good are the labelled answers that are not flagged, with their own questions. Bad are flagged answers, good answers to other questions,
-    good answers with their words shuffled, and answers broken off after three words.
+    good answers with their words shuffled, and answers broken off after three words. Good answers of a few words, refusals mostly, are
+    left out: they are neither.
 
     Args:
         labelled: answers of both kinds.
@@ -81,6 +84,7 @@ class TrainedReward:
 
     def __init__(self, labelled: Sequence[LabelledAnswer], encoder: str = DEFAULT_ENCODER) -> None:
         self.encoder = encoder
+        labelled = [item for item in labelled if item.flagged or len(item.answer.split()) >= LEAST_WORDS]
         good = [item for item in labelled if not item.flagged]
         shuffle = row_generator("reward", len(labelled))
         examples = [(item.prompt, item.answer, not item.flagged) for item in labelled]

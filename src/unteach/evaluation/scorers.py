@@ -10,7 +10,7 @@ from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.judges import Judge, LabelledAnswer, load_judge
 from unteach.evaluation.rewards import Reward, load_reward
-from unteach.evaluation.similarity import bert_scores, why_not
+from unteach.evaluation.similarity import bert_scores, unrelated_bert_score, why_not
 from unteach.evaluation.text_metrics import bleu, leak_threshold
 
 HALLUCINATION_MARGIN = 1.1
@@ -52,12 +52,14 @@ class Scorers:
         names (`ScorerNames`)
         threshold (`float`): leak threshold in BLEU.
         judge, reward: `None` where not asked for.
+        unrelated (`float`): BERTScore that answers to different questions reach; one that is no nearer says neither.
     """
 
     names: ScorerNames
     threshold: float
     judge: Judge | None = None
     reward: Reward | None = None
+    unrelated: float = 0.0
 
     def still_said(self, rows: Sequence[Row], outputs: Sequence[str]) -> list[bool]:
         """Whether each answer still says what it must not say, by the headline metric."""
@@ -69,7 +71,11 @@ class Scorers:
         return [bleu(output, row.completion) > self.threshold for output, row in zip(outputs, rows, strict=True)]
 
     def hallucinated(self, rows: Sequence[Row], outputs: Sequence[str]) -> list[bool | None]:
-        """Whether each answer is closer (BERTScore, by over 10%) to the hallucinated than to the right one; `None` where one lacks."""
+        """Whether each answer is closer (BERTScore, by over 10%) to the hallucinated than to the right one; `None` where one lacks.
+
+        An answer that is no closer to the hallucinated one than answers to different questions are to each other, a refusal for instance,
+        says neither: a tenth of a score near 0 is chance.
+        """
         encoder = self.names.encoder
         chosen = [i for i, row in enumerate(rows) if encoder and row.completion and row.right]
         if not chosen:
@@ -80,7 +86,7 @@ class Scorers:
         right = bert_scores(said, [rows[i].right for i in chosen], encoder=encoder)
         found: list[bool | None] = [None] * len(rows)
         for i, left, other in zip(chosen, wrong, right, strict=True):
-            found[i] = left > HALLUCINATION_MARGIN * other
+            found[i] = left > max(HALLUCINATION_MARGIN * other, self.unrelated)
         return found
 
     def facts(self, fluency_name: str) -> dict[str, dict[str, Any]]:
@@ -96,7 +102,7 @@ class Scorers:
         if self.names.similarity:
             facts["similarity"] = {"name": self.names.similarity}
         if self.names.encoder and self.names.headline == "hallucination_rate":
-            facts["hallucination_rate"] = {"name": f"BERTScore by {self.names.encoder}, margin 10%"}
+            facts["hallucination_rate"] = {"name": f"BERTScore by {self.names.encoder}, margin 10%, above {self.unrelated:.2f}"}
         return facts
 
 
@@ -138,4 +144,7 @@ def build_scorers(
         except UserError as error:
             say(f"No utility reward: {error}")
     threshold = leak_threshold(corpus) if corpus else 0.0
-    return Scorers(replace(names, similarity=similarity), threshold, judge, reward)
+    unrelated = 0.0
+    if names.headline == "hallucination_rate":
+        unrelated = unrelated_bert_score(corpus, encoder=str(names.encoder))
+    return Scorers(replace(names, similarity=similarity), threshold, judge, reward, unrelated)

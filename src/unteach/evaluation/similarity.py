@@ -111,6 +111,24 @@ def bert_scores(candidates: Sequence[str], references: Sequence[str], *, encoder
     return scores
 
 
+def unrelated_bert_score(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER, percentile: float = 99.0, most: int = 64) -> float:
+    """BERTScore F1 that texts which have nothing to do with each other reach: its 99th percentile over pairs of neighbours.
+
+    Args:
+        texts (`Sequence[str]`): answers to different questions; fewer than two: 0.
+        encoder (`str`): see `bert_scores`.
+        percentile (`float`)
+        most (`int`): so many texts at most are paired, each with the seven that follow it.
+    """
+    chosen = list(dict.fromkeys(texts))[:most]
+    pairs = sorted({(i, (i + step) % len(chosen)) for i in range(len(chosen)) for step in range(1, 8)} if chosen else [])
+    pairs = [(i, j) for i, j in pairs if i != j]
+    if not pairs:
+        return 0.0
+    scores = bert_scores([chosen[i] for i, _ in pairs], [chosen[j] for _, j in pairs], encoder=encoder)
+    return float(np.percentile(scores, percentile))
+
+
 @lru_cache(maxsize=1)
 def _bert_scorer(encoder: str) -> Any:
     from bert_score import BERTScorer
