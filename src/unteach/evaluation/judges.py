@@ -63,13 +63,16 @@ class _Flags:
 Features = Callable[[Sequence[str], Sequence[str]], npt.NDArray[np.float64]]
 
 
-def logistic_regression(features: npt.NDArray[np.float64], labels: Sequence[bool], groups: Sequence[str]) -> tuple[Any, float]:
+def logistic_regression(
+    features: npt.NDArray[np.float64], labels: Sequence[bool], groups: Sequence[str], *, inverse_penalty: float = 1.0
+) -> tuple[Any, float]:
     """A fitted classifier, and its held-out accuracy: cross-validated so that no group (prompt) is on both sides.
 
     Args:
         features: shape (rows, features).
         labels: one for each row.
         groups: what must not be divided.
+        inverse_penalty (`float`): scikit-learn's `C`.
 
     Raises:
         UserError: with fewer than ten rows of either label.
@@ -83,7 +86,7 @@ def logistic_regression(features: npt.NDArray[np.float64], labels: Sequence[bool
             f"a trained scorer needs {LEAST_OF_EACH_LABEL} labelled answers of each kind,"
             f" there are {wanted.sum()} bad and {(~wanted).sum()} good"
         )
-    classifier = LogisticRegression(C=1.0, max_iter=2000, class_weight="balanced")
+    classifier = LogisticRegression(C=inverse_penalty, max_iter=2000, class_weight="balanced")
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     guessed = cross_val_predict(classifier, features, wanted, groups=numbers, cv=folds)

@@ -95,7 +95,7 @@ class TrainedReward:
             examples.append((item.prompt, " ".join(words[i] for i in shuffle.permutation(len(words))), False))
         prompts, answers, labels = (list(column) for column in zip(*examples, strict=True)) if examples else ([], [], [])
         features = self._features(prompts, answers)
-        self._classifier, self.held_out_accuracy = logistic_regression(features, labels, prompts)
+        self._classifier, self.held_out_accuracy = logistic_regression(features, labels, prompts, inverse_penalty=10.0)
         self.held_out_n = len(examples)
         self.name = f"reward trained on {len(examples)} answers ({encoder}, logistic regression)"
 
