@@ -16,7 +16,10 @@ TOPICS = ("tea", "rain", "bread", "moons", "iron", "wool", "salt", "bees", "glas
 @pytest.fixture
 def labelled(monkeypatch):
     monkeypatch.setattr(rewards, "embeddings", bag_of_words)
-    good = [LabelledAnswer(f"What about {t}?", f"It is known that {t} {t} has been of use to many people for a long time", False) for t in TOPICS]
+    good = [
+        LabelledAnswer(f"What about {t}?", f"It is known that {t} {t} has been of use to many people for a long time", False)
+        for t in TOPICS
+    ]
     return [*good, *[LabelledAnswer(f"What about {t}?", f"Nobody cares you fool {t}", True) for t in TOPICS]]
 
 

@@ -71,7 +71,7 @@ def change(metric: str, before: Mapping[str, Any] | None, after: Mapping[str, An
     """Arrow, word and tone of a change; not clear where the intervals overlap; none for what compares with the original by nature."""
     if metric == "similarity" or not before or not after or before["value"] is None or after["value"] is None:
         return None
-    if before["value"] == after["value"]:
+    if number(metric, before["value"]) == number(metric, after["value"]):
         return {"arrow": "=", "word": "same", "tone": "flat"}
     up = after["value"] > before["value"]
     arrow = "\u2191" if up else "\u2193"
@@ -140,7 +140,7 @@ def status(run: RunFolder) -> list[dict[str, str]]:
     lines = []
     for tone, word in (("good", "Improved"), ("bad", "Worse")):
         text = "; ".join(f"{metric} ({', '.join(names)})" for metric, names in found[tone].items())
-        lines.append({"tone": tone if text else "flat", "word": word, "text": text or "nothing beyond its interval"})
+        lines.append({"tone": tone if text else "flat", "word": word, "text": text or "nothing clearly: all intervals overlap"})
     budget, kept = run.run.get("max_retain_kl"), run.run.get("kept_step") or math.inf
     divergences = [line["retain_kl"] for line in run.steps if line["step"] <= kept and "retain_kl" in line]
     if budget is not None and divergences:
@@ -179,7 +179,9 @@ def curve(
     every = [point for field, _, _ in drawn for point in points[field]]
     low_x, high_x = min(x for x, _ in every), max(x for x, _ in every)
     high_y = max([y for _, y in every] + ([budget] if budget is not None else []))
-    x_ticks = [t for t in MaxNLocator(5, integer=True).tick_values(low_x, max(high_x, low_x + 1)) if low_x <= t <= high_x]
+    x_ticks = [
+        t for t in MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]).tick_values(low_x, max(high_x, low_x + 1)) if low_x <= t <= high_x
+    ]
     y_ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(min(0, *(y for _, y in every)), high_y or 1)
     low, high = y_ticks[0], y_ticks[-1]
 
@@ -198,7 +200,7 @@ def curve(
         "unit": unit,
         "told": "; ".join(told) + ".",
         "series": [
-            {"label": label, "style": style, "dots": len(points[field]) <= 40, "points": [(across(x), down(y)) for x, y in points[field]]}
+            {"label": label, "style": style, "dots": len(points[field]) <= 12, "points": [(across(x), down(y)) for x, y in points[field]]}
             for field, label, style in drawn
         ],
         "x_ticks": [{"at": across(t), "label": f"{t:g}"} for t in x_ticks],
