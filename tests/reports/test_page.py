@@ -75,7 +75,8 @@ def page(folder):
 def with_run(folder):
     facts = {
         "versions": {"unteach": "0.1.0"}, "model": "/home/somebody/models/mine", "scenario": "harmfulness", "method": "ga", "seed": 0,
-        "steps": 4, "kept_step": 4, "stop_reason": "max_steps (4) reached", "max_retain_kl": 0.1, "forget_rows": 2, "retain_rows": 3, "seconds": 9.0,
+        "steps": 4, "kept_step": 4, "stop_reason": "max_steps (4) reached", "max_retain_kl": 0.1, "forget_rows": 2,
+        "retain_rows": 3, "seconds": 9.0,
         "tokens_per_second": 5.0, "peak_memory_bytes": 2**30, "stage_seconds": {"Unlearning": 4.0}, "original_model_hash": "ab" * 32,
         "unlearned_model_hash": "cd" * 32, "forget_hash": "12" * 8, "retain_hash": "34" * 8, "leak_threshold_bleu": 5.0, "tokens": 10,
     }  # fmt: skip
