@@ -1,4 +1,4 @@
-"""The report's page: whole, self-contained, escaped, and silent about what must not be shown."""
+"""`report.html`: well formed, fetches nothing, hides what it must, and does with what is there."""
 
 from __future__ import annotations
 
@@ -8,24 +8,88 @@ from html.parser import HTMLParser
 
 import pytest
 
-from unteach.reports.card import write_card
-from unteach.reports.page import write_page
+from unteach.errors import UserError
+from unteach.reports.page import ROW_LIMIT, change, number, write_page
 
-VOID = {"meta", "link", "br", "img", "input", "hr", "col", "path", "line", "polyline", "circle", "rect", "use"}
+VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
-class Checker(HTMLParser):
-    """Collects ids and addresses, and what was not closed in order."""
+def result(value, n=17, low=None, high=None, better=False):
+    return {"value": value, "n": n, "ci_low": low, "ci_high": high, "higher_is_better": better}
 
-    def __init__(self):
+
+BEFORE = {
+    "unlearned": {"leak_rate": result(1.0, 17, 0.82, 1.0), "fluency": result(4.1, 17, 3.9, 4.3)},
+    "normal": {"similarity": result(1.0, 20, 1.0, 1.0, True), "odd_metric": result(3.0, 20, 2.9, 3.1, True)},
+}
+AFTER = {
+    "unlearned": {"leak_rate": result(0.0, 17, 0.0, 0.18), "fluency": result(None, 0)},
+    "normal": {"similarity": result(0.93, 20, 0.9, 0.95, True), "odd_metric": result(2.0, 20, 1.9, 2.1, True)},
+}
+RUN = {
+    "versions": {"unteach": "0.1.0"},
+    "model": "/home/someone/models/mine",
+    "method": "unlikelihood_mismatch",
+    "steps": 4,
+    "kept_step": 3,
+    "stop_reason": "the budget was spent",
+    "max_retain_kl": 0.1,
+    "original_model_hash": "a" * 64,
+    "stage_seconds": {"Loading /home/someone/models/mine": 1.0, "Unlearning": 20.0},
+    "seconds": 30.0,
+    "tokens": 1234.0,
+    "tokens_per_second": 61.7,
+    "peak_memory_bytes": 2**31,
+}
+
+
+def lines(records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def records(models=("original", "unlearned"), rows=2, text=None):
+    for model in models:
+        for name in ("unlearned", "normal"):
+            for place in range(rows):
+                record = {"model": model, "set": name, "key": f"{place:016x}", "metrics": {"leak_rate": float(place % 2), "fluency": None}}
+                if text is not None or name == "normal":
+                    record |= {"prompt": f"prompt {place}", "expected": "", "output": text or "hello\u2028there"}
+                yield record
+
+
+def write(folder, models=None, **kwargs):
+    evaluation = {"schema_version": 1, "scenario": "copyright", "models": models or {"original": BEFORE, "unlearned": AFTER}}
+    evaluation |= {"scorers": {"leak_rate": {"name": "BLEU over 5.1", "held_out_accuracy": 0.9, "n": 40}}, "leak_threshold_bleu": 5.1}
+    (folder / "eval.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    kwargs.setdefault("models", evaluation["models"])
+    (folder / "generations.jsonl").write_text(lines(records(**kwargs)), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(RUN), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("model: /home/someone/models/mine\nsettings:\n  learning_rate: 0.0001\n", encoding="utf-8")
+    steps = [{"step": i, "loss": 1.0, "forget_nll": i, "retain_kl": 0.05 * i, "retain_weight": i} for i in (1, 2, 3, 4)]
+    probes = [{"step": i, "probe": {"train_rate": 1 - i / 4, "utility": 0.9}} for i in (0, 2, 4)]
+    (tmp_path / "metrics.jsonl").write_text(lines([*steps, *probes]), encoding="utf-8")
+    return tmp_path
+
+
+class Reader(HTMLParser):
+    """Collects tags in order, ids, and the references of a page; fails on tags that do not close in turn."""
+
+    def __init__(self, page):
         super().__init__()
-        self.open, self.ids, self.addresses, self.faults, self.tags = [], [], [], [], []
+        self.open, self.ids, self.references, self.tags = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        found = dict(attrs)
-        self.ids += [found["id"]] if "id" in found else []
-        self.addresses += [found[name] for name in ("src", "href") if found.get(name)]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.references += [value for name, value in attrs if name in ("href", "src", "srcset", "action", "data")]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -35,103 +99,136 @@ class Checker(HTMLParser):
             self.open.pop()
 
     def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(tag)
-
-
-def number(value, n=2, low=None, high=None, better=False):
-    return {"value": value, "n": n, "ci_low": low, "ci_high": high, "higher_is_better": better}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    def sets(rate, fluency):
-        return {
-            "unlearned": {"harmful_rate": number(rate, 2, 0.1, 0.9), "fluency": number(fluency)},
-            "normal": {"similarity": number(1 - rate / 2, better=True)},
-        }
-
-    scorers = {"harmful_rate": {"name": "trained judge", "held_out_accuracy": 0.93, "n": 192}}
-    evaluation = {"schema_version": 1, "scenario": "harmfulness", "headline": "harmful_rate", "scorers": scorers}
-    evaluation["models"] = {"original": sets(1.0, 2.0), "unlearned": sets(0.0, None)}
-    (tmp_path / "eval.json").write_text(json.dumps(evaluation))
-    lines = []
-    for model in ("original", "unlearned"):
-        for key in ("0123456789abcdef", "fedcba9876543210"):
-            text = {"prompt": "Who <b>?", "expected": "x", "output": "<script>alert(1)</script> & so on"}
-            lines.append({"model": model, "set": "unlearned", "key": key, **text, "metrics": {"harmful_rate": 1.0, "fluency": None}})
-        lines.append({"model": model, "set": "normal", "key": "aa" * 8, "metrics": {"similarity": 0.5}})
-    (tmp_path / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return tmp_path
+        assert self.open and self.open[-1] == tag, f"</{tag}> within {self.open}"
+        self.open.pop()
 
 
 def page(folder):
-    text = write_page(folder).read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(text)
-    return text, checker
+    path = write_page(folder)
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8")
 
 
-def with_run(folder):
-    facts = {
-        "versions": {"unteach": "0.1.0"}, "model": "/home/somebody/models/mine", "scenario": "harmfulness", "method": "ga", "seed": 0,
-        "steps": 4, "kept_step": 4, "stop_reason": "max_steps (4) reached", "max_retain_kl": 0.1, "forget_rows": 2,
-        "retain_rows": 3, "seconds": 9.0,
-        "tokens_per_second": 5.0, "peak_memory_bytes": 2**30, "stage_seconds": {"Unlearning": 4.0}, "original_model_hash": "ab" * 32,
-        "unlearned_model_hash": "cd" * 32, "forget_hash": "12" * 8, "retain_hash": "34" * 8, "leak_threshold_bleu": 5.0, "tokens": 10,
-    }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(facts))
-    steps = [{"step": i, "loss": 1.0, "retain_kl": 0.05, "forget_nll": float(i), "learning_rate": 1e-5} for i in range(1, 5)]
-    probes = [{"step": i, "probe": {"forget_rate": 1 - i / 4, "utility": 1.0, "train_rate": 1 - i / 4}} for i in (0, 4)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, *probes]))
-    (folder / "config.yaml").write_text("model: /home/somebody/models/mine\nsettings:\n  max_steps: 4\n")
+def test_the_page_is_well_formed_and_its_ids_are_unique(folder):
+    reader = Reader(page(folder))
+    assert len(reader.ids) == len(set(reader.ids))
+    assert reader.tags.count("h1") == 1
+    assert reader.tags.count("title") == 1 + reader.tags.count("figure")
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["eval", "run"])
-def test_the_page_is_whole_and_fetches_nothing(folder, trained):
-    if trained:
-        with_run(folder)
-    text, checker = page(folder)
-    assert text.lstrip().lower().startswith("<!doctype html>") and not checker.open and not checker.faults
-    assert len(checker.ids) == len(set(checker.ids))
-    assert all(address.startswith(("#", "data:")) for address in checker.addresses) and "@import" not in text
-    assert not re.search(r"url\((?!['\"]?(?:#|data:))", text)
-    assert ("svg" in checker.tags) == trained
+def test_the_page_fetches_nothing(folder):
+    text = page(folder)
+    assert all(reference.startswith(("#", "data:")) for reference in Reader(text).references)
+    assert not re.search(r"https?://|@import|url\(", text)
 
 
-def test_a_model_s_words_are_never_markup(folder):
-    text, _ = page(folder)
-    assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text and "Who <b>?" not in text
+def test_the_policy_of_the_page_allows_its_own_script_alone(folder):
+    text = page(folder)
+    assert "default-src 'none'" in text
+    assert re.search(r"script-src 'sha256-[\w+/]+='", text)
 
 
-def test_hidden_texts_stay_hidden_and_rows_keep_their_ids(folder):
-    lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
-    for line in lines:
-        for name in ("prompt", "expected", "output"):
-            line.pop(name, None)
-    (folder / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text, _ = page(folder)
-    assert "so on" not in text and "0123456789ab" in text
+def test_the_verdict_the_status_and_the_curves_are_shown(folder):
+    text = page(folder)
+    assert "Leak rate down from 100% to 0%" in text
+    assert "unlearned 100% → 0%" in text
+    assert "Budget held" in text and "Odd metric (normal)" in text
+    assert text.count("kept: step 3") >= 4
+    assert "90% on 40 answers" in text
 
 
-def test_what_means_nothing_and_who_scored_are_said(folder):
-    text, _ = page(folder)
-    assert "NM" in text and "trained judge" in text and "93%" in text
+def test_a_budget_that_was_exceeded_is_said(folder):
+    (folder / "run.json").write_text(json.dumps(RUN | {"max_retain_kl": 0.01}), encoding="utf-8")
+    assert "Budget exceeded" in page(folder)
 
 
-def test_no_local_path_is_shown(folder):
-    with_run(folder)
-    text, _ = page(folder)
-    card = write_card(folder).read_text(encoding="utf-8")
-    assert "/home/somebody" not in text + card and "mine" in card
+def test_a_value_that_is_not_meaningful_is_nm(folder):
+    assert '<span class="number">NM</span>' in page(folder)
 
 
-def test_the_card_has_metadata_and_no_forget_text(folder):
-    from huggingface_hub import ModelCard
+def test_what_a_model_says_is_escaped(folder):
+    write(folder, text='<script>alert(1)</script> & "so" </dd>\u202e \x00 \ud800'.encode("utf-8", "replace").decode())
+    text = page(folder)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\x00" not in text and "\u202e" not in text
+    Reader(text)
 
-    with_run(folder)
-    (folder / "model").mkdir()
-    card = ModelCard.load(write_card(folder))
-    assert card.data.library_name == "transformers" and "unlearning" in card.data.tags
-    assert "so on" not in card.content and "trained judge" in card.content
-    assert (folder / "model" / "README.md").read_text(encoding="utf-8") == (folder / "README.md").read_text(encoding="utf-8")
+
+def test_half_a_surrogate_pair_does_not_break_the_page(folder):
+    with (folder / "generations.jsonl").open("a", encoding="utf-8") as file:
+        record = {"model": "original", "set": "normal", "key": "f" * 16, "prompt": "p", "output": "half \ud800", "metrics": {}}
+        file.write(json.dumps(record) + "\n")
+    assert "half \ufffd" in page(folder)
+
+
+def test_texts_of_the_forget_set_stand_there_only_if_the_run_shows_them(folder):
+    assert page(folder).count("<summary>Prompt and answers</summary>") == 2  # those of the normal set
+    write(folder, text="a secret")
+    assert page(folder).count("<summary>Prompt and answers</summary>") == 4
+
+
+def test_local_paths_are_cut_to_their_last_part(folder):
+    text = page(folder)
+    assert "/home/" not in text and "someone" not in text and str(folder) not in text
+    assert "Loading mine" in text
+
+
+def test_an_evaluation_alone_has_no_sections_of_a_run(tmp_path):
+    write(tmp_path)
+    text = page(tmp_path)
+    Reader(text)
+    assert "While it unlearned" not in text and "Settings, data and cost" not in text and "Budget" not in text
+    assert "Row by row" in text
+
+
+def test_without_generations_there_are_no_rows(folder):
+    (folder / "generations.jsonl").unlink()
+    assert "Row by row" not in page(folder)
+
+
+def test_every_model_has_a_column(folder):
+    write(folder, models={"original": BEFORE, "unlearned": AFTER, "attacked_again": AFTER})
+    text = page(folder)
+    assert text.count('<th scope="col" class="value">') == 3
+    assert "attacked again" in text
+    assert "no → no → no" in text
+
+
+def test_a_large_set_is_cut_to_its_worst_rows_and_says_so(folder):
+    write(folder, rows=2 * ROW_LIMIT + 10)
+    text = page(folder)
+    assert f"This page lists {ROW_LIMIT} of {2 * ROW_LIMIT + 10} rows" in text
+    forget = text.split("Rows of unlearned")[1].split("</table>")[0]
+    assert forget.count("yes → yes") == ROW_LIMIT and "no → no" not in forget
+
+
+def test_a_folder_without_an_evaluation_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no eval\.json"):
+        write_page(tmp_path)
+
+
+def test_a_file_that_is_cut_off_is_named(folder):
+    (folder / "run.json").write_text('{"model": ', encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.json cannot be read"):
+        write_page(folder)
+
+
+def test_a_forget_set_without_a_meaningful_rate_breaks_nothing(folder):
+    write(folder, models={"original": BEFORE, "unlearned": AFTER | {"unlearned": {"leak_rate": result(None, 0)}}})
+    assert "No forget set was scored" in page(folder)
+
+
+def test_numbers_are_percent_for_rates_and_have_the_digits_of_their_row():
+    assert number("leak_rate", 0.235) == "24%"
+    assert number("bleu", 4.38, 82.0) == "4.4"
+    assert number("utility_reward", -3.6) == "\u22123.60"
+    assert number("fluency", None) == "NM"
+
+
+def test_a_change_within_the_intervals_is_not_clear():
+    before, after = result(4.0, low=3.8, high=4.2), result(3.5, low=3.4, high=3.9)
+    assert change("fluency", before, after)["word"] == "not clear"
+    assert change("fluency", before, after | {"ci_high": 3.6})["word"] == "better"
+    assert change("fluency", after | {"ci_high": 3.6}, before)["word"] == "worse"
+    assert change("fluency", before, before)["word"] == "same"

@@ -268,7 +268,7 @@ def row_lists(run: RunFolder, limit: int = ROW_LIMIT) -> list[dict[str, Any]]:
         listed = [
             {
                 "key": row_key[:12],
-                "values": [" \u2192 ".join(_row_value(metric, row.get(model)) for model in models) for metric in metrics],
+                "values": [_row_values(metric, [row.get(model) for model in models]) for metric in metrics],
                 "texts": _texts([row[model] for model in models if "output" in row.get(model, {})]),
             }
             for (row_key, _), row in worst
@@ -279,11 +279,18 @@ def row_lists(run: RunFolder, limit: int = ROW_LIMIT) -> list[dict[str, Any]]:
     return lists
 
 
-def _row_value(metric: str, record: Mapping[str, Any] | None) -> str:
-    if record is None or metric not in record.get("metrics", {}):
-        return "\u2013"
-    value = record["metrics"][metric]
-    return ("yes" if value else "no") if metric.endswith("_rate") and value in (0, 1) else number(metric, value)
+def _row_values(metric: str, records: Sequence[Mapping[str, Any] | None]) -> str:
+    values = [record["metrics"].get(metric, math.inf) if record else math.inf for record in records]
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    told = []
+    for value in values:
+        if value == math.inf:
+            told.append("\u2013")
+        elif metric.endswith("_rate") and value in (0, 1):
+            told.append("yes" if value else "no")
+        else:
+            told.append(number(metric, value, largest))
+    return " \u2192 ".join(told)
 
 
 def _texts(records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
