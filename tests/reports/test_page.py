@@ -70,7 +70,7 @@ def folder(tmp_path):
     write(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(RUN), encoding="utf-8")
     (tmp_path / "config.yaml").write_text("model: /home/someone/models/mine\nsettings:\n  learning_rate: 0.0001\n", encoding="utf-8")
-    steps = [{"step": i, "loss": 1.0, "forget_nll": i, "retain_kl": 0.05 * i, "retain_weight": i} for i in (1, 2, 3, 4)]
+    steps = [{"step": i, "loss": 1.0, "forget_nll": i, "retain_kl": 0.02 * i, "retain_weight": i} for i in (1, 2, 3, 4)]
     probes = [{"step": i, "probe": {"train_rate": 1 - i / 4, "utility": 0.9}} for i in (0, 2, 4)]
     (tmp_path / "metrics.jsonl").write_text(lines([*steps, *probes]), encoding="utf-8")
     return tmp_path

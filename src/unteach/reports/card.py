@@ -138,17 +138,25 @@ def fact_groups(run: RunFolder) -> list[dict[str, Any]]:
     return [{"title": name, "pairs": pairs} for name, pairs in groups if pairs]
 
 
-def scored(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluation cut to what two models share and have a value for: `original`, and `unlearned` or else the last one."""
+def paired(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation of two models alone: `original` (or the first), and `unlearned` (or the last)."""
     models = evaluation["models"]
-    before = models.get("original", next(iter(models.values())))
-    after = models.get("unlearned", list(models.values())[-1])
+    pair = {
+        "original": models.get("original", next(iter(models.values()))),
+        "unlearned": models.get("unlearned", list(models.values())[-1]),
+    }
+    return {**evaluation, "models": pair}
+
+
+def scored(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation of two models, cut to the metrics for which both have a value."""
+    pair = paired(evaluation)["models"]
+    before, after = pair["original"], pair["unlearned"]
     both = {
         name: [m for m in before[name] if m in after[name] and None not in (before[name][m]["value"], after[name][m]["value"])]
         for name in before
         if name in after
     }
-    pair = {"original": before, "unlearned": after}
     cut = {model: {name: {m: sets[name][m] for m in kept} for name, kept in both.items()} for model, sets in pair.items()}
     return {**evaluation, "models": cut}
 
@@ -204,7 +212,7 @@ def card_text(folder: Path) -> str:
         eval_results=results or None,
         **extra,
     )
-    header, rows = comparison_rows(evaluation)
+    header, rows = comparison_rows(paired(run.evaluation))
     groups = [
         {**group, "table": markdown_table(["", ""], [[plain(name), plain(text)] for name, text in group["pairs"]])}
         for group in fact_groups(run)

@@ -45,8 +45,9 @@ METRICS = {
 
 
 def printable(text: str) -> str:
-    """Untrusted text without what no page may hold: control characters and halves of surrogate pairs."""
-    return re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+    """Untrusted text without what no page may hold: control characters, halves of surrogate pairs, marks that turn the text's direction."""
+    kept = re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+    return re.sub(r"[\u202a-\u202e\u2066-\u2069]", "\ufffd", kept)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
