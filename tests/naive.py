@@ -74,6 +74,8 @@ def step_loss(
         total = total + weights["forget"] * sum(-nll(model, prompt, completion) for prompt, completion, _ in forget) / tokens
     elif method.startswith("unlikelihood"):
         total = total + weights["forget"] * sum(unlikelihood(model, prompt, completion) for prompt, completion, _ in forget) / tokens
+    elif method == "teaching":
+        total = total + weights["forget"] * sum(nll(model, prompt, completion) for prompt, completion, _ in forget) / tokens
     elif method.startswith("log_odds"):
         total = total + weights["forget"] * sum(clamped_log_odds(model, prompt, completion) for prompt, completion, _ in forget) / tokens
     if "mismatch" in method:
