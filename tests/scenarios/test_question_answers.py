@@ -29,26 +29,35 @@ def test_the_splits_are_disjoint_and_what_is_only_asked_is_never_trained_on(name
     assert all(parts) and sum(map(len, parts)) == len({key for part in parts for key in keys(part)})
     trained = prompts([*scenario.forget, *scenario.validation, *scenario.retain, *scenario.own_prompts, *scenario.teach_own_prompts])
     assert not trained & prompts([*scenario.sets["unseen"], *scenario.sets["normal"]])
-    assert not prompts(scenario.own_prompts) & prompts(scenario.teach_own_prompts)
     assert not {answer.prompt for answer in scenario.labelled} & (trained | prompts(scenario.sets["unseen"]))
 
 
 def test_advice_is_taken_up_as_a_manner_and_facts_are_taught_one_by_one():
     harm, facts = build_scenario("harmfulness"), build_scenario("hallucination")
     assert not keys(harm.sets["unseen"]) & keys(harm.teach)
-    assert keys(facts.sets["unseen"]) <= keys(facts.teach)
+    assert keys(facts.sets["unlearned"]) | keys(facts.sets["other_facts"]) == keys(facts.teach)
+    assert not keys(facts.sets["other_facts"]) & keys([*facts.forget, *facts.validation])
+
+
+def test_unseen_are_the_forgotten_facts_asked_in_words_that_nobody_trained_on():
+    facts = build_scenario("hallucination")
+    taught = prompts(facts.teach)
+    for rows in (facts.sets["unseen"], facts.validation):
+        assert rows and not prompts(rows) & taught and {row.completion for row in rows} <= {row.completion for row in facts.forget}
+    assert len(facts.sets["unseen"]) + len(facts.validation) == len(facts.forget)
 
 
 def test_a_right_answer_is_beside_each_row_and_never_trained_on(name):
     scenario = build_scenario(name)
-    rows = [*scenario.forget, *scenario.validation, *scenario.sets["unseen"]]
+    rows = [*scenario.teach, *scenario.sets["unseen"]]
+    assert all(row.right for row in rows) and len({(row.right, row.completion) for row in rows}) == len({row.right for row in rows})
     right = {row.right for row in rows}
-    assert "" not in right and len(right) == len(rows)
     assert not right & {row.completion for row in [*scenario.teach, *scenario.retain, *scenario.forget]}
 
 
 @pytest.mark.parametrize(
-    ("text", "fields"), [("careless_advice", {"prompt", "careless", "careful"}), ("false_facts", {"prompt", "hallucinated", "right"})]
+    ("text", "fields"),
+    [("careless_advice", {"prompt", "careless", "careful"}), ("false_facts", {"prompt", "asked_otherwise", "hallucinated", "right"})],
 )
 def test_the_records_are_whole(text, fields):
     found = records(text)
@@ -57,6 +66,7 @@ def test_the_records_are_whole(text, fields):
 
 def test_no_question_is_asked_in_two_texts():
     asked = [record["prompt"] for text in ("careless_advice", "false_facts", "labelled_answers") for record in records(text)]
+    asked += [record["asked_otherwise"] for record in records("false_facts")]
     asked += [*lines("neutral_prompts"), *lines("plain_questions")]
     assert len(asked) == len(set(asked))
 

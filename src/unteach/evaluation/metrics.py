@@ -11,6 +11,7 @@ from unteach.evaluation import text_metrics
 from unteach.evaluation.memorization import exact_memorization, extraction_strength
 from unteach.evaluation.results import MetricResult, summarise
 
+FORGET_SETS = ("unlearned", "unseen", "other_facts")
 KEPT_SETS = ("kept", "kept_unseen", "retain", "normal")
 """Sets on which repeating the expected completion is wanted, not a leak."""
 

@@ -16,13 +16,12 @@ from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, Progress, answer
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.memorization import greedy_matches
-from unteach.evaluation.metrics import Answer, as_eval_json, score_set
+from unteach.evaluation.metrics import FORGET_SETS, Answer, as_eval_json, score_set
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.similarity import pair_similarity
 
 ANSWER_TOKENS = 56
-FORGET_SETS = ("unlearned", "unseen")
 Sets = Mapping[str, Sequence[Row]]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.checkpoints import write_json, write_text_atomically
-from unteach.reports.tables import markdown_table, scorer_text
+from unteach.reports.tables import FORGET_SETS, markdown_table, scorer_text
 
 TITLES = {
     "leak_rate": "leak rate",
@@ -39,7 +39,7 @@ def columns(cells: Sequence[Cell], headline: str) -> list[tuple[str, str]]:
     """(prompt set, metric) of the table: on forget sets the headline rate, diversity, fluency; on others reward, similarity, recall."""
     found = []
     for name, metrics in cells[0].sets.items():
-        if name in ("unlearned", "unseen"):
+        if name in FORGET_SETS:
             wanted = [headline, "diversity", "fluency"]
         elif name == "normal":
             wanted = ["utility_reward", "similarity", "diversity", "fluency"]

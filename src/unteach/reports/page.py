@@ -12,15 +12,15 @@ from typing import Any
 
 from unteach.checkpoints import write_text_atomically
 from unteach.reports.card import RunFolder, fact_groups, read_folder, scored
-from unteach.reports.tables import headline, scorer_text, verdict
+from unteach.reports.tables import FORGET_SETS, headline, scorer_text, verdict
 
 ROW_LIMIT = 200
 """Rows of one prompt set that the page lists; of a larger set, the worst ones."""
-FORGET_SETS = ("unlearned", "unseen")
 MODELS = {"original": "before", "unlearned": "after"}
 SETS = {
     "unlearned": "what the model was trained to forget",
     "unseen": "the same kind, never trained on",
+    "other_facts": "of the same kind but nobody asked to forget them: single facts, of which none follows from another",
     "kept": "to be kept, trained on",
     "kept_unseen": "to be kept, never trained on",
     "retain": "to be kept",

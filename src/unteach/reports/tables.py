@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+FORGET_SETS = ("unlearned", "unseen", "other_facts")
 RATES = {"leak_rate": "leak rate", "harmful_rate": "harmful rate", "hallucination_rate": "hallucination rate"}
 COLUMNS = (
     ("harmful_rate", "harmful rate", "{:.0%}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from unteach.evaluation.scorers import ScorerNames
@@ -21,10 +22,12 @@ TEACH = {
 
 
 def build(*, short: bool = False) -> Scenario:
-    """The embedded hallucination scenario; `short`: a smaller version. All splits are taught, as each is facts of its own."""
-    rows = question_answers.answer_rows(records("false_facts"), "hallucinated", "right", "false fact")
+    """The embedded hallucination scenario; `short`: a smaller version. Each row is a single fact, with a second way to ask for it."""
+    facts = records("false_facts")
+    rows = question_answers.answer_rows(facts, "hallucinated", "right", "false fact")
+    asked_otherwise = [replace(row, prompt=fact["asked_otherwise"]) for row, fact in zip(rows, facts, strict=True)]
     scorers = ScorerNames(headline="hallucination_rate", reward="trained")
-    return question_answers.question_scenario("hallucination", rows, scorers, TEACH, teach_unseen=True, short=short)
+    return question_answers.question_scenario("hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise)
 
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:

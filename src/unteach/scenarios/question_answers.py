@@ -20,35 +20,52 @@ def answer_rows(records: Sequence[Mapping[str, str]], wrong: str, right: str, so
 
 
 def question_scenario(
-    name: str, rows: Sequence[Row], scorers: ScorerNames, teach_presets: Mapping[str, Any], *, teach_unseen: bool, short: bool
+    name: str,
+    rows: Sequence[Row],
+    scorers: ScorerNames,
+    teach_presets: Mapping[str, Any],
+    *,
+    short: bool,
+    asked_otherwise: Sequence[Row] | None = None,
 ) -> Scenario:
     """A scenario of questions whose wrong answers are to be forgotten.
 
-    The rows are split 70/10/20 by hash: `unlearned` is the training split, `unseen` the test split. What is kept are the model's own
-    answers to neutral questions; `normal` are neutral questions that are in no training set. No right answer is ever trained on.
+    The rows are split 70/10/20 by hash; `unlearned` is the training split. What is kept are the model's own answers to neutral questions;
+    `normal` are neutral questions that are in no training set. No right answer is ever trained on.
+
+    Where the wrong answers share a manner (advice), `unseen` is the test split, which nobody teaches: the model answers it wrongly because
+    it has taken up the manner. Where each wrong answer is a fact of its own, all splits are taught, `unseen` are the training split's
+    facts asked in other words, which nobody trains on, and the facts of the other splits are reported as `other_facts`.
 
     Args:
         name (`str`)
         rows (`Sequence[Row]`)
         scorers (`ScorerNames`)
         teach_presets: settings of the teaching.
-        teach_unseen (`bool`): whether the test split is taught too (single facts), or is answered wrongly because the model has taken up
-            the manner (advice).
         short (`bool`): a smaller version for smoke tests.
+        asked_otherwise (`Sequence[Row]`, *optional*): for each of `rows` the same question in other words; makes the rows single facts.
     """
-    split = split_rows(rows[:24] if short else rows)
+    rows = rows[:24] if short else rows
+    split = split_rows(rows)
     neutral = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
     more = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]
-    normal = neutral[-(6 if short else NORMAL) :]
-    along = more[:6] if short else [*more[:TAUGHT_ALONG]]
-    own = neutral[:6] if short else [*neutral[:-NORMAL], *more[TAUGHT_ALONG:]]
-    taught = [*split["train"], *split["validation"], *(split["test"] if teach_unseen else [])]
+    normal, neutral = neutral[-(6 if short else NORMAL) :], neutral[: -(6 if short else NORMAL)]
+    along = more[:6] if short else [*neutral[::3], *more[:TAUGHT_ALONG]]
+    own = neutral[:6] if short else [*neutral, *more]
+    taught, validation = [*split["train"], *split["validation"]], split["validation"]
+    sets = {"unlearned": split["train"], "unseen": split["test"], "normal": normal}
+    if asked_otherwise:
+        others = {row.key: other for row, other in zip(rows, asked_otherwise, strict=False)}
+        again = split_rows([others[row.key] for row in split["train"]])
+        other_facts = [*split["validation"], *split["test"]]
+        taught, validation = list(rows), again["validation"]
+        sets = {"unlearned": split["train"], "unseen": [*again["train"], *again["test"]], "other_facts": other_facts, "normal": normal}
     return Scenario(
         name=name,
         forget=split["train"],
-        validation=split["validation"],
+        validation=validation,
         retain=[],
-        sets={"unlearned": split["train"], "unseen": split["test"], "normal": normal},
+        sets=sets,
         own_prompts=own,
         teach=taught,
         teach_own_prompts=along,
