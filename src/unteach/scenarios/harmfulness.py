@@ -35,9 +35,9 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
     return question_answers.demo_presets(
         short=short,
         method="unlikelihood_mismatch",
-        mismatch_weight=0.08,
+        mismatch_weight=0.3,
         learning_rate=1.2e-4,
         retain_weight=5.0,
         max_retain_kl=0.12,
-        max_steps=40,
+        max_steps=60,
     )
