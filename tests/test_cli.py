@@ -14,8 +14,19 @@ SCORERS = {"--headline", "--judge", "--reward-model", "--similarity-model", "--f
 OPTIONS = {
     "demo": {"--scenario", "--model", "--out", "--seed", "--short", "--hide-text"},
     "run": {
-        *("--model", "--forget", "--retain", "--method", "--out", "--seed", "--lora", "--frozen-layers", "--recite-tokens", "--show-text"),
-        *("--lora-rank", "--similarity-model", "--trust-remote-code", "--scenario", *SCORERS),
+        *(
+            "--model",
+            "--forget",
+            "--retain",
+            "--method",
+            "--out",
+            "--seed",
+            "--lora",
+            "--frozen-layers",
+            "--recite-tokens",
+            "--show-text",
+        ),
+        *("--stages", "--lora-rank", "--similarity-model", "--trust-remote-code", "--scenario", *SCORERS),
     },
     "check": {"--forget", "--retain", "--model", "--max-length"},
     "eval": {

@@ -16,7 +16,7 @@ FLOORS = [
     {"data", "tokenwise", "progress", "checkpoints"},
     {"objectives", "reference", "stopping", "models"},
     {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
-    {"step_callback", "trainer", "recitation", "scenarios", "run_record"},
+    {"step_callback", "trainer", "recitation", "scenarios", "run_record", "run_options", "baselines"},
     {"pipeline", "model_evaluation", "arguments"},
     {"comparison"},
     {"cli"},

@@ -60,6 +60,7 @@ RUN_KEYS = (
     "retain",
     "out",
     "method",
+    "stages",
     "seed",
     "lora",
     "lora_rank",
@@ -111,7 +112,11 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     run.add_argument("--model", help="hub id, local folder or packaged name")
     run.add_argument("--forget", help="rows to forget")
     run.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
-    run.add_argument("--method", help="objective: see docs/methods.md (default: unlikelihood)")
+    run.add_argument(
+        "--method",
+        help="objective: see docs/methods.md (default: unlikelihood); or a baseline on good answers: sft, dpo, rlhf",
+    )
+    run.add_argument("--stages", type=_yaml, metavar="MAPPING", help="settings of a baseline's stages: '{sft: {learning_rate: 1e-5}}'")
     run.add_argument("--out", help="folder for everything that it writes")
     run.add_argument("--seed", type=int, help="seed (default: 0)")
     run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")
@@ -211,8 +216,22 @@ def _unknown_option(name: str, known: list[str], takes_settings: bool) -> UserEr
     return did_you_mean(name, known, "option")
 
 
+def _yaml(text: str) -> Any:
+    """An option's value as YAML."""
+    import yaml
+
+    try:
+        return scalar(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not YAML ({' '.join(str(error).split())})") from None
+
+
 def scalar(value: Any) -> Any:
-    """The value, a number if it is one such as 1e-5, which YAML reads as a string."""
+    """The value, a number if it is one such as 1e-5, which YAML reads as a string; the same for what a mapping or list holds."""
+    if isinstance(value, Mapping):
+        return {key: scalar(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [scalar(inner) for inner in value]
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
 
 

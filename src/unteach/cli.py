@@ -24,8 +24,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.scenario not in SCENARIO_NAMES:
         raise did_you_mean(arguments.scenario, list(SCENARIO_NAMES), "scenario")
     _quiet_libraries()
-    from unteach.pipeline import Run, RunOptions
+    from unteach.pipeline import Run
     from unteach.progress import Display
+    from unteach.run_options import RunOptions
     from unteach.scenarios.registry import build_scenario, demo_options
 
     display = Display()
@@ -80,8 +81,9 @@ def _run(arguments: argparse.Namespace) -> int:
     method = own.pop("method", None)
     _quiet_libraries()
     settings = checked_settings(options | ({"method": method} if method else {}), RUN_KEYS)
-    from unteach.pipeline import RunOptions, unlearn
+    from unteach.pipeline import unlearn
     from unteach.progress import Display
+    from unteach.run_options import RunOptions
 
     check_types({name: value for name, value in own.items() if name in RunOptions.__dataclass_fields__}, RunOptions)
     check_types({"output_dir": own["out"]}, RunOptions)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from unteach.arguments import check_types, checked_settings
+from unteach.baselines.pipelines import PIPELINES
 from unteach.errors import UserError, did_you_mean
-from unteach.pipeline import Run, RunOptions
+from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
+from unteach.run_options import RunOptions
 from unteach.scenarios.registry import build_scenario, demo_options
 from unteach.scenarios.user_rows import user_scenario
 
@@ -103,7 +105,8 @@ def _run(
     display: Display,
 ) -> dict[str, Any]:
     """One cell of the table; a run that is there already is taken as it is."""
-    settings = {**shared_settings, **row.settings}
+    baseline = row.settings.get("method") in PIPELINES  # takes nothing of what unlearning methods share
+    settings = dict(row.settings) if baseline else {**shared_settings, **row.settings}
     common: dict[str, Any] = {
         "model": model,
         "output_dir": str(output),
@@ -112,7 +115,7 @@ def _run(
     }
     if options.get("scenario"):
         scenario = build_scenario(options["scenario"])
-        fields = demo_options(options["scenario"], settings=settings, **common)
+        fields = demo_options(options["scenario"], settings=settings, **common) | ({"settings": settings} if baseline else {})
     else:
         scorers = build_scenario(options["judge_as"]).scorers if options.get("judge_as") else None
         scenario = user_scenario(

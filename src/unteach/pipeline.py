@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,60 +14,25 @@ import torch
 from transformers import PrinterCallback
 
 from unteach import models
+from unteach.baselines.pipelines import PIPELINES, rows_with_right_answers, stage_settings
 from unteach.checkpoints import content_key, mark_complete, read_marker, set_aside, write_json, write_text_atomically
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
+from unteach.errors import UserError
 from unteach.evaluation.behaviour import behaviour_probe
 from unteach.evaluation.generation import answer
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
+from unteach.objectives import get_method
 from unteach.progress import Display, Stage
 from unteach.recitation import recited_passages
 from unteach.reports.report import write_report
+from unteach.run_options import RunOptions
 from unteach.run_record import rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
 from unteach.trainer import UnlearningTrainer
-
-
-@dataclass
-class RunOptions:
-    """How a run is done, beside what `UnlearningConfig` says.
-
-    Args:
-        model (`str`): the model to change.
-        output_dir (`str`)
-        seed (`int`)
-        settings (`dict[str, Any]`): fields of `UnlearningConfig`.
-        lora (`bool`): train an adapter on all linear layers instead of all weights.
-        lora_rank (`int`): its rank.
-        frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
-        recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
-        shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the taught model, the original's answers).
-        show_text (`bool`): whether texts of the forget set may stand in the run's files.
-        similarity_model (`str`, *optional*): encoder for `similarity`, or `bleurt:CHECKPOINT`; `None`: leave it out.
-        headline (`str`, *optional*): the rate that decides, `leak_rate`, `harmful_rate` or `hallucination_rate`; default: the scenario's.
-        judge, reward_model, fluency_model (`str`, *optional*): scorers by name, see `ScorerNames`; default: the scenario's.
-        trust_remote_code (`bool`): run code that comes with the model.
-    """
-
-    model: str
-    output_dir: str
-    seed: int = 0
-    settings: dict[str, Any] = field(default_factory=dict)
-    lora: bool = False
-    lora_rank: int = 16
-    frozen_layers: float = 0
-    recite_tokens: int = 0
-    shared_dir: str | None = None
-    show_text: bool = False
-    similarity_model: str | None = "all-minilm-l6-v2"
-    headline: str | None = None
-    judge: str | None = None
-    reward_model: str | None = None
-    fluency_model: str | None = None
-    trust_remote_code: bool = False
 
 
 @dataclass
@@ -96,7 +61,7 @@ class Run:
 
     def execute(self) -> RunResult:
         """All stages, in order. A folder that holds a run with other settings is set aside under another name first."""
-        self.unlearning_config()  # a wrong option is found before anything is loaded or written
+        self.check_options()  # a wrong option is found before anything is loaded or written
         torch.manual_seed(self.options.seed)
         name, scenario = self.options.model, self.scenario
         with self.display.stage(f"Loading {name}"):
@@ -138,6 +103,30 @@ class Run:
     def config(self, folder: Path, **settings: Any) -> UnlearningConfig:
         """An `UnlearningConfig` for one of the trainings of this run."""
         return UnlearningConfig(output_dir=str(folder), seed=self.options.seed, data_seed=self.options.seed, **settings)
+
+    @property
+    def baseline(self) -> str | None:
+        """The alignment pipeline that stands in the place of unlearning, if the method names one."""
+        method = self.options.settings.get("method")
+        return method if method in PIPELINES else None
+
+    def check_options(self) -> None:
+        """Raises `UserError` for options that no training of this run takes."""
+        if self.baseline is None:
+            self.unlearning_config()
+            if self.options.stages:
+                raise UserError(f"option 'stages' is for the baselines ({', '.join(PIPELINES)}); an unlearning method has none")
+            return
+        from unteach.baselines.alignment import stage_config
+
+        others = sorted(set(self.options.settings) - {"method"})
+        if others:
+            raise UserError(f"option {others[0]!r} is one of unlearning; method {self.baseline!r} takes its settings by stage, in 'stages'")
+        if self.options.lora:
+            raise UserError(f"option 'lora' is one of unlearning; method {self.baseline!r} trains all weights")
+        for stage, settings in stage_settings(self.baseline, self.options.stages).items():
+            stage_config(stage, settings, self.output, self.options.seed)
+        rows_with_right_answers(self.baseline, self.scenario.forget)
 
     def unlearning_config(self) -> UnlearningConfig:
         """The scenario's presets, overridden by the user's settings."""
@@ -214,6 +203,8 @@ class Run:
 
     def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers) -> Any:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""
+        if self.baseline is not None:
+            return self.align(self.baseline, model, tokenizer)
         options, config = self.options, self.unlearning_config()
         peft_config = None
         if options.lora:
@@ -238,6 +229,7 @@ class Run:
         rule = trainer.rule
         self.facts |= {
             "method": config.method,
+            "needs": "bad answers" if get_method(config.method).forget else "answers to keep",
             "steps": trainer.state.global_step,
             "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
             "stop_reason": rule.reason or f"max_steps ({config.max_steps}) reached",
@@ -246,6 +238,29 @@ class Run:
             "retain_rows": len(retain),
         }
         return trainer.model
+
+    def align(self, pipeline: str, model: Any, tokenizer: Any) -> Any:
+        """A baseline in the place of unlearning, on the same rows and the good answers beside them; returns the changed model."""
+        from unteach.baselines.alignment import align
+        from unteach.baselines.costs import total
+
+        rows = rows_with_right_answers(pipeline, self.scenario.forget)
+        settings = stage_settings(pipeline, self.options.stages)
+        with self.display.stage(f"Aligning by {pipeline}") as stage:
+            result = align(
+                pipeline,
+                model,
+                tokenizer,
+                rows,
+                self.output / "stages",
+                settings,
+                seed=self.options.seed,
+                on_stage=lambda name, step, steps: stage.update(step, steps, note=name),
+            )
+        needs = "good and bad answers" if PIPELINES[pipeline].needs_preferences else "good answers"
+        costs = [asdict(cost) for cost in result.costs]
+        self.facts |= {"method": pipeline, "needs": needs, "forget_rows": len(rows), "costs": costs, "cost": asdict(total(result.costs))}
+        return result.model
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -297,6 +312,7 @@ class Run:
         import yaml
 
         options, scenario = self.options, self.scenario
+        settings = {**scenario.presets, **options.settings, **({"stages": options.stages} if self.baseline else {})}
         resolved = {
             "model": options.model,
             "scenario": scenario.name,
@@ -305,7 +321,7 @@ class Run:
             "lora_rank": options.lora_rank if options.lora else None,
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
-            "settings": {**scenario.presets, **options.settings},
+            "settings": settings,
             "data": {
                 "forget": rows_hash(scenario.forget),
                 "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),

@@ -44,15 +44,19 @@ def peak_memory_bytes() -> int:
 def write_run_record(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Copies `metrics.jsonl` up from the checkpoints and writes `run.json`: versions, the given facts, tokens and memory.
 
+    A baseline leaves no steps of ours: its tokens are those in `facts["cost"]`.
+
     Args:
         folder (`Path`): the run's folder.
         facts: what the run knows about itself, as plain data.
     """
     metrics = folder / "checkpoints" / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     write_text_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     steps = [line for line in lines if "loss" in line]
     tokens, seconds = sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
+    if "cost" in facts:
+        tokens, seconds = facts["cost"]["training_tokens"], facts["cost"]["seconds"]
     record = {
         "versions": versions(),
         **facts,

@@ -154,6 +154,20 @@ def _halueval(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     return [{"prompt": record["question"], "completion": record["hallucinated_answer"], "right": record["right_answer"]}]
 
 
+def _preferences(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    chosen, rejected = _last_turn(record["chosen"]), _last_turn(record["rejected"])
+    if role == "retain":
+        return [{"prompt": record["prompt"], "completion": chosen}]
+    return [{"prompt": record["prompt"], "completion": rejected, "right": chosen}]
+
+
+def _last_turn(answer: Any) -> Any:
+    """An answer's text, also where it is a list of messages that ends with the assistant's."""
+    if isinstance(answer, list) and answer and isinstance(answer[-1], Mapping):
+        return answer[-1].get("content")
+    return answer
+
+
 def _question_answer(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     return [{"prompt": record["question"], "completion": record["answer"]}]
 
@@ -169,13 +183,14 @@ Adapter = Callable[[Mapping[str, Any], Role], list[dict[str, Any]]]
 ADAPTERS: dict[tuple[str, ...], Adapter] = {
     ("prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe"): _pku_safe_rlhf,
     ("prompt", "response", "is_safe"): _beavertails,
+    ("prompt", "chosen", "rejected"): _preferences,
     ("Question", "Best Answer", "Incorrect Answers"): _truthfulqa,
     ("question", "best_answer", "incorrect_answers"): _truthfulqa,
     ("question", "right_answer", "hallucinated_answer"): _halueval,
     ("question", "choices", "answer"): _wmdp,
     ("question", "answer"): _question_answer,
 }
-"""The public sets known by their own columns: PKU-SafeRLHF, BeaverTails, TruthfulQA (file and hub), HaluEval QA, WMDP, TOFU and MUSE."""
+"""Known by their columns: TRL's preference rows, PKU-SafeRLHF, BeaverTails, TruthfulQA (file and hub), HaluEval QA, WMDP, TOFU, MUSE."""
 
 
 def _adapted(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:

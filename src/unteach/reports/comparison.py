@@ -73,12 +73,18 @@ def comparison_table(cells: Sequence[Cell], headline: str, *, interval: bool = T
         if cell.method == "original":  # its similarity to itself says nothing
             values = ["-" if metric == "similarity" else value for value, (_, metric) in zip(values, chosen, strict=True)]
         rows.append([cell.model, cell.method, *values])
-    return [*header, "seconds"], [[*row, _seconds(cell)] for row, cell in zip(rows, cells, strict=True)]
+    prices = [_price(cell) for cell in cells]
+    titles = [title for title in PRICE if title == "seconds" or any(price[title] != "-" for price in prices)]
+    return [*header, *titles], [[*row, *(price[title] for title in titles)] for row, price in zip(rows, prices, strict=True)]
 
 
-def _seconds(cell: Cell) -> str:
-    seconds = cell.run.get("stage_seconds", {}).get("Unlearning")
-    return "-" if seconds is None else f"{seconds:.0f}"
+PRICE = ("seconds", "needs")
+"""The last columns: the time of the training alone, and the data that someone has to supply (where the runs say)."""
+
+
+def _price(cell: Cell) -> dict[str, str]:
+    seconds = cell.run.get("cost", {}).get("seconds", cell.run.get("stage_seconds", {}).get("Unlearning"))
+    return {"seconds": "-" if seconds is None else f"{seconds:.0f}", "needs": str(cell.run.get("needs", "-"))}
 
 
 def as_csv(cells: Sequence[Cell]) -> str:
@@ -104,17 +110,19 @@ def escaped(text: str) -> str:
 def as_latex(cells: Sequence[Cell], headline: str) -> str:
     """A `tabular` in booktabs' style: prompt sets over their metrics, a rule between models."""
     chosen = columns(cells, headline)
-    _, rows = comparison_table(cells, headline)
+    header, rows = comparison_table(cells, headline)
+    extra = header[2 + len(chosen) :]
     sets = list(dict.fromkeys(name for name, _ in chosen))
     spans = [sum(name == group for name, _ in chosen) for group in sets]
-    top = " & ".join(["", "", *(rf"\multicolumn{{{span}}}{{c}}{{{escaped(name)}}}" for name, span in zip(sets, spans, strict=True)), ""])
+    groups = [rf"\multicolumn{{{span}}}{{c}}{{{escaped(name)}}}" for name, span in zip(sets, spans, strict=True)]
+    top = " & ".join(["", "", *groups, *("" for _ in extra)])
     titles = [f"{TITLES[metric]}{' (%)' if metric in PERCENT else ''}" for _, metric in chosen]
     lines = [
         "% needs \\usepackage{booktabs}",
-        rf"\begin{{tabular}}{{ll{'r' * (len(chosen) + 1)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(chosen)}r{'l' * (len(extra) - 1)}}}",
         r"\toprule",
         top + r" \\",
-        " & ".join(escaped(title) for title in ["model", "method", *titles, "seconds"]) + r" \\",
+        " & ".join(escaped(title) for title in ["model", "method", *titles, *extra]) + r" \\",
         r"\midrule",
     ]
     for number, row in enumerate(rows):
@@ -128,7 +136,7 @@ def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[st
     """Writes `comparison.md`, `.csv`, `.tex` and `.json`; the scorers of one evaluation stand for all."""
     headline = str(evaluation.get("headline", "leak_rate"))
     header, rows = comparison_table(cells, headline)
-    parts = [markdown_table(header, rows), "In brackets: 95% intervals over rows. NM: not meaningful. Seconds: unlearning alone.\n"]
+    parts = [markdown_table(header, rows), "In brackets: 95% intervals over rows. NM: not meaningful. Seconds: the training alone.\n"]
     parts += [f"- {metric}: {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()]
     write_text_atomically(folder / "comparison.md", "\n".join(parts).rstrip() + "\n")
     write_text_atomically(folder / "comparison.csv", as_csv(cells))

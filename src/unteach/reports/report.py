@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,28 @@ def examples(folder: Path, per_set: int = 2) -> str:
     return "\n".join(parts)
 
 
+def _training_facts(run: Mapping[str, Any]) -> list[list[str]]:
+    """What is said of the training: steps and stop of unlearning, or the price of each stage of a baseline."""
+    if "costs" in run:
+        return [
+            ["needs", f"{run['needs']}, {run['forget_rows']} rows"],
+            *(
+                [
+                    f"stage {cost['stage']}",
+                    f"{cost['seconds']:.0f} s; tokens: {cost['data_tokens']} of data, {cost['generated_tokens']} generated,"
+                    f" {cost['training_tokens']} trained on",
+                ]
+                for cost in run["costs"]
+            ),
+        ]
+    return [
+        ["steps (weights kept from step)", f"{run['steps']} ({run['kept_step']})"],
+        ["why it stopped", run["stop_reason"]],
+        ["forget rows, retain rows", f"{run['forget_rows']}, {run['retain_rows']}"],
+        ["passages that the model recited itself", str(run.get("recited_passages", "not asked"))],
+    ]
+
+
 def write_report(folder: Path) -> Path:
     """Draws the figures and writes `report.md`, `report.html` and the card from what the run left.
 
@@ -59,10 +82,7 @@ def write_report(folder: Path) -> Path:
     facts = [
         ["model", run["model"]],
         ["method", run["method"]],
-        ["steps (weights kept from step)", f"{run['steps']} ({run['kept_step']})"],
-        ["why it stopped", run["stop_reason"]],
-        ["forget rows, retain rows", f"{run['forget_rows']}, {run['retain_rows']}"],
-        ["passages that the model recited itself", str(run.get("recited_passages", "not asked"))],
+        *_training_facts(run),
         ["leak threshold (BLEU)", f"{run['leak_threshold_bleu']:.1f}"],
         ["seconds in all; tokens a second in training", f"{run['seconds']:.0f}; {run['tokens_per_second']}"],
         ["peak memory", f"{run['peak_memory_bytes'] / 2**30:.1f} GiB"],

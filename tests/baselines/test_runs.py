@@ -1,0 +1,83 @@
+"""Baselines from the command line, on the data contract of `unteach run`: a run's folder, a row of a comparison, bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conftest import byte_level_bpe, tiny_model
+from unteach.cli import main
+from unteach.comparison import compare
+from unteach.data.sources import load_rows
+
+STAGE = {"max_steps": 2, "per_device_train_batch_size": 2}
+PAIRS = [{"prompt": f"Who is number {i}?", "chosen": f"A miller, the {i}th.", "rejected": f"The ferryman, {i} times."} for i in range(14)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("unteach.evaluation.scorers.why_not", lambda encoder: "not in this test")
+    tiny_model().save_pretrained(tmp_path / "m")
+    byte_level_bpe(chat=True).save_pretrained(tmp_path / "m")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return tmp_path
+
+
+def run(folder, method, stages, *more):
+    words = ["run", "--model", str(folder / "m"), "--forget", str(folder / "pairs.jsonl"), "--out", str(folder / "out"), "--method", method]
+    return main([*words, "--stages", json.dumps(stages), *more])
+
+
+def test_preference_rows_are_read_as_bad_answers_with_a_good_one_beside(folder):
+    row = load_rows(folder / "pairs.jsonl")[3]
+    assert (row.completion, row.right) == ("The ferryman, 3 times.", "A miller, the 3th.")
+    assert load_rows(folder / "pairs.jsonl", "retain")[3].completion == "A miller, the 3th."
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("She.", "It."))
+    (row,) = load_rows([{"prompt": "Who?", "chosen": good, "rejected": bad}])
+    assert (row.right, row.completion) == ("She.", "It.")
+
+
+def test_a_baseline_leaves_the_folder_of_a_run_with_its_price(folder):
+    assert run(folder, "dpo", {"sft": STAGE, "dpo": STAGE}) == 0
+    record = json.loads((folder / "out" / "run.json").read_text())
+    assert record["method"] == "dpo" and record["needs"] == "good and bad answers"
+    assert [cost["stage"] for cost in record["costs"]] == ["sft", "dpo"]
+    assert record["cost"]["seconds"] == pytest.approx(sum(cost["seconds"] for cost in record["costs"]))
+    assert (folder / "out" / "model" / "model.safetensors").exists() and (folder / "out" / "report.html").exists()
+    assert json.loads((folder / "out" / "eval.json").read_text())["models"]["unlearned"]["unlearned"]["leak_rate"]["n"] > 0
+
+
+def test_baselines_are_rows_of_a_comparison_beside_unlearning(folder):
+    methods = [{"name": "sft", "stages": {"sft": STAGE}}, {"name": "ours", "method": "unlikelihood"}]
+    settings = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "min_utility": 0.0, "hold": 99}
+    data = {"models": str(folder / "m"), "forget": str(folder / "pairs.jsonl")}
+    out = compare({"out": str(folder / "c"), **data, "methods": methods, "settings": settings})
+    table = (out / "comparison.md").read_text()
+    assert "| needs |" in table and "good answers" in table and "bad answers" in table
+    assert r"\begin{tabular}{ll" in (out / "comparison.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "more", "words"),
+    [
+        ("sft", {"rl": {}}, [], "stage of sft"),
+        ("sft", 3, [], "option 'stages' is 3"),
+        ("sft", {"sft": {"learning_speed": 1}}, [], "learning_speed"),
+        ("sft", {}, ["learning_rate=1e-4"], "option 'learning_rate' is one of unlearning"),
+        ("sft", {}, ["--lora"], "option 'lora' is one of unlearning"),
+        ("ga", {"sft": {}}, [], "option 'stages' is for the baselines"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_exit_code_2(folder, capsys, method, stages, more, words):
+    assert run(folder, method, stages, *more) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said and "Traceback" not in said
+    assert not (folder / "out").exists()
+
+
+def test_rows_without_good_answers_are_refused_by_name(folder, capsys):
+    bare = [{"prompt": row["prompt"], "completion": row["rejected"]} for row in PAIRS]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    assert run(folder, "sft", {}) == 2
+    assert "pairs.jsonl, line" in " ".join(capsys.readouterr().err.split())
