@@ -27,7 +27,7 @@ def behaviour_probe(
     retain: Sequence[Row],
     *,
     still_said: StillSaid,
-    forget_rows: int = 8,
+    forget_rows: int = 24,
     on_outputs: Callable[[Sequence[Row], Sequence[str]], None] | None = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
@@ -37,14 +37,14 @@ def behaviour_probe(
 
     Args:
         tokenizer: the model's tokenizer.
-        training, validation, retain: rows with completions; of the first two at most `forget_rows` each, of the third twice as many.
+        training, validation, retain: rows with completions; of each at most `forget_rows`.
         still_said: from rows and answers to whether each answer still says it: the scenario's headline metric.
         forget_rows (`int`)
         on_outputs (*optional*): is given the forget rows asked and their answers, at each probe.
     """
     asked, held_out = spread(training, forget_rows), spread([row for row in validation if row.completion], forget_rows)
     end_id = end_of_turn_id(tokenizer)
-    kept = [encode_row(row, tokenizer, end_id) for row in spread(retain, 2 * forget_rows)]
+    kept = [encode_row(row, tokenizer, end_id) for row in spread(retain, forget_rows)]
 
     def measure(model: Any) -> Mapping[str, float]:
         rows = [*asked, *held_out]
