@@ -320,6 +320,22 @@ class UnlearningTrainer(Trainer):
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Checks the fast path on the first rows of the stream, and makes the reference from the weights as they are now."""
+        stream = self.training_stream()
+        few = [stream[position] for position in range(min(2, len(stream)))]
+        model = self.accelerator.unwrap_model(self.model)
+        low = self.args.bf16 or self.args.fp16 or model.dtype in (torch.float16, torch.bfloat16)
+        with models.dropout_off(model):
+            check_fast_path(
+                model,
+                self.collator.trees(few),
+                self.collator,
+                autocast=self.accelerator.autocast,
+                tolerance=0.1 if low else 1e-3,
+            )
+            self._reference = self.build_reference()
+
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
     ) -> TrainOutput:
@@ -332,19 +348,9 @@ class UnlearningTrainer(Trainer):
         """
         output = self.output
         found = checkpoints.latest_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
-        stream = self.training_stream()
-        few = [stream[position] for position in range(min(2, len(stream)))]
         model = self.accelerator.unwrap_model(self.model)
         with models.dropout_off(model):
-            low = self.args.bf16 or self.args.fp16 or model.dtype in (torch.float16, torch.bfloat16)
-            check_fast_path(
-                model,
-                self.collator.trees(few),
-                self.collator,
-                autocast=self.accelerator.autocast,
-                tolerance=0.1 if low else 1e-3,
-            )
-            self._reference = self.build_reference()
+            self.prepare()
             state = checkpoints.read_marker(found) if found else None
             if state:
                 self.budget.weight = state["retain_weight"]

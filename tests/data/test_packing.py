@@ -29,6 +29,8 @@ trees = st.lists(
 def test_the_mask_of_a_prompt_with_two_completions():
     """p p a a b .     queries down, keys across; a sees p and a, b sees p and b, padding sees itself.
 
+    The completions are a a x and b y: their last tokens are predicted and are no input.
+
     p  x . . . . .
     p  x x . . . .
     a  x x x . . .
@@ -36,14 +38,14 @@ def test_the_mask_of_a_prompt_with_two_completions():
     b  x x . . x .
     .  . . . . . x
     """
-    batch = make_batch([Tree((5, 6), (Branch("forget", (7, 8)), Branch("mismatch", (9,))))], packed=True, pad_id=0)
+    batch = make_batch([Tree((5, 6), (Branch("forget", (7, 8, 3)), Branch("mismatch", (9, 4))))], packed=True, pad_id=0)
     padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
     wanted = ["x.....", "xx....", "xxx...", "xxxx..", "xx..x.", ".....x"]
     seen = visibility(padded["tree"], padded["branch"])[0, 0]
     assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
-    assert batch["predictor"].tolist() == [1, 2, 1] and batch["target"].tolist() == [7, 8, 9]
+    assert batch["predictor"].tolist() == [1, 2, 3, 1, 4] and batch["target"].tolist() == [7, 8, 3, 9, 4]
 
 
 @settings(max_examples=60, deadline=None)

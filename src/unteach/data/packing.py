@@ -1,18 +1,20 @@
 """Trees of tokens (one prompt, its completions as branches) laid out as the rows of one batch.
 
     prompt  p p p p            one row of a packed batch, two trees and padding:
-    branch 1      a a a        p p p p a a a b b b b | q q q c c c | . .
+    branch 1      a a a        p p p p a a b b b | q q q c c | . .
     branch 2      b b b b      position of a branch continues its prompt's
 
-A token sees its own tree's prompt and its own branch, nothing else. The plain layout gives each branch a row of its own, prompt included,
-and is what the packed one is checked against.
+A token sees its own tree's prompt and its own branch, nothing else. The last token of a branch is predicted but predicts nothing, so it
+is no input. The plain layout gives each branch a row of its own, prompt included, and is what the packed one is checked against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +39,8 @@ class Tree:
     branches: tuple[Branch, ...]
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + sum(len(branch.ids) for branch in self.branches)
+        """Number of tokens that are inputs."""
+        return len(self.prompt_ids) + sum(len(branch.ids) - 1 for branch in self.branches)
 
 
 def unshared(trees: Sequence[Tree]) -> list[Tree]:
@@ -88,45 +91,49 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
     trees = list(trees) if packed else unshared(trees)
     rows = assign_rows([len(tree) for tree in trees], row_tokens) if packed else [[i] for i in range(len(trees))]
     width = max(sum(len(trees[index]) for index in row) for row in rows)
-    shape = (len(rows), width)
-    input_ids = torch.full(shape, pad_id, dtype=torch.long)
-    position_ids = torch.zeros(shape, dtype=torch.long)
-    tree_ids = torch.zeros(shape, dtype=torch.long)
-    branch_ids = torch.zeros(shape, dtype=torch.long)
-    tokens: list[tuple[int, int, int, int, float, int, int]] = []
+    input_ids = np.full((len(rows), width), pad_id)
+    position_ids, tree_ids, branch_ids = np.zeros((3, len(rows), width), dtype=np.int64)
+    first_branch = [0, *accumulate(len(tree.branches) for tree in trees)]
+    pieces: list[tuple[int, int, Branch, np.ndarray]] = []
     for row, members in enumerate(rows):
         column = 0
         for number, index in enumerate(members, 1):
             tree = trees[index]
             start, length = column, len(tree.prompt_ids)
-            input_ids[row, start : start + length] = torch.tensor(tree.prompt_ids)
-            position_ids[row, start : start + length] = torch.arange(length)
             column += length
+            input_ids[row, start:column] = tree.prompt_ids
+            position_ids[row, start:column] = np.arange(length)
             for branch_number, branch in enumerate(tree.branches, 1):
-                size = len(branch.ids)
-                input_ids[row, column : column + size] = torch.tensor(branch.ids)
-                position_ids[row, column : column + size] = torch.arange(length, length + size)
-                branch_ids[row, column : column + size] = branch_number
-                for offset, target in enumerate(branch.ids):
-                    before = start + length - 1 if offset == 0 else column + offset - 1
-                    tokens.append((ROLE_IDS[branch.role], index, row * width + before, target, branch.weight, branch.retain_row, offset))
-                column += size
+                part = slice(column, column + len(branch.ids) - 1)
+                input_ids[row, part] = branch.ids[:-1]
+                position_ids[row, part] = np.arange(length, length + len(branch.ids) - 1)
+                branch_ids[row, part] = branch_number
+                predictor = row * width + np.arange(column - 1, part.stop)
+                predictor[0] = row * width + start + length - 1
+                pieces.append((ROLE_IDS[branch.role], first_branch[index] + branch_number - 1, branch, predictor))
+                column = part.stop
             tree_ids[row, start:column] = number
-    tokens.sort(key=lambda token: (token[0], token[1]))
-    role, _, predictor, target_ids, weight, retain_row, retain_offset = zip(*tokens, strict=True)
-    roles = torch.tensor(role)
-    retain = roles == ROLE_IDS["retain"]
+    pieces.sort(key=lambda piece: piece[:2])
+    sizes = [len(branch.ids) for _, _, branch, _ in pieces]
+
+    def each(values: Iterable[float]) -> Tensor:
+        """A value of each completion, repeated for its tokens."""
+        return torch.from_numpy(np.repeat(np.array(list(values)), sizes))
+
+    role, row_of = each(piece[0] for piece in pieces), each(piece[2].retain_row for piece in pieces)
+    offset = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes]))
+    retain = role == ROLE_IDS["retain"]
     return {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "tree": tree_ids,
-        "branch": branch_ids,
-        "predictor": torch.tensor(predictor),
-        "target": torch.tensor(target_ids),
-        "role": roles,
-        "weight": torch.tensor(weight, dtype=torch.float64),
-        "retain_row": torch.tensor(retain_row)[retain],
-        "retain_offset": torch.tensor(retain_offset)[retain],
+        "input_ids": torch.from_numpy(input_ids),
+        "position_ids": torch.from_numpy(position_ids),
+        "tree": torch.from_numpy(tree_ids),
+        "branch": torch.from_numpy(branch_ids),
+        "predictor": torch.from_numpy(np.concatenate([piece[3] for piece in pieces])),
+        "target": torch.from_numpy(np.concatenate([piece[2].ids for piece in pieces])),
+        "role": role,
+        "weight": each(float(piece[2].weight) for piece in pieces),
+        "retain_row": row_of[retain],
+        "retain_offset": offset[retain],
     }
 
 
