@@ -1,55 +1,20 @@
-"""Seconds of a training step: ours against a naive one (benchmarks/steps/naive.py), same maths, same batches, taking turns.
+"""Seconds of a training step: ours against the naive one of benchmarks/steps/naive.py; same maths, same batches, taking turns.
 
-    python benchmarks/step_time.py [--short] [--json FILE]
+    python benchmarks/step_time.py [--short] [--json FILE] [--case NAME ...]
 
-Each case first checks that both have the same loss. The ratio is the median over the steps of naive seconds / our seconds.
+Each case first checks that both sides have the same loss. The ratio is the median over the steps of naive seconds / our seconds; `naive` is
+at the precision of the case, `naive_fp32` the same step in float32 (what the released code runs), where that is another one.
 """
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import record
-import torch
-from steps import shapes
-from steps.naive import NaiveStep
-from steps.ours import OurStep
-
-from unteach import models
-
-WEIGHTS = (0.5, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table: a shape of batch, the precision of ours, an adapter or all weights, and settings of the trainer."""
-
-    name: str
-    shape: shapes.Shape
-    bf16: bool = False
-    lora: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-CASES = [
-    Case("full-fp32", shapes.PAPER),
-    Case("full-bf16", shapes.PAPER, bf16=True),
-    Case("lora-fp32", shapes.PAPER, lora=True),
-    Case("lora-bf16", shapes.PAPER, bf16=True, lora=True),
-    Case("prompt-heavy-fp32", shapes.PROMPT_HEAVY),
-]
-
-
-def lora() -> Any:
-    """The adapter that both sides train."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+from steps.cases import Case, chosen, has_bf16, pair
 
 
 def seconds(step: Callable[[], object]) -> float:
@@ -59,46 +24,44 @@ def seconds(step: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def measure(case: Case, steps: int) -> dict[str, Any]:
+    """One row of the table."""
+    ours, naive = pair(case)
+    trees = ours.trainer.collator.trees
+    first = ours.items(0)
+    loss, wanted = ours.backward(first), float(naive.loss(trees(first)).detach())
+    ours.trainer.optimizer.zero_grad()
+    own, others, others_fp32 = [], [], []
+    for step in range(-1, steps):  # the first turn warms up
+        items = ours.items(step + 1)
+        turn = seconds(lambda items=items: ours(items)), seconds(lambda items=items: naive(trees(items)))
+        plain = turn[1]
+        if case.bf16:
+            naive.bf16 = False
+            plain = seconds(lambda items=items: naive(trees(items)))
+            naive.bf16 = True
+        if step >= 0:
+            own.append(turn[0])
+            others.append(turn[1])
+            others_fp32.append(plain)
+    return {
+        "case": case.name,
+        "ours": statistics.median(own),
+        "naive": statistics.median(others),
+        "ratio": statistics.median(b / a for a, b in zip(own, others, strict=True)),
+        "unit": "s",
+        "naive_fp32": statistics.median(others_fp32),
+        "ratio_to_naive_fp32": statistics.median(b / a for a, b in zip(own, others_fp32, strict=True)),
+        "loss_difference": abs(loss - wanted),
+        "bf16_in_hardware": has_bf16(),
+        "steps": steps,
+    }
+
+
 def main() -> None:
     """Runs the benchmark."""
-    options = record.options(__doc__)
-    base = models.load_model("smollm2-135m-instruct")
-    rows = []
-    for case in CASES:
-        forget, retain = shapes.rows(case.shape, base.config.vocab_size)
-        ours = OurStep(
-            copy.deepcopy(base),
-            forget,
-            retain,
-            lora() if case.lora else None,
-            method="ga_mismatch",
-            mismatch_completions=case.shape.mismatch,
-            per_device_train_batch_size=case.shape.batch,
-            learning_rate=1e-7,
-            bf16=case.bf16,
-            **case.settings,
-        )
-        other = copy.deepcopy(ours.model)
-        naive = NaiveStep(other, WEIGHTS, bf16=False, learning_rate=1e-7)
-        trees = ours.trainer.collator.trees
-        a, b = ours.backward(ours.items(0)), float(naive.loss(trees(ours.items(0))).detach())
-        ours.trainer.optimizer.zero_grad()
-        print(case.name, "losses", a, b)
-        own, others = [], []
-        for step in range(1 if options.short else 5):
-            items = ours.items(step)
-            own.append(seconds(lambda items=items: ours(items)))
-            others.append(seconds(lambda items=items: naive(trees(items))))
-        rows.append(
-            {
-                "case": case.name,
-                "ours": statistics.median(own),
-                "naive": statistics.median(others),
-                "ratio": statistics.median(b / a for a, b in zip(own, others, strict=True)),
-                "unit": "s",
-            }
-        )
-        print(rows[-1])
+    options = record.options(__doc__, cases=True)
+    rows = [measure(case, 2 if options.short else 7) for case in chosen(options.case)]
     record.finish(rows, options.json)
 
 

@@ -15,11 +15,13 @@ import torch
 from unteach.run_record import versions
 
 
-def options(description: str) -> argparse.Namespace:
-    """`--short` and `--json`."""
+def options(description: str | None, *, cases: bool = False) -> argparse.Namespace:
+    """`--short` and `--json`, and `--case` where a benchmark has cases to choose from."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path, help="file for the result")
+    if cases:
+        parser.add_argument("--case", nargs="*", help="names of the cases to run (default: all)")
     return parser.parse_args()
 
 

@@ -1,0 +1,87 @@
+"""The cases that `step_time.py` and `memory.py` measure: a shape of batch, a precision, all weights or an adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from steps import shapes
+from steps.naive import NaiveStep
+from steps.ours import OurStep
+
+from unteach import models
+
+MODEL = "smollm2-135m-instruct"
+WEIGHTS = (0.5, 1.0, 1.0)
+LEARNING_RATE = 1e-7
+"""Next to nothing, so that both sides stay at the same weights for as long as they are measured."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the tables.
+
+    Args:
+        name (`str`)
+        shape (`Shape`)
+        bf16 (`bool`): under bfloat16 autocast, on both sides.
+        lora (`bool`): an adapter on all linear layers instead of all weights, on both sides.
+    """
+
+    name: str
+    shape: shapes.Shape
+    bf16: bool = False
+    lora: bool = False
+
+
+CASES = [
+    Case("full-fp32", shapes.PAPER),
+    Case("full-bf16", shapes.PAPER, bf16=True),
+    Case("lora-fp32", shapes.PAPER, lora=True),
+    Case("lora-bf16", shapes.PAPER, bf16=True, lora=True),
+    Case("prompt-heavy-fp32", shapes.PROMPT_HEAVY),
+]
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself; elsewhere autocast makes a step slower, not faster."""
+    known = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def our_step(case: Case, model: Any, **settings: Any) -> OurStep:
+    """Our side of a case, which trains `model` itself."""
+    forget, retain = shapes.rows(case.shape, model.config.vocab_size)
+    peft_config = None
+    if case.lora:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    defaults = {
+        "method": "ga_mismatch",
+        "mismatch_completions": case.shape.mismatch,
+        "per_device_train_batch_size": case.shape.batch,
+        "learning_rate": LEARNING_RATE,
+        "bf16": case.bf16,
+    }
+    return OurStep(model, forget, retain, peft_config, **(defaults | settings))
+
+
+def naive_step(case: Case, model: Any, *, bf16: bool | None = None) -> NaiveStep:
+    """The naive side; `model` has its adapter already."""
+    return NaiveStep(model, WEIGHTS, bf16=case.bf16 if bf16 is None else bf16, learning_rate=LEARNING_RATE)
+
+
+def pair(case: Case) -> tuple[OurStep, NaiveStep]:
+    """Both sides of a case on copies of the same weights."""
+    ours = our_step(case, models.load_model(MODEL))
+    ours.trainer.prepare()
+    return ours, naive_step(case, copy.deepcopy(ours.model))
+
+
+def chosen(names: Sequence[str] | None) -> list[Case]:
+    """The cases of these names, or all of them."""
+    return [case for case in CASES if not names or case.name in names]
