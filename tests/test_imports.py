@@ -15,7 +15,7 @@ FLOORS = [
     {"errors"},
     {"data", "tokenwise", "progress", "checkpoints"},
     {"objectives", "reference", "stopping", "models"},
-    {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
+    {"config", "parallel", "self_check", "best_weights", "task_vector", "role_references", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "scenarios", "run_record", "run_options", "baselines"},
     {"pipeline", "model_evaluation", "arguments"},
     {"comparison"},

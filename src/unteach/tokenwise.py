@@ -6,6 +6,7 @@ comes out. The (tokens, vocabulary) matrix is made in chunks that fit a budget a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_BUDGET_BYTES = 256 * 2**20
+
+VocabularyLoss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""From logits (tokens, vocabulary), the reference's logits (or `None`) and targets (tokens,) to one number for each token."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,15 @@ class TokenStatistics:
         logp: log p(y), in nats.
         log_complement: log(1 - p(y)), exact also where p(y) rounds to 1; `None` where nobody asked for it.
         kl: KL(reference || model) at this position in nats; `None` where there is no reference.
+        extra: a loss of the whole distribution or of inner states; `None` where nobody asked for one.
+        reference_logp: the reference's log p(y), in nats; `None` where nobody asked for it.
     """
 
     logp: Tensor
     log_complement: Tensor | None = None
     kl: Tensor | None = None
+    extra: Tensor | None = None
+    reference_logp: Tensor | None = None
 
 
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
@@ -105,14 +113,16 @@ def _chunk_statistics(
     head: OutputHead,
     reference_head: OutputHead | None,
     complement: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    extra: VocabularyLoss | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     logits = head.logits(hidden)
-    kl = None
+    kl = reference_logits = None
     if reference_hidden is not None and reference_head is not None:
         with torch.no_grad():
             reference_logits = reference_head.logits(reference_hidden)
         kl = forward_kl(reference_logits.to(logits.dtype), logits)
-    return log_probability(logits, targets), log_complement(logits, targets) if complement else None, kl
+    more = None if extra is None else extra(logits, reference_logits, targets)
+    return log_probability(logits, targets), log_complement(logits, targets) if complement else None, kl, more
 
 
 def token_statistics(
@@ -124,6 +134,7 @@ def token_statistics(
     reference_hidden: Tensor | None = None,
     reference_head: OutputHead | None = None,
     budget_bytes: int = LOGITS_BUDGET_BYTES,
+    extra: VocabularyLoss | None = None,
 ) -> TokenStatistics:
     """Statistics of every predicted token; logits exist for one chunk at a time and are made again in the backward pass.
 
@@ -135,6 +146,7 @@ def token_statistics(
         reference_hidden (`Tensor` of shape (tokens, hidden), *optional*): the reference model's states at the same positions.
         reference_head (`OutputHead`, *optional*): the reference model's head; needed with `reference_hidden`.
         budget_bytes (`int`, *optional*, defaults to 256 MiB): most bytes of one (tokens, vocabulary) matrix.
+        extra (`VocabularyLoss`, *optional*): called with each chunk's logits, the reference's logits and targets; differentiated as it is.
     """
     vocabulary = head.weight.shape[0]
     rows = max(1, budget_bytes // (vocabulary * 4))
@@ -142,21 +154,22 @@ def token_statistics(
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         reference_part = None if reference_hidden is None else reference_hidden[part]
-        arguments = (hidden[part], targets[part], reference_part, head, reference_head, complement)
+        arguments = (hidden[part], targets[part], reference_part, head, reference_head, complement, extra)
         if torch.is_grad_enabled() and hidden.shape[0] > rows:
             pieces.append(checkpoint(_chunk_statistics, *arguments, use_reentrant=False))
         else:
             pieces.append(_chunk_statistics(*arguments))
     if not pieces:
         empty = hidden.new_zeros(0)
-        return TokenStatistics(empty, empty if complement else None, None if reference_hidden is None else empty)
+        asked = (complement, reference_hidden is not None, extra is not None)
+        return TokenStatistics(empty, *(empty if wanted else None for wanted in asked))
 
     def joined(index: int) -> Tensor | None:
         return None if pieces[0][index] is None else torch.cat([piece[index] for piece in pieces])
 
     logp = joined(0)
     assert logp is not None
-    return TokenStatistics(logp, joined(1), joined(2))
+    return TokenStatistics(logp, joined(1), joined(2), joined(3))
 
 
 def weighted_sum_and_count(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-ROLE_IDS = {"forget": 0, "mismatch": 1, "retain": 2}
+ROLE_IDS = {"forget": 0, "mismatch": 1, "retain": 2, "preferred": 3}
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the stored reference states."""
+    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the stored reference values."""
 
     role: str
     ids: tuple[int, ...]
@@ -83,7 +84,9 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
     Returns:
         `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` 0 is padding, `branch` 0 is prompt) and,
         one entry for each completion token, sorted by role: `predictor` (flat index of the position whose hidden state predicts it),
-        `target`, `role` (0 forget, 1 mismatch, 2 retain), `weight`; for the retain tokens among them `retain_row` and `retain_offset`.
+        `target`, `role` (0 forget, 1 mismatch, 2 retain, 3 preferred), `weight`, `sequence` (a number of its completion, growing with the
+        trees and the branches in them), `row` and `offset` (its place in the stored reference values of its role; `row` is -1 for none);
+        for the retain tokens among them `retain_row` and `retain_offset`.
     """
     trees = list(trees) if packed else unshared(trees)
     rows = assign_rows([len(tree) for tree in trees], row_tokens) if packed else [[i] for i in range(len(trees))]
@@ -93,7 +96,8 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
     position_ids = torch.zeros(shape, dtype=torch.long)
     tree_ids = torch.zeros(shape, dtype=torch.long)
     branch_ids = torch.zeros(shape, dtype=torch.long)
-    tokens: list[tuple[int, int, int, int, float, int, int]] = []
+    tokens: list[tuple[int, int, int, int, float, int, int, int]] = []
+    branches_before = [0, *accumulate(len(tree.branches) for tree in trees)]
     for row, members in enumerate(rows):
         column = 0
         for number, index in enumerate(members, 1):
@@ -109,11 +113,12 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
                 branch_ids[row, column : column + size] = branch_number
                 for offset, target in enumerate(branch.ids):
                     before = start + length - 1 if offset == 0 else column + offset - 1
-                    tokens.append((ROLE_IDS[branch.role], index, row * width + before, target, branch.weight, branch.retain_row, offset))
+                    place = (row * width + before, target, branch.weight, branch.retain_row, offset)
+                    tokens.append((ROLE_IDS[branch.role], index, *place, branches_before[index] + branch_number - 1))
                 column += size
             tree_ids[row, start:column] = number
     tokens.sort(key=lambda token: (token[0], token[1]))
-    role, _, predictor, target_ids, weight, retain_row, retain_offset = zip(*tokens, strict=True)
+    role, _, predictor, target_ids, weight, retain_row, retain_offset, sequence = zip(*tokens, strict=True)
     roles = torch.tensor(role)
     retain = roles == ROLE_IDS["retain"]
     return {
@@ -125,6 +130,9 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
         "target": torch.tensor(target_ids),
         "role": roles,
         "weight": torch.tensor(weight, dtype=torch.float64),
+        "sequence": torch.tensor(sequence),
+        "row": torch.tensor(retain_row),
+        "offset": torch.tensor(retain_offset),
         "retain_row": torch.tensor(retain_row)[retain],
         "retain_offset": torch.tensor(retain_offset)[retain],
     }
