@@ -88,6 +88,7 @@ class UnlearningTrainer(Trainer):
         self.method = args.objective
         self.probe = None if self.method.negate else probe
         self.scale_probe = probe
+        self.task_vector_scale: float | None = None
         self.on_step = on_step
         self.forget_rows = self._encoded(forget_dataset, processing_class, args, "forget") if self.method.forget else []
         self.retain_rows = self._encoded(retain_dataset, processing_class, args, "retain")
@@ -418,8 +419,10 @@ class UnlearningTrainer(Trainer):
             frozen: list[Any] = []
             if self.method.level == "state" and self.config.steering_update == "three_layers":
                 frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
-            result = super().train(str(found) if found else None, trial, ignore_keys_for_eval)
-            models.unfreeze(frozen)
+            try:
+                result = super().train(str(found) if found else None, trial, ignore_keys_for_eval)
+            finally:
+                models.unfreeze(frozen)
         if self.method.negate:
             self._negate(start)
         if self.probe and self.rule.best_step not in (-1, self.state.global_step):
@@ -434,9 +437,9 @@ class UnlearningTrainer(Trainer):
 
         model = self.accelerator.unwrap_model(self.model)
         probe = self.scale_probe if self.config.task_vector_scale is None else None
-        scale = task_vector.negate(model, start, self.config.task_vector_scale, probe, self.rule, record)
+        self.task_vector_scale = task_vector.negate(model, start, self.config.task_vector_scale, probe, self.rule, record)
         self.rule.best_step = self.state.global_step
-        self.rule.reason = f"the task vector is taken off {scale:g} times"
+        self.rule.reason = f"max_steps; then the task vector was taken off, {self.task_vector_scale:g} times"
 
     def run_probe(self) -> bool:
         """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""
