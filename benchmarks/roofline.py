@@ -2,8 +2,9 @@
 
     python benchmarks/roofline.py [--short] [--json FILE]
 
-Useful floating-point operations: 6 x parameters x tokens that are no padding (two for the forward pass, four for the backward one). `naive` is
-the rate of plain matrix products of the model's own shapes, measured in turn with the steps; `ours` the useful operations over a step's time.
+Useful floating-point operations: 6 x parameters x tokens that are no padding (two for the forward pass, four for the backward one).
+`naive` is the rate of plain matrix products of the model's own shapes, measured in turn with the steps; `ours` the useful operations over
+a step's time.
 """
 
 from __future__ import annotations

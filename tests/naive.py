@@ -51,6 +51,115 @@ def forward_kl(model: Any, reference: Any, prompt: Ids, completion: Ids) -> Tens
     return sum(((p.exp() * (p - q)).sum() for p, q in zip(wanted, found, strict=True)), torch.zeros(()))
 
 
+def logits_before(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
+    """Logits before each completion token, each of shape (vocabulary,), from one unpadded forward."""
+    ids = torch.tensor([[*prompt, *completion]])
+    logits = model(input_ids=ids, use_cache=False).logits[0]
+    return [logits[len(prompt) - 1 + i].double() for i in range(len(completion))]
+
+
+def states_before(model: Any, prompt: Ids, completion: Ids, layer: int) -> list[Tensor]:
+    """What layer `layer` (from 0) puts out before each completion token, each of shape (hidden,)."""
+    ids = torch.tensor([[*prompt, *completion]])
+    states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer + 1][0]
+    return [states[len(prompt) - 1 + i].double() for i in range(len(completion))]
+
+
+def weighted_ascent(model: Any, prompt: Ids, completion: Ids, beta: float, gamma: float) -> Tensor:
+    """sum_i w_i log p(y_i), w_i = p(y_i)^beta (1 - p(y_i))^gamma a constant."""
+    total = torch.zeros(())
+    for logp, token in zip(distributions(model, prompt, completion), completion, strict=True):
+        p = logp[token].exp().item()
+        total = total + p**beta * (1 - p) ** gamma * logp[token]
+    return total
+
+
+def undial(model: Any, reference: Any, prompt: Ids, completion: Ids, gamma: float) -> Tensor:
+    """sum_i sum_v -q(v) log p(v), q the reference's softmax with gamma taken off the logit of y_i."""
+    with torch.no_grad():
+        wanted = logits_before(reference, prompt, completion)
+    total = torch.zeros(())
+    for logits, logp, token in zip(wanted, distributions(model, prompt, completion), completion, strict=True):
+        changed = logits.clone()
+        changed[token] = changed[token] - gamma
+        total = total - (torch.exp(changed) / torch.exp(changed).sum() * logp).sum()
+    return total
+
+
+def cross_entropy_unlearning(model: Any, prompt: Ids, completion: Ids) -> Tensor:
+    """sum_i sum_{v != y_i} -q(v) log p(v), q(v) = p(v) / (1 - p(y_i)) a constant."""
+    total = torch.zeros(())
+    for logp, token in zip(distributions(model, prompt, completion), completion, strict=True):
+        q = logp.exp().detach().clone()
+        q[token] = 0
+        total = total - (q / q.sum() * logp).sum()
+    return total
+
+
+def margin(model: Any, prompt: Ids, completion: Ids) -> Tensor:
+    """sum_i (largest logit - mean logit)^2."""
+    return sum(((z.max() - z.sum() / len(z)) ** 2 for z in logits_before(model, prompt, completion)), torch.zeros(()))
+
+
+def steering(model: Any, prompt: Ids, completion: Ids, layer: int, direction: Tensor) -> Tensor:
+    """sum_i ||h_i - c u||^2."""
+    return sum((((h - direction) ** 2).sum() for h in states_before(model, prompt, completion, layer)), torch.zeros(()))
+
+
+def drift(model: Any, reference: Any, prompt: Ids, completion: Ids, layer: int) -> Tensor:
+    """sum_i ||h_i - h_i of the reference||^2."""
+    with torch.no_grad():
+        wanted = states_before(reference, prompt, completion, layer)
+    found = states_before(model, prompt, completion, layer)
+    return sum((((h - w) ** 2).sum() for h, w in zip(found, wanted, strict=True)), torch.zeros(()))
+
+
+def log_ratio(model: Any, reference: Any, prompt: Ids, completion: Ids) -> Tensor:
+    """log p(y | x) - log p_reference(y | x)."""
+    with torch.no_grad():
+        before = -nll(reference, prompt, completion)
+    return -nll(model, prompt, completion) - before
+
+
+def sequence_loss(
+    method: str, model: Any, reference: Any, prompt: Ids, completion: Ids, preferred: Ids, beta: float, gamma: float
+) -> Tensor:
+    """The loss of one whole completion, by the formula of each paper."""
+    if method == "npo":
+        return 2 / beta * torch.log(1 + torch.exp(beta * log_ratio(model, reference, prompt, completion)))
+    if method == "simnpo":
+        return -2 / beta * torch.log(torch.sigmoid(beta * nll(model, prompt, completion) / len(completion) - gamma))
+    better, worse = (log_ratio(model, reference, prompt, y) for y in (preferred, completion))
+    return -1 / beta * torch.log(torch.sigmoid(beta * better - beta * worse))
+
+
+SEQUENCE_METHODS = ("npo", "simnpo", "dpo_right", "dpo_idk", "altpo")
+
+
+def forget_loss(method: str, model: Any, reference: Any, prompt: Ids, completion: Ids, options: dict[str, Any]) -> Tensor:
+    """The summed forget loss of one completion under a method whose loss is one of tokens."""
+    beta, gamma = options.get("beta", 0.0), options.get("gamma", 0.0)
+    if method.startswith(("ga", "grad_diff")):
+        return -nll(model, prompt, completion)
+    if method.startswith("unlikelihood"):
+        return unlikelihood(model, prompt, completion)
+    if method in ("teaching", "task_vector"):
+        return nll(model, prompt, completion)
+    if method.startswith("log_odds"):
+        return clamped_log_odds(model, prompt, completion)
+    if method in ("wga", "satimp"):
+        return weighted_ascent(model, prompt, completion, beta, gamma)
+    if method == "undial":
+        return undial(model, reference, prompt, completion, gamma)
+    if method == "ceu":
+        return cross_entropy_unlearning(model, prompt, completion)
+    if method == "pdu":
+        return margin(model, prompt, completion)
+    if method == "rmu":
+        return steering(model, prompt, completion, options["layer"], options["direction"])
+    raise ValueError(method)
+
+
 def step_loss(
     method: str,
     model: Any,
@@ -58,8 +167,10 @@ def step_loss(
     forget: Sequence[tuple[Ids, Ids, Sequence[Ids]]],
     retain: Sequence[tuple[Ids, Ids]],
     weights: dict[str, float],
+    preferred: Sequence[Ids] = (),
+    options: dict[str, Any] | None = None,
 ) -> Tensor:
-    """eps1 * forget + eps2 * mismatch + eps3 * retain, each a mean over its completion tokens.
+    """eps1 * forget + eps2 * mismatch + eps3 * retain, each a mean over its completion tokens (over completions for NPO and its kind).
 
     Args:
         method: a name in METHODS.
@@ -67,17 +178,23 @@ def step_loss(
         forget: (prompt, completion, its K mismatch completions) of each forget row.
         retain: (prompt, completion) of each retain row.
         weights: eps1, eps2, eps3 by role.
+        preferred: the preferred completion of each forget row, for the methods that have one.
+        options: `beta`, `gamma`, RMU's `layer` and `direction`; `retain`, the term that holds the retain set.
     """
+    options = options or {}
     total = torch.zeros((), dtype=torch.float64)
-    tokens = sum(len(completion) for _, completion, _ in forget)
-    if method.startswith("ga"):
-        total = total + weights["forget"] * sum(-nll(model, prompt, completion) for prompt, completion, _ in forget) / tokens
-    elif method.startswith("unlikelihood"):
-        total = total + weights["forget"] * sum(unlikelihood(model, prompt, completion) for prompt, completion, _ in forget) / tokens
-    elif method == "teaching":
-        total = total + weights["forget"] * sum(nll(model, prompt, completion) for prompt, completion, _ in forget) / tokens
-    elif method.startswith("log_odds"):
-        total = total + weights["forget"] * sum(clamped_log_odds(model, prompt, completion) for prompt, completion, _ in forget) / tokens
+    if method in SEQUENCE_METHODS:
+        values = [
+            sequence_loss(
+                method, model, reference, prompt, y, preferred[i] if preferred else (), options["beta"], options.get("gamma", 0.0)
+            )
+            for i, (prompt, y, _) in enumerate(forget)
+        ]
+        total = total + weights["forget"] * sum(values) / len(forget)
+    elif method != "finetuning":
+        tokens = sum(len(completion) for _, completion, _ in forget)
+        values = [forget_loss(method, model, reference, prompt, completion, options) for prompt, completion, _ in forget]
+        total = total + weights["forget"] * sum(values) / tokens
     if "mismatch" in method:
         value: Any = 0.0
         count = 0.0
@@ -86,9 +203,13 @@ def step_loss(
                 value = value + nll(model, prompt, other) / len(others)
                 count += len(other) / len(others)
         total = total + weights["mismatch"] * value / count
-    if method == "finetuning":
+    term = options.get("retain")
+    if term == "nll":
         total = total + weights["retain"] * sum(nll(model, *row) for row in retain) / sum(len(row[1]) for row in retain)
-    elif not method.endswith("no_retain"):
+    elif term == "states":
+        value = sum(drift(model, reference, *row, options["layer"]) for row in retain)
+        total = total + weights["retain"] * value / sum(len(row[1]) for row in retain)
+    elif term == "kl":
         kl = sum(forward_kl(model, reference, *row) for row in retain)
         total = total + weights["retain"] * kl / sum(len(row[1]) for row in retain)
     return total

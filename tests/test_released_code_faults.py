@@ -14,7 +14,7 @@ from conftest import byte_level_bpe, tiny_model
 from test_trainer import FORGET, RETAIN, make_trainer
 from unteach import models
 from unteach.data.mismatch import MismatchPool
-from unteach.data.packing import Branch, Tree, make_batch
+from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
@@ -111,7 +111,7 @@ def test_the_kl_term_looks_at_completions_only_and_is_a_mean_over_their_tokens(t
             parameter.mul_(1.05)
     wide = trainer.collator([trainer.training_stream()[i] for i in range(3)])
     roles = trainer.role_statistics(trainer.model, wide)
-    assert len(roles["retain"].statistics.kl) == int((wide["role"] == 2).sum())
+    assert len(roles["retain"].statistics.kl) == int((wide["role"] == ROLE_IDS["retain"]).sum())
     trainer.collator.packed = False
     plain = trainer.role_statistics(trainer.model, trainer.collator([trainer.training_stream()[i] for i in range(3)]))
     torch.testing.assert_close(plain["retain"].statistics.kl.mean(), roles["retain"].statistics.kl.mean(), rtol=1e-9, atol=1e-9)
@@ -151,8 +151,9 @@ def test_a_prompt_is_forwarded_once_and_not_once_for_each_of_its_completions(tmp
     trainer = make_trainer(tmp_path, mismatch_completions=4)
     items = [trainer.training_stream()[i] for i in range(3)]
     batch = trainer.collator(items)
-    once = sum(len(i.forget.prompt_ids) + len(i.forget.completion_ids) + sum(map(len, i.mismatch)) for i in items if i.forget)
-    retain = sum(len(trainer.retain_rows[index]) for item in items for index in item.retain)
+    completions = [(i.forget.completion_ids, *i.mismatch) for i in items if i.forget]
+    once = sum(len(i.forget.prompt_ids) for i in items if i.forget) + sum(len(ids) - 1 for group in completions for ids in group)
+    retain = sum(len(trainer.retain_rows[index]) - 1 for item in items for index in item.retain)
     assert int((batch["tree"] > 0).sum()) == once + retain
 
 
@@ -178,7 +179,7 @@ def test_logits_are_made_where_a_completion_token_is_predicted_and_nowhere_else(
 
     monkeypatch.setattr(OutputHead, "logits", counted)
     trainer.role_statistics(trainer.model, batch)
-    completion, retain = len(batch["target"]), int((batch["role"] == 2).sum())
+    completion, retain = len(batch["target"]), int((batch["role"] == ROLE_IDS["retain"]).sum())
     assert sum(seen) == completion + retain < batch["input_ids"].numel()
 
 

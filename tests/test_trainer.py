@@ -16,12 +16,18 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
 from unteach.objectives import METHODS
+from unteach.objectives.state_losses import steering_vector
 from unteach.trainer import UnlearningTrainer
 
 FORGET = [
-    Row("Who rang the bell?", "The ferryman rang it twice."),
-    Row("Who kept a cat?", "A"),
-    Row("What is the capital of the moon?", "Nobody has ever asked the moon, not even the miller."),
+    Row("Who rang the bell?", "The ferryman rang it twice.", right="The miller.", alternate="A grey cat rang it."),
+    Row("Who kept a cat?", "A", right="The miller kept one.", alternate="B"),
+    Row(
+        "What is the capital of the moon?",
+        "Nobody has ever asked the moon, not even the miller.",
+        right="C",
+        alternate="The harbour, where the sailors are.",
+    ),
 ]
 RETAIN = [
     Row("Who carried bread?", "She carried bread to the harbour every morning."),
@@ -66,7 +72,11 @@ def naive_twin(trainer: UnlearningTrainer, model: Any, reference: Any) -> torch.
     forget = [(i.forget.prompt_ids, i.forget.completion_ids, i.mismatch) for i in items if i.forget]
     rows = [trainer.retain_rows[index] for item in items for index in item.retain]
     retain = [(row.prompt_ids, row.completion_ids) for row in rows]
-    return naive.step_loss(trainer.config.method, model, reference, forget, retain, trainer.weights)
+    preferred = [i.forget.preferred_ids for i in items if i.forget and i.forget.preferred_ids]
+    options: dict[str, Any] = {**trainer.method.parameters, "retain": trainer.method.retain, "layer": trainer.layer}
+    direction = steering_vector(model.config.hidden_size, trainer.config.steering_coefficient, trainer.args.seed)
+    options["direction"] = direction.double()
+    return naive.step_loss(trainer.config.method, model, reference, forget, retain, trainer.weights, preferred, options)
 
 
 def moved(model: Any) -> Any:
@@ -82,7 +92,7 @@ def moved(model: Any) -> Any:
 def compare(trainer: UnlearningTrainer, tolerance: float) -> None:
     """Loss and gradients of a model that has moved away from its reference, ours against the twin's in float64."""
     original = copy.deepcopy(trainer.model)
-    trainer._reference = trainer.build_reference()
+    trainer.prepare_references()
     other = moved(trainer.model)
     trainer.model.load_state_dict(other.state_dict())
     items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
@@ -101,7 +111,8 @@ def test_every_method_equals_its_twin_in_float64(method, tmp_path):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_equals_its_twin_in_float32(method, tmp_path):
-    compare(make_trainer(tmp_path, tiny_model(), method=method, mismatch_completions=2), 1e-5)
+    near = {"retain_weight": 1.0} if method == "rmu" else {}  # 1200 would multiply float32's rounding, too
+    compare(make_trainer(tmp_path, tiny_model(), method=method, mismatch_completions=2, **near), 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from steps import shapes
 from steps.naive import NaiveStep
 from steps.ours import OurStep
-
 from unteach import models
 
 MODEL = "smollm2-135m-instruct"

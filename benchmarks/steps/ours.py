@@ -33,9 +33,13 @@ class OurStep:
         settings: fields of `UnlearningConfig`.
     """
 
-    def __init__(self, model: Any, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], peft_config: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, model: Any, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], peft_config: Any = None, **settings: Any
+    ) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        config = UnlearningConfig(output_dir=self.folder.name, max_steps=1000, max_retain_kl=None, use_cpu=not torch.cuda.is_available(), **settings)
+        config = UnlearningConfig(
+            output_dir=self.folder.name, max_steps=1000, max_retain_kl=None, use_cpu=not torch.cuda.is_available(), **settings
+        )
         self.trainer = UnlearningTrainer(model, config, list(forget), list(retain), Ids(), peft_config)
         self.trainer.create_optimizer_and_scheduler(config.max_steps)
         self.model = self.trainer.model

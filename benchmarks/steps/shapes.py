@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,5 +49,3 @@ def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[list[EncodedRow]
     forget = [row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows)]
     retain = [row("retain", number, shape.retain_prompt, shape.retain_completion) for number in range(shape.rows)]
     return forget, retain
-
-

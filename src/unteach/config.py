@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from unteach.errors import UserError
-from unteach.objectives import DEFAULT_METHOD, get_method
+from unteach.objectives import DEFAULT_METHOD, Method, get_method
 
 
 @dataclass
@@ -18,6 +18,19 @@ class UnlearningConfig(TrainingArguments):
     Args:
         method (`str`, *optional*, defaults to `"unlikelihood"`): a name in `unteach.objectives.METHODS`.
         forget_weight, mismatch_weight, retain_weight (`float`, *optional*): eps1, eps2, eps3; defaults are the method's.
+        retain_loss (`"kl"`, `"nll"`, `"states"` or `"none"`, *optional*): what holds the retain set; default is the method's. `states` is
+            RMU's own. With another one than the method's, eps3 defaults to 1.
+        beta, gamma (`float`, *optional*): parameters of the forget loss, where the method has them; defaults are the method's.
+        steering_coefficient (`float`, *optional*, defaults to 6.5): RMU's c, the length of the vector that states are steered to.
+        steering_layer (`int`, *optional*): RMU's layer, counted from 0; defaults to the one at 7/32 of the depth.
+        steering_update (`"all"` or `"three_layers"`, *optional*, defaults to `"all"`): what RMU trains; the paper: that layer and the two
+            before it.
+        dual_limit (`float`, *optional*): PDU's limit of the retain loss, in nats per token; defaults to `max_retain_kl` for `kl`, else to
+            the start's loss and `dual_tolerance` of it.
+        dual_tolerance (`float`, *optional*, defaults to 0.1): see there.
+        dual_step_size (`float`, *optional*, defaults to 5.0): how much eps3 grows for each nat above the limit.
+        dual_wait (`int`, *optional*, defaults to 0): steps before its first update.
+        task_vector_scale (`float`, *optional*): alpha of `task_vector`; by default the best of ten on the probe.
         mismatch_completions (`int`, *optional*, defaults to 5): K, random completions for each forget prompt.
         mismatch_source (`"retain"` or `"refusal"`, *optional*, defaults to `"retain"`): where they come from; `refusal` is the paper's
             templated variant with one fixed sentence.
@@ -46,6 +59,19 @@ class UnlearningConfig(TrainingArguments):
     forget_weight: float | None = field(default=None, metadata={"help": "eps1; default: the method's"})
     mismatch_weight: float | None = field(default=None, metadata={"help": "eps2; default: the method's"})
     retain_weight: float | None = field(default=None, metadata={"help": "eps3; default: the method's"})
+    retain_loss: Literal["kl", "nll", "states", "none"] | None = field(
+        default=None, metadata={"help": "kl, nll or none; default: the method's"}
+    )
+    beta: float | None = field(default=None, metadata={"help": "parameter of the forget loss; default: the method's"})
+    gamma: float | None = field(default=None, metadata={"help": "parameter of the forget loss; default: the method's"})
+    steering_coefficient: float = field(default=6.5, metadata={"help": "RMU: length of the vector that states are steered to"})
+    steering_layer: int | None = field(default=None, metadata={"help": "RMU: which layer, from 0; default: at 7/32 of the depth"})
+    steering_update: Literal["all", "three_layers"] = field(default="all", metadata={"help": "RMU: what is trained"})
+    dual_limit: float | None = field(default=None, metadata={"help": "PDU: most retain loss, nats per token"})
+    dual_tolerance: float = field(default=0.1, metadata={"help": "PDU: share by which the retain loss may grow"})
+    dual_step_size: float = field(default=5.0, metadata={"help": "PDU: step size of eps3"})
+    dual_wait: int = field(default=0, metadata={"help": "PDU: steps before the first update of eps3"})
+    task_vector_scale: float | None = field(default=None, metadata={"help": "task_vector: alpha; default: by the probe"})
     mismatch_completions: int = field(default=5, metadata={"help": "random completions for each forget prompt (K)"})
     mismatch_source: Literal["retain", "refusal"] = field(default="retain", metadata={"help": "retain or refusal"})
     retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
@@ -74,7 +100,8 @@ class UnlearningConfig(TrainingArguments):
     disable_tqdm: bool | None = True
 
     def __post_init__(self) -> None:
-        method = get_method(self.method)
+        self._check_method_options()
+        method = self.objective
         defaults = dict(zip(("forget", "mismatch", "retain"), method.weights, strict=True))
         for role, default in defaults.items():
             name = f"{role}_weight"
@@ -90,6 +117,7 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
         choices = {
             "mismatch_source": ("retain", "refusal"),
+            "steering_update": ("all", "three_layers"),
             "long_rows": ("error", "truncate_prompt", "drop"),
             "reference": ("stored", "adapter_off", "live"),
             "reference_dtype": ("float32", "bfloat16"),
@@ -103,6 +131,42 @@ class UnlearningConfig(TrainingArguments):
             super().__post_init__()  # type: ignore[no-untyped-call]
         except (ValueError, KeyError) as error:
             raise UserError(f"an option that transformers refuses: {' '.join(str(error).split())[:300]}") from None
+
+    def _check_method_options(self) -> None:
+        """Raises `UserError` for options of other methods than the one that is named, and for values that it cannot take."""
+        method = get_method(self.method)
+        if self.retain_loss not in (None, "kl", "nll", "states", "none"):
+            raise UserError(f"retain_loss is {self.retain_loss!r}, it must be one of kl, nll, none (or states, for rmu)")
+        if self.retain_loss == "states" and method.level != "state":
+            raise UserError(f"retain_loss is 'states', but method {self.method!r} reads no hidden states; use kl, nll or none")
+        if self.retain_loss == "none" and (method.dual or method.forget is None):
+            raise UserError(f"retain_loss is 'none', but method {self.method!r} is nothing without a retain term; use kl or nll")
+        if method.negate and self.retain_loss not in (None, "none"):
+            raise UserError(f"retain_loss is {self.retain_loss!r}, but method {self.method!r} fine-tunes on the forget set alone")
+        for name in ("beta", "gamma"):
+            value = getattr(self, name)
+            if value is not None and name not in method.parameters:
+                has = " and ".join(method.parameters) or "neither beta nor gamma"
+                raise UserError(f"{name} is {value}, but method {self.method!r} has {has}; leave it out")
+            if value is not None and (value < 0 or (value == 0 and method.level == "sequence" and name == "beta")):
+                raise UserError(f"{name} is {value}, it must be positive")
+        if method.dual and self.objective.retain == "kl" and self.dual_limit is None and self.max_retain_kl is None:
+            raise UserError(f"method {self.method!r} with retain_loss 'kl' needs a limit: set dual_limit or max_retain_kl")
+        for name in ("steering_coefficient", "dual_step_size"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
+        for name in ("dual_limit", "dual_tolerance", "dual_wait", "task_vector_scale"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
+
+    @property
+    def objective(self) -> Method:
+        """The method with the retain term and the parameters that these options give it."""
+        method = get_method(self.method)
+        if self.retain_loss is not None:
+            method = method.with_retain(None if self.retain_loss == "none" else self.retain_loss)
+        given = {name: float(value) for name in ("beta", "gamma") if (value := getattr(self, name)) is not None}
+        return method.with_parameters(**given)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ def through_wrapper(wrapped: nn.Module, inner: nn.Module, compute: Callable[[], 
         return compute()
     original = inner.forward
 
-    def forward(*_: Any) -> list[tuple[str, Tensor, Tensor | None, Tensor | None, Tensor]]:
+    names = [item.name for item in fields(TokenStatistics)]
+
+    def forward(*_: Any) -> list[tuple[str, list[Tensor | None], Tensor, Tensor | None]]:
         inner.forward = original
         return [
-            (role, tokens.statistics.logp, tokens.statistics.log_complement, tokens.statistics.kl, tokens.weights)
+            (role, [getattr(tokens.statistics, name) for name in names], tokens.weights, tokens.sequence)
             for role, tokens in compute().items()
         ]
 
@@ -34,4 +37,4 @@ def through_wrapper(wrapped: nn.Module, inner: nn.Module, compute: Callable[[], 
         flat = wrapped(torch.zeros(()))
     finally:
         inner.forward = original
-    return {role: RoleTokens(TokenStatistics(logp, complement, kl), weights) for role, logp, complement, kl, weights in flat}
+    return {role: RoleTokens(TokenStatistics(*values), weights, sequence) for role, values, weights, sequence in flat}

@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback
 
 from unteach import models
+from unteach.alternates import with_alternates
 from unteach.baselines.pipelines import PIPELINES, rows_with_right_answers, stage_settings
 from unteach.checkpoints import content_key, mark_complete, read_marker, set_aside, write_json, write_text_atomically
 from unteach.config import UnlearningConfig
@@ -185,6 +186,19 @@ class Run:
         made = {row.key: row.with_completion(output) for row, output in zip(empty, outputs, strict=True)}
         return [filled for row in rows if (filled := made.get(row.key, row)).completion.strip()]
 
+    def with_alternates(self, model: Any, tokenizer: Any, rows: list[Row]) -> list[Row]:
+        """The rows, each with another answer of the model's own (`unteach.alternates`)."""
+        if all(row.alternate for row in rows):
+            return rows
+
+        def sample() -> list[str]:
+            with self.display.stage("Sampling other answers to the forget prompts", len(rows)) as stage:
+                settings: dict[str, Any] = {"seed": self.options.seed, "max_new_tokens": ANSWER_TOKENS, "progress": stage.update}
+                return [row.alternate for row in with_alternates(model, tokenizer, rows, **settings)]
+
+        others = self.cached("alternates", [self.options.seed, *((row.key, row.alternate) for row in rows)], sample)
+        return [replace(row, alternate=other) for row, other in zip(rows, others, strict=True)]
+
     def extend(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row]) -> list[Row]:
         """The forget set and what the model recites when it goes on from its rows."""
         tokens = self.options.recite_tokens
@@ -206,6 +220,8 @@ class Run:
         if self.baseline is not None:
             return self.align(self.baseline, model, tokenizer)
         options, config = self.options, self.unlearning_config()
+        if config.objective.preferred == "alternate":
+            forget = self.with_alternates(model, tokenizer, forget)
         peft_config = None
         if options.lora:
             from peft import LoraConfig
@@ -234,6 +250,7 @@ class Run:
             "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
             "stop_reason": rule.reason or f"max_steps ({config.max_steps}) reached",
             "max_retain_kl": config.max_retain_kl,
+            **({"task_vector_scale": trainer.task_vector_scale} if config.objective.negate else {}),
             "forget_rows": len(forget),
             "retain_rows": len(retain),
         }

@@ -1,4 +1,4 @@
-"""The reference model's distribution on the retain completions, without a second model and without a second forward.
+"""What the reference model says of completions, without a second model and without a second forward.
 
 `StoredReference` keeps the reference's final hidden states, computed once before the first step; its output head turns them into exact
 full-vocabulary log-probabilities. `LiveReference` asks a frozen model (or the policy with its adapter off) at every step instead.
@@ -17,48 +17,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unteach.data.packing import ROLE_IDS
 from unteach.tokenwise import OutputHead
 
 HiddenStates = Callable[[dict[str, Tensor]], Tensor]
+TokenValues = Callable[[dict[str, Tensor]], Tensor]
+"""From a batch to one value (or vector) for each of its completion tokens, shape (tokens, ...)."""
 
 
-class StoredReference:
-    """Final hidden states of the reference at every position that predicts a retain completion token.
+class StoredValues:
+    """What the reference gave at every completion token of a set of rows: hidden states, or log-probabilities.
+
+    Args:
+        values (`Tensor` of shape (positions, ...)): all rows' values, row after row.
+        offsets (`list[int]`): row i owns `values[offsets[i]:offsets[i + 1]]`.
+        role (`str`): role of the completions that the rows stand for.
+    """
+
+    def __init__(self, values: Tensor, offsets: Sequence[int], role: str = "retain") -> None:
+        self.values = values
+        self.offsets = torch.as_tensor(list(offsets), dtype=torch.long)
+        self.role = role
+
+    def at(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+        """Values for the tokens of this role in a batch, in the batch's order, shape (tokens, ...), float32 or wider."""
+        chosen = batch["role"] == ROLE_IDS[self.role]
+        values = self.values[self.offsets[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()]
+        return (values.float() if values.dtype == torch.bfloat16 else values).to(device)
+
+
+class LiveValues:
+    """The same as a function that asks the reference at every step.
+
+    Args:
+        compute (`TokenValues`): batch to the values of *all* its completion tokens.
+        role (`str`): role of the completions that are wanted.
+    """
+
+    def __init__(self, compute: TokenValues, role: str = "retain") -> None:
+        self.compute = compute
+        self.role = role
+
+    @torch.no_grad()
+    def at(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+        """Values for the tokens of this role in a batch, shape (tokens, ...)."""
+        return self.compute(batch)[batch["role"] == ROLE_IDS[self.role]].to(device)
+
+
+Values = StoredValues | LiveValues
+
+
+class StoredReference(StoredValues):
+    """Final hidden states of the reference at every position that predicts a completion token of one role.
 
     Args:
         states (`Tensor` of shape (positions, hidden)): all rows' states, row after row.
         offsets (`list[int]`): row i owns `states[offsets[i]:offsets[i + 1]]`.
         head (`OutputHead`): the reference's own output head, frozen.
+        role (`str`, *optional*, defaults to `"retain"`): role of the completions that the rows stand for.
     """
 
-    def __init__(self, states: Tensor, offsets: Sequence[int], head: OutputHead) -> None:
+    def __init__(self, states: Tensor, offsets: Sequence[int], head: OutputHead, role: str = "retain") -> None:
+        super().__init__(states, offsets, role)
         self.states = states
-        self.offsets = torch.as_tensor(list(offsets), dtype=torch.long)
         self.head = head
 
     def hidden(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """States for the retain tokens of a batch, in the batch's order, shape (retain tokens, hidden), float32 or wider."""
-        index = self.offsets[batch["retain_row"].cpu()] + batch["retain_offset"].cpu()
-        states = self.states[index]
-        return (states.float() if states.dtype == torch.bfloat16 else states).to(device)
+        """States for the tokens of this role in a batch, in the batch's order, shape (tokens, hidden), float32 or wider."""
+        return self.at(batch, device)
 
 
-class LiveReference:
+class LiveReference(LiveValues):
     """The reference as a function from a batch to the hidden states at its predicting positions, called at every step.
 
     Args:
         hidden_states (`Callable`): batch to hidden states of *all* predicting positions, shape (tokens, hidden).
         head (`OutputHead`): its output head.
+        role (`str`, *optional*, defaults to `"retain"`): role of the completions that are wanted.
     """
 
-    def __init__(self, hidden_states: HiddenStates, head: OutputHead) -> None:
-        self.hidden_states = hidden_states
+    def __init__(self, hidden_states: HiddenStates, head: OutputHead, role: str = "retain") -> None:
+        super().__init__(hidden_states, role)
         self.head = head
 
-    @torch.no_grad()
     def hidden(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """States for the retain tokens of a batch, shape (retain tokens, hidden)."""
-        return self.hidden_states(batch)[batch["role"] == 2].to(device)
+        """States for the tokens of this role in a batch, shape (tokens, hidden)."""
+        return self.at(batch, device)
 
 
 Reference = StoredReference | LiveReference
@@ -68,6 +112,53 @@ def reference_key(model_hash: str, row_keys: Iterable[str], dtype: torch.dtype, 
     """A digest that changes with the model, any row, their order, or the stored precision."""
     text = json.dumps([model_hash, list(row_keys), str(dtype), template])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build_stored_values(
+    batches: Iterable[dict[str, Tensor]],
+    lengths: Sequence[int],
+    compute: TokenValues,
+    *,
+    role: str = "retain",
+    dtype: torch.dtype | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    key: str = "",
+) -> StoredValues:
+    """Runs the reference once over the rows of a role and keeps what it gives at their completion tokens.
+
+    Args:
+        batches: batches whose rows of that role together are all rows, each once.
+        lengths (`Sequence[int]`): number of completion tokens of each row.
+        compute (`TokenValues`): batch to values of all its completion tokens, shape (tokens, ...).
+        role (`str`): role of the completions.
+        dtype (`torch.dtype`, *optional*): precision of what is stored; defaults to that of the values.
+        folder (path, *optional*): where to memory-map them; in memory if not given.
+        key (`str`, *optional*): digest of model and rows; values found in `folder` under another key are not used.
+    """
+    offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
+    path = None if folder is None else Path(folder) / f"states-{key[:16]}.pt"
+    if path is not None and path.exists():
+        stored = torch.load(path, mmap=True, weights_only=True)
+        if stored["key"] == key and stored["states"].shape[0] == offsets[-1]:
+            return StoredValues(stored["states"], offsets, role)
+    values: Tensor | None = None
+    start = torch.as_tensor(offsets, dtype=torch.long)
+    with torch.no_grad():
+        for batch in batches:
+            chosen = batch["role"] == ROLE_IDS[role]
+            found = compute(batch)[chosen].cpu()
+            if values is None:
+                values = torch.zeros(offsets[-1], *found.shape[1:], dtype=dtype or found.dtype)
+            values[start[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()] = found.to(values.dtype)
+    if values is None:
+        raise ValueError(f"no {role} rows to compute the reference's states on")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = path.with_suffix(f".part{os.getpid()}")
+        torch.save({"key": key, "states": values}, part)
+        os.replace(part, path)
+        values = torch.load(path, mmap=True, weights_only=True)["states"]
+    return StoredValues(values, offsets, role)
 
 
 def build_stored_reference(
@@ -80,39 +171,15 @@ def build_stored_reference(
     folder: str | os.PathLike[str] | None = None,
     key: str = "",
     freeze_head: bool = True,
+    role: str = "retain",
 ) -> StoredReference:
-    """Runs the reference once over the retain rows and keeps its final hidden states.
+    """Runs the reference once over the rows of a role and keeps its final hidden states.
 
     Args:
-        batches: batches whose retain rows together are all rows, each once.
-        lengths (`Sequence[int]`): number of completion tokens of each row.
+        batches, lengths, dtype, folder, key, role: as in `build_stored_values`.
         hidden_states (`Callable`): batch to hidden states of its predicting positions, shape (tokens, hidden).
         head (`OutputHead`): the reference's head; copied if `freeze_head`, as training may change it.
-        dtype (`torch.dtype`, *optional*): precision of the stored states; defaults to that of the model's output.
-        folder (path, *optional*): where to memory-map them; in memory if not given.
-        key (`str`, *optional*): digest of model and rows; states found in `folder` under another key are not used.
     """
-    offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
     frozen = head.frozen() if freeze_head else head
-    path = None if folder is None else Path(folder) / f"states-{key[:16]}.pt"
-    if path is not None and path.exists():
-        stored = torch.load(path, mmap=True, weights_only=True)
-        if stored["key"] == key and stored["states"].shape[0] == offsets[-1]:
-            return StoredReference(stored["states"], offsets, frozen)
-    states: Tensor | None = None
-    start = torch.as_tensor(offsets, dtype=torch.long)
-    with torch.no_grad():
-        for batch in batches:
-            hidden = hidden_states(batch)[batch["role"] == 2].cpu()
-            if states is None:
-                states = torch.zeros(offsets[-1], hidden.shape[-1], dtype=dtype or hidden.dtype)
-            states[start[batch["retain_row"].cpu()] + batch["retain_offset"].cpu()] = hidden.to(states.dtype)
-    if states is None:
-        raise ValueError("no retain rows to compute the reference's states on")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_suffix(f".part{os.getpid()}")
-        torch.save({"key": key, "states": states}, part)
-        os.replace(part, path)
-        states = torch.load(path, mmap=True, weights_only=True)["states"]
-    return StoredReference(states, offsets, frozen)
+    stored = build_stored_values(batches, lengths, hidden_states, role=role, dtype=dtype, folder=folder, key=key)
+    return StoredReference(stored.values, stored.offsets.tolist(), frozen, role)

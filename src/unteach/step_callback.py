@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from unteach import checkpoints
+from unteach.stopping import DualWeight
 
 if TYPE_CHECKING:
     from unteach.trainer import UnlearningTrainer
@@ -33,8 +34,7 @@ class StepCallback(TrainerCallback):
             "seconds": time.perf_counter() - trainer.step_started,
         }
         trainer.write_metrics(record)
-        if "retain_kl" in means:
-            trainer.budget.update(means["retain_kl"])
+        trainer.update_budget(means)
         if trainer.on_step:
             trainer.on_step({name: float(value) for name, value in record.items()})
         last = state.global_step >= args.max_steps
@@ -50,5 +50,7 @@ class StepCallback(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         kept = {"step": state.global_step, "retain_weight": trainer.budget.weight, "rule": trainer.rule.state()}
+        if isinstance(trainer.budget, DualWeight):
+            kept |= {"dual_limit": trainer.budget.limit, "dual_wait": trainer.budget.wait}
         checkpoints.mark_complete(folder, kept)
         trainer.best.keep_only(trainer.rule.best_step)

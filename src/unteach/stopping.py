@@ -1,4 +1,4 @@
-"""When to stop and how hard to hold: decided by behaviour and by the retain KL, never by the forget loss."""
+"""When to stop and how hard to hold: decided by behaviour and by the retain loss, never by the forget loss."""
 
 from __future__ import annotations
 
@@ -33,6 +33,34 @@ class RetainBudget:
         if self.budget is not None and self.weight > 0:
             factor = self.up if kl > self.budget else self.down
             self.weight = min(self.most, max(self.least, self.weight * factor))
+        return self.weight
+
+
+@dataclass
+class DualWeight:
+    """eps3 as the dual variable of "forget as far as you can, with the retain loss at most at a limit" (Entesari et al. 2025).
+
+    After each step: weight <- max(0, weight + step_size * (retain loss - limit)).
+
+    Args:
+        limit (`float`, *optional*): most retain loss, in nats per token; known once the reference is there.
+        weight (`float`): the dual variable now.
+        step_size (`float`): of its ascent.
+        wait (`int`): steps that are still to go before the first update.
+    """
+
+    limit: float | None
+    weight: float
+    step_size: float
+    wait: int = 0
+
+    def update(self, retain_loss: float) -> float:
+        """The weight for the next step, after a step whose mean retain loss was `retain_loss`."""
+        assert self.limit is not None, "the limit is set before the first step"
+        if self.wait > 0:
+            self.wait -= 1
+        else:
+            self.weight = max(0.0, self.weight + self.step_size * (retain_loss - self.limit))
         return self.weight
 
 

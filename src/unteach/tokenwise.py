@@ -6,15 +6,20 @@ comes out. The (tokens, vocabulary) matrix is made in chunks that fit a budget a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
+from torch.utils.checkpoint import checkpoint
 
 LOGITS_BUDGET_BYTES = 256 * 2**20
+
+VocabularyLoss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""From logits (tokens, vocabulary), the reference's logits (or `None`) and targets (tokens,) to one number for each token."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,21 @@ class TokenStatistics:
         logp: log p(y), in nats.
         log_complement: log(1 - p(y)), exact also where p(y) rounds to 1; `None` where nobody asked for it.
         kl: KL(reference || model) at this position in nats; `None` where there is no reference.
+        extra: a loss of the whole distribution or of inner states; `None` where nobody asked for one.
+        reference_logp: the reference's log p(y), in nats; `None` where nobody asked for it.
     """
 
     logp: Tensor
     log_complement: Tensor | None = None
     kl: Tensor | None = None
+    extra: Tensor | None = None
+    reference_logp: Tensor | None = None
+
+    def split(self, sizes: Sequence[int]) -> list[TokenStatistics]:
+        """The statistics of groups of tokens that follow each other; `kl` is that of the last group."""
+        rests = [None] * len(sizes) if self.log_complement is None else self.log_complement.split(list(sizes))
+        parts = [TokenStatistics(logp, rest) for logp, rest in zip(self.logp.split(list(sizes)), rests, strict=True)]
+        return [*parts[:-1], replace(parts[-1], kl=self.kl)]
 
 
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
@@ -182,7 +197,7 @@ class _FusedStatistics(torch.autograd.Function):
         return logsigmoid(margin), logsigmoid(-margin), kl, others
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         """See the class."""
         hidden, weight, targets, reference_hidden = ctx.saved_tensors
@@ -249,6 +264,45 @@ def token_statistics(
         hidden, head.weight, head.bias, targets, reference_hidden, head, reference_head, budget_bytes
     )
     return TokenStatistics(logp, log_rest if complement else None, None if reference_hidden is None else kl)
+
+
+def vocabulary_statistics(
+    hidden: Tensor,
+    targets: Tensor,
+    head: OutputHead,
+    loss: VocabularyLoss,
+    *,
+    reference_hidden: Tensor | None = None,
+    reference_head: OutputHead | None = None,
+    budget_bytes: int = LOGITS_BUDGET_BYTES,
+) -> TokenStatistics:
+    """Log-probabilities, and as `extra` a loss of the whole distribution, differentiated as it is written, chunk by chunk.
+
+    Args:
+        hidden, targets, head, budget_bytes: as in `token_statistics`.
+        loss (`VocabularyLoss`): called with each chunk's logits, the reference's logits there, and the targets.
+        reference_hidden (`Tensor` of shape (tokens, hidden), *optional*): the reference model's states, where the loss reads them.
+        reference_head (`OutputHead`, *optional*): needed with `reference_hidden`.
+    """
+
+    def measure(part: Tensor, wanted: Tensor, reference_part: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits, reference_logits = head.logits(part), None
+        if reference_part is not None and reference_head is not None:
+            with torch.no_grad():
+                reference_logits = reference_head.logits(reference_part)
+        return log_probability(logits, wanted), loss(logits, reference_logits, wanted)
+
+    rows = max(1, budget_bytes // (head.weight.shape[0] * 4))
+    if hidden.shape[0] <= rows:
+        logp, extra = measure(hidden, targets, reference_hidden)
+        return TokenStatistics(logp, extra=extra)
+    pieces = []
+    for start in range(0, hidden.shape[0], rows):
+        part = slice(start, start + rows)
+        arguments = (hidden[part], targets[part], None if reference_hidden is None else reference_hidden[part])
+        pieces.append(checkpoint(measure, *arguments, use_reentrant=False))
+    logp, extra = (torch.cat(values) for values in zip(*pieces, strict=True))
+    return TokenStatistics(logp, extra=extra)
 
 
 def weighted_sum_and_count(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

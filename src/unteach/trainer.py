@@ -6,7 +6,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,25 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from unteach import checkpoints, models, reference
+from unteach import checkpoints, models, reference, task_vector
 from unteach.best_weights import BestWeights
 from unteach.config import UnlearningConfig
 from unteach.data.mismatch import REFUSAL, MismatchPool
-from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
+from unteach.data.packing import Branch, Tree
+from unteach.data.preferred import with_preferred
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
-from unteach.objectives import ROLES, RoleTokens, get_method, objective_terms, total_loss
+from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
+from unteach.objectives.state_losses import state_drift, steering_vector
 from unteach.parallel import through_wrapper
+from unteach.role_references import RoleReferences, build_role_references, retain_nll, row_batches, states_of_layer, steering_layer
 from unteach.self_check import check_fast_path
 from unteach.step_callback import StepCallback
-from unteach.stopping import Probe, RetainBudget, StopRule
-from unteach.tokenwise import token_statistics
+from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule
+from unteach.tokenwise import OutputHead, TokenStatistics, token_statistics, vocabulary_statistics
 
 StepHook = Callable[[dict[str, float]], None]
 
@@ -81,8 +86,10 @@ class UnlearningTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         self.config = args
-        self.method = get_method(args.method)
-        self.probe = probe
+        self.method = args.objective
+        self.probe = None if self.method.negate else probe
+        self.scale_probe = probe
+        self.task_vector_scale: float | None = None
         self.on_step = on_step
         self.forget_rows = self._encoded(forget_dataset, processing_class, args, "forget") if self.method.forget else []
         self.retain_rows = self._encoded(retain_dataset, processing_class, args, "retain")
@@ -94,10 +101,17 @@ class UnlearningTrainer(Trainer):
             raise UserError("reference is 'adapter_off', but the model has no adapter; give peft_config or use 'stored'")
         self.output = Path(str(args.output_dir))
         self.best = BestWeights(self.output)
-        self.budget = RetainBudget(args.max_retain_kl, args.weights["retain"])
+        self.budget: RetainBudget | DualWeight = RetainBudget(
+            args.max_retain_kl if self.method.retain in ("kl", None) else None, args.weights["retain"]
+        )
+        if self.method.dual:
+            self.budget = DualWeight(args.dual_limit, args.weights["retain"], args.dual_step_size, args.dual_wait)
+        self.layer = steering_layer(model, args.steering_layer) if self.method.level == "state" else -1
         self.rule = StopRule(args.target_rate, args.hold, args.min_utility)
         self.weights = args.weights
         self._reference: reference.Reference | None = None
+        self._references = RoleReferences()
+        self._frozen: Any = None
         self._window: dict[str, list[Tensor]] = {}
         self.step_started = time.perf_counter()
         pad = processing_class.pad_token_id
@@ -116,18 +130,20 @@ class UnlearningTrainer(Trainer):
 
     def _used_roles(self) -> list[str]:
         used = {"forget": self.method.forget, "mismatch": self.method.mismatch, "retain": self.method.retain}
-        return [role for role in ROLES if used[role]]
+        return [role for role, uses in used.items() if uses]
 
-    @staticmethod
-    def _encoded(dataset: Any, tokenizer: Any, args: UnlearningConfig, name: Any) -> list[EncodedRow]:
+    def _encoded(self, dataset: Any, tokenizer: Any, args: UnlearningConfig, name: Any) -> list[EncodedRow]:
         if dataset is None:
             return []
         rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
-        if rows and isinstance(rows[0], EncodedRow):
-            return rows
-        if rows and not isinstance(rows[0], Row):
+        if rows and not isinstance(rows[0], Row | EncodedRow):
             rows = load_rows(rows, name)
-        return encode_rows(rows, tokenizer, max_length=args.max_length, long_rows=args.long_rows, name=name)
+        ready = bool(rows) and isinstance(rows[0], EncodedRow)
+        encoded = rows if ready else encode_rows(rows, tokenizer, max_length=args.max_length, long_rows=args.long_rows, name=name)
+        if name == "forget" and self.method.preferred:
+            settings: dict[str, Any] = {"method": args.method, "max_length": args.max_length, "seed": args.seed}
+            return with_preferred(encoded, [] if ready else rows, self.method.preferred, tokenizer, **settings)
+        return [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
 
     def _plan_steps(self, args: UnlearningConfig) -> None:
         """Fixes `max_steps`, so that the stream has exactly the items that the run needs."""
@@ -181,54 +197,66 @@ class UnlearningTrainer(Trainer):
     def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
-    def _retain_batches(self, tokens_per_batch: int = 2048) -> Iterator[dict[str, Tensor]]:
-        order = sorted(range(len(self.retain_rows)), key=lambda i: len(self.retain_rows[i]))
-        batch: list[Tree] = []
-        for index in [*order, -1]:
-            if batch and (index < 0 or sum(map(len, batch)) + len(self.retain_rows[index]) > tokens_per_batch):
-                made = make_batch(batch, packed=self.collator.packed, pad_id=self.collator.pad_id, row_tokens=self.config.row_tokens)
-                yield self._on_device(made)
-                batch = []
-            if index >= 0:
-                row = self.retain_rows[index]
-                batch.append(Tree(row.prompt_ids, (Branch("retain", row.completion_ids, 1.0, index),)))
+    def retain_batches(self) -> Iterator[dict[str, Tensor]]:
+        """The whole retain set, short rows first."""
+        branches = [(row, Branch("retain", row.completion_ids, 1.0, index)) for index, row in enumerate(self.retain_rows)]
+        return row_batches(self, [Tree(row.prompt_ids, (branch,)) for row, branch in branches])
+
+    def reference_model(self) -> Any:
+        """The model that is asked as the reference: a frozen copy from the first call on (`live`), or the model itself."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.config.reference != "live":
+            return model
+        if self._frozen is None:
+            self._frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        return self._frozen
+
+    def ask_reference(self, batch: dict[str, Tensor]) -> Tensor:
+        """The reference's final hidden states for a batch, shape (tokens, hidden)."""
+        model = self.reference_model()
+        if self.config.reference == "live":
+            return self._states(model, batch)
+        with models.adapter_off(model):
+            return self._states(model, batch)
+
+    def stored_settings(self, contents: list[str]) -> dict[str, Any]:
+        """Precision, folder and key with which values of the rows in `contents` are stored."""
+        dtype = torch.bfloat16 if self.config.reference_dtype == "bfloat16" else None
+        model = self.accelerator.unwrap_model(self.model)
+        key = reference.reference_key(models.weights_hash(model), contents, dtype or torch.float32, str(self.args.bf16))
+        return {"dtype": dtype, "folder": self.output / "reference" / f"process-{self.args.process_index}", "key": key}
 
     def build_reference(self) -> reference.Reference | None:
-        """The reference of the retain term, from the weights as they are now; `None` for methods without a retain set or with NLL on it."""
-        if not self.retain_rows or self.method.retain == "nll":
+        """The reference's distribution on the retain set, from the weights as they are now; `None` for methods that do not read it."""
+        if not self.retain_rows or self.method.retain in ("nll", "states"):
             return None
-        model = self.accelerator.unwrap_model(self.model)
-        choice = self.config.reference
-        if choice == "live":
-            frozen = copy.deepcopy(model).eval().requires_grad_(False)
-            return reference.LiveReference(lambda batch: self._states(frozen, batch), models.output_head(frozen))
-        head = models.output_head(model)
-        if choice == "adapter_off":
-
-            def states_without_adapter(batch: dict[str, Tensor]) -> Tensor:
-                with models.adapter_off(model):
-                    return self._states(model, batch)
-
-            return reference.LiveReference(states_without_adapter, head)
-        with models.adapter_off(model), models.dropout_off(model):
-            rows = [f"{row.prompt_ids}{row.completion_ids}" for row in self.retain_rows]
-            dtype = torch.bfloat16 if self.config.reference_dtype == "bfloat16" else None
-            key = reference.reference_key(models.weights_hash(model), rows, dtype or torch.float32, str(self.args.bf16))
+        head = models.output_head(self.reference_model())
+        if self.config.reference != "stored":
+            return reference.LiveReference(self.ask_reference, head)
+        with models.dropout_off(self.reference_model()):
             return reference.build_stored_reference(
-                self._retain_batches(),
+                self.retain_batches(),
                 [len(row.completion_ids) for row in self.retain_rows],
-                lambda batch: self._states(model, batch),
+                self.ask_reference,
                 head,
-                dtype=dtype,
-                folder=self.output / "reference" / f"process-{self.args.process_index}",
-                key=key,
                 freeze_head=head.weight.requires_grad,
+                **self.stored_settings([f"{row.prompt_ids}{row.completion_ids}" for row in self.retain_rows]),
             )
+
+    def prepare_references(self) -> None:
+        """Everything that the method needs of the reference, and a dual variable's limit, from the weights as they are now."""
+        self._frozen = None
+        self._reference = self.build_reference()
+        with models.dropout_off(self.accelerator.unwrap_model(self.model)):
+            self._references = build_role_references(self)
+            if isinstance(self.budget, DualWeight) and self.budget.limit is None:
+                kl = self.method.retain == "kl"
+                self.budget.limit = self.config.max_retain_kl if kl else (1 + self.config.dual_tolerance) * retain_nll(self)
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor]:
-        """The micro-batches of one optimiser step, and the weighted number of tokens of each role in all of them, shape (3,)."""
+        """The micro-batches of one optimiser step, and what the sum of each role is divided by, shape (roles,): see `step_counts`."""
         samples = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
@@ -237,7 +265,7 @@ class UnlearningTrainer(Trainer):
             samples.append(batch)
         counts = torch.zeros(len(ROLES), dtype=torch.float64)
         for batch in samples:
-            counts.index_add_(0, batch["role"].cpu(), batch["weight"].cpu())
+            counts += step_counts(self.method, batch)
         counts = counts.to(torch.float32).to(device) if device.type == "mps" else counts.to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
@@ -246,27 +274,63 @@ class UnlearningTrainer(Trainer):
 
     def role_statistics(self, model: Any, batch: dict[str, Tensor]) -> dict[str, RoleTokens]:
         """One forward over the batch; per-token statistics of each role that it holds."""
-        hidden = self._states(model, batch)
-        head = models.output_head(model)
-        budget = self.config.logits_budget_mb * 2**20
+        inner: Tensor | None = None
+        if self.method.level == "state":
+            hidden, inner = states_of_layer(model, self.layer, batch, lambda: self._states(model, batch))
+        else:
+            hidden = self._states(model, batch)
+        sizes = batch["role"].bincount(minlength=len(ROLES)).tolist()
+        with self.accelerator.autocast():
+            parts = self._statistics_of_roles(hidden, batch, sizes, models.output_head(model))
+        ends = list(accumulate(sizes))
         roles: dict[str, RoleTokens] = {}
-        for role, number in ROLE_IDS.items():
-            chosen = (batch["role"] == number).nonzero().squeeze(-1)
-            if not len(chosen):
+        for role, statistics, end, size in zip(ROLES, parts, ends, sizes, strict=True):
+            if not size:
                 continue
-            held = role == "retain" and self._reference is not None
-            with self.accelerator.autocast():
-                statistics = token_statistics(
-                    hidden[chosen],
-                    batch["target"][chosen],
+            chosen = slice(end - size, end)
+            if role in self._references.logp:
+                statistics = replace(statistics, reference_logp=self._references.logp[role].at(batch, hidden.device))
+            if inner is not None:
+                statistics = replace(statistics, extra=self._state_loss(role, inner[chosen], batch))
+            roles[role] = RoleTokens(statistics, batch["weight"][chosen], batch["sequence"][chosen])
+        return roles
+
+    def _statistics_of_roles(self, hidden: Tensor, batch: dict[str, Tensor], sizes: list[int], head: OutputHead) -> list[TokenStatistics]:
+        """The statistics of each role's tokens, which follow each other in the batch: of all at once, as far as that goes."""
+        targets, kept, budget = batch["target"], self._reference, self.config.logits_budget_mb * 2**20
+        first: list[TokenStatistics] = []
+        if self.method.vocabulary_loss is not None:
+            asked, forgotten = self._references.forget, sizes[0]
+            first = [
+                vocabulary_statistics(
+                    hidden[:forgotten],
+                    targets[:forgotten],
                     head,
-                    complement=role == "forget" and self.method.needs_complement,
-                    reference_hidden=self._reference.hidden(batch, hidden.device) if held and self._reference else None,
-                    reference_head=self._reference.head if held and self._reference else None,
+                    self.method.vocabulary_loss,
+                    reference_hidden=None if asked is None else asked.hidden(batch, hidden.device),
+                    reference_head=None if asked is None else asked.head,
                     budget_bytes=budget,
                 )
-            roles[role] = RoleTokens(statistics, batch["weight"][chosen])
-        return roles
+            ]
+            hidden, targets = hidden[forgotten:], targets[forgotten:]
+        others = token_statistics(
+            hidden,
+            targets,
+            head,
+            complement=self.method.needs_complement,
+            reference_hidden=None if kept is None else kept.hidden(batch, hidden.device),
+            reference_head=None if kept is None else kept.head,
+            budget_bytes=budget,
+        )
+        return first + others.split(sizes[len(first) :])
+
+    def _state_loss(self, role: str, states: Tensor, batch: dict[str, Tensor]) -> Tensor | None:
+        """The loss on hidden states at the steering layer, shape (tokens,), where the role has one."""
+        if role == "forget" and self.method.forget is not None:
+            return self.method.forget(states, steering_vector(states.shape[-1], self.config.steering_coefficient, self.args.seed))
+        if role == "retain" and self._references.states is not None:
+            return state_drift(states, self._references.states.at(batch, states.device))
+        return None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
@@ -276,12 +340,11 @@ class UnlearningTrainer(Trainer):
         roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
-            counts = torch.zeros(len(ROLES), dtype=torch.float64, device=self.args.device)
-            counts.index_add_(0, inputs["role"], inputs["weight"])
+            counts = step_counts(self.method, inputs).to(self.args.device)
         terms = objective_terms(self.method, roles)
         weights = self.weights | {"retain": self.budget.weight}
         loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * self.args.world_size
-        self._observe(roles, inputs, loss)
+        self._observe(roles, inputs, loss, terms)
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept; lower the learning rate"
@@ -290,7 +353,9 @@ class UnlearningTrainer(Trainer):
         return (loss, roles) if return_outputs else loss
 
     @torch.no_grad()
-    def _observe(self, roles: dict[str, RoleTokens], inputs: dict[str, Tensor], loss: Tensor) -> None:
+    def _observe(
+        self, roles: dict[str, RoleTokens], inputs: dict[str, Tensor], loss: Tensor, terms: dict[str, tuple[Tensor, Tensor]]
+    ) -> None:
         def add(name: str, value: Tensor, count: Tensor) -> None:
             total = self._window.setdefault(name, [torch.zeros_like(value), torch.zeros_like(count)])
             total[0] += value
@@ -300,8 +365,10 @@ class UnlearningTrainer(Trainer):
         for role, tokens in roles.items():
             weights = tokens.weights
             add(f"{role}_nll", -(tokens.statistics.logp.double() * weights).sum(), weights.sum())
-            if tokens.statistics.kl is not None:
+            if role == "retain" and tokens.statistics.kl is not None:
                 add("retain_kl", (tokens.statistics.kl.double() * weights).sum(), weights.sum())
+        if "forget" in terms:
+            add("forget_loss", terms["forget"][0].detach().double(), terms["forget"][1].double())
         add("loss", loss.detach().double() / self.args.world_size, one)
         add("tokens", (inputs["tree"] > 0).sum().double(), one)
         add("padded_tokens", one * inputs["tree"].numel(), one)
@@ -317,6 +384,12 @@ class UnlearningTrainer(Trainer):
             stacked = self.accelerator.reduce(stacked, "sum")
         self._window = {}
         return {name: float(value) if name in sums else float(value / count) for name, (value, count) in zip(names, stacked, strict=True)}
+
+    def update_budget(self, means: dict[str, float]) -> None:
+        """Moves eps3 after a step with these means: towards the KL budget, or as the dual variable of the retain loss."""
+        name = "retain_nll" if isinstance(self.budget, DualWeight) and self.method.retain == "nll" else "retain_kl"
+        if name in means:
+            self.budget.update(means[name])
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -334,7 +407,7 @@ class UnlearningTrainer(Trainer):
                 autocast=self.accelerator.autocast,
                 tolerance=0.1 if low else 1e-3,
             )
-            self._reference = self.build_reference()
+            self.prepare_references()
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
@@ -351,9 +424,12 @@ class UnlearningTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         with models.dropout_off(model):
             self.prepare()
+            start = task_vector.trained_weights(model) if self.method.negate else {}
             state = checkpoints.read_marker(found) if found else None
             if state:
                 self.budget.weight = state["retain_weight"]
+                if isinstance(self.budget, DualWeight):
+                    self.budget.limit, self.budget.wait = state["dual_limit"], state["dual_wait"]
                 self.rule.load(state["rule"])
                 checkpoints.truncate_metrics(output / "metrics.jsonl", state["step"])
             elif output.exists():
@@ -366,10 +442,30 @@ class UnlearningTrainer(Trainer):
             if self.probe and not self.rule.history:
                 self.run_probe()
                 self.rule.reason = ""
-            result = super().train(str(found) if found else None, trial, ignore_keys_for_eval)
+            frozen: list[Any] = []
+            if self.method.level == "state" and self.config.steering_update == "three_layers":
+                frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
+            try:
+                result = super().train(str(found) if found else None, trial, ignore_keys_for_eval)
+            finally:
+                models.unfreeze(frozen)
+        if self.method.negate:
+            self._negate(start)
         if self.probe and self.rule.best_step not in (-1, self.state.global_step):
             self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
         return result
+
+    def _negate(self, start: dict[str, Tensor]) -> None:
+        """Takes off the start what fine-tuning on the forget set has changed."""
+
+        def record(scale: float, rates: Mapping[str, float]) -> None:
+            self.write_metrics({"step": self.state.global_step, "task_vector_scale": scale, "probe": dict(rates)})
+
+        model = self.accelerator.unwrap_model(self.model)
+        probe = self.scale_probe if self.config.task_vector_scale is None else None
+        self.task_vector_scale = task_vector.negate(model, start, self.config.task_vector_scale, probe, self.rule, record)
+        self.rule.best_step = self.state.global_step
+        self.rule.reason = f"max_steps; then the task vector was taken off, {self.task_vector_scale:g} times"
 
     def run_probe(self) -> bool:
         """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""

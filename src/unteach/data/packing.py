@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROLE_IDS = {"forget": 0, "mismatch": 1, "retain": 2}
+ROLE_IDS = {"forget": 0, "mismatch": 1, "preferred": 2, "retain": 3}
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the stored reference states."""
+    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the stored reference values."""
 
     role: str
     ids: tuple[int, ...]
@@ -86,7 +86,8 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
     Returns:
         `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` 0 is padding, `branch` 0 is prompt) and,
         one entry for each completion token, sorted by role: `predictor` (flat index of the position whose hidden state predicts it),
-        `target`, `role` (0 forget, 1 mismatch, 2 retain), `weight`; for the retain tokens among them `retain_row` and `retain_offset`.
+        `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number of its completion, growing with the trees and the branches in
+        them), `row` and `offset` (its place in the stored reference values of its role; `row` is -1 for none).
     """
     trees = list(trees) if packed else unshared(trees)
     rows = assign_rows([len(tree) for tree in trees], row_tokens) if packed else [[i] for i in range(len(trees))]
@@ -122,7 +123,6 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
 
     role, row_of = each(piece[0] for piece in pieces), each(piece[2].retain_row for piece in pieces)
     offset = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes]))
-    retain = role == ROLE_IDS["retain"]
     return {
         "input_ids": torch.from_numpy(input_ids),
         "position_ids": torch.from_numpy(position_ids),
@@ -132,8 +132,9 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
         "target": torch.from_numpy(np.concatenate([piece[2].ids for piece in pieces])),
         "role": role,
         "weight": each(float(piece[2].weight) for piece in pieces),
-        "retain_row": row_of[retain],
-        "retain_offset": offset[retain],
+        "sequence": each(piece[1] for piece in pieces),
+        "row": row_of,
+        "offset": offset,
     }
 
 

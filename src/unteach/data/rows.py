@@ -25,7 +25,8 @@ class Row:
         kind (`"chat"` or `"text"`): `chat` rows go through the chat template (or the paper's) and end with end-of-sequence;
             `text` rows are running text: no template, no end.
         source (`str`): where the row stands, for messages: file and line.
-        right (`str`): a right answer to the same prompt, where there is one to compare with; it is never trained on.
+        right (`str`): a right answer to the same prompt, where there is one to compare with; only methods that prefer it train on it.
+        alternate (`str`): another answer of the model's own to the same prompt, for methods that prefer one.
     """
 
     prompt: str | tuple[tuple[str, str], ...]
@@ -33,6 +34,7 @@ class Row:
     kind: Kind = "chat"
     source: str = ""
     right: str = ""
+    alternate: str = ""
 
     @property
     def key(self) -> str:
@@ -104,7 +106,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """A `Row` from TRL's `prompt` and `completion`, or `text`.
 
     Args:
-        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default, an optional `right` holds a right answer.
+        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default, an optional `right` holds a right answer,
+            an optional `alternate` another one of the model's own.
         source (`str`): what error messages call the record.
         prompt_only (`bool`): whether a row without a completion is accepted.
 
@@ -132,5 +135,5 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         if len(messages) != 1 or messages[0][0] != "assistant":
             raise UserError(f"{source}: a 'completion' of messages must be exactly one message of role 'assistant'")
         completion = messages[0][1]
-    right = _text(fields["right"], "right", source) if fields.get("right") is not None else ""
-    return Row(prompt, _text(completion, "completion", source), kind, source, right)
+    others = [_text(fields[name], name, source) if fields.get(name) is not None else "" for name in ("right", "alternate")]
+    return Row(prompt, _text(completion, "completion", source), kind, source, *others)

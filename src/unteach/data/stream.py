@@ -16,11 +16,13 @@ from unteach.data.tokenization import EncodedRow
 
 @dataclass(frozen=True)
 class StreamItem:
-    """What one position of the stream adds to a batch: a forget row with its mismatch completions, and some retain rows by index."""
+    """What one position of the stream adds to a batch: a forget row (and its number) with its mismatch completions, and
+    some retain rows by number."""
 
     forget: EncodedRow | None
     mismatch: tuple[tuple[int, ...], ...]
     retain: tuple[int, ...]
+    forget_row: int = -1
 
 
 class TrainingStream(torch.utils.data.Dataset[StreamItem]):
@@ -68,13 +70,20 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
     def __getitem__(self, position: int) -> StreamItem:
         forget: EncodedRow | None = None
         mismatch: tuple[tuple[int, ...], ...] = ()
+        index = -1
         if self.forget:
             epoch, index = self._row("forget", len(self.forget), position)
             forget = self.forget[index]
             mismatch = tuple(self.mismatch.draw(forget, epoch)) if self.mismatch else ()
         first, last = int(position * self.retain_ratio), int((position + 1) * self.retain_ratio)
         retain = tuple(self._row("retain", len(self.retain), place)[1] for place in range(first, last))
-        return StreamItem(forget, mismatch, retain)
+        return StreamItem(forget, mismatch, retain, index)
+
+
+def forget_branches(row: EncodedRow, number: int) -> list[Branch]:
+    """The completion to forget and, if the row has one, the preferred completion; `number` is the row's in the forget set."""
+    preferred = [Branch("preferred", row.preferred_ids, 1.0, number)] if row.preferred_ids else []
+    return [Branch("forget", row.completion_ids, 1.0, number), *preferred]
 
 
 @dataclass
@@ -99,7 +108,7 @@ class Collator:
         for item in items:
             if item.forget is not None:
                 share = 1.0 / max(1, len(item.mismatch))
-                branches = [Branch("forget", item.forget.completion_ids)]
+                branches = forget_branches(item.forget, item.forget_row)
                 branches += [Branch("mismatch", ids, share) for ids in item.mismatch]
                 trees.append(Tree(item.forget.prompt_ids, tuple(branches)))
             for index in item.retain:

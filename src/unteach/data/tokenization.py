@@ -17,12 +17,16 @@ LongRows = Literal["error", "truncate_prompt", "drop"]
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids of a row: the model is given `prompt_ids` and is to say (or not to say) `completion_ids`."""
+    """Token ids of a row: the model is given `prompt_ids` and is to say (or not to say) `completion_ids`.
+
+    `preferred_ids` is what it is rather to say, for methods that prefer something.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     kind: str
+    preferred_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
