@@ -27,6 +27,17 @@ def test_weights_default_to_the_method_s(tmp_path):
         ({"method": "ga", "mismatch_weight": 0.5}, "method 'ga' has no mismatch term"),
         ({"method": "unlikelyhood"}, "did you mean 'unlikelihood'"),
         ({"probe_steps": 0}, "probe_steps is 0"),
+        ({"retain_loss": "ce"}, "retain_loss is 'ce', it must be one of kl, nll, none"),
+        ({"method": "npo", "retain_loss": "states"}, "method 'npo' reads no hidden states"),
+        ({"method": "pdu", "retain_loss": "none"}, "method 'pdu' is nothing without a retain term"),
+        ({"method": "task_vector", "retain_loss": "kl"}, "fine-tunes on the forget set alone"),
+        ({"method": "npo", "gamma": 1.0}, "gamma is 1.0, but method 'npo' has beta; leave it out"),
+        ({"method": "ga", "beta": 1.0}, "beta is 1.0, but method 'ga' has neither beta nor gamma"),
+        ({"method": "npo", "beta": 0.0}, "beta is 0.0, it must be positive"),
+        ({"method": "pdu", "retain_loss": "kl", "max_retain_kl": None}, "set dual_limit or max_retain_kl"),
+        ({"method": "pdu", "dual_step_size": 0.0}, "dual_step_size is 0.0, it must be positive"),
+        ({"method": "rmu", "steering_update": "some"}, "steering_update is 'some', it must be one of all, three_layers"),
+        ({"method": "npo", "retain_loss": "none", "retain_weight": 1.0}, "has no retain term"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_would_be_right(settings, sentence, tmp_path):

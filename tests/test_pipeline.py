@@ -115,3 +115,16 @@ def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatc
     assert evaluation["models"]["original"] == evaluation["models"]["unlearned"]
     assert evaluation["models"]["original"]["unlearned"]["leak_rate"]["n"] == 3
     assert Path(tmp_path / "eval.json").exists()
+
+
+def test_altpo_samples_its_alternates_once(model, tmp_path, monkeypatch):
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
+    assert list((tmp_path / "out" / "work").glob("alternates-*.json"))
+    monkeypatch.setattr("unteach.pipeline.with_alternates", lambda *_, **__: pytest.fail("sampled again"))
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
+
+
+def test_a_task_vector_is_taken_off_by_the_scale_of_the_best_probe(model, tmp_path):
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="task_vector", **SHORT)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert 0.1 <= run["task_vector_scale"] <= 1.0 and run["steps"] == 2 and "task vector" in run["stop_reason"]

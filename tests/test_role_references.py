@@ -123,9 +123,7 @@ def test_the_dual_weight_follows_the_retain_loss_above_its_limit(tmp_path):
 def test_without_a_limit_the_retain_loss_may_grow_by_a_tenth(tmp_path):
     trainer = make_trainer(tmp_path, tiny_model(dtype=torch.float64), method="pdu")
     trainer.prepare_references()
-    batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
     assert trainer.budget.limit == pytest.approx(1.1 * 6.3, rel=0.2)
-    assert batch["role"].max() == 2
     bounded = make_trainer(tmp_path / "kl", method="pdu", retain_loss="kl", max_retain_kl=0.3)
     bounded.prepare_references()
     assert bounded.budget.limit == 0.3

@@ -129,8 +129,9 @@ class UnlearningTrainer(Trainer):
     # --- data -------------------------------------------------------------------------------------------------------
 
     def _used_roles(self) -> list[str]:
-        used = {"forget": self.method.forget, "mismatch": self.method.mismatch, "retain": self.method.retain}
-        return [role for role, uses in used.items() if uses]
+        method = self.method
+        used = {"forget": method.forget, "mismatch": method.mismatch, "retain": method.retain, "preferred": method.preferred}
+        return [role for role in ROLES if used[role]]
 
     def _encoded(self, dataset: Any, tokenizer: Any, args: UnlearningConfig, name: Any) -> list[EncodedRow]:
         if dataset is None:

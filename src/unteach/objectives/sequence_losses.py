@@ -54,7 +54,7 @@ def sums_by_sequence(tokens: TokenStatistics, sequence: Tensor) -> Sequences:
 
 
 def negative_preference(forget: Sequences, preferred: Sequences | None, *, beta: float) -> Tensor:
-    """(2/beta) log(1 + (p(y|x)/p_ref(y|x))^beta) (NPO; Zhang et al. 2024, arXiv 2404.05868, eq. 3).
+    """(2/beta) log(1 + (p(y|x)/p_ref(y|x))^beta) (NPO; Zhang et al. 2024, arXiv 2404.05868).
 
     Gradient ascent whose step shrinks as y grows less likely than it was: the weight of log p(y|x) is 2 r/(1 + r) with r the ratio to the
     power beta. For beta towards 0 it is gradient ascent on the sum over the completion's tokens. Bounded below by 0.
@@ -73,7 +73,7 @@ def simple_negative_preference(forget: Sequences, preferred: Sequences | None, *
 def direct_preference(forget: Sequences, preferred: Sequences | None, *, beta: float) -> Tensor:
     """-(1/beta) log sigmoid(beta (log p(y+|x)/p_ref(y+|x) - log p(y|x)/p_ref(y|x))), y+ the preferred and y the completion to forget.
 
-    DPO (Rafailov et al. 2023, eq. 7) with the factor 1/beta of Zhang et al. 2024, which makes the gradient's size independent of beta.
+    DPO (Rafailov et al. 2023, eq. 7) with the factor 1/beta of Zhang et al. 2024: the gradient at the start is then independent of beta.
 
     Raises:
         ValueError: if there is not one preferred completion for each to forget.

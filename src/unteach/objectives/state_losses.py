@@ -42,6 +42,7 @@ def steering_distance(states: Tensor, direction: Tensor) -> Tensor:
 def state_drift(states: Tensor, reference_states: Tensor) -> Tensor:
     """||h - h_reference||^2 at a layer, for the completions to keep (RMU's retain loss; Li et al. 2024).
 
-    Both arguments have shape (tokens, hidden).
+    Args:
+        states, reference_states (`Tensor` of shape (tokens, hidden)): the model's and the reference's hidden states at that layer.
     """
     return (_wide(states) - reference_states.to(_wide(states))).square().sum(-1)

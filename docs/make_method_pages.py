@@ -1,0 +1,108 @@
+"""Writes docs/methods/NAME.md for each method, from the docstrings and the table of methods. `--check` only says what is out of date."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from unteach.config import UnlearningConfig
+from unteach.objectives import METHODS, Method
+from unteach.objectives.state_losses import state_drift, steering_vector
+from unteach.objectives.token_losses import forward_kl_to_reference, negative_log_likelihood
+from unteach.stopping import DualWeight
+from unteach.task_vector import subtract
+
+FOLDER = Path(__file__).parent / "methods"
+RETAIN = {"kl": forward_kl_to_reference, "nll": negative_log_likelihood, "states": state_drift}
+LEVELS = {
+    "token": "a mean over the completion's tokens",
+    "sequence": "a mean over completions; log p(y|x) is the sum over a completion's tokens",
+    "vocabulary": "a mean over the completion's tokens, each with its whole distribution",
+    "state": "a mean over the completion's tokens, each with its hidden state at one layer",
+}
+PREFERRED = {
+    "right": "a right answer in each forget row (field `right`, or preference rows with `chosen` and `rejected`)",
+    "idk": "nothing beside the forget rows: the preferred sentence of not knowing is drawn by seed and row",
+    "alternate": "another answer in each forget row (field `alternate`); `unteach run` samples it from the model where it is missing",
+}
+
+
+def prose(thing: object) -> str:
+    """A docstring without its sections of arguments, results and errors."""
+    text = inspect.getdoc(thing) or ""
+    return re.split(r"\n\n(?:Args|Returns|Raises):\n", text)[0].strip()
+
+
+def options(method: Method) -> list[str]:
+    """Lines on the fields of `UnlearningConfig` that this method reads beside those of all."""
+    fields = UnlearningConfig.__dataclass_fields__
+    lines = [f"| `{name}` | {value:g} |" for name, value in method.parameters.items()]
+    prefixes = [prefix for prefix, used in (("steering_", method.level == "state"), ("dual_", method.dual)) if used]
+    prefixes += ["task_vector_"] if method.negate else []
+    for name, field in fields.items():
+        if name.startswith(tuple(prefixes)) and prefixes:
+            default = "null" if field.default is None else f"{field.default:g}" if isinstance(field.default, float) else field.default
+            lines.append(f"| `{name}` | {default} ({field.metadata['help'].partition('; default')[0].partition(': ')[2]}) |")
+    return lines
+
+
+def page(name: str, method: Method) -> str:
+    """The page of one method, as Markdown."""
+    parts = [f"# `{name}`", f"Source: {method.source}.", "## When to use it", method.when, "## What it minimises"]
+    parts.append("eps1 · forget + eps2 · mismatch + eps3 · retain, each term divided by its own count ([overview](../methods.md)).")
+    if method.forget is not None:
+        parts += [f"**Forget** ({LEVELS[method.level]}):", prose(method.forget)]
+    if method.level == "state":
+        parts.append(prose(steering_vector))
+    if method.negate:
+        parts += ["**After training:**", prose(subtract)]
+    if method.mismatch:
+        parts += ["**Mismatch**: cross-entropy on random completions of retain rows after the forget prompts, each weighted 1/K."]
+    if method.retain is not None:
+        parts += [f"**Retain** (`retain_loss: {method.retain}`):", prose(RETAIN[method.retain])]
+    if method.dual:
+        parts += ["**eps3:**", prose(DualWeight)]
+    needs = ["completions to forget"] if method.forget is not None else []
+    needs += ["a retain set"] if method.retain or method.mismatch else []
+    needs += [PREFERRED[method.preferred]] if method.preferred else []
+    needs += ["the reference on the completions to forget (computed once, before training)"] if method.reference else []
+    parts += ["## What it needs", "\n".join(f"- {need}" for need in needs)]
+    table = ["| option | default |", "| --- | --- |"]
+    table += [f"| `{role}_weight` | {value:g} |" for role, value in zip(("forget", "mismatch", "retain"), method.weights, strict=True)]
+    table += [f"| `retain_loss` | {method.retain or 'none'} |", *options(method)]
+    parts += ["## Defaults", "\n".join(table), f"Where they are from: {method.defaults}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    return {f"{name}.md": page(name, method) for name, method in METHODS.items()}
+
+
+def out_of_date() -> list[str]:
+    """Files in the folder that are missing, different, or of no method."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
+    return sorted(name for name in {*there, *pages()} if there.get(name) != pages().get(name))
+
+
+def main() -> int:
+    """Writes the pages, or with `--check` returns 1 where they are out of date."""
+    stale = out_of_date()
+    if "--check" in sys.argv[1:]:
+        print("\n".join(stale))
+        return int(bool(stale))
+    FOLDER.mkdir(exist_ok=True)
+    for name in stale:
+        text = pages().get(name)
+        if text is None:
+            (FOLDER / name).unlink()
+        else:
+            (FOLDER / name).write_text(text, encoding="utf-8")
+    print(f"{len(stale)} of {len(pages())} pages written to {FOLDER}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
