@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import zlib
 
-import naive
 import numpy as np
 import pytest
 import torch
 
+import naive
 from conftest import FAMILIES, tiny_model
 from unteach.evaluation.membership import (
     ATTACKS,

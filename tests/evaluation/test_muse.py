@@ -18,7 +18,13 @@ def test_privleak_by_hand():
 
 @pytest.mark.parametrize(
     ("values", "name"),
-    [((1.1, 0.5), "auc is"), ((-0.1, 0.5), "auc is"), ((math.nan, 0.5), "auc is"), ((0.5, 0.0), "auc_retrain is"), ((0.5, math.nan), "auc_retrain")],
+    [
+        ((1.1, 0.5), "auc is"),
+        ((-0.1, 0.5), "auc is"),
+        ((math.nan, 0.5), "auc is"),
+        ((0.5, 0.0), "auc_retrain is"),
+        ((0.5, math.nan), "auc_retrain"),
+    ],
 )
 def test_values_that_no_auc_can_have_are_named(values, name):
     with pytest.raises(ValueError, match=name):

@@ -22,7 +22,7 @@ def test_recall_counts_words_as_often_as_they_stand_there_and_in_order():
 
 @pytest.mark.parametrize("bad", [None, RuntimeError("out of memory")])
 def test_what_is_no_answer_never_counts_as_forgotten(bad):
-    with pytest.raises(ValueError, match="answers holds .* at row 1"):
+    with pytest.raises(ValueError, match=r"answers holds .* at row 1"):
         probe_recall(["a", bad], ["a", "b"])
 
 
@@ -41,9 +41,7 @@ def test_entropy_by_hand():
     """`a b c`: one trigram, two bigrams: (2/3 * 1 + 4/3 * 0) / 2 bits. One word again and again: no entropy."""
     assert ngram_entropy("a b c") == pytest.approx(1 / 3)
     assert ngram_entropy("no no no no no") == 0.0
-    assert ngram_entropy("a b a b a b") == pytest.approx(
-        (2 / 3 * -(0.6 * math.log2(0.6) + 0.4 * math.log2(0.4)) + 4 / 3 * 1.0) / 2
-    )
+    assert ngram_entropy("a b a b a b") == pytest.approx((2 / 3 * -(0.6 * math.log2(0.6) + 0.4 * math.log2(0.4)) + 4 / 3 * 1.0) / 2)
     assert ngram_entropy("two words") is None and ngram_entropy("") is None
 
 

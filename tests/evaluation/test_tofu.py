@@ -80,7 +80,13 @@ def test_forget_quality_pairs_questions_by_key_in_any_order():
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [({"a": 1.0}, {"b": 1.0}), ({"a": 1.0, "b": 2.0}, {"a": 1.0}), ({"a": 1.0}, {"a": 1.0, "b": 2.0}), ({"a": 1.0}, [1.0]), ([1.0, 2.0], [1.0])],
+    [
+        ({"a": 1.0}, {"b": 1.0}),
+        ({"a": 1.0, "b": 2.0}, {"a": 1.0}),
+        ({"a": 1.0}, {"a": 1.0, "b": 2.0}),
+        ({"a": 1.0}, [1.0]),
+        ([1.0, 2.0], [1.0]),
+    ],
 )
 def test_forget_quality_refuses_sets_that_are_not_the_same_questions(left, right):
     with pytest.raises(ValueError, match="r_retrained"):

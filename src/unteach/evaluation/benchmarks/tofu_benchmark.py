@@ -26,7 +26,8 @@ from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.memorization import exact_memorization, extraction_strength, greedy_matches
 from unteach.evaluation.results import MetricResult
 
-ANSWER_TOKENS = 200
+ANSWER_TOKENS = 128
+"""Half as long again as the longest right answer (82 tokens of SmolLM2's)."""
 CHOICES = ("real_authors", "world_facts")
 """Sets whose right answer stands against wrong ones, and that have no paraphrase: the answer itself takes its place."""
 UTILITY_SETS = ("retain", *CHOICES)
