@@ -32,6 +32,9 @@ OPTIONS = {
     "eval": {
         "--model",
         "--reference",
+        "--benchmark",
+        "--retrained",
+        "--limit",
         "--scenario",
         "--forget",
         "--data",

@@ -17,7 +17,7 @@ FLOORS = [
     {"objectives", "reference", "stopping", "models"},
     {"config", "parallel", "self_check", "best_weights", "task_vector", "role_references", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},
-    {"pipeline", "model_evaluation", "arguments"},
+    {"pipeline", "model_evaluation", "benchmark_evaluation", "arguments"},
     {"comparison"},
     {"cli"},
 ]

@@ -53,6 +53,7 @@ Started again, it goes on where it was interrupted.
 """
 
 SCENARIO_NAMES = ("copyright", "harmfulness", "hallucination")
+BENCHMARK_NAMES = ("tofu", "muse", "wmdp", "rwku")
 HEADLINES = ("leak_rate", "harmful_rate", "hallucination_rate")
 RUN_KEYS = (
     "model",
@@ -153,7 +154,17 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     evaluate.add_argument("--model", required=True, help="the model after unlearning")
     evaluate.add_argument("--reference", help="the model before (default: the same model, so nothing changes)")
     evaluate.add_argument("--scenario", choices=SCENARIO_NAMES, help="an embedded scenario's prompt sets and scorers")
-    evaluate.add_argument("--forget", "--data", dest="forget", help="rows that are to be forgotten: all are asked")
+    evaluate.add_argument(
+        "--benchmark", choices=BENCHMARK_NAMES, help="a benchmark of the field: its sets and numbers (docs/benchmarks.md)"
+    )
+    evaluate.add_argument(
+        "--forget",
+        "--data",
+        dest="forget",
+        help="rows that are to be forgotten: all are asked; with --benchmark: its folder, or files separated by commas (default: the hub)",
+    )
+    evaluate.add_argument("--retrained", help="with --benchmark: a model trained without the forget set, for the numbers that need one")
+    evaluate.add_argument("--limit", type=int, help="with --benchmark: at most so many rows of each set")
     evaluate.add_argument("--retain", help="rows that are to be kept")
     _add_scorers(evaluate)
     evaluate.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="who generates (default: %(default)s)")

@@ -118,7 +118,51 @@ def _check(arguments: argparse.Namespace) -> int:
     return 2 if report.problems else 0
 
 
+def _benchmark(arguments: argparse.Namespace) -> int:
+    clashing = {
+        "--scenario": arguments.scenario,
+        "--retain": arguments.retain,
+        "--headline": arguments.headline,
+        "--judge": arguments.judge,
+        "--reward-model": arguments.reward_model,
+        "--similarity-model": arguments.similarity_model,
+        "--fluency-model": arguments.fluency_model,
+    }
+    for option, value in clashing.items():
+        if value is not None:
+            raise UserError(f"option {option} does not go with --benchmark, which has its own sets and numbers: leave one of them out")
+    if arguments.batch_size < 1:
+        raise UserError(f"option --batch-size is {arguments.batch_size}, it must be positive")
+    _quiet_libraries()
+    from unteach.benchmark_evaluation import evaluate_benchmark
+    from unteach.progress import Display
+    from unteach.reports.benchmark_table import print_benchmark
+
+    display = Display()
+    evaluation = evaluate_benchmark(
+        arguments.benchmark,
+        arguments.model,
+        arguments.reference,
+        retrained=arguments.retrained,
+        data=arguments.forget,
+        limit=arguments.limit,
+        output_dir=arguments.out,
+        engine=arguments.engine,
+        batch_size=arguments.batch_size,
+        show_text=arguments.show_text,
+        display=display,
+    )
+    if evaluation:
+        print_benchmark(evaluation, display.console)
+    return 0
+
+
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.benchmark:
+        return _benchmark(arguments)
+    for option, value in {"--retrained": arguments.retrained, "--limit": arguments.limit}.items():
+        if value is not None:
+            raise UserError(f"option {option} needs --benchmark")
     if not arguments.scenario and not arguments.forget:
         raise UserError("give --scenario, or --forget with the rows to ask")
     _quiet_libraries()

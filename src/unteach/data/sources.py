@@ -237,6 +237,11 @@ def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
         yield dict(record), f"{name}[{split}], row {number}"
 
 
+def records(source: Any, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
+    """(fields, where) of each record of a file, a Hugging Face dataset id or a list, with all the columns that it has."""
+    yield from _records(source, split)
+
+
 def adapted_records(source: Any, role: Role, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
     """(fields, where) of each record, those of known public sets turned into `prompt` and `completion`."""
     for record, where in _records(source, split):

@@ -18,7 +18,7 @@ class MetricResult:
         value (`float`, *optional*): the aggregate; `None` where it is not meaningful (NM) or there are no rows.
         n (`int`): number of rows behind it.
         ci_low, ci_high (`float`, *optional*): 95% interval over rows (Wilson for rates, bootstrap for means).
-        higher_is_better (`bool`)
+        higher_is_better (`bool`, *optional*): `None` where neither is: nearest to a retrained model's value, or to 0, is best.
         rows (`tuple`): the value of each row, `None` where it has none.
     """
 
@@ -26,7 +26,7 @@ class MetricResult:
     n: int
     ci_low: float | None
     ci_high: float | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     rows: tuple[float | None, ...] = field(default=(), repr=False)
 
     def as_json(self) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""Six membership-inference attacks: per-row scores, what they need from a model, and the AUC that compares two sets of rows."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unteach import models
+from unteach.data.packing import Branch, Tree, make_batch
+from unteach.evaluation.arrays import Floats, checked_array
+from unteach.evaluation.likelihood import Tokens, rows_by_length
+from unteach.tokenwise import LOGITS_BUDGET_BYTES, log_probability, token_statistics
+
+DEFAULT_K = 0.4
+"""MUSE's share of tokens for Min-K% (arXiv 2407.06460)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the attacks may look at for one row; every array has shape (tokens,), of the completion's tokens, in nats.
+
+    Args:
+        logp: log p of each token.
+        mean, std: mean and standard deviation of log p over the vocabulary, under p, at each token's position.
+        text (`str`): the completion's text.
+        reference_loss (`float`, *optional*): mean NLL of the same tokens under a reference model.
+        gradient_norm (`float`, *optional*): global L2 norm of the gradient of the row's mean NLL.
+    """
+
+    logp: Floats
+    mean: Floats
+    std: Floats
+    text: str = ""
+    reference_loss: float | None = None
+    gradient_norm: float | None = None
+
+
+def auc(member_scores: Any, nonmember_scores: Any) -> float:
+    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half.
+
+    >>> auc([2.0, 1.0], [1.0, 0.0])
+    0.875
+
+    Args:
+        member_scores, nonmember_scores: shape (N,) and (M,); higher means more likely a member.
+
+    Raises:
+        ValueError: naming the argument that is empty, not one row, or holds NaN.
+    """
+    members, others = checked_array(member_scores, "member_scores", 1), np.sort(checked_array(nonmember_scores, "nonmember_scores", 1))
+    below, not_above = np.searchsorted(others, members, "left"), np.searchsorted(others, members, "right")
+    return float((below + not_above).sum() / (2 * len(members) * len(others)))
+
+
+def auc_interval(member_scores: Any, nonmember_scores: Any, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed seed)."""
+    members, others = checked_array(member_scores, "member_scores", 1), checked_array(nonmember_scores, "nonmember_scores", 1)
+    draw = np.random.default_rng(seed)
+    found = [
+        auc(members[draw.integers(0, len(members), len(members))], others[draw.integers(0, len(others), len(others))]) for _ in range(1000)
+    ]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _lowest(values: Floats, k: float) -> float:
+    """Mean of the lowest share `k` of the values, at least of one."""
+    if not 0 < k <= 1:  # false for NaN too
+        raise ValueError(f"k is {k}, it must be a share above 0 and at most 1")
+    count = max(1, math.floor(k * len(values) + 1e-9))
+    return float(np.sort(values)[:count].mean())
+
+
+def min_k(token_logprobs: Any, k: float = DEFAULT_K) -> float:
+    """Min-K% (Shi et al. 2024, arXiv 2310.16789): mean of the lowest share `k` of the tokens' log-probabilities, at least of one token.
+
+    >>> min_k([-1.0, -2.0, -3.0, -4.0], 0.5)
+    -3.5
+
+    Args:
+        token_logprobs: shape (tokens,).
+        k (`float`): a share above 0 and at most 1.
+
+    Raises:
+        ValueError: naming the argument that is out of range, empty or NaN.
+    """
+    return _lowest(checked_array(token_logprobs, "token_logprobs", 1), k)
+
+
+def min_k_plus_plus(token_logprobs: Any, mean: Any, std: Any, k: float = DEFAULT_K) -> float:
+    """Min-K%++ (Zhang et al. 2024, arXiv 2404.02936): the same, each log-probability standardised by the mean and the standard deviation of
+    log p over the vocabulary, under p, at its position.
+
+    Where the deviation is 0 every possible token has the same probability: a token of it stands at 0, any other infinitely far below.
+
+    Args:
+        token_logprobs, mean, std: shape (tokens,).
+        k (`float`): a share above 0 and at most 1.
+
+    Raises:
+        ValueError: naming the argument that is out of range, empty, NaN, or of another length.
+    """
+    logp = checked_array(token_logprobs, "token_logprobs", 1)
+    centre, width = checked_array(mean, "mean", 1), checked_array(std, "std", 1)
+    for array, name in ((centre, "mean"), (width, "std")):
+        if len(array) != len(logp):
+            raise ValueError(f"{name} has {len(array)} values, token_logprobs has {len(logp)}")
+    if (width < 0).any():
+        raise ValueError("std holds a negative deviation")
+    flat = width == 0
+    distance = logp - centre
+    standardised = distance / np.where(flat, 1.0, width)
+    return _lowest(np.where(flat, np.where(distance < 0, -np.inf, 0.0), standardised), k)
+
+
+def loss_score(token_logprobs: Any) -> float:
+    """Minus the mean NLL (Yeom et al. 2018, arXiv 1709.01604). Args: `token_logprobs` of shape (tokens,)."""
+    return float(checked_array(token_logprobs, "token_logprobs", 1).mean())
+
+
+def zlib_score(token_logprobs: Any, text: str) -> float:
+    """Minus mean NLL over the length in bytes of the completion's text under zlib (Carlini et al. 2021, arXiv 2012.07805)."""
+    return loss_score(token_logprobs) / len(zlib.compress(text.encode("utf-8", "surrogatepass")))
+
+
+def reference_score(token_logprobs: Any, reference_loss: float) -> float:
+    """Minus (mean NLL minus the reference model's mean NLL) (Carlini et al. 2021)."""
+    if math.isnan(reference_loss):
+        raise ValueError("reference_loss is NaN")
+    return loss_score(token_logprobs) + reference_loss
+
+
+def _reference(row: Evidence) -> float | None:
+    return None if row.reference_loss is None else reference_score(row.logp, row.reference_loss)
+
+
+ATTACKS: dict[str, Callable[[Evidence], float | None]] = {
+    "loss": lambda row: loss_score(row.logp),
+    "zlib": lambda row: zlib_score(row.logp, row.text),
+    "reference": _reference,
+    "min_k": lambda row: min_k(row.logp),
+    "min_k_plus_plus": lambda row: min_k_plus_plus(row.logp, row.mean, row.std),
+    "gradient_norm": lambda row: None if row.gradient_norm is None else -row.gradient_norm,
+}
+"""Name to a row's score, `None` where what it needs was not measured. In all of them higher means more likely trained on."""
+
+
+def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of log p over the vocabulary, under p, of each position.
+
+    mean = sum_v p_v log p_v (minus the entropy) and std = sqrt(sum_v p_v (log p_v - mean)^2), centred before it is squared; a token of
+    probability 0 adds nothing to either.
+
+    Args:
+        logits (`Tensor` of shape (tokens, vocabulary))
+
+    Returns:
+        two tensors of shape (tokens,).
+    """
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    mean = torch.where(p > 0, p * log_p, 0.0).sum(-1)
+    variance = torch.where(p > 0, p * (log_p - mean[:, None]).square(), 0.0).sum(-1)
+    return mean, variance.sqrt()
+
+
+@torch.no_grad()
+def token_moments(
+    model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048, budget_bytes: int = LOGITS_BUDGET_BYTES // 4
+) -> list[tuple[Floats, Floats, Floats] | None]:
+    """(log p, mean, std) of each completion's tokens, as the attacks need them; logits exist for one chunk of positions at a time.
+
+    Args:
+        model: a causal language model.
+        prompts, completions: token ids; a prompt has at least one.
+        tokens_per_batch (`int`): rows are batched up to so many tokens.
+        budget_bytes (`int`): most bytes of one (tokens, vocabulary) matrix; a handful of them exist at once.
+
+    Returns:
+        three arrays of shape (tokens,) for each row; `None` for one without completion.
+    """
+    found: list[tuple[Floats, Floats, Floats] | None] = [None] * len(prompts)
+    device, head = next(model.parameters()).device, models.output_head(model)
+    rows = max(1, budget_bytes // (head.weight.shape[0] * 4))
+    for part in rows_by_length(prompts, completions, tokens_per_batch):
+        batch = _batch(prompts, completions, part, device)
+        hidden = models.predicting_states(model, batch, packed=False)
+        pieces = []
+        for states, targets in zip(hidden.split(rows), batch["target"].split(rows), strict=True):
+            logits = head.logits(states)
+            pieces.append(torch.stack([log_probability(logits, targets), *vocabulary_moments(logits)]))
+        numbers = torch.cat(pieces, 1).double().cpu().split([len(completions[i]) for i in part], dim=1)
+        for index, row in zip(part, numbers, strict=True):
+            logp, mean, std = row.numpy()
+            found[index] = (logp, mean, std)
+    return found
+
+
+def _batch(prompts: Tokens, completions: Tokens, part: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+    trees = [Tree(tuple(prompts[i]), (Branch("retain", tuple(completions[i])),)) for i in part]
+    return {name: tensor.to(device) for name, tensor in make_batch(trees, packed=False, pad_id=0).items()}
+
+
+@torch.enable_grad()
+def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[float | None]:
+    """Global L2 norm of the gradient of each row's mean NLL with respect to all weights (an adapter's and its base model's).
+
+    One row at a time, in evaluation mode. What the model had before is left as it was: gradients, `requires_grad`, training mode.
+
+    Args:
+        model: a causal language model.
+        prompts, completions: token ids; a prompt has at least one.
+
+    Returns:
+        a norm for each row, in nats; `None` for one without completion.
+    """
+    device, head = next(model.parameters()).device, models.output_head(model)
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    before, training = [weight.requires_grad for weight in weights], model.training
+    norms: list[float | None] = [None] * len(prompts)
+    model.eval()
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for index in range(len(prompts)):
+            if not completions[index]:
+                continue
+            batch = _batch(prompts, completions, [index], device)
+            hidden = models.predicting_states(model, batch, packed=False)
+            loss = -token_statistics(hidden, batch["target"], head).logp.mean()
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            sizes = [torch.linalg.vector_norm(gradient.float()).double() for gradient in gradients if gradient is not None]
+            norms[index] = float(torch.linalg.vector_norm(torch.stack(sizes)))
+    finally:
+        for weight, wanted in zip(weights, before, strict=True):
+            weight.requires_grad_(wanted)
+        model.train(training)
+    return norms
+
+
+def collect_evidence(
+    model: Any,
+    prompts: Tokens,
+    completions: Tokens,
+    texts: Sequence[str],
+    *,
+    reference_losses: Sequence[float | None] | None = None,
+    gradients: bool = True,
+) -> list[Evidence]:
+    """What the six attacks need of each row.
+
+    Args:
+        model: a causal language model.
+        prompts, completions: token ids; none may be empty.
+        texts: the completions' texts.
+        reference_losses (*optional*): each completion's mean NLL under a reference model; without it that attack has no scores.
+        gradients (`bool`): whether the gradients' norms are measured, which costs a backward pass a row.
+
+    Raises:
+        ValueError: for a row without completion.
+    """
+    moments = token_moments(model, prompts, completions)
+    norms = gradient_norms(model, prompts, completions) if gradients else [None] * len(prompts)
+    references = reference_losses if reference_losses is not None else [None] * len(prompts)
+    rows = []
+    for place, (found, text, reference, norm) in enumerate(zip(moments, texts, references, norms, strict=True)):
+        if found is None:
+            raise ValueError(f"completions has no tokens at row {place}")
+        rows.append(Evidence(*found, text, reference, norm))
+    return rows
