@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "scenarios", "run_record", "run_options", "baselines"},
     {"pipeline", "model_evaluation", "arguments"},
-    {"comparison"},
+    {"comparison", "attacks"},
     {"cli"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
