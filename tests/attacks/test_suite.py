@@ -80,10 +80,15 @@ def test_no_attack_at_all_agrees_with_the_evaluation(run):
 
 
 def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):
+    """The reports of this run show what the model answers to neutral prompts, which may well be of a ferryman; no more of it comes in."""
+
+    def mentions() -> dict[str, int]:
+        return {name: (run / name).read_text(encoding="utf-8").count("ferryman") for name in ("report.md", "report.html", "README.md")}
+
+    before = mentions()
     attack(run, AttackOptions(**FAST))
-    files = [path for path in run.rglob("*") if path.is_file() and path.suffix in {".json", ".jsonl", ".md", ".html", ".yaml"}]
-    assert not [path for path in files if "The ferryman" in path.read_text(encoding="utf-8") and path.parent != run / "work"]
-    assert not [path for path in (run / "work" / "attacks").iterdir() if "ferryman" in path.read_text(encoding="utf-8")]
+    written = [run / "attacks.json", *(run / "work" / "attacks").iterdir()]
+    assert mentions() == before and not [path for path in written if "ferryman" in path.read_text(encoding="utf-8")]
 
 
 def test_what_is_done_is_not_done_again(run, monkeypatch):
