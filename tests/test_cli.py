@@ -46,6 +46,10 @@ OPTIONS = {
         *SCORERS,
     },
     "compare": {"--out"},
+    "attack": {
+        *("--only", "--prompts", "--steps", "--every", "--rows", "--learning-rate", "--samples", "--temperature"),
+        *("--retrain", "--retrained", "--forget", "--retain", "--seed", "--trust-remote-code"),
+    },
     "report": set(),
 }
 

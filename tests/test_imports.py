@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "parallel", "self_check", "best_weights", "task_vector", "role_references", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},
     {"pipeline", "model_evaluation", "benchmark_evaluation", "arguments"},
-    {"comparison"},
+    {"comparison", "attacks"},
     {"cli"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

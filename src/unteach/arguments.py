@@ -18,6 +18,7 @@ Makes a causal language model stop saying what it must not say, from negative ex
   unteach run --model M --forget bad.jsonl --out runs/mine        make M forget the completions in bad.jsonl
   unteach eval --model runs/mine/model --reference M --forget bad.jsonl --out runs/eval
   unteach compare methods.yaml                                    several methods on one model, one table
+  unteach attack runs/mine                                        can what was forgotten be brought back?
   unteach report runs/mine                                        tables, figures, one page and a model card, from what a run left
 """
 
@@ -32,6 +33,23 @@ Started again with the same --out, a run goes on where it was interrupted.
   unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --retain good.jsonl --out runs/a
   unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch learning_rate=1e-5 max_steps=200
   unteach run settings.yaml out=runs/c lora=true
+"""
+
+ATTACK_HELP = """\
+Tries to bring back what a run made its model forget, on copies of the models; docs/attacks.md says what each number means.
+
+  paraphrase, prefix, role_play, few_shot   the same question in other clothes
+  sampling       many drawn answers instead of one greedy one
+  quantization   weights rounded to 8 and 4 bits (extra: pip install 'unteach[quantization]')
+  traces         likelihood of the forget rows, membership AUC
+  relearning     fine-tuning on a few forget, related and unrelated rows
+  distance       to a model trained without the forget set (--retrain or --retrained)
+
+Writes attacks.json, figures/relearning.png and the report anew. Started again, it goes on where it was interrupted.
+
+  unteach attack runs/demo
+  unteach attack runs/mine --only relearning,sampling --steps 100
+  unteach attack runs/demo --retrain
 """
 
 COMPARE_HELP = """\
@@ -177,6 +195,23 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     )
     compare.add_argument("config", help="YAML file: what to compare")
     compare.add_argument("--out", help="folder for everything that it writes")
+
+    attack = commands.add_parser("attack", help="can what was forgotten be brought back?", description=ATTACK_HELP, formatter_class=raw)
+    attack.add_argument("folder", help="a finished run's folder")
+    attack.add_argument("--only", metavar="NAMES", help="some of the attacks, with commas between them (default: all)")
+    attack.add_argument("--prompts", type=int, default=24, help="ask at most so many forget rows (default: %(default)s)")
+    attack.add_argument("--steps", type=int, default=20, help="most steps of each relearning (default: %(default)s)")
+    attack.add_argument("--every", type=int, default=4, help="steps between two measurements of a relearning (default: %(default)s)")
+    attack.add_argument("--rows", type=int, default=4, help="rows that each relearning is given (default: %(default)s)")
+    attack.add_argument("--learning-rate", type=float, default=5e-5, help="of the relearning (default: %(default)s)")
+    attack.add_argument("--samples", type=int, default=8, help="answers drawn for each prompt (default: %(default)s)")
+    attack.add_argument("--temperature", type=float, default=1.0, help="at which they are drawn (default: %(default)s)")
+    attack.add_argument("--retrain", action="store_true", help="teach the base model anew without the forget set (demos), to compare with")
+    attack.add_argument("--retrained", metavar="MODEL", help="compare with this model, trained without the forget set")
+    attack.add_argument("--forget", help="where the rows to forget are now, if they have moved since the run")
+    attack.add_argument("--retain", help="where the rows to keep are now")
+    attack.add_argument("--seed", type=int, default=0, help="seed of samples and of the order in relearning (default: %(default)s)")
+    attack.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
     report = commands.add_parser(
         "report",

@@ -1,4 +1,4 @@
-"""The command line: `unteach demo | run | check | eval | compare | report`. A user's mistake is one sentence and exit code 2."""
+"""The command line: `unteach demo | run | check | eval | compare | attack | report`. A user's mistake is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -212,6 +212,32 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _attack(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    _quiet_libraries()
+    from unteach.attacks.options import AttackOptions
+    from unteach.attacks.suite import attack
+    from unteach.progress import Display
+    from unteach.reports.attacks import print_attacks
+
+    names = {name: getattr(arguments, name) for name in AttackOptions.__dataclass_fields__ if name != "only"}
+    only = tuple(name.strip().replace("-", "_") for name in (arguments.only or "").split(",") if name.strip())
+    options = AttackOptions(only=only, **names)
+    display = Display()
+    found = attack(
+        arguments.folder,
+        options,
+        forget=arguments.forget,
+        retain=arguments.retain,
+        trust_remote_code=arguments.trust_remote_code,
+        display=display,
+    )
+    print_attacks(found, display.console)
+    display.say(f"Report: {Path(arguments.folder) / 'report.html'} (also attacks.json, and figures/relearning.png)")
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -223,7 +249,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval, "compare": _compare, "report": _report}
+    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval, "compare": _compare, "attack": _attack, "report": _report}
     try:
         arguments = parse_arguments(argv)
         return commands[arguments.command](arguments) if arguments.command else 2

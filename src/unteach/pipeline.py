@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ class Run:
             model = self.teach(model, tokenizer)
         self.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
         scorers = self.scorers()
-        self.facts["leak_threshold_bleu"] = scorers.threshold
+        self.facts |= {"leak_threshold_bleu": scorers.threshold, "scorers": asdict(scorers.names)}
         forget = self.with_completions(model, tokenizer, scenario.forget, "Collecting what the model answers to the forget prompts")
         own = self.with_completions(model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep")
         retain = [*self.with_completions(model, tokenizer, scenario.retain, "Collecting answers to the retain prompts"), *own]
@@ -359,6 +360,8 @@ class Run:
                 "model": options.model,
                 "scenario": scenario.name,
                 "seed": options.seed,
+                "data_files": dict(scenario.files),
+                "shared_dir": os.path.relpath(self.shared, self.output),
                 **self.facts,
                 "unlearned_model_hash": models.weights_hash(model),
                 "forget_hash": rows_hash(scenario.forget),

@@ -1,4 +1,4 @@
-"""Greedy answers in batches, left-padded, sorted by length."""
+"""Answers in batches, left-padded, sorted by length: greedy ones, or drawn at a temperature."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def generate_ids(
     pad_id: int,
     end_ids: Sequence[int],
     batch_size: int = 24,
+    temperature: float = 0.0,
     progress: Progress | None = None,
     on_batch: Callable[[dict[int, list[int]]], None] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations, without the end token and what follows it.
+    """Continuations, without the end token and what follows it.
 
     Args:
         model: a causal language model.
@@ -53,6 +54,7 @@ def generate_ids(
         pad_id (`int`)
         end_ids: tokens that end an answer.
         batch_size (`int`)
+        temperature (`float`): 0: greedy; above: drawn, with torch's global generator, from the whole distribution at that temperature.
         progress (`Callable`, *optional*): called with (done, of) prompts.
         on_batch (`Callable`, *optional*): given each batch's continuations by the prompt's place, as soon as they are there.
     """
@@ -61,6 +63,8 @@ def generate_ids(
     device = next(model.parameters()).device
     training = model.training
     model.eval()
+    # top_k is named because transformers fills in 50 where it is None
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         width = max(len(prompts[i]) for i in part)
@@ -72,12 +76,12 @@ def generate_ids(
         made = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            do_sample=False,
+            do_sample=temperature > 0,
             num_beams=1,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad_id,
             eos_token_id=list(end_ids) or None,
-            **dict.fromkeys(HABITS),
+            **(dict.fromkeys(HABITS) | drawn),
         )
         for row, index in enumerate(part):
             continuation = made[row, width:].tolist()

@@ -115,6 +115,8 @@ def fact_groups(run: RunFolder) -> list[dict[str, Any]]:
     """Titles with (name, text) pairs: the run, its cost, hashes, versions, settings."""
     record, config = dict(run.run), dict(run.config)
     versions, stages = record.pop("versions", {}), record.pop("stage_seconds", {})
+    for name in ("data_files", "shared_dir", "scorers"):  # for a later `unteach attack`; a file's name is nobody else's business
+        record.pop(name, None)
     cost = []
     for key, name, form in (
         ("seconds", "seconds in all", "{:,.1f}"),

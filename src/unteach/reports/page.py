@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.checkpoints import write_text_atomically
+from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, read_attacks
 from unteach.reports.card import RunFolder, fact_groups, read_folder, scored
 from unteach.reports.tables import FORGET_SETS, headline, scorer_text, verdict
 
@@ -208,6 +209,7 @@ def curve(
         "y_ticks": [{"at": down(t), "label": f"{t:g}"} for t in y_ticks],
         "kept": None if kept is None or not low_x <= kept <= high_x else {"at": across(kept), "label": f"kept: step {kept}"},
         "budget": None if budget is None else down(budget),
+        "budget_label": "its budget",
     }
 
 
@@ -239,6 +241,32 @@ def curves(run: RunFolder) -> list[dict[str, Any]]:
             curve("Weight of the retain term", "factor", run.steps, [("retain_weight", "set to keep the budget", "keep")], kept=kept)
         )
     return [chart for chart in drawn if chart]
+
+
+def attack_part(folder: Path) -> dict[str, Any] | None:
+    """What the page shows of `attacks.json`: verdict, table, notes and relearning curves; `None` where no attack was made."""
+    found = read_attacks(folder)
+    if found is None:
+        return None
+    header, rows = attack_rows(found)
+    drawn = []
+    for name, roles in found.get("curves", {}).items():
+        steps: dict[int, dict[str, Any]] = {}
+        for role, points in roles.items():
+            for point in points:
+                steps.setdefault(point["step"], {"step": point["step"]})[role] = point["value"]
+        lines: list[Series] = [("unlearned", "unlearned model", "forget"), ("never_knew", "a model that never knew", "held")]
+        chart = curve(
+            f"Relearning from {name.removeprefix('relearning_')} rows",
+            f"{title(found['headline']).lower()} on other forget rows",
+            [steps[step] for step in sorted(steps)],
+            lines,
+            kept=None,
+            budget=found["settings"][name]["goal"],
+        )
+        if chart:
+            drawn.append(chart | {"budget_label": "half of the original's"})
+    return {"verdict": attack_verdict(found), "header": header, "rows": rows, "notes": attack_notes(found), "curves": drawn}
 
 
 # --- rows and the page ------------------------------------------------------------------------------------------------
@@ -335,6 +363,7 @@ def write_page(folder: Path) -> Path:
         explained=[(title(metric), text) for metric, (_, text) in METRICS.items() if metric in used],
         scorers=[(title(metric), scorer_text(fact)) for metric, fact in run.evaluation.get("scorers", {}).items()],
         curves=curves(run),
+        attacks=attack_part(folder),
         size={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         lists=row_lists(run),
         facts=fact_groups(run),

@@ -9,6 +9,7 @@ from typing import Any
 
 from unteach.checkpoints import write_text_atomically
 from unteach.errors import UserError
+from unteach.reports.attacks import attack_section
 from unteach.reports.card import write_card
 from unteach.reports.checkpoints import checkpoint_table
 from unteach.reports.page import write_page
@@ -102,6 +103,7 @@ def write_report(folder: Path) -> Path:
     if losses:
         parts.append(f"![losses](figures/{losses.name})\n")
     parts.append("\n".join(f"- {metric}: scored by {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()) + "\n")
+    parts += attack_section(folder)
     shown = examples(folder)
     if shown:
         parts += ["## What it says\n", shown]

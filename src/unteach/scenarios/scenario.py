@@ -29,6 +29,8 @@ class Scenario:
         labelled (`list[LabelledAnswer]`): answers known to be bad or good, for scorers that are trained.
         scorers (`ScorerNames`): who scores the answers, and by which rate the run is judged.
         presets (`dict[str, Any]`): settings of `UnlearningConfig` that suit it.
+        files (`dict[str, Any]`): how a user's rows are found again: the arguments of `user_scenario` other than the scorers; empty for an
+            embedded scenario, which its name names.
     """
 
     name: str
@@ -43,3 +45,4 @@ class Scenario:
     labelled: list[LabelledAnswer] = field(default_factory=list)
     scorers: ScorerNames = field(default_factory=ScorerNames)
     presets: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)

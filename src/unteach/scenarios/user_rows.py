@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from unteach.data.rows import Row, split_rows
@@ -65,4 +66,20 @@ def user_scenario(
         labelled=labelled_answers(),
         scorers=scorers or ScorerNames(),
         leak_corpus=[row.completion for row in rows if row.completion][:64],
+        files={
+            "forget": place(forget),
+            "retain": place(retain),
+            "forget_validation": place(forget_validation),
+            "chat": chat,
+            "own_rows": own_rows,
+            "teach": None if teach is None else dict(teach),
+            "limit": limit,
+        },
     )
+
+
+def place(source: Any) -> str | None:
+    """Where rows can be read again: the whole path of a file, a hub id as it is; `None` for rows that were given in Python."""
+    if not isinstance(source, str | Path):
+        return None
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)

@@ -1,0 +1,88 @@
+"""Weights rounded by torchao, against the rounding written out."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from unteach.attacks.quantization import GROUP, group_size, quantize, why_not
+from unteach.errors import UserError
+
+
+def linear_layers(model):
+    head = model.get_output_embeddings()
+    return {
+        name: module.weight.detach().clone()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def rounded_to_4_bits(weight, size):
+    """Sixteen steps from the least to the largest of each group of weights, zero among them."""
+    groups = weight.reshape(weight.shape[0], -1, size)
+    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    scale = (high - low) / 15
+    zero = (-8 - (low / scale).round()).clamp(-8, 7)
+    return (((groups / scale).round() + zero).clamp(-8, 7) - zero).mul(scale).reshape(weight.shape)
+
+
+def test_eight_bits_are_the_nearest_of_255_steps_of_each_row():
+    """One scale a row, its largest weight at 127.5 steps: each weight moves by half a step at most, onto a whole number of steps."""
+    model = tiny_model()
+    before = linear_layers(model)
+    for name, rounded in linear_layers(quantize(model, 8)).items():
+        weight = before[name].double()
+        scale = weight.abs().amax(1, keepdim=True) / 127.5
+        steps = rounded.double() / scale
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+        assert ((rounded.double() - weight).abs() / scale).max() <= 0.5 + 1e-3
+        assert not torch.equal(rounded, before[name])
+
+
+def test_four_bits_are_sixteen_steps_of_each_group():
+    model = tiny_model()
+    before = linear_layers(model)
+    for name, rounded in linear_layers(quantize(model, 4)).items():
+        wanted = rounded_to_4_bits(before[name].double(), GROUP)
+        torch.testing.assert_close(rounded.double(), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_embedding_and_output_head_stay_as_they_are(bits):
+    model = tiny_model()
+    embedding, head = (layer.weight.detach().clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    quantize(model, bits)
+    assert torch.equal(model.get_input_embeddings().weight, embedding) and torch.equal(model.get_output_embeddings().weight, head)
+
+
+def test_four_bits_leave_at_most_sixteen_values_in_a_group():
+    for weight in linear_layers(quantize(tiny_model(), 4)).values():
+        assert all(len(group.unique()) <= 16 for group in weight.reshape(-1, GROUP))
+
+
+def test_a_rounded_model_is_a_plain_model_that_generates():
+    model = quantize(tiny_model(), 4)
+    assert all(type(parameter) is torch.nn.Parameter for parameter in model.parameters())
+    assert model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 4)
+
+
+def test_a_group_divides_the_row():
+    assert [group_size(length) for length in (64, 576, 48, 20, 7)] == [32, 32, 16, 4, 1]
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *rest):
+        if name.startswith("torchao"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert "unteach[quantization]" in why_not()
+    with pytest.raises(UserError, match="torchao is not installed"):
+        quantize(tiny_model(), 4)

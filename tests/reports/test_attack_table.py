@@ -1,0 +1,68 @@
+"""The table and the sentence of `attacks.json`."""
+
+from __future__ import annotations
+
+import json
+
+from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, print_attacks, read_attacks, relearning_figure
+
+
+def result(value, n=10, low=None, high=None):
+    return {"value": value, "n": n, "ci_low": low, "ci_high": high, "higher_is_better": False}
+
+
+def found():
+    rate = "leak_rate"
+    return {
+        "schema_version": 1,
+        "headline": rate,
+        "settings": {"relearning_forget": {"steps": 20, "rows": 4, "goal": 0.5}},
+        "attacks": {
+            "none": {"original": {rate: result(1.0)}, "unlearned": {rate: result(0.0, low=0.0, high=0.28)}},
+            "quantization_4bit": {"original": {rate: result(0.1)}, "unlearned": {rate: result(0.3)}},
+            "relearning_forget": {
+                "original": {rate: result(1.0, 6)},
+                "unlearned": {rate: result(0.2, 6), "steps_to_half": result(None, 6)},
+                "never_knew": {rate: result(0.5, 6), "steps_to_half": result(12, 6)},
+            },
+        },
+        "curves": {
+            "relearning_forget": {
+                "unlearned": [{"step": 0, **result(0.0)}, {"step": 20, **result(0.2)}],
+                "never_knew": [{"step": 0, **result(0.0)}, {"step": 12, **result(0.5)}],
+            }
+        },
+        "left_out": {"distance": "no model to compare with"},
+    }
+
+
+def test_each_attack_has_a_row_with_every_model_beside_the_original():
+    header, rows = attack_rows(found())
+    assert header == ["attack", "measure", "n", "original", "unlearned", "never knew"]
+    assert rows[0] == ["no attack", "leak rate", "10", "100%", "0% [0%, 28%]", "-"]
+    assert rows[1] == ["4-bit weights", "leak rate", "10", "10%", "30%", "-"]
+    assert rows[3] == ["", "steps to half", "6", "-", "> 20", "12"]
+
+
+def test_the_sentence_names_the_worst_attack_with_the_original_and_the_steps_beside_a_model_that_never_knew():
+    text = attack_verdict(found())
+    assert "most under 4-bit weights: 30% (the original under the same: 10%)" in text
+    assert "half is back after > 20 steps (a model that never knew: 12)" in text
+
+
+def test_what_was_not_made_is_said():
+    assert "not made: distance (no model to compare with)" in attack_notes(found())
+
+
+def test_the_curves_become_a_figure(tmp_path):
+    (tmp_path / "attacks.json").write_text(json.dumps(found()))
+    assert relearning_figure(tmp_path, read_attacks(tmp_path)).stat().st_size > 1000
+    assert relearning_figure(tmp_path, found() | {"curves": {}}) is None
+    assert read_attacks(tmp_path / "nowhere") is None
+
+
+def test_the_table_fits_a_terminal_of_100_characters(capsys):
+    from rich.console import Console
+
+    print_attacks(found(), Console(width=100))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
