@@ -30,7 +30,7 @@ from unteach.objectives import ROLES, RoleTokens, get_method, objective_terms, t
 from unteach.parallel import through_wrapper
 from unteach.self_check import check_fast_path
 from unteach.step_callback import StepCallback
-from unteach.stopping import Probe, RetainBudget, StopRule
+from unteach.stopping import Probe, RetainBudget, StopRule, probe_interval
 from unteach.tokenwise import token_statistics
 
 StepHook = Callable[[dict[str, float]], None]
@@ -95,7 +95,7 @@ class UnlearningTrainer(Trainer):
         self.output = Path(str(args.output_dir))
         self.best = BestWeights(self.output)
         self.budget = RetainBudget(args.max_retain_kl, args.weights["retain"])
-        self.rule = StopRule(args.target_rate, args.hold, args.min_utility)
+        self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
         self.weights = args.weights
         self._reference: reference.Reference | None = None
         self._window: dict[str, list[Tensor]] = {}
@@ -135,6 +135,7 @@ class UnlearningTrainer(Trainer):
         self.items_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
         if args.max_steps <= 0:
             args.max_steps = max(1, math.ceil(size * args.num_train_epochs / self.items_per_step))
+        self.probe_every = probe_interval(args.probe_steps, args.max_steps)
 
     def _mismatch_pool(self) -> MismatchPool | None:
         if not self.method.mismatch:
@@ -344,7 +345,9 @@ class UnlearningTrainer(Trainer):
                 autocast=self.accelerator.autocast,
                 tolerance=0.1 if low else 1e-3,
             )
+            started = time.perf_counter()
             self._reference = self.build_reference()
+            reference_seconds = time.perf_counter() - started
             state = checkpoints.read_marker(found) if found else None
             if state:
                 self.budget.weight = state["retain_weight"]
@@ -352,6 +355,8 @@ class UnlearningTrainer(Trainer):
                 checkpoints.truncate_metrics(output / "metrics.jsonl", state["step"])
             elif output.exists():
                 checkpoints.truncate_metrics(output / "metrics.jsonl", -1)
+            if not state and self._reference is not None:
+                self.write_metrics({"step": 0, "reference_seconds": reference_seconds})
             self._window = {}
             if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
                 self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))
@@ -369,14 +374,14 @@ class UnlearningTrainer(Trainer):
         """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""
         assert self.probe is not None
         model = self.accelerator.unwrap_model(self.model)
-        training = model.training
+        training, started = model.training, time.perf_counter()
         model.eval()
         rates = dict(self.probe(model))
         model.train(training)
         better = self.rule.record(self.state.global_step, rates)
         if better and self.is_world_process_zero():
             self.best.write(model, self.rule.best_step)
-        self.write_metrics({"step": self.state.global_step, "probe": rates})
+        self.write_metrics({"step": self.state.global_step, "probe": rates, "seconds": time.perf_counter() - started})
         if self.on_step:
             self.on_step({"step": float(self.state.global_step), **{f"probe_{name}": value for name, value in rates.items()}})
         return self.rule.should_stop
