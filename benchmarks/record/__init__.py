@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 from unteach.run_record import versions
 
 
-def options(description: str) -> argparse.Namespace:
-    """`--short` and `--json`."""
+def options(description: str, extend: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+    """`--short` and `--json`, and what `extend` adds to the parser."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path, help="file for the result")
+    if extend:
+        extend(parser)
     return parser.parse_args()
 
 

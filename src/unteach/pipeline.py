@@ -291,8 +291,8 @@ class Run:
         probe = self.probe(tokenizer, forget, retain, scorers)
         result, facts = run_baseline(pipeline, model, tokenizer, self.scenario, self.options, probe, self.model_key, self.display)
         self.facts |= facts
-        if self.options.reward_model is None:
-            self.reward = trained_reward(result, len(self.scenario.validation))
+        if self.options.reward_model is None and "reward" in result.folders:
+            self.reward = trained_reward(result.folders["reward"])
         return result.model
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -354,6 +354,7 @@ class Run:
             "lora_rank": options.lora_rank if options.lora else None,
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
+            "probe_rows": options.probe_rows,
             "settings": settings,
             "data": {
                 "forget": rows_hash(scenario.forget),

@@ -126,7 +126,7 @@ def align(
                 read,
                 round(keeper.probe_seconds, 1),
             )
-            done = {"cost": asdict(cost), "rule": rule.state() if rule else {}}
+            done = {"cost": asdict(cost), "rule": rule.state() if rule else {}, "pairs": len(watch.validation) if watch else 0}
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target)
             tokenizer.save_pretrained(target)
             mark_complete(target, done)

@@ -10,7 +10,7 @@ from unteach.baselines.alignment import Aligned, Watch, align
 from unteach.baselines.costs import total
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS, rows_with_right_answers, stage_settings, stop_settings
 from unteach.baselines.stages import stage_config
-from unteach.checkpoints import content_key
+from unteach.checkpoints import content_key, read_marker
 from unteach.config import UnlearningConfig
 from unteach.errors import UserError
 from unteach.evaluation.rewards import ModelReward
@@ -94,18 +94,16 @@ def run_baseline(
 REWARD_NAME = "the reward model of rlhf, which rlhf's own policy was trained to please"
 
 
-def trained_reward(result: Aligned, pairs: int) -> ModelReward | None:
-    """The reward model that a pipeline trained, as a scorer of usefulness; `None` if it trained none.
+def trained_reward(folder: Path) -> ModelReward:
+    """The reward model that a pipeline left in `folder` (its stage's), as a scorer of usefulness.
 
-    Args:
-        result (`Aligned`)
-        pairs (`int`): held-out pairs on which it was watched, if it was: how many it ranks right is then part of its name.
+    If its stage was watched, the name says how many held-out pairs it ranks right.
     """
-    if "reward" not in result.folders:
-        return None
-    reward = ModelReward(str(result.folders["reward"]))
-    rule = result.rules["reward"]
+    known = read_marker(folder) or {}
+    rule, pairs = known.get("rule") or {}, known.get("pairs", 0)
     kept = [probe for probe in rule.get("history", []) if probe["step"] == rule["best_step"]]
-    ranked = f"; {round(pairs * (1 - kept[-1]['forget_rate']))} of {pairs} held-out pairs ranked right" if kept else ""
-    reward.name = f"{REWARD_NAME}{ranked}"
+    reward = ModelReward(str(folder))
+    reward.name = REWARD_NAME + (
+        f"; it ranks {round(pairs * (1 - kept[-1]['forget_rate']))} of {pairs} held-out pairs right" if kept else ""
+    )
     return reward
