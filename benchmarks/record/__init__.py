@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ import torch
 from unteach.run_record import versions
 
 
-def options(description: str | None, *, cases: bool = False) -> argparse.Namespace:
-    """`--short` and `--json`, and `--case` where a benchmark has cases to choose from."""
+def options(
+    description: str | None, extend: Callable[[argparse.ArgumentParser], None] | None = None, *, cases: bool = False
+) -> argparse.Namespace:
+    """`--short` and `--json`, `--case` where a benchmark has cases to choose from, and what `extend` adds to the parser."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path, help="file for the result")
     if cases:
         parser.add_argument("--case", nargs="*", help="names of the cases to run (default: all)")
+    if extend:
+        extend(parser)
     return parser.parse_args()
 
 

@@ -65,7 +65,8 @@ Runs several methods on the same data and writes one table (Markdown, CSV, LaTeX
   limit: 200                 # at most so many rows to forget
   teach: {num_train_epochs: 5, learning_rate: 2e-4}   # teach the rows first, to a model that does not know them
   seed: 0
-  settings: {max_steps: 40}  # fields of UnlearningConfig for all methods
+  settings: {max_steps: 40}  # fields of UnlearningConfig for all methods; with patience: N the baselines stop by the same rule
+  short: false               # an embedded scenario's smaller version, for smoke tests
 
 Started again, it goes on where it was interrupted.
 """

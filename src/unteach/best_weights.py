@@ -44,15 +44,20 @@ class BestWeights:
 
     def load(self, model: Any, step: int) -> None:
         """Puts the weights of that step into the model."""
-        from safetensors.torch import load_file
+        load_weights(model, self.folder(step))
 
-        weights: dict[str, Tensor] = {}
-        for file in sorted(self.folder(step).glob("*.safetensors")):
-            weights |= load_file(file)
-        if hasattr(model, "peft_config"):
-            from peft import set_peft_model_state_dict
 
-            set_peft_model_state_dict(model, weights)
-        else:
-            model.load_state_dict(weights, strict=False)
-            model.tie_weights()
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts the weights that `save_pretrained` wrote into `folder` (of the adapter alone, if there is one) into the model."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, weights)
+    else:
+        model.load_state_dict(weights, strict=False)
+        model.tie_weights()

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unteach.arguments import check_types, checked_settings
-from unteach.baselines.pipelines import PIPELINES
+from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.errors import UserError, did_you_mean
+from unteach.evaluation.results import summarise
+from unteach.evaluation.rewards import Reward
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
+from unteach.reports.cost_figure import cost_figure
 from unteach.run_options import RunOptions
 from unteach.scenarios.registry import build_scenario, demo_options
 from unteach.scenarios.user_rows import user_scenario
 
 NAMED_METHODS: dict[str, dict[str, Any]] = {"templated": {"method": "ga_mismatch", "mismatch_source": "refusal", "mismatch_completions": 1}}
 """Names of rows that are a method with settings of its own: the paper's templated variant trains towards one fixed refusal."""
-OPTIONS = ("out", "models", "methods", "scenario", "forget", "retain", "seed", "settings", "show_text", "teach", "limit", "judge_as")
+OPTIONS = (
+    "out",
+    "models",
+    "methods",
+    "scenario",
+    "forget",
+    "retain",
+    "seed",
+    "settings",
+    "show_text",
+    "teach",
+    "limit",
+    "judge_as",
+    "short",
+)
+
+Sets = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     models = [options["models"]] if isinstance(options["models"], str) else list(options["models"])
     rows = method_rows(options["methods"])
     shared_settings = checked_settings(dict(options.get("settings") or {}))
-    folder, cells = Path(options["out"]), []
+    folder, cells = Path(options["out"]), list[Cell]()
     for number, model in enumerate(models):
         base = folder / f"model-{number}" if len(models) > 1 else folder
         for row in rows:
@@ -91,8 +110,42 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
             record = json.loads((output / "run.json").read_text(encoding="utf-8"))
             cells.append(Cell(model, row.name, evaluation["models"]["unlearned"], record))
             write_comparison(folder, cells, evaluation)
+            cost_figure(folder, cells)
+        if source := reward_row(rows):
+            from unteach.baselines.run import trained_reward
+
+            reward = trained_reward(base / source / "stages" / "reward")
+            places = [("original", rows[0].name), *(("unlearned", row.name) for row in rows)]
+            own = cells[-len(places) :]
+            cells[-len(places) :] = [
+                replace(cell, sets=rewarded(cell.sets, base / name, role, reward)) for cell, (role, name) in zip(own, places, strict=True)
+            ]
+            evaluation["scorers"] = {**evaluation["scorers"], "utility_reward": {"name": reward.name}}
+            write_comparison(folder, cells, evaluation)
     print_comparison(cells, evaluation, display.console)
     return folder
+
+
+def reward_row(rows: Sequence[MethodRow]) -> str | None:
+    """The row whose reward model scores usefulness in all of them: the first `rlhf`, where nobody names a reward model."""
+    if any(row.options.get("reward_model") for row in rows):
+        return None
+    return next((row.name for row in rows if row.settings.get("method") == "rlhf"), None)
+
+
+def rewarded(sets: Sets, folder: Path, model: str, reward: Reward) -> Sets:
+    """A model's metrics with `utility_reward` on `normal` as `reward` gives it to the answers that are in a run's folder.
+
+    Args:
+        sets: prompt set to metric to number.
+        folder (`Path`): the run's.
+        model (`str`): its name in `generations.jsonl`.
+        reward (`Reward`)
+    """
+    lines = map(json.loads, (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines())
+    said = [line for line in lines if line["model"] == model and line["set"] == "normal"]
+    scores = reward.rewards([line["prompt"] for line in said], [line["output"] for line in said])
+    return {**sets, "normal": {**sets["normal"], "utility_reward": summarise(scores, higher_is_better=True).as_json()}}
 
 
 def _run(
@@ -105,8 +158,10 @@ def _run(
     display: Display,
 ) -> dict[str, Any]:
     """One cell of the table; a run that is there already is taken as it is."""
-    baseline = row.settings.get("method") in PIPELINES  # takes nothing of what unlearning methods share
-    settings = dict(row.settings) if baseline else {**shared_settings, **row.settings}
+    baseline = row.settings.get("method") in PIPELINES
+    if baseline:  # of what the methods share it takes when to stop, if that is said
+        shared_settings = {name: shared_settings[name] for name in STOP_FIELDS if name in shared_settings and "patience" in shared_settings}
+    settings = {**shared_settings, **row.settings}
     common: dict[str, Any] = {
         "model": model,
         "output_dir": str(output),
@@ -114,8 +169,10 @@ def _run(
         "show_text": bool(options.get("show_text", False)),
     }
     if options.get("scenario"):
-        scenario = build_scenario(options["scenario"])
-        fields = demo_options(options["scenario"], settings=settings, **common) | ({"settings": settings} if baseline else {})
+        short = bool(options.get("short", False))
+        scenario = build_scenario(options["scenario"], short=short)
+        demo = demo_options(options["scenario"], settings=settings, short=short, **common)
+        fields = {**common, "settings": settings} if baseline else demo
     else:
         scorers = build_scenario(options["judge_as"]).scorers if options.get("judge_as") else None
         scenario = user_scenario(

@@ -45,11 +45,13 @@ class UnlearningConfig(TrainingArguments):
         packing (`bool`, *optional*, defaults to `True`): share each prompt among its completions and fill rows; checked on the first batch.
         row_tokens (`int`, *optional*, defaults to 256): length of a packed row.
         logits_budget_mb (`int`, *optional*, defaults to 256): most memory of one (tokens, vocabulary) matrix.
-        probe_steps (`int`, *optional*, defaults to 10): behaviour is measured every so many steps (if the trainer is given a probe).
+        probe_steps (`int` or `float`, *optional*, defaults to 10): behaviour is measured every so many steps (if the trainer is given a
+            probe); under 1: after every such share of the planned steps.
         target_rate (`float`, *optional*, defaults to 0.0): the forget rate at or under which the run may stop.
         hold (`int`, *optional*, defaults to 2): probes in a row that must meet the target.
         min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe reports falls under this share of
             the start's.
+        patience (`int`, *optional*): stop when so many probes in a row have not brought the validation rate under its lowest so far.
 
     Raises:
         UserError: for options that are out of range or exclude each other.
@@ -83,10 +85,11 @@ class UnlearningConfig(TrainingArguments):
     packing: bool = field(default=True, metadata={"help": "share prompts and fill rows"})
     row_tokens: int = field(default=256, metadata={"help": "length of a packed row"})
     logits_budget_mb: int = field(default=256, metadata={"help": "most MiB of one (tokens, vocabulary) matrix"})
-    probe_steps: int = field(default=10, metadata={"help": "measure behaviour every so many steps"})
+    probe_steps: float = field(default=10, metadata={"help": "measure behaviour every so many steps; under 1: that share of all"})
     target_rate: float = field(default=0.0, metadata={"help": "forget rate at which the run may stop"})
     hold: int = field(default=2, metadata={"help": "probes in a row that must meet the target"})
     min_utility: float = field(default=0.8, metadata={"help": "least share of the starting utility"})
+    patience: int | None = field(default=None, metadata={"help": "stop when so many probes in a row have not lowered the validation rate"})
 
     learning_rate: float = 2e-5
     weight_decay: float = 0.0
@@ -115,6 +118,10 @@ class UnlearningConfig(TrainingArguments):
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
+        if self.probe_steps > 1 and self.probe_steps != int(self.probe_steps):
+            raise UserError(f"probe_steps is {self.probe_steps}, it must be a whole number of steps or, under 1, a share of them")
+        if self.patience is not None and self.patience <= 0:
+            raise UserError(f"patience is {self.patience}, it must be positive (or null)")
         choices = {
             "mismatch_source": ("retain", "refusal"),
             "steering_update": ("all", "three_layers"),

@@ -16,13 +16,16 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.alternates import with_alternates
-from unteach.baselines.pipelines import PIPELINES, rows_with_right_answers, stage_settings
+from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, total, unlearning_cost
+from unteach.baselines.pipelines import PIPELINES
 from unteach.checkpoints import content_key, mark_complete, read_marker, set_aside, write_json, write_text_atomically
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
+from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
-from unteach.evaluation.behaviour import behaviour_probe
+from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.generation import answer
+from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
 from unteach.objectives import get_method
@@ -34,6 +37,7 @@ from unteach.run_record import rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
+from unteach.stopping import Probe
 from unteach.trainer import UnlearningTrainer
 
 
@@ -58,6 +62,8 @@ class Run:
         self.work = self.shared / "work"
         self.started = time.time()
         self.facts: dict[str, Any] = {}
+        self.collected: list[Cost] = []
+        self.reward: Reward | None = None
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -80,6 +86,7 @@ class Run:
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
             model = self.teach(model, tokenizer)
+            self.collected = []
         self.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
         scorers = self.scorers()
         self.facts |= {"leak_threshold_bleu": scorers.threshold, "scorers": asdict(scorers.names)}
@@ -91,6 +98,8 @@ class Run:
         before = self.answers(model, tokenizer, "original")
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
         after = self.answers(model, tokenizer, "unlearned")
+        if self.reward:
+            scorers = replace(scorers, reward=self.reward)
         evaluation = self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
         self.write(model, tokenizer)
         return RunResult(model, tokenizer, self.output, evaluation)
@@ -115,20 +124,14 @@ class Run:
     def check_options(self) -> None:
         """Raises `UserError` for options that no training of this run takes."""
         if self.baseline is None:
-            self.unlearning_config()
+            if self.unlearning_config().patience and not self.scenario.validation:
+                raise UserError("option 'patience' needs a validation split to watch, and the data has none; give more rows")
             if self.options.stages:
                 raise UserError(f"option 'stages' is for the baselines ({', '.join(PIPELINES)}); an unlearning method has none")
             return
-        from unteach.baselines.alignment import stage_config
+        from unteach.baselines.run import check_baseline
 
-        others = sorted(set(self.options.settings) - {"method"})
-        if others:
-            raise UserError(f"option {others[0]!r} is one of unlearning; method {self.baseline!r} takes its settings by stage, in 'stages'")
-        if self.options.lora:
-            raise UserError(f"option 'lora' is one of unlearning; method {self.baseline!r} trains all weights")
-        for stage, settings in stage_settings(self.baseline, self.options.stages).items():
-            stage_config(stage, settings, self.output, self.options.seed)
-        rows_with_right_answers(self.baseline, self.scenario.forget)
+        check_baseline(self.baseline, self.options, self.scenario)
 
     def unlearning_config(self) -> UnlearningConfig:
         """The scenario's presets, overridden by the user's settings."""
@@ -169,8 +172,24 @@ class Run:
         path = self.work / f"{name}-{content_key([self.model_key, inputs])}.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
+        started = time.perf_counter()
         value = make()
+        write_json(path.with_suffix(".seconds"), round(time.perf_counter() - started, 2))
         write_json(path, value)
+        return value
+
+    def collect(self, name: str, inputs: Any, tokenizer: Any, rows: Sequence[Row], make: Callable[[], Any]) -> Any:
+        """As `cached`, of what the model says to `rows` for the training (a list of texts, or of lists whose second is the text).
+
+        Its price joins those of the run: the seconds are those of the time when it was made.
+        """
+        value = self.cached(name, inputs, make)
+        path = self.work / f"{name}-{content_key([self.model_key, inputs])}.seconds"
+        seconds = float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+        texts = [item if isinstance(item, str) else item[1] for item in value]
+        written = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+        read = sum(len(encode_prompt(row, tokenizer)) for row in rows)
+        self.collected.append(Cost(name, round(seconds, 1), 0, written, 0, 0.0, read))
         return value
 
     def with_completions(self, model: Any, tokenizer: Any, rows: Sequence[Row], title: str) -> list[Row]:
@@ -183,7 +202,7 @@ class Run:
             with self.display.stage(title, len(empty)) as stage:
                 return answer(model, tokenizer, empty, max_new_tokens=ANSWER_TOKENS, progress=stage.update)
 
-        outputs = self.cached("own-answers", [row.key for row in empty], ask)
+        outputs = self.collect("own-answers", [row.key for row in empty], tokenizer, empty, ask)
         made = {row.key: row.with_completion(output) for row, output in zip(empty, outputs, strict=True)}
         return [filled for row in rows if (filled := made.get(row.key, row)).completion.strip()]
 
@@ -209,7 +228,8 @@ class Run:
                 rows = recited_passages(model, tokenizer, forget, retain, max_new_tokens=tokens, progress=stage.update)
             return [[row.prompt_text, row.completion, row.source] for row in rows]
 
-        found = self.cached("recited", [tokens, *(row.key for row in [*forget, *retain])], recite)
+        keys = [tokens, *(row.key for row in [*forget, *retain])]
+        found = self.collect("recited", keys, tokenizer, forget, recite)
         recited = [Row(prompt, completion, "text", source) for prompt, completion, source in found]
         unseen = {" ".join(row.prompt_text.split()) for row in self.scenario.sets.get("unseen", [])}
         self.facts["recited_passages"] = len(recited)
@@ -219,7 +239,7 @@ class Run:
     def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers) -> Any:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""
         if self.baseline is not None:
-            return self.align(self.baseline, model, tokenizer)
+            return self.align(self.baseline, model, tokenizer, forget, retain, scorers)
         options, config = self.options, self.unlearning_config()
         if config.objective.preferred == "alternate":
             forget = self.with_alternates(model, tokenizer, forget)
@@ -236,17 +256,30 @@ class Run:
             said = {row.key: output for row, output in zip(rows, outputs, strict=True)}
             write_json(self.output / "work" / f"said-at-{trainer.state.global_step}.json", said)
 
-        probe = behaviour_probe(tokenizer, forget, self.scenario.validation, retain, still_said=scorers.still_said, on_outputs=keep)
+        probe = self.probe(tokenizer, forget, retain, scorers, keep)
         trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
         trainer.remove_callback(PrinterCallback)
+        forget_peak_memory()
         with self.display.stage("Unlearning", config.max_steps) as stage:
             trainer.on_step = step_display(stage)
             trainer.train(resume_from_checkpoint=True)
         models.unfreeze(frozen)
         rule = trainer.rule
+        lines = [json.loads(line) for line in (trainer.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        training = unlearning_cost(
+            lines,
+            reference_tokens=sum(map(len, trainer.retain_rows)),
+            live_reference=config.reference != "stored",
+            peak_mb=peak_memory_mb(),
+        )
+        costs = [*self.collected, training]
         self.facts |= {
             "method": config.method,
             "needs": "bad answers" if get_method(config.method).forget else "answers to keep",
+            "needs_positives": False,
+            "needs_preferences": False,
+            "costs": [asdict(cost) for cost in costs],
+            "cost": asdict(total(costs)),
             "steps": trainer.state.global_step,
             "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
             "stop_reason": rule.reason or f"max_steps ({config.max_steps}) reached",
@@ -257,27 +290,27 @@ class Run:
         }
         return trainer.model
 
-    def align(self, pipeline: str, model: Any, tokenizer: Any) -> Any:
-        """A baseline in the place of unlearning, on the same rows and the good answers beside them; returns the changed model."""
-        from unteach.baselines.alignment import align
-        from unteach.baselines.costs import total
+    def probe(self, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers, keep: OnOutputs | None = None) -> Probe:
+        """What the model says now, on a few rows; the same for every method."""
+        return behaviour_probe(
+            tokenizer,
+            forget,
+            self.scenario.validation,
+            retain,
+            still_said=scorers.still_said,
+            forget_rows=self.options.probe_rows,
+            on_outputs=keep,
+        )
 
-        rows = rows_with_right_answers(pipeline, self.scenario.forget)
-        settings = stage_settings(pipeline, self.options.stages)
-        with self.display.stage(f"Aligning by {pipeline}") as stage:
-            result = align(
-                pipeline,
-                model,
-                tokenizer,
-                rows,
-                self.output / "stages",
-                settings,
-                seed=self.options.seed,
-                on_stage=lambda name, step, steps: stage.update(step, steps, note=name),
-            )
-        needs = "good and bad answers" if PIPELINES[pipeline].needs_preferences else "good answers"
-        costs = [asdict(cost) for cost in result.costs]
-        self.facts |= {"method": pipeline, "needs": needs, "forget_rows": len(rows), "costs": costs, "cost": asdict(total(result.costs))}
+    def align(self, pipeline: str, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers) -> Any:
+        """A baseline in the place of unlearning, on the same rows and the good answers beside them; returns the changed model."""
+        from unteach.baselines.run import run_baseline, trained_reward
+
+        probe = self.probe(tokenizer, forget, retain, scorers)
+        result, facts = run_baseline(pipeline, model, tokenizer, self.scenario, self.options, probe, self.model_key, self.display)
+        self.facts |= facts
+        if self.options.reward_model is None and "reward" in result.folders:
+            self.reward = trained_reward(result.folders["reward"])
         return result.model
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -339,6 +372,7 @@ class Run:
             "lora_rank": options.lora_rank if options.lora else None,
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
+            "probe_rows": options.probe_rows,
             "settings": settings,
             "data": {
                 "forget": rows_hash(scenario.forget),

@@ -21,6 +21,7 @@ class RunOptions:
         frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
         recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
         shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the taught model, the original's answers).
+        probe_rows (`int`): rows of each kind (forget, validation, retain) that a probe asks.
         show_text (`bool`): whether texts of the forget set may stand in the run's files.
         similarity_model (`str`, *optional*): encoder for `similarity`, or `bleurt:CHECKPOINT`; `None`: leave it out.
         headline (`str`, *optional*): the rate that decides, `leak_rate`, `harmful_rate` or `hallucination_rate`; default: the scenario's.
@@ -37,6 +38,7 @@ class RunOptions:
     lora_rank: int = 16
     frozen_layers: float = 0
     recite_tokens: int = 0
+    probe_rows: int = 24
     shared_dir: str | None = None
     show_text: bool = False
     similarity_model: str | None = "all-minilm-l6-v2"

@@ -55,7 +55,7 @@ def write_run_record(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     write_text_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     steps = [line for line in lines if "loss" in line]
     tokens, seconds = sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
-    if "cost" in facts:
+    if "cost" in facts and not steps:
         tokens, seconds = facts["cost"]["training_tokens"], facts["cost"]["seconds"]
     record = {
         "versions": versions(),

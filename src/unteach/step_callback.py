@@ -38,7 +38,7 @@ class StepCallback(TrainerCallback):
         if trainer.on_step:
             trainer.on_step({name: float(value) for name, value in record.items()})
         last = state.global_step >= args.max_steps
-        if trainer.probe and (last or state.global_step % trainer.config.probe_steps == 0) and trainer.run_probe():
+        if trainer.probe and (last or state.global_step % trainer.probe_every == 0) and trainer.run_probe():
             control.should_training_stop = True
             control.should_save = args.save_strategy != SaveStrategy.NO
         return control

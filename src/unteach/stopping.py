@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -36,6 +37,11 @@ class RetainBudget:
         return self.weight
 
 
+def probe_interval(probe_steps: float, steps: int) -> int:
+    """Steps between two probes: `probe_steps`; under 1 that share of the planned `steps`, rounded up."""
+    return max(1, math.ceil(probe_steps * steps - 1e-9) if probe_steps < 1 else int(probe_steps))
+
+
 @dataclass
 class DualWeight:
     """eps3 as the dual variable of "forget as far as you can, with the retain loss at most at a limit" (Entesari et al. 2025).
@@ -68,16 +74,20 @@ class DualWeight:
 class StopRule:
     """Decides on a sequence of probes; its whole state is plain data that goes into the checkpoint.
 
-    Training stops when the forget rate has been at or under the target for `hold` probes in a row, or when utility has fallen under
-    `min_utility` times its start. The best probe is the one with the largest utility share minus forget rate; a tie goes to the later
-    one, as going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
+    Training stops when the forget rate has been at or under the target for `hold` probes in a row, when utility has fallen under
+    `min_utility` times its start, or, with `patience`, when that many probes in a row brought no validation rate (`forget_rate`, where
+    the probe has none) under the lowest so far, the start's included. The best probe is the one with the largest utility share minus
+    forget rate; a tie goes to the later one, as going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
     """
 
     target_rate: float
     hold: int
     min_utility: float
+    patience: int | None = None
     start_utility: float | None = None
     held: int = 0
+    lowest_rate: float = float("inf")
+    stale: int = 0
     best_step: int = -1
     best_score: float = float("-inf")
     reason: str = ""
@@ -91,10 +101,15 @@ class StopRule:
             self.start_utility = max(utility, 1e-9)
         share = min(1.0, utility / self.start_utility)
         self.held = self.held + 1 if rate <= self.target_rate else 0
+        watched = rates.get("validation_rate", rate)
+        self.stale = 0 if watched < self.lowest_rate - 1e-9 else self.stale + 1
+        self.lowest_rate = min(self.lowest_rate, watched)
         if share < self.min_utility:
             self.reason = f"utility fell to {share:.0%} of its start, under the limit of {self.min_utility:.0%}"
         elif self.held >= self.hold:
             self.reason = f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
+        elif self.patience and self.stale >= self.patience:
+            self.reason = f"validation rate not under {self.lowest_rate:.0%} in {self.stale} probes in a row"
         score = share - rate
         better = step > 0 and score >= self.best_score - 1e-9
         if better:

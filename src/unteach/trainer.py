@@ -35,7 +35,7 @@ from unteach.parallel import through_wrapper
 from unteach.role_references import RoleReferences, build_role_references, retain_nll, row_batches, states_of_layer, steering_layer
 from unteach.self_check import check_fast_path
 from unteach.step_callback import StepCallback
-from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule
+from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
 from unteach.tokenwise import OutputHead, TokenStatistics, token_statistics, vocabulary_statistics
 
 StepHook = Callable[[dict[str, float]], None]
@@ -107,7 +107,7 @@ class UnlearningTrainer(Trainer):
         if self.method.dual:
             self.budget = DualWeight(args.dual_limit, args.weights["retain"], args.dual_step_size, args.dual_wait)
         self.layer = steering_layer(model, args.steering_layer) if self.method.level == "state" else -1
-        self.rule = StopRule(args.target_rate, args.hold, args.min_utility)
+        self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
         self.weights = args.weights
         self._reference: reference.Reference | None = None
         self._references = RoleReferences()
@@ -152,6 +152,7 @@ class UnlearningTrainer(Trainer):
         self.items_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
         if args.max_steps <= 0:
             args.max_steps = max(1, math.ceil(size * args.num_train_epochs / self.items_per_step))
+        self.probe_every = probe_interval(args.probe_steps, args.max_steps)
 
     def _mismatch_pool(self) -> MismatchPool | None:
         if not self.method.mismatch:
@@ -408,7 +409,9 @@ class UnlearningTrainer(Trainer):
                 autocast=self.accelerator.autocast,
                 tolerance=0.1 if low else 1e-3,
             )
+            started = time.perf_counter()
             self.prepare_references()
+            self.reference_seconds = time.perf_counter() - started
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
@@ -435,6 +438,8 @@ class UnlearningTrainer(Trainer):
                 checkpoints.truncate_metrics(output / "metrics.jsonl", state["step"])
             elif output.exists():
                 checkpoints.truncate_metrics(output / "metrics.jsonl", -1)
+            if not state and self._reference is not None:
+                self.write_metrics({"step": 0, "reference_seconds": self.reference_seconds})
             self._window = {}
             if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
                 self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))
@@ -472,14 +477,14 @@ class UnlearningTrainer(Trainer):
         """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""
         assert self.probe is not None
         model = self.accelerator.unwrap_model(self.model)
-        training = model.training
+        training, started = model.training, time.perf_counter()
         model.eval()
         rates = dict(self.probe(model))
         model.train(training)
         better = self.rule.record(self.state.global_step, rates)
         if better and self.is_world_process_zero():
             self.best.write(model, self.rule.best_step)
-        self.write_metrics({"step": self.state.global_step, "probe": rates})
+        self.write_metrics({"step": self.state.global_step, "probe": rates, "seconds": time.perf_counter() - started})
         if self.on_step:
             self.on_step({"step": float(self.state.global_step), **{f"probe_{name}": value for name, value in rates.items()}})
         return self.rule.should_stop

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 
-from unteach.baselines.alignment import align, stage_config, stage_records, tokens_seen
-from unteach.baselines.costs import Cost, peak_memory_mb, total
+from unteach.baselines.alignment import align
+from unteach.baselines.costs import Cost, peak_memory_mb, tokens_seen, total
 from unteach.baselines.pipelines import PIPELINES, STAGE_SETTINGS, rows_with_right_answers, stage_settings
+from unteach.baselines.stages import stage_config, stage_records
 from unteach.data.rows import Row
 from unteach.errors import UserError
 
@@ -43,7 +44,8 @@ def test_a_pipeline_changes_the_model_and_prices_each_stage(pipeline, tmp_path, 
     assert [cost.stage for cost in result.costs] == list(PIPELINES[pipeline].stages)
     assert all(cost.seconds >= 0 and cost.training_tokens > 0 and cost.peak_memory_mb > 0 for cost in result.costs)
     assert [cost.generated_tokens > 0 for cost in result.costs] == [stage == "rl" for stage in PIPELINES[pipeline].stages]
-    assert [cost.data_tokens > 0 for cost in result.costs] == [stage != "rl" for stage in PIPELINES[pipeline].stages]
+    assert [cost.data_tokens > 0 for cost in result.costs] == [stage == "sft" for stage in PIPELINES[pipeline].stages]
+    assert [cost.forward_tokens > 0 for cost in result.costs] == [stage in ("dpo", "rl") for stage in PIPELINES[pipeline].stages]
     assert any(not torch.equal(before[name], value) for name, value in result.model.state_dict().items())
     assert (PIPELINES[pipeline].stages[0], 2, 2) in seen
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,14 @@ class Cost:
 
     Args:
         stage (`str`)
-        seconds (`float`): wall clock, over all its sessions where it was interrupted.
-        data_tokens (`int`): tokens of good answers and of pairs that someone had to supply.
+        seconds (`float`): wall clock of its optimiser steps (generation, forward, backward, update) and of what is computed once
+            before them, over all its sessions where it was interrupted; without loading, probes and the writing of checkpoints.
+        data_tokens (`int`): tokens of good answers that someone had to write, each counted in the first stage that reads it.
         generated_tokens (`int`): tokens that the model wrote to learn from.
         training_tokens (`int`): tokens that went through the model forward and backward.
-        peak_memory_mb (`float`): peak resident memory of the process during the stage (before it, where the system does not say).
+        peak_memory_mb (`float`): peak resident memory of the process during the stage (before it, where the system does not say), in MiB.
+        forward_tokens (`int`): tokens that went through a model forward only: prompts before generation, reference, reward model.
+        probe_seconds (`float`): wall clock of the behaviour probes; not part of `seconds`.
     """
 
     stage: str
@@ -29,6 +33,8 @@ class Cost:
     generated_tokens: int
     training_tokens: int
     peak_memory_mb: float
+    forward_tokens: int = 0
+    probe_seconds: float = 0.0
 
 
 def forget_peak_memory() -> None:
@@ -52,9 +58,46 @@ def total(costs: Iterable[Cost]) -> Cost:
     costs = list(costs)
     return Cost(
         "all",
-        sum(cost.seconds for cost in costs),
+        round(sum(cost.seconds for cost in costs), 1),
         sum(cost.data_tokens for cost in costs),
         sum(cost.generated_tokens for cost in costs),
         sum(cost.training_tokens for cost in costs),
         max((cost.peak_memory_mb for cost in costs), default=0.0),
+        sum(cost.forward_tokens for cost in costs),
+        round(sum(cost.probe_seconds for cost in costs), 1),
     )
+
+
+def unlearning_cost(lines: Sequence[Mapping[str, Any]], *, reference_tokens: int, live_reference: bool, peak_mb: float) -> Cost:
+    """The price of an unlearning run, from the lines of its `metrics.jsonl`.
+
+    Args:
+        lines: steps (with `loss`), probes (with `probe`) and the building of the reference (with `reference_seconds`).
+        reference_tokens (`int`): tokens of the retain rows, which a stored reference reads once.
+        live_reference (`bool`): the reference reads each step's batch instead.
+        peak_mb (`float`): peak memory in MiB.
+    """
+    steps = [line for line in lines if "loss" in line]
+    once = [line["reference_seconds"] for line in lines if "reference_seconds" in line]
+    tokens = int(sum(step["tokens"] for step in steps))
+    return Cost(
+        "unlearning",
+        round(sum(step["seconds"] for step in steps) + sum(once), 1),
+        0,
+        0,
+        tokens,
+        round(peak_mb, 1),
+        (tokens if live_reference else reference_tokens) if once else 0,
+        round(sum(line.get("seconds", 0.0) for line in lines if "probe" in line), 1),
+    )
+
+
+def tokens_seen(history: Sequence[Mapping[str, Any]]) -> int:
+    """Training tokens from a trainer's log, whose running count begins anew where a run was resumed."""
+    seen, last = 0.0, 0.0
+    for record in history:
+        if "num_tokens" in record:
+            now = float(record["num_tokens"])
+            seen += now if now < last else now - last
+            last = now
+    return int(seen)

@@ -72,3 +72,22 @@ def rows_with_right_answers(pipeline: str, rows: Sequence[Row]) -> list[Row]:
                 " give preference rows (prompt, chosen, rejected), or unlearn, which needs bad answers only"
             )
     return list(rows)
+
+
+STOP_FIELDS = ("probe_steps", "target_rate", "hold", "min_utility", "patience")
+"""Fields of `UnlearningConfig` that a baseline takes too: when to probe and when to stop."""
+
+
+def stop_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of a run that say when to probe and when to stop.
+
+    Raises:
+        UserError: naming a setting that is neither and that no baseline takes.
+    """
+    for name in settings:
+        if name not in STOP_FIELDS and name != "method":
+            raise UserError(
+                f"option {name!r} is one of unlearning; method {settings.get('method')!r} takes its settings by stage, in 'stages',"
+                f" and beside them only {', '.join(STOP_FIELDS)}"
+            )
+    return {name: settings[name] for name in STOP_FIELDS if name in settings}

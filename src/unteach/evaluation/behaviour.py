@@ -12,6 +12,7 @@ from unteach.evaluation.likelihood import greedy_agreement
 
 PROBE_TOKENS = 48
 StillSaid = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
+OnOutputs = Callable[[Sequence[Row], Sequence[str]], None]
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -28,7 +29,7 @@ def behaviour_probe(
     *,
     still_said: StillSaid,
     forget_rows: int = 24,
-    on_outputs: Callable[[Sequence[Row], Sequence[str]], None] | None = None,
+    on_outputs: OnOutputs | None = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
 

@@ -73,18 +73,54 @@ def comparison_table(cells: Sequence[Cell], headline: str, *, interval: bool = T
         if cell.method == "original":  # its similarity to itself says nothing
             values = ["-" if metric == "similarity" else value for value, (_, metric) in zip(values, chosen, strict=True)]
         rows.append([cell.model, cell.method, *values])
-    prices = [_price(cell) for cell in cells]
-    titles = [title for title in PRICE if title == "seconds" or any(price[title] != "-" for price in prices)]
-    return [*header, *titles], [[*row, *(price[title] for title in titles)] for row, price in zip(rows, prices, strict=True)]
+    titles, paid = prices(cells)
+    return [*header, *titles], [[*row, *price] for row, price in zip(rows, paid, strict=True)]
 
 
-PRICE = ("seconds", "needs")
-"""The last columns: the time of the training alone, and the data that someone has to supply (where the runs say)."""
+SPLIT = {
+    "data tokens": "data_tokens",
+    "generated tokens": "generated_tokens",
+    "training tokens": "training_tokens",
+    "peak memory (MiB)": "peak_memory_mb",
+}
+NEEDS = {"needs positives": "needs_positives", "needs preferences": "needs_preferences"}
+"""The last columns: the time of training; beside a baseline also the share of full RLHF's, the other costs, the data taken."""
 
 
-def _price(cell: Cell) -> dict[str, str]:
+COST_NOTE = """\
+Seconds are those of the optimiser steps and of what the model wrote to be trained on, without loading, probes and checkpoints. Data
+tokens: good answers that someone had to write. Generated tokens: written by the model, for RL or as its own answers to keep. Peak
+memory: of the process.
+"""
+
+
+def seconds_of(cell: Cell) -> float | None:
+    """Seconds of training (and of what the model wrote for it)."""
     seconds = cell.run.get("cost", {}).get("seconds", cell.run.get("stage_seconds", {}).get("Unlearning"))
-    return {"seconds": "-" if seconds is None else f"{seconds:.0f}", "needs": str(cell.run.get("needs", "-"))}
+    return None if seconds is None else float(seconds)
+
+
+def share_of_rlhf(cell: Cell, cells: Sequence[Cell]) -> float | None:
+    """Seconds in percent of those of the same model's `rlhf` run; `None` where either is missing."""
+    whole = [seconds_of(other) for other in cells if other.model == cell.model and other.run.get("method") == "rlhf"]
+    seconds = seconds_of(cell)
+    return None if seconds is None or not whole or not whole[0] else 100 * seconds / whole[0]
+
+
+def prices(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Titles and values of the columns of cost: the seconds alone, or everything where a run is that of a baseline."""
+    full = any(cell.run.get("needs_positives") for cell in cells)
+    shares = [share_of_rlhf(cell, cells) for cell in cells]
+    with_share = full and any(share is not None for share in shares)
+    titles = ["seconds", *(["% of rlhf"] if with_share else []), *([*SPLIT, *NEEDS] if full else [])]
+    rows = []
+    for cell, share in zip(cells, shares, strict=True):
+        seconds, cost = seconds_of(cell), cell.run.get("cost", {})
+        known = {"seconds": "-" if seconds is None else f"{seconds:.0f}", "% of rlhf": "-" if share is None else f"{share:.1f}"}
+        known |= {title: f"{cost[key]:.0f}" if key in cost else "-" for title, key in SPLIT.items()}
+        known |= {title: {True: "yes", False: "no"}.get(cell.run.get(key, ""), "-") for title, key in NEEDS.items()}
+        rows.append([known[title] for title in titles])
+    return titles, rows
 
 
 def as_csv(cells: Sequence[Cell]) -> str:
@@ -119,7 +155,7 @@ def as_latex(cells: Sequence[Cell], headline: str) -> str:
     titles = [f"{TITLES[metric]}{' (%)' if metric in PERCENT else ''}" for _, metric in chosen]
     lines = [
         "% needs \\usepackage{booktabs}",
-        rf"\begin{{tabular}}{{ll{'r' * len(chosen)}r{'l' * (len(extra) - 1)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(chosen)}{''.join('l' if title in NEEDS else 'r' for title in extra)}}}",
         r"\toprule",
         top + r" \\",
         " & ".join(escaped(title) for title in ["model", "method", *titles, *extra]) + r" \\",
@@ -137,6 +173,8 @@ def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[st
     headline = str(evaluation.get("headline", "leak_rate"))
     header, rows = comparison_table(cells, headline)
     parts = [markdown_table(header, rows), "In brackets: 95% intervals over rows. NM: not meaningful. Seconds: the training alone.\n"]
+    if "needs positives" in header:
+        parts.append(COST_NOTE)
     parts += [f"- {metric}: {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()]
     write_text_atomically(folder / "comparison.md", "\n".join(parts).rstrip() + "\n")
     write_text_atomically(folder / "comparison.csv", as_csv(cells))

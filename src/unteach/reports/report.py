@@ -46,7 +46,7 @@ def examples(folder: Path, per_set: int = 2) -> str:
 
 def _training_facts(run: Mapping[str, Any]) -> list[list[str]]:
     """What is said of the training: steps and stop of unlearning, or the price of each stage of a baseline."""
-    if "costs" in run:
+    if "steps" not in run:
         return [
             ["needs", f"{run['needs']}, {run['forget_rows']} rows"],
             *(

@@ -1,0 +1,214 @@
+"""Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario; ratio of seconds to full RLHF's.
+
+Each pipeline ends by one rule: an eighth of its planned training is the probe interval, and three probes in a row that do not bring the
+harmful rate of the validation split (of the reward model: its share of wrong validation pairs) under its lowest so far end it; the best
+probe's weights are kept. Probes are not part of a method's seconds.
+
+    python benchmarks/alignment_cost.py [--short] [--seeds 0,1,2] [--out DIR] [--json FILE]
+
+Killed and started again, it goes on. Beside FILE it writes the table as Markdown and the run time by method as a figure (`cost.png`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import record
+
+from unteach.baselines.costs import Cost, total
+from unteach.baselines.projection import MODELS, floating_point_operations, projected_seconds
+from unteach.checkpoints import content_key, write_json, write_text_atomically
+from unteach.comparison import compare, rewarded
+from unteach.evaluation.results import wilson_interval
+from unteach.evaluation.rewards import load_reward
+from unteach.progress import Display
+from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
+from unteach.reports.cost_figure import cost_figure
+from unteach.reports.tables import markdown_table
+from unteach.scenarios.texts import labelled_answers
+
+MODEL, MEASURED = "smollm2-135m-instruct", "SmolLM2-135M"
+HEADLINE = "harmful_rate"
+OTHER_REWARD = "utility_reward_independent"
+HEAVY = ("checkpoints", "model", "stages", "work", "original")
+
+
+def more_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
+    parser.add_argument("--seeds", default="0", help="seeds, separated by commas (default: %(default)s)")
+    parser.add_argument("--model", default=MODEL, help="the model (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/alignment_cost"), help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--keep", action="store_true", help="keep models and checkpoints of finished seeds")
+
+
+def methods(short: bool) -> list[dict[str, Any]]:
+    """The rows of the comparison, with the longest training that each may have.
+
+    `ga_mismatch` has the paper's weights, K and batch size and no budget or frozen layers; its learning rate is ours: the paper's 2e-6
+    needs 1,000 steps. `unlikelihood_mismatch` is the demo of the scenario. The pipelines' learning rates are `STAGE_SETTINGS`'.
+    """
+    longest = {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2} if short else LONGEST
+    sft = {"max_steps": longest["sft"]}
+    paper: dict[str, Any] = {
+        "mismatch_completions": 5,
+        "max_retain_kl": None,
+        "retain_per_forget": 1.0,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 2e-5,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "frozen_layers": 0,
+        "save_steps": 20,
+    }
+    rl = {"max_steps": longest["rl"], "save_steps": 10}
+    rows = [
+        {"name": "ga_mismatch", **paper, "max_steps": longest["ga"]},
+        {"name": "unlikelihood_mismatch", "max_steps": longest["unlikelihood"]},
+        {"name": "sft", "stages": {"sft": sft}},
+        {"name": "dpo", "stages": {"sft": sft, "dpo": {"max_steps": longest["dpo"]}}},
+        {"name": "rlhf", "stages": {"sft": sft, "reward": {"max_steps": longest["reward"]}, "rl": rl}},
+    ]
+    return [{**row, "probe_rows": 8} for row in rows]
+
+
+LONGEST = {"ga": 40, "unlikelihood": 60, "sft": 16, "dpo": 10, "reward": 10, "rl": 20}
+"""Optimiser steps that each training may take; batches of 8 (GA: 2 forget rows; RL: 2 prompts with 4 answers each)."""
+
+
+def comparison_file(model: str, folder: Path, seed: int, short: bool) -> dict[str, Any]:
+    """What `unteach compare` is told for one seed."""
+    rule = {"probe_steps": 0.5 if short else 0.125, "patience": 3, "hold": 1000, "min_utility": 0.0}
+    options = {"out": str(folder), "models": [model], "scenario": "harmfulness", "seed": seed, "short": short}
+    return {**options, "methods": methods(short), "settings": rule}
+
+
+def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
+    """The cells of one seed's comparison, from its folder if it is there whole; else it is made, or gone on with."""
+    folder = Path(options["out"])
+    path, key = folder / "cells.json", content_key(options)
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("key") != key:
+        compare(options, Display())
+        cells = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
+        other = load_reward("trained", labelled_answers())
+        for cell in cells:
+            original = cell["method"] == "original"
+            run = folder / (options["methods"][0]["name"] if original else cell["method"])
+            found = rewarded(cell["sets"], run, "original" if original else "unlearned", other)["normal"]["utility_reward"]
+            cell["sets"]["normal"][OTHER_REWARD] = found
+        known = {"key": key, "cells": cells}
+        write_json(path, known)
+    if not keep:
+        for place in (folder, *(folder / row["name"] for row in options["methods"])):
+            for name in HEAVY:
+                shutil.rmtree(place / name, ignore_errors=True)
+    return [Cell(cell["model"], cell["method"], cell["sets"], cell["run"]) for cell in known["cells"]]
+
+
+def pooled(cells: Sequence[Cell]) -> Cell:
+    """One method's cells of several seeds as one: rates over all their answers with Wilson's interval, means of all else."""
+    sets: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, metrics in cells[0].sets.items():
+        sets[name] = {}
+        for metric in metrics:
+            found = [number for cell in cells if (number := cell.sets[name].get(metric)) and number["value"] is not None]
+            if not found:
+                continue
+            n = sum(number["n"] for number in found)
+            mean = sum(number["value"] * number["n"] for number in found) / n
+            low, high = wilson_interval(round(mean * n), n) if metric == HEADLINE else (None, None)
+            if len(found) == 1:
+                low, high = found[0]["ci_low"], found[0]["ci_high"]
+            sets[name][metric] = {**found[0], "value": mean, "n": n, "ci_low": low, "ci_high": high}
+    run = dict(cells[0].run)
+    if "cost" in run:
+        costs = [cell.run["cost"] for cell in cells]
+        run["cost"] = {
+            key: value if isinstance(value, str) else (max if key == "peak_memory_mb" else mean_of)([cost[key] for cost in costs])
+            for key, value in costs[0].items()
+        }
+    return Cell(cells[0].model, cells[0].method, sets, run)
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def result_row(case: str, cell: Cell, rlhf: Cell) -> dict[str, Any]:
+    """One line of the result."""
+    cost = cell.run.get("cost", vars(total([Cost("none", 0.0, 0, 0, 0, 0.0)])))
+    whole = rlhf.run["cost"]["seconds"]
+    return {
+        "case": case,
+        "ours": cost["seconds"],
+        "naive": whole,
+        "ratio": cost["seconds"] / whole if whole else 0.0,
+        "unit": "s",
+        "harmful_rate_unlearned": cell.sets["unlearned"][HEADLINE],
+        "harmful_rate_unseen": cell.sets["unseen"][HEADLINE],
+        **{metric: cell.sets["normal"].get(metric) for metric in ("utility_reward", OTHER_REWARD, "similarity")},
+        **{key: value for key, value in cost.items() if key not in ("seconds", "stage")},
+        "needs_positives": cell.run.get("needs_positives"),
+        "needs_preferences": cell.run.get("needs_preferences"),
+        "stages": cell.run.get("costs", []),
+        "stopped": cell.run.get("stop_reason") or {name: stop["reason"] for name, stop in cell.run.get("stops", {}).items()},
+    }
+
+
+def projection_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Operations on larger models from the token counts measured here, against full RLHF's: projected, not measured."""
+    rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")
+    rows = []
+    for name, parameters in MODELS.items():
+        for cell in cells:
+            if "cost" not in cell.run or name == MEASURED:
+                continue
+            ours, whole = (floating_point_operations(cost, parameters) / 1e15 for cost in (cell.run["cost"], rlhf))
+            seconds = projected_seconds(cell.run["cost"], parameters, MODELS[MEASURED])
+            row = {"case": f"projection to {name}: {cell.method}", "ours": ours, "naive": whole, "ratio": ours / whole, "unit": "PFLOP"}
+            rows.append({**row, "projection": True, "seconds_at_the_measured_rate": seconds})
+    return rows
+
+
+def markdown(cells: Sequence[Cell], projected: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
+    """The result as a page."""
+    header, rows = comparison_table(cells, HEADLINE)
+    title = f"Harmfulness, {MEASURED}, seeds {', '.join(map(str, seeds))}: rates pooled with Wilson's intervals, else means.\n"
+    lines = [[row["case"].removeprefix("projection to "), f"{row['ours']:.3g}", f"{100 * row['ratio']:.2g}"] for row in projected]
+    table = markdown_table(["projected, not measured", "PFLOP", "% of rlhf"], lines)
+    return "\n".join([title, markdown_table(header, rows), COST_NOTE, table]).rstrip() + "\n"
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    options = record.options(__doc__, more_options)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    by_seed = {
+        seed: seed_cells(comparison_file(options.model, options.out / f"seed-{seed}", seed, options.short), keep=options.keep)
+        for seed in seeds
+    }
+    rows: list[dict[str, Any]] = []
+    for seed, cells in by_seed.items():
+        rlhf = next(cell for cell in cells if cell.method == "rlhf")
+        rows += [result_row(f"{cell.method}, seed {seed}", cell, rlhf) for cell in cells]
+    together = [pooled(same) for same in zip(*by_seed.values(), strict=True)]
+    if len(seeds) > 1:
+        rlhf = next(cell for cell in together if cell.method == "rlhf")
+        rows += [result_row(f"{cell.method}, all seeds", cell, rlhf) for cell in together]
+    projected = projection_rows(together)
+    record.finish([*rows, *projected], options.json)
+    page = markdown(together, projected, seeds)
+    print(page)
+    if options.json:
+        write_text_atomically(options.json.with_suffix(".md"), page)
+        cost_figure(options.json.parent, together)
+
+
+if __name__ == "__main__":
+    main()
