@@ -13,8 +13,8 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"data", "tokenwise", "progress", "checkpoints"},
-    {"objectives", "reference", "stopping", "models"},
+    {"data", "tokenwise", "progress", "checkpoints", "collapse"},
+    {"objectives", "reference", "stopping", "models", "folder_lock"},
     {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "scenarios", "run_record", "run_options", "baselines"},
     {"pipeline", "model_evaluation", "arguments"},

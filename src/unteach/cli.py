@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def says_disk_full(error: Exception) -> bool:
     """Whether an error that is no `OSError` means a full disk: safetensors says so in words, torch finds its file shorter than written."""
     text = str(error)
-    return "No space left on device" in text or "unexpected pos" in text
+    return any(words in text for words in ("No space left on device", "File too large", "unexpected pos"))
 
 
 if __name__ == "__main__":
