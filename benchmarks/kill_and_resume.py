@@ -10,6 +10,8 @@ damaged checkpoint is the newest of a run that was killed after two of them: one
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -24,12 +26,11 @@ from typing import Any
 import record
 import torch
 
-from unteach import pipeline  # noqa: F401 - imported once, here, for all the processes that are forked below
 from unteach.checkpoints import MARKER
 from unteach.cli import main as unteach
 
 STEPS, SAVE_STEPS = 12, 2
-SETTINGS = [f"max_steps={STEPS}", f"save_steps={SAVE_STEPS}", "probe_steps=3", "learning_rate=1e-3", "min_utility=0", "hold=99"]
+SETTINGS = [f"max_steps={STEPS}", f"save_steps={SAVE_STEPS}", "probe_steps=6", "learning_rate=1e-3", "min_utility=0", "hold=99"]
 WORDS = ["miller", "cat", "harbour", "ferryman", "bell", "moon", "flour", "bread"]
 
 
@@ -62,7 +63,7 @@ def make_inputs(folder: Path) -> list[str]:
     tokenizer.save_pretrained(folder / "model")
     command = ["run", "--model", str(folder / "model"), *SETTINGS, "similarity_model=null"]
     for name in ("forget", "retain"):
-        rows = [{"prompt": f"Who is {name} {i}?", "completion": f"The {WORDS[i % 8]}, {i} times."} for i in range(16)]
+        rows = [{"prompt": f"Who is {name} {i}?", "completion": f"The {WORDS[i % 8]}, {i} times."} for i in range(10)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         command += [f"--{name}", str(folder / f"{name}.jsonl")]
     return command
@@ -152,6 +153,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         command = make_inputs(work)
+        nowhere = io.StringIO()
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            unteach([*command, "--out", str(work / "first")])  # imports everything once, for all the processes that are forked below
         started = time.monotonic()
         whole = work / "whole"
         assert ended(start(command, whole, work / "whole.log")) == 0, (work / "whole.log").read_text(encoding="utf-8")

@@ -44,6 +44,7 @@ OPTIONS = {
     },
     "compare": {"--out"},
     "report": set(),
+    "purge": set(),
 }
 
 

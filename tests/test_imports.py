@@ -17,7 +17,7 @@ FLOORS = [
     {"objectives", "reference", "stopping", "models", "folder_lock"},
     {"config", "parallel", "self_check", "best_weights", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "scenarios", "run_record", "run_options", "baselines"},
-    {"pipeline", "model_evaluation", "arguments"},
+    {"pipeline", "model_evaluation", "arguments", "purge"},
     {"comparison"},
     {"cli"},
 ]

@@ -1,4 +1,4 @@
-"""The command line: `unteach demo | run | check | eval | compare | report`. A user's mistake is one sentence and exit code 2."""
+"""The command line: `unteach demo | run | check | eval | compare | report | purge`. A user's mistake is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -177,9 +177,23 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _purge(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from unteach.purge import purge, set_aside_copies
+
+    removed = purge(Path(arguments.folder))
+    for line in removed:
+        print(f"removed  {line}")
+    print("The model and the numbers stay." if removed else "Nothing to remove.")
+    for other in set_aside_copies(Path(arguments.folder)):
+        print(f"There is an earlier run set aside as {other}: purge it too.")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval, "compare": _compare, "report": _report}
+    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval, "compare": _compare, "report": _report, "purge": _purge}
     try:
         arguments = parse_arguments(argv)
         return commands[arguments.command](arguments) if arguments.command else 2

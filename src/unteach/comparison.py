@@ -11,6 +11,7 @@ from typing import Any
 from unteach.arguments import check_types, checked_settings
 from unteach.baselines.pipelines import PIPELINES
 from unteach.errors import UserError, did_you_mean
+from unteach.folder_lock import FolderLock
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
@@ -80,6 +81,20 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     rows = method_rows(options["methods"])
     shared_settings = checked_settings(dict(options.get("settings") or {}))
     folder, cells = Path(options["out"]), []
+    with FolderLock(folder):
+        return _compare(options, models, rows, shared_settings, folder, display)
+
+
+def _compare(
+    options: Mapping[str, Any],
+    models: list[str],
+    rows: list[MethodRow],
+    shared_settings: Mapping[str, Any],
+    folder: Path,
+    display: Display,
+) -> Path:
+    """The cells of the table, one after the other."""
+    cells: list[Cell] = []
     for number, model in enumerate(models):
         base = folder / f"model-{number}" if len(models) > 1 else folder
         for row in rows:

@@ -100,8 +100,9 @@ class UnlearningConfig(TrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
-        if self.max_retain_kl is not None and self.max_retain_kl <= 0:
-            raise UserError(f"max_retain_kl is {self.max_retain_kl}, it must be positive (or null for no budget)")
+        for name, without in (("max_retain_kl", "no budget"), ("collapse_kl", "no limit")):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must be positive (or null for {without})")
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except (ValueError, KeyError) as error:

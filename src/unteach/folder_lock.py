@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from unteach.checkpoints import write_json
 from unteach.errors import UserError
 
-LOCK = ".lock"
-HOLDER = ".lock-holder.json"
+LOCK = ".unteach.lock"
+HOLDER = ".unteach.lock.json"
 
 
 class FolderLock:
