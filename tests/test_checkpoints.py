@@ -149,5 +149,5 @@ def test_only_the_best_weights_stay(tmp_path):
     best = BestWeights(tmp_path)
     for step in (2, 4):
         best.folder(step).mkdir()
-    best.keep_only(4)
+    best.keep_only({4})
     assert [path.name for path in tmp_path.iterdir()] == ["best-4"]

@@ -51,6 +51,7 @@ OPTIONS = {
         *("--retrain", "--retrained", "--forget", "--retain", "--seed", "--trust-remote-code"),
     },
     "report": set(),
+    "purge": set(),
 }
 
 

@@ -13,11 +13,11 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"data", "tokenwise", "progress", "checkpoints"},
-    {"objectives", "reference", "stopping", "models"},
+    {"data", "tokenwise", "progress", "checkpoints", "collapse"},
+    {"objectives", "reference", "stopping", "models", "folder_lock"},
     {"config", "parallel", "self_check", "best_weights", "task_vector", "role_references", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},
-    {"pipeline", "model_evaluation", "benchmark_evaluation", "arguments"},
+    {"pipeline", "model_evaluation", "benchmark_evaluation", "arguments", "purge"},
     {"comparison", "attacks"},
     {"cli"},
 ]

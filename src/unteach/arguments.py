@@ -20,6 +20,7 @@ Makes a causal language model stop saying what it must not say, from negative ex
   unteach compare methods.yaml                                    several methods on one model, one table
   unteach attack runs/mine                                        can what was forgotten be brought back?
   unteach report runs/mine                                        tables, figures, one page and a model card, from what a run left
+  unteach purge runs/mine                                         remove every derived copy of the texts, keep model and numbers
 """
 
 RUN_HELP = """\
@@ -221,6 +222,15 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
         formatter_class=raw,
     )
     report.add_argument("folder", help="a run's folder")
+
+    purge = commands.add_parser(
+        "purge",
+        help="remove every derived copy of the texts from an output folder, keep the model and the numbers",
+        description="Removes answers, checkpoints, states of the reference model, a taught model and the texts in generations.jsonl; writes the\n"
+        "report and the card anew without them. model/ or adapter/, eval.json, run.json and metrics.jsonl stay. Your own files are not touched.",
+        formatter_class=raw,
+    )
+    purge.add_argument("folder", help="the folder of a run, an evaluation or a comparison")
     return parser, commands.choices
 
 

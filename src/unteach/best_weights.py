@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from unteach.checkpoints import damage, mark_complete, write_folder_atomically
+from unteach.errors import UserError
 
 
 class BestWeights:
@@ -28,22 +32,35 @@ class BestWeights:
         return self.output_dir / f"best-{step}"
 
     def write(self, model: Any, step: int) -> None:
-        """Saves the weights (of the adapter alone, if there is one) in one go."""
-        folder = self.folder(step)
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        model.save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        """Saves the weights (of the adapter alone, if there is one) in one go, with their checksums."""
 
-    def keep_only(self, step: int) -> None:
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
+            mark_complete(folder, {"step": step})
+
+        write_folder_atomically(self.folder(step), save)
+
+    def keep_only(self, steps: Collection[int]) -> None:
         """Removes the weights of all other steps."""
+        kept = {self.folder(step) for step in steps}
         for folder in self.output_dir.glob("best-*"):
-            if folder != self.folder(step):
+            if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def damage(self, step: int) -> str:
+        """What is wrong with the weights of that step, as a clause; empty if they are whole, or if there is no such step (-1)."""
+        wrong = "" if step < 0 else damage(self.folder(step))
+        return f"the best weights so far, {self.folder(step).name}, are damaged ({wrong})" if wrong else ""
+
     def load(self, model: Any, step: int) -> None:
-        """Puts the weights of that step into the model."""
+        """Puts the weights of that step into the model.
+
+        Raises:
+            UserError: if they are not as they were written.
+        """
+        wrong = self.damage(step)
+        if wrong:
+            raise UserError(f"{wrong}; start the same command again, which goes back to an earlier checkpoint")
         load_weights(model, self.folder(step))
 
 

@@ -1,16 +1,23 @@
-"""Checkpoints that are either whole or do not count, and files that are replaced in one go."""
+"""Checkpoints that are either whole or do not count, and files and folders that are replaced in one go."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 MARKER = "unteach_state.json"
+Accept = Callable[[Mapping[str, Any]], str]
+"""From a marker's state to what is wrong with what it needs outside the checkpoint; empty if nothing is."""
+
+logger = logging.getLogger(__name__)
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
@@ -18,11 +25,16 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -30,36 +42,139 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
 
 
-def mark_complete(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Puts the marker, with the trainer's own state and the size of each file, into a checkpoint whose files are all written."""
+def write_folder_atomically(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a new folder and puts it in the place of `folder`; if `write` fails, `folder` is as it was.
+
+    Between the old folder and the new one there is a moment without either, never one with a part.
+    """
     folder = Path(folder)
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file() and path.name != MARKER}
-    write_json(folder / MARKER, {"state": state, "files": sizes})
+    part = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        write(part)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def private_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made if it is not there, open to its owner only."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _marker_sum(state: Any, files: Any) -> str:
+    return hashlib.sha256(json.dumps([state, files], sort_keys=True).encode()).hexdigest()
+
+
+def mark_complete(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Puts the marker into a folder whose files are all written: the owner's own state, the size and SHA-256 of each file, and its own."""
+    folder = Path(folder)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER]
+    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    state = json.loads(json.dumps(state))  # as it will be read: 1.0 stays 1.0, a tuple becomes a list
+    write_json(folder / MARKER, {"state": state, "files": files, "sha256": _marker_sum(state, files)})
+
+
+def _read_marker(folder: Path) -> tuple[dict[str, Any], str]:
+    """(state, what is wrong): the state is empty if something is."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        state, files, digest = marker["state"], marker["files"], marker["sha256"]
+    except FileNotFoundError:
+        return {}, f"{MARKER} is missing, so it was never finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, f"{MARKER} cannot be read"
+    if _marker_sum(state, files) != digest:
+        return {}, f"{MARKER} is not as it was written"
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file():
+            return {}, f"{name} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return {}, f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
+    for name, facts in files.items():
+        if _sha256(folder / name) != facts["sha256"]:
+            return {}, f"{name} is not as it was written (another SHA-256)"
+    return dict(state), ""
 
 
 def read_marker(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The state in a checkpoint's marker, or `None` if the checkpoint is not whole."""
-    folder = Path(folder)
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in marker["files"].items())
-    return dict(marker["state"]) if whole else None
+    """The state in a folder's marker, or `None` if the folder is not whole: each file as long as it was written, and the same bytes."""
+    state, wrong = _read_marker(Path(folder))
+    return None if wrong else state
 
 
-def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest whole `checkpoint-N` in a folder; those that are not whole are removed."""
-    found = []
-    for path in Path(folder).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if not match or not path.is_dir():
+def damage(folder: str | os.PathLike[str]) -> str:
+    """What is wrong with a marked folder, as a clause; empty if it is whole."""
+    return _read_marker(Path(folder))[1]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of each `checkpoint-STEP`, the newest first."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return sorted(((int(match.group(1)), path) for match, path in found if match), reverse=True)
+
+
+def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = None) -> Path | None:
+    """The newest whole `checkpoint-N` in a folder.
+
+    One whose writing was interrupted is removed. One that is damaged is set aside as `damaged-checkpoint-N` with a sentence to the log,
+    and the one before it counts.
+
+    Args:
+        folder (path)
+        accept (`Callable`, *optional*): says what is wrong with files elsewhere that the checkpoint needs.
+    """
+    for step, path in _numbered(Path(folder)):
+        if not (path / MARKER).exists():
+            shutil.rmtree(path, ignore_errors=True)
             continue
-        if read_marker(path) is None:
+        state, wrong = _read_marker(path)
+        wrong = wrong or (accept(state) if accept else "")
+        if not wrong:
+            return path
+        target = _free_name(path.with_name(f"damaged-{path.name}"))
+        os.rename(path, target)
+        logger.warning("checkpoint %d is damaged: %s; it is set aside as %s, and the one before it counts", step, wrong, target.name)
+    return None
+
+
+def marked_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state in a marker, its files not looked at; empty without a marker that can be read."""
+    try:
+        return dict(json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def kept_states(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The states of all finished checkpoints of a folder, newest first; their files are not looked at."""
+    return [state for _, path in _numbered(Path(folder)) if (state := marked_state(path))]
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Removes checkpoints without a marker and what else a write that failed has left behind."""
+    unfinished = [path for _, path in _numbered(Path(folder)) if not (path / MARKER).exists()]
+    for path in [*unfinished, *Path(folder).glob(".*.part")]:
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            found.append((int(match.group(1)), path))
-    return max(found)[1] if found else None
+            path.unlink(missing_ok=True)
 
 
 def truncate_metrics(path: str | os.PathLike[str], last_step: int) -> None:
@@ -68,7 +183,7 @@ def truncate_metrics(path: str | os.PathLike[str], last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if int(json.loads(line)["step"]) <= last_step:
                 kept.append(line)
@@ -82,14 +197,21 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _free_name(path: Path) -> Path:
+    """The path, or the first free `PATH-N`."""
+    number, target = 0, path
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}-{number}")
+    return target
+
+
 def set_aside(folder: str | os.PathLike[str], name: str, text: str) -> Path | None:
     """Renames a folder whose file `name` holds another text than `text`, to the first free `FOLDER-N`; returns the new name, if any."""
     folder = Path(folder).absolute()
     file = folder / name
-    if not file.exists() or file.read_text(encoding="utf-8") == text:
+    if not file.exists() or file.read_text(encoding="utf-8", errors="replace") == text:
         return None
-    number = 1
-    while (target := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
+    target = _free_name(folder)
     os.rename(folder, target)
     return target

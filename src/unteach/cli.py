@@ -1,4 +1,7 @@
-"""The command line: `unteach demo | run | check | eval | compare | attack | report`. A user's mistake is one sentence and exit code 2."""
+"""The command line: `unteach demo | run | check | eval | compare | attack | report | purge`.
+
+A user's mistake is one sentence and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -247,9 +250,32 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _purge(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from unteach.purge import purge, set_aside_copies
+
+    removed = purge(Path(arguments.folder))
+    for line in removed:
+        print(f"removed  {line}")
+    print("The model and the numbers stay." if removed else "Nothing to remove.")
+    for other in set_aside_copies(Path(arguments.folder)):
+        print(f"There is an earlier run set aside as {other}: purge it too.")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    commands = {"demo": _demo, "run": _run, "check": _check, "eval": _eval, "compare": _compare, "attack": _attack, "report": _report}
+    commands = {
+        "demo": _demo,
+        "run": _run,
+        "check": _check,
+        "eval": _eval,
+        "compare": _compare,
+        "attack": _attack,
+        "report": _report,
+        "purge": _purge,
+    }
     try:
         arguments = parse_arguments(argv)
         return commands[arguments.command](arguments) if arguments.command else 2
@@ -272,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def says_disk_full(error: Exception) -> bool:
     """Whether an error that is no `OSError` means a full disk: safetensors says so in words, torch finds its file shorter than written."""
     text = str(error)
-    return "No space left on device" in text or "unexpected pos" in text
+    return any(words in text for words in ("No space left on device", "File too large", "unexpected pos"))
 
 
 if __name__ == "__main__":

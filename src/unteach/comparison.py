@@ -13,6 +13,7 @@ from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
 from unteach.evaluation.rewards import Reward
+from unteach.folder_lock import FolderLock
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
@@ -98,7 +99,21 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     models = [options["models"]] if isinstance(options["models"], str) else list(options["models"])
     rows = method_rows(options["methods"])
     shared_settings = checked_settings(dict(options.get("settings") or {}))
-    folder, cells = Path(options["out"]), list[Cell]()
+    folder = Path(options["out"])
+    with FolderLock(folder):
+        return _compare(options, models, rows, shared_settings, folder, display)
+
+
+def _compare(
+    options: Mapping[str, Any],
+    models: list[str],
+    rows: list[MethodRow],
+    shared_settings: Mapping[str, Any],
+    folder: Path,
+    display: Display,
+) -> Path:
+    """The cells of the table, one after the other."""
+    cells: list[Cell] = []
     for number, model in enumerate(models):
         base = folder / f"model-{number}" if len(models) > 1 else folder
         for row in rows:

@@ -37,6 +37,8 @@ class UnlearningConfig(TrainingArguments):
         retain_per_forget (`float`, *optional*, defaults to 1.0): retain rows in a batch for each forget row.
         max_retain_kl (`float`, *optional*, defaults to 0.05): budget of the retain KL in nats per token; the trainer multiplies eps3 by
             1.15 after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
+        collapse_kl (`float`, *optional*, defaults to 3.0): a retain KL over this, in nats per token, in five steps in a row means that the
+            model has collapsed: training ends, and the best probe's weights are kept. `None`: never.
         max_length (`int`, *optional*, defaults to 1024): most tokens of prompt and completion together.
         long_rows (`"error"`, `"truncate_prompt"` or `"drop"`, *optional*, defaults to `"error"`): what to do with longer rows.
         reference (`"stored"`, `"adapter_off"` or `"live"`, *optional*, defaults to `"stored"`): where the reference's distributions
@@ -78,6 +80,7 @@ class UnlearningConfig(TrainingArguments):
     mismatch_source: Literal["retain", "refusal"] = field(default="retain", metadata={"help": "retain or refusal"})
     retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
     max_retain_kl: float | None = field(default=0.05, metadata={"help": "budget of the retain KL, nats per token"})
+    collapse_kl: float | None = field(default=3.0, metadata={"help": "retain KL that means collapse, nats per token"})
     max_length: int = field(default=1024, metadata={"help": "most tokens of prompt and completion"})
     long_rows: Literal["error", "truncate_prompt", "drop"] = field(default="error", metadata={"help": "what to do with longer rows"})
     reference: Literal["stored", "adapter_off", "live"] = field(default="stored", metadata={"help": "stored, adapter_off or live"})
@@ -132,8 +135,9 @@ class UnlearningConfig(TrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
-        if self.max_retain_kl is not None and self.max_retain_kl <= 0:
-            raise UserError(f"max_retain_kl is {self.max_retain_kl}, it must be positive (or null for no budget)")
+        for name, without in (("max_retain_kl", "no budget"), ("collapse_kl", "no limit")):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must be positive (or null for {without})")
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except (ValueError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that mean "the user can mend this"."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,10 @@ class UserError(ValueError):
     Its message is one sentence that names the row, field or option, what was found, and what would be right.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class TrainingFault(UserError):
+    """Training cannot go on: the loss or the weights are no longer finite, or the model has collapsed. Its message is the reason."""
 
 
 def did_you_mean(name: str, known: "list[str]", what: str) -> UserError:

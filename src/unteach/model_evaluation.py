@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.scorers import ScorerNames, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
+from unteach.folder_lock import FolderLock
 from unteach.progress import Display
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
@@ -78,10 +80,28 @@ def evaluate_models(
         display (`Display`, *optional*)
         scorers: fields of `ScorerNames` that replace the scenario's.
     """
-    from accelerate import PartialState
-
     display = display or Display(quiet=True)
     folder = Path(output_dir)
+    with FolderLock(folder):
+        return _evaluate(model, reference, folder, scenario, forget, retain, engine, batch_size, show_text, display, scorers)
+
+
+def _evaluate(
+    model: str,
+    reference: str | None,
+    folder: Path,
+    scenario: str | None,
+    forget: Any,
+    retain: Any,
+    engine: str,
+    batch_size: int,
+    show_text: bool,
+    display: Display,
+    scorers: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `evaluate_models` does once the folder is its own."""
+    from accelerate import PartialState
+
     built = evaluation_scenario(scenario, forget, retain)
     names = replace(built.scorers, **scorers)
     with display.stage("Preparing the scorers"):

@@ -18,16 +18,26 @@ from unteach import models
 from unteach.alternates import with_alternates
 from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
-from unteach.checkpoints import content_key, mark_complete, read_marker, set_aside, write_json, write_text_atomically
+from unteach.checkpoints import (
+    content_key,
+    mark_complete,
+    private_folder,
+    read_marker,
+    set_aside,
+    write_folder_atomically,
+    write_json,
+    write_text_atomically,
+)
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
-from unteach.errors import UserError
+from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.generation import answer
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
+from unteach.folder_lock import FolderLock
 from unteach.objectives import get_method
 from unteach.progress import Display, Stage
 from unteach.recitation import recited_passages
@@ -68,8 +78,16 @@ class Run:
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def execute(self) -> RunResult:
-        """All stages, in order. A folder that holds a run with other settings is set aside under another name first."""
+        """All stages, in order. A folder that holds a run with other settings is set aside under another name first.
+
+        Raises:
+            UserError: for options that do not go together, and if another process is writing into the folder.
+        """
         self.check_options()  # a wrong option is found before anything is loaded or written
+        with FolderLock(self.output) as lock:
+            return self._execute(lock)
+
+    def _execute(self, lock: FolderLock) -> RunResult:
         torch.manual_seed(self.options.seed)
         name, scenario = self.options.model, self.scenario
         with self.display.stage(f"Loading {name}"):
@@ -77,11 +95,11 @@ class Run:
             model = models.load_model(name, trust_remote_code=self.options.trust_remote_code)
         aside = set_aside(self.output, "config.yaml", self._config_text())
         if aside:
+            lock.take()
             self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
-        self.work.mkdir(parents=True, exist_ok=True)
-        (self.output / "work").mkdir(parents=True, exist_ok=True)
         for folder in {self.work, self.output / "work"}:
-            folder.chmod(0o700)
+            private_folder(folder)
+        private_folder(self.output / "checkpoints")
         write_text_atomically(self.output / "config.yaml", self._config_text())
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
@@ -136,7 +154,7 @@ class Run:
     def unlearning_config(self) -> UnlearningConfig:
         """The scenario's presets, overridden by the user's settings."""
         presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
-        saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 1}
+        saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
         return self.config(self.output / "checkpoints", **{**saving, **presets, **self.options.settings})
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
@@ -161,6 +179,7 @@ class Run:
             trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['loss']:.2f}")
             trainer.train(resume_from_checkpoint=True)
         models.unfreeze(frozen)
+        private_folder(folder)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         mark_complete(folder, {"key": key})
@@ -262,7 +281,13 @@ class Run:
         forget_peak_memory()
         with self.display.stage("Unlearning", config.max_steps) as stage:
             trainer.on_step = step_display(stage)
-            trainer.train(resume_from_checkpoint=True)
+            try:
+                trainer.train(resume_from_checkpoint=True)
+            except TrainingFault as fault:
+                write_run_record(self.output, {"model": options.model, "seed": options.seed, **self.facts, "fault": str(fault)})
+                raise
+        if trainer.fault:
+            self.display.say(f"Stopped: {trainer.fault}. What is kept are the weights of step {trainer.rule.best_step}.")
         models.unfreeze(frozen)
         rule = trainer.rule
         lines = [json.loads(line) for line in (trainer.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -283,6 +308,7 @@ class Run:
             "steps": trainer.state.global_step,
             "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
             "stop_reason": rule.reason or f"max_steps ({config.max_steps}) reached",
+            "fault": trainer.fault or None,
             "max_retain_kl": config.max_retain_kl,
             **({"task_vector_scale": trainer.task_vector_scale} if config.objective.negate else {}),
             "forget_rows": len(forget),
@@ -387,8 +413,12 @@ class Run:
         """Writes the model, `run.json` and the report."""
         with self.display.stage("Saving the model and the report"):
             target = self.output / ("adapter" if self.options.lora else "model")
-            model.save_pretrained(target)
-            tokenizer.save_pretrained(target)
+
+            def save(folder: Path) -> None:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+
+            write_folder_atomically(target, save)
             options, scenario = self.options, self.scenario
             facts = {
                 "model": options.model,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from unteach import checkpoints, models, reference, task_vector
 from unteach.best_weights import BestWeights
+from unteach.collapse import CollapseWatch, nonfinite_loss
 from unteach.config import UnlearningConfig
 from unteach.data.mismatch import REFUSAL, MismatchPool
 from unteach.data.packing import Branch, Tree
@@ -28,7 +31,7 @@ from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
-from unteach.errors import UserError
+from unteach.errors import TrainingFault, UserError
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
 from unteach.objectives.state_losses import state_drift, steering_vector
 from unteach.parallel import through_wrapper
@@ -108,6 +111,8 @@ class UnlearningTrainer(Trainer):
             self.budget = DualWeight(args.dual_limit, args.weights["retain"], args.dual_step_size, args.dual_wait)
         self.layer = steering_layer(model, args.steering_layer) if self.method.level == "state" else -1
         self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
+        self.watch = CollapseWatch(args.collapse_kl)
+        self.fault = ""
         self.weights = args.weights
         self._reference: reference.Reference | None = None
         self._references = RoleReferences()
@@ -347,11 +352,8 @@ class UnlearningTrainer(Trainer):
         weights = self.weights | {"retain": self.budget.weight}
         loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * self.args.world_size
         self._observe(roles, inputs, loss, terms)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept; lower the learning rate"
-                " or set max_grad_norm"
-            )
+        if self.args.world_size == 1 and not torch.isfinite(loss):  # several processes must end together, so they look after the step
+            raise TrainingFault(nonfinite_loss(self.state.global_step + 1, loss.item()))
         return (loss, roles) if return_outputs else loss
 
     @torch.no_grad()
@@ -422,22 +424,61 @@ class UnlearningTrainer(Trainer):
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest whole one in `output_dir`.
                 A run that its stop rule has ended is not trained on.
             trial, ignore_keys_for_eval: as in `Trainer`.
+
+        Raises:
+            TrainingFault: if the loss or the weights stop being finite or the model collapses, and no probe has weights to go back to. With
+                such weights training ends with them in the model and the reason in `fault`.
+            UserError: for a checkpoint that is damaged or holds more than data, and for an output folder that has gone.
         """
+        try:
+            return self._train_or_resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except TrainingFault as fault:
+            self.end_with(str(fault))
+            if self.rule.best_step < 0:
+                raise
+            self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
+            return TrainOutput(self.state.global_step, float("nan"), {})
+        except Exception:
+            if self.is_world_process_zero():
+                checkpoints.remove_unfinished(self.output)
+            raise
+
+    def end_with(self, reason: str) -> None:
+        """Notes that training has to end now and why."""
+        self.fault = self.rule.reason = reason
+
+    def _checkpoint(self, wanted: str | bool | None) -> str | None:
+        """The checkpoint to go on from, whole."""
+        if wanted is True:
+            with self.accelerator.main_process_first():
+                found = checkpoints.latest_checkpoint(self.output, lambda state: self.best.damage(int(state["rule"]["best_step"])))
+            return str(found) if found else None
+        if wanted and (wrong := checkpoints.damage(wanted)):
+            raise UserError(
+                f"checkpoint {wanted} is damaged: {wrong}; take an earlier one, or resume_from_checkpoint=True to have one chosen"
+            )
+        return wanted or None
+
+    def _train_or_resume(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         output = self.output
-        found = checkpoints.latest_checkpoint(output) if resume_from_checkpoint is True else resume_from_checkpoint
+        found = self._checkpoint(resume_from_checkpoint)
         model = self.accelerator.unwrap_model(self.model)
         with models.dropout_off(model):
             self.prepare()
             start = task_vector.trained_weights(model) if self.method.negate else {}
-            state = checkpoints.read_marker(found) if found else None
+            state = checkpoints.marked_state(found) if found else {}
             if state:
                 self.budget.weight = state["retain_weight"]
                 if isinstance(self.budget, DualWeight):
                     self.budget.limit, self.budget.wait = state["dual_limit"], state["dual_wait"]
                 self.rule.load(state["rule"])
-                checkpoints.truncate_metrics(output / "metrics.jsonl", state["step"])
-            elif output.exists():
-                checkpoints.truncate_metrics(output / "metrics.jsonl", -1)
+                self.watch.count = state.get("collapsed_steps", 0)
+            if self.is_world_process_zero():
+                output.mkdir(parents=True, exist_ok=True, mode=0o700)
+                (output / "metrics.jsonl").touch()
+                checkpoints.truncate_metrics(output / "metrics.jsonl", state.get("step", -1))
             if not state and self._reference is not None:
                 self.write_metrics({"step": 0, "reference_seconds": self.reference_seconds})
             self._window = {}
@@ -452,9 +493,13 @@ class UnlearningTrainer(Trainer):
             if self.method.level == "state" and self.config.steering_update == "three_layers":
                 frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
             try:
-                result = super().train(str(found) if found else None, trial, ignore_keys_for_eval)
+                result = super().train(found, trial, ignore_keys_for_eval)
+            except pickle.UnpicklingError:
+                raise UserError(f"checkpoint {found} holds something other than tensors and plain data; it is not loaded") from None
             finally:
                 models.unfreeze(frozen)
+        if self.fault:
+            raise TrainingFault(self.fault)
         if self.method.negate:
             self._negate(start)
         if self.probe and self.rule.best_step not in (-1, self.state.global_step):
@@ -473,6 +518,15 @@ class UnlearningTrainer(Trainer):
         self.rule.best_step = self.state.global_step
         self.rule.reason = f"max_steps; then the task vector was taken off, {self.task_vector_scale:g} times"
 
+    @torch.no_grad()
+    def weights_are_finite(self) -> bool:
+        """Whether every trained weight is a finite number, in all processes."""
+        trained = [parameter for parameter in self.accelerator.unwrap_model(self.model).parameters() if parameter.requires_grad]
+        bad = torch.stack([~torch.isfinite(parameter).all() for parameter in trained]).any().float()
+        if self.args.world_size > 1:
+            bad = self.accelerator.reduce(bad, "sum")
+        return not bool(bad)
+
     def run_probe(self) -> bool:
         """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""
         assert self.probe is not None
@@ -482,9 +536,9 @@ class UnlearningTrainer(Trainer):
         rates = dict(self.probe(model))
         model.train(training)
         better = self.rule.record(self.state.global_step, rates)
+        self.write_metrics({"step": self.state.global_step, "probe": rates, "seconds": time.perf_counter() - started})
         if better and self.is_world_process_zero():
             self.best.write(model, self.rule.best_step)
-        self.write_metrics({"step": self.state.global_step, "probe": rates, "seconds": time.perf_counter() - started})
         if self.on_step:
             self.on_step({"step": float(self.state.global_step), **{f"probe_{name}": value for name, value in rates.items()}})
         return self.rule.should_stop
@@ -494,6 +548,8 @@ class UnlearningTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         path = self.output / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as file:  # not made anew: it is there, or has gone
+                file.write(json.dumps(record) + "\n")
+        except FileNotFoundError:
+            raise UserError(f"{path} has gone: the output folder was removed or moved while training; start again") from None

@@ -88,7 +88,7 @@ class StageCallback(TrainerCallback):
         }
         mark_complete(self.output_dir / f"checkpoint-{state.global_step}", known)
         if self.rule:
-            self.best.keep_only(self.rule.best_step)
+            self.best.keep_only({self.rule.best_step})
 
     def _measure(self, wrapped: Any, step: int) -> None:
         assert self.probe is not None and self.rule is not None
