@@ -18,6 +18,8 @@ from unteach.evaluation.results import MetricResult
 from unteach.trainer import UnlearningTrainer
 
 SOURCES = ("forget", "related", "unrelated")
+LONGEST = 1_000_000
+"""Most tokens of a row: whatever the run itself took is taken."""
 SAVE_EVERY = 50
 """Steps between two checkpoints of a relearning, so that a long one goes on after an interruption."""
 
@@ -64,7 +66,10 @@ class _Curve(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """See `TrainerCallback`."""
-        due = state.global_step % self.settings.every == 0 or state.global_step >= self.settings.steps
+        last = state.global_step >= self.settings.steps
+        if last:
+            control.should_save = False  # nobody goes on from the end
+        due = state.global_step % self.settings.every == 0 or last
         if due and self.record(state.global_step, kwargs["model"]):
             control.should_training_stop = True
         return control
@@ -113,6 +118,7 @@ def relearn(
             learning_rate=settings.learning_rate,
             per_device_train_batch_size=min(settings.batch_size, len(rows)),
             max_steps=settings.steps,
+            max_length=LONGEST,
             save_strategy="steps",
             save_steps=SAVE_EVERY,
             save_total_limit=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,10 +13,11 @@ from unteach.attacks.answers import Asked, any_and_mean, hits, plainly
 from unteach.attacks.options import ATTACKS, AttackOptions
 from unteach.attacks.prompting import PROMPTS, Surroundings, attack_prompts
 from unteach.attacks.relearning import SOURCES, Relearning, relearn, steps_to
+from unteach.attacks.results import Metrics, Results
 from unteach.attacks.sampling import repeated
 from unteach.attacks.target import NEVER_KNEW, RETRAINED, Target
 from unteach.attacks.traces import traces
-from unteach.checkpoints import content_key, write_json
+from unteach.checkpoints import content_key
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
@@ -25,63 +25,17 @@ from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.progress import Display
 from unteach.reports.report import write_report
-from unteach.run_record import rows_hash, versions
+from unteach.run_record import rows_hash
 
-SCHEMA_VERSION = 1
 PAIR = ("original", "unlearned")
-Metrics = dict[str, Any]
 
 
 class Suite:
-    """The attacks on one target; what each yields is written as soon as it is there, and found again by a second start."""
+    """The attacks on one target."""
 
     def __init__(self, target: Target, options: AttackOptions) -> None:
         self.target, self.options = target, options
-        self.display = target.display
-        self.path = target.folder / "attacks.json"
-        self.result = self._result_so_far()
-
-    def _result_so_far(self) -> dict[str, Any]:
-        """What earlier starts left in `attacks.json`, if it is about the same models."""
-        target = self.target
-        about = {"original_model_hash": target.hash_of("original"), "unlearned_model_hash": target.hash_of("unlearned")}
-        empty = {"schema_version": SCHEMA_VERSION, "scenario": target.record["scenario"], "headline": target.rate, **about}
-        empty |= {"versions": versions(), "forget_rows": len(target.forget), "settings": {}, "attacks": {}, "curves": {}, "left_out": {}}
-        if not self.path.exists():
-            return empty
-        found = dict(json.loads(self.path.read_text(encoding="utf-8")))
-        same = all(found.get(name) == empty[name] for name in ("schema_version", "headline", "forget_rows", *about))
-        return found if same else empty
-
-    # --- keeping ------------------------------------------------------------------------------------------------------
-
-    def kept(self, name: str, role: str, inputs: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns (plain data), or what it returned before for the same model, rows, scorer and settings."""
-        target = self.target
-        scorer = [target.rate, target.scorers.threshold, target.scorers.names.judge, target.scorers.unrelated]
-        key = content_key([SCHEMA_VERSION, target.hash_of(role), rows_hash(target.forget), scorer, inputs])
-        path = target.work / f"{name}-{role}-{key}.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
-        value = make()
-        write_json(path, value)
-        return value
-
-    def add(self, name: str, found: Mapping[str, Metrics], settings: Mapping[str, Any], curves: Mapping[str, Any] | None = None) -> None:
-        """Puts one attack into `attacks.json`."""
-        self.result["attacks"][name] = dict(found)
-        self.result["settings"][name] = dict(settings)
-        self.result["left_out"].pop(name, None)
-        if curves:
-            self.result["curves"][name] = dict(curves)
-        write_json(self.path, self.result)
-
-    def leave_out(self, name: str, why: str) -> None:
-        """Notes why an attack was not made; the result of an earlier start stays."""
-        if name not in self.result["attacks"]:
-            self.result["left_out"][name] = why
-            write_json(self.path, self.result)
-        self.display.say(f"No {name.replace('_', ' ')}: {why}")
+        self.display, self.results = target.display, Results(target)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -104,7 +58,7 @@ class Suite:
             change (`Callable`, *optional*): from a copy of a model to the one that is asked.
         """
         if not prompts:
-            self.leave_out(name, "no forget row is long enough for it")
+            self.results.leave_out(name, "no forget row is long enough for it")
             return
         inputs = [dict(settings), [(item.group, item.prompt_ids, item.row.key) for item in prompts]]
         found: dict[str, Metrics] = {}
@@ -124,8 +78,8 @@ class Suite:
                     )
                 return _as_json(any_and_mean(prompts, said, self.target.rate))
 
-            found[role] = self.kept(name, role, inputs, make)
-        self.add(name, found, settings)
+            found[role] = self.results.kept(name, role, inputs, make)
+        self.results.add(name, found, settings)
 
     def rate_of(self, model: Any, rows: Sequence[Row]) -> MetricResult:
         """The headline rate of greedy answers to the rows as they are."""
@@ -161,7 +115,7 @@ class Suite:
         for bits in quantization.BITS:
             name = f"quantization_{bits}bit"
             if reason:
-                self.leave_out(name, reason)
+                self.results.leave_out(name, reason)
                 continue
             settings = {"bits": bits, "group": None if bits == 8 else quantization.GROUP, "by": "torchao, weights of linear layers"}
             prompts = plainly(self.target.forget, self.target.tokenizer)
@@ -178,21 +132,23 @@ class Suite:
                 with self.display.stage(f"Traces: the {role.replace('_', ' ')} model"):
                     return _as_json(traces(target.load(role), target.tokenizer, target.forget, others))
 
-            found[role] = self.kept("traces", role, rows_hash(others), make)
-        self.add("traces", found, {"other_rows": len(others)})
+            found[role] = self.results.kept("traces", role, rows_hash(others), make)
+        self.results.add("traces", found, {"other_rows": len(others)})
 
     def relearning(self) -> None:
         """Fine-tuning on rows of three kinds."""
         target, options = self.target, self.options
         if len(target.forget) < 2:
-            self.leave_out("relearning", "it needs at least two forget rows, one to learn and one to measure")
+            self.results.leave_out("relearning", "it needs at least two forget rows, one to learn and one to measure")
             return
         shown = spread(target.forget, min(options.rows, len(target.forget) // 2))
         rest = [row for row in target.forget if row not in shown]
-        start = self.kept("relearning", "original", rows_hash(rest), lambda: self._measured("original", rest))
+        start = self.results.kept("relearning", "original", rows_hash(rest), lambda: self._measured("original", rest))
         goal = start["value"] / 2
         if goal == 0:
-            self.leave_out("relearning", "the original model says none of the rows that would be measured, so nothing can come back")
+            self.results.leave_out(
+                "relearning", "the original model says none of the rows that would be measured, so nothing can come back"
+            )
             return
         original = target.load("original")
         sources = {"forget": shown, "related": target.related(), "unrelated": target.unrelated(original)}
@@ -202,7 +158,7 @@ class Suite:
             name = f"relearning_{source}"
             rows = spread(sources[source], options.rows)
             if not rows:
-                self.leave_out(name, f"the run has no {source} rows")
+                self.results.leave_out(name, f"the run has no {source} rows")
                 continue
             found: dict[str, Metrics] = {"original": {target.rate: start}}
             curves: dict[str, Any] = {}
@@ -215,7 +171,7 @@ class Suite:
                 ends = MetricResult(steps, len(rest), None, None, True).as_json()
                 found[role] = {target.rate: last, "steps_to_half": ends}
             facts = {"steps": options.steps, "every": options.every, "learning_rate": options.learning_rate, "seed": options.seed}
-            self.add(name, found, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
+            self.results.add(name, found, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
 
     def _measured(self, role: str, rows: Sequence[Row]) -> Metrics:
         with self.display.stage(f"Asking the {role} model what relearning is to bring back"):
@@ -237,7 +193,7 @@ class Suite:
                     on_step=lambda step, note: stage.update(step, note=note),
                 )
 
-        points: list[Any] = self.kept(name, role, inputs, make)
+        points: list[Any] = self.results.kept(name, role, inputs, make)
         shutil.rmtree(folder, ignore_errors=True)
         return points
 
@@ -255,7 +211,7 @@ class Suite:
             why = "it needs a model trained without the forget set: --retrain teaches one (demos), --retrained names one"
             if "distance" in self.options.only:
                 raise UserError(f"distance: {why}")
-            self.leave_out("distance", why)
+            self.results.leave_out("distance", why)
             return
         found = {}
         for role in PAIR:
@@ -264,8 +220,8 @@ class Suite:
                 with self.display.stage(f"Distance of the {role} model to the retrained one"):
                     return _as_json(distance.distance(target.load(RETRAINED), target.load(role), target.tokenizer, target.forget))
 
-            found[role] = self.kept("distance", role, target.hash_of(RETRAINED), make)
-        self.add("distance", found, {"retrained_model_hash": target.hash_of(RETRAINED)})
+            found[role] = self.results.kept("distance", role, target.hash_of(RETRAINED), make)
+        self.results.add("distance", found, {"retrained_model_hash": target.hash_of(RETRAINED)})
 
     def execute(self) -> dict[str, Any]:
         """All attacks that were asked for; returns what `attacks.json` holds."""
@@ -285,7 +241,7 @@ class Suite:
                 self.prompting(name)
             else:
                 others[name]()
-        return self.result
+        return self.results.found
 
 
 def _title(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from unteach import models
 from unteach.data.rows import Row
+from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
@@ -146,13 +148,15 @@ class Target:
     def load(self, role: str) -> Any:
         """A fresh copy of a model, from disk: what an attack does to it reaches nobody else. An adapter is merged into its base."""
         place, trust = self.places[role], self.run.options.trust_remote_code
-        if (Path(place) / "adapter_config.json").exists():
+        if role == "unlearned" and (Path(place) / "adapter_config.json").exists():
             from peft import PeftModel
 
-            base = models.load_model(self.places["original"], trust_remote_code=trust)
-            model = PeftModel.from_pretrained(base, place).merge_and_unload().eval()
+            base = models.load_model(self.places["original"], trust_remote_code=trust)  # a taught one is not the one that the adapter names
+            model: Any = PeftModel.from_pretrained(base, place)
         else:
             model = models.load_model(place, trust_remote_code=trust)
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload().eval()
         if role not in self.hashes:
             self.hashes[role] = models.weights_hash(model)
         return model
@@ -170,12 +174,21 @@ class Target:
         sets = self.scenario.sets
         rows = [row for row in sets.get("other_facts") or sets.get("unseen") or self.scenario.validation if row.completion]
         forgotten = {row.key for row in self.known}
-        return [row for row in rows if row.key not in forgotten]
+        return self._whole([row for row in rows if row.key not in forgotten])
 
     def unrelated(self, original: Any) -> list[Row]:
         """Rows that are to be kept: the retain set, else the original model's own answers to neutral prompts."""
         rows = self.scenario.retain or self.scenario.own_prompts
-        return self.run.with_completions(original, self.tokenizer, rows, "Collecting the model's own answers")
+        return self._whole(self.run.with_completions(original, self.tokenizer, rows, "Collecting the model's own answers"))
+
+    def _whole(self, rows: list[Row]) -> list[Row]:
+        """The rows whose prompt and completion do not become one token where they meet."""
+        kept = []
+        for row in rows:
+            with contextlib.suppress(UserError):
+                encode_row(row, self.tokenizer, None)
+                kept.append(row)
+        return kept
 
     def second_wordings(self) -> dict[str, list[Row]]:
         """For each forget row's key, rows of the scenario that ask the same in other words (the same completions, other prompts)."""
