@@ -27,6 +27,8 @@ def test_weights_default_to_the_method_s(tmp_path):
         ({"method": "ga", "mismatch_weight": 0.5}, "method 'ga' has no mismatch term"),
         ({"method": "unlikelyhood"}, "did you mean 'unlikelihood'"),
         ({"probe_steps": 0}, "probe_steps is 0"),
+        ({"probe_steps": 2.5}, "probe_steps is 2.5"),
+        ({"patience": 0}, "patience is 0"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_would_be_right(settings, sentence, tmp_path):
