@@ -115,7 +115,15 @@ def fact_groups(run: RunFolder) -> list[dict[str, Any]]:
     """Titles with (name, text) pairs: the run, its cost, hashes, versions, settings."""
     record, config = dict(run.run), dict(run.config)
     versions, stages = record.pop("versions", {}), record.pop("stage_seconds", {})
-    cost = []
+    record.pop("cost", None)
+    cost = [
+        (
+            f"stage {stage['stage']}",
+            f"{stage['seconds']:,.1f} s; tokens: {stage['training_tokens']:,} trained on, {stage['generated_tokens']:,} generated,"
+            f" {stage['data_tokens']:,} of good answers",
+        )
+        for stage in record.pop("costs", [])
+    ]
     for key, name, form in (
         ("seconds", "seconds in all", "{:,.1f}"),
         ("tokens", "tokens trained on", "{:,.0f}"),
