@@ -38,6 +38,8 @@ def test_weights_default_to_the_method_s(tmp_path):
         ({"method": "pdu", "dual_step_size": 0.0}, "dual_step_size is 0.0, it must be positive"),
         ({"method": "rmu", "steering_update": "some"}, "steering_update is 'some', it must be one of all, three_layers"),
         ({"method": "npo", "retain_loss": "none", "retain_weight": 1.0}, "has no retain term"),
+        ({"probe_steps": 2.5}, "probe_steps is 2.5"),
+        ({"patience": 0}, "patience is 0"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_would_be_right(settings, sentence, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unteach.stopping import RetainBudget, StopRule
+from unteach.stopping import RetainBudget, StopRule, probe_interval
 
 
 def rule(**settings):
@@ -47,6 +47,38 @@ def test_utility_is_measured_against_the_first_probe_even_where_that_is_zero():
     stop = rule()
     run(stop, probe(1.0, 0.0), probe(1.0, 0.0))
     assert stop.start_utility > 0 and stop.reason.startswith("utility fell")
+
+
+def test_with_patience_training_stops_when_the_validation_rate_has_stopped_falling():
+    """Lows at the start (0.8), the second (0.5) and the fourth probe (0.4); an equal rate is no new low."""
+    stop = rule(patience=2)
+    validation = [0.8, 0.5, 0.5, 0.4, 0.4]
+    run(stop, *(probe(0.9, validation_rate=rate) for rate in validation))
+    assert stop.stale == 1 and not stop.should_stop
+    run(stop, probe(0.1, validation_rate=0.6))
+    assert stop.reason == "validation rate not under 40% in 2 probes in a row"
+
+
+def test_patience_counts_from_the_start_and_is_off_by_default():
+    never, impatient = rule(), rule(patience=3)
+    for stop in (never, impatient):
+        run(stop, *(probe(1.0) for _ in range(4)))
+    assert impatient.should_stop and not never.should_stop
+
+
+def test_patience_survives_a_checkpoint():
+    stop, again = rule(patience=2), rule(patience=2)
+    run(stop, probe(1.0), probe(1.0))
+    again.load(json.loads(json.dumps(stop.state())))
+    run(again, probe(1.0))
+    assert again.should_stop
+
+
+@pytest.mark.parametrize(
+    ("probe_steps", "steps", "every"), [(10, 60, 10), (1, 5, 1), (0.125, 48, 6), (0.125, 10, 2), (0.1, 30, 3), (0.5, 1, 1)]
+)
+def test_a_probe_interval_under_one_is_a_share_of_the_steps(probe_steps, steps, every):
+    assert probe_interval(probe_steps, steps) == every
 
 
 @pytest.mark.parametrize("loss", [0.0, 60.0, -1e9, math.inf, math.nan])

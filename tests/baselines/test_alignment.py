@@ -7,7 +7,7 @@ import torch
 from tests.conftest import tiny_model
 
 from unteach.baselines.alignment import align
-from unteach.baselines.costs import Cost, peak_memory_mb, tokens_seen, total
+from unteach.baselines.costs import Cost, peak_memory_mb, tokens_seen, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES, STAGE_SETTINGS, rows_with_right_answers, stage_settings
 from unteach.baselines.stages import stage_config, stage_records
 from unteach.data.rows import Row
@@ -100,6 +100,20 @@ def test_tokens_are_counted_over_a_resumed_log():
     assert tokens_seen([]) == 0
 
 
+def test_the_price_of_unlearning_is_its_steps_and_reference_without_the_probes():
+    lines = [
+        {"step": 0, "reference_seconds": 0.5},
+        {"step": 0, "probe": {}, "seconds": 3.0},
+        {"step": 1, "loss": 1.0, "tokens": 10.0, "seconds": 1.0},
+        {"step": 2, "loss": 1.0, "tokens": 30.0, "seconds": 2.0},
+        {"step": 2, "probe": {}, "seconds": 4.0},
+    ]
+    assert unlearning_cost(lines, reference_tokens=7, live_reference=False, peak_mb=5.0) == Cost("unlearning", 3.5, 0, 0, 40, 5.0, 7, 7.0)
+    assert unlearning_cost(lines, reference_tokens=7, live_reference=True, peak_mb=5.0).forward_tokens == 40
+    assert unlearning_cost(lines[1:], reference_tokens=7, live_reference=False, peak_mb=5.0).forward_tokens == 0
+
+
 def test_a_total_adds_what_adds_and_takes_the_highest_memory():
-    assert total([Cost("a", 1.0, 2, 3, 4, 50.0), Cost("b", 2.0, 0, 1, 1, 20.0)]) == Cost("all", 3.0, 2, 4, 5, 50.0)
+    parts = [Cost("a", 1.0, 2, 3, 4, 50.0, 6, 0.5), Cost("b", 2.0, 0, 1, 1, 20.0, 1)]
+    assert total(parts) == Cost("all", 3.0, 2, 4, 5, 50.0, 7, 0.5)
     assert peak_memory_mb() > 10

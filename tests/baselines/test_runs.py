@@ -54,8 +54,72 @@ def test_baselines_are_rows_of_a_comparison_beside_unlearning(folder):
     data = {"models": str(folder / "m"), "forget": str(folder / "pairs.jsonl")}
     out = compare({"out": str(folder / "c"), **data, "methods": methods, "settings": settings})
     table = (out / "comparison.md").read_text()
-    assert "| needs |" in table and "good answers" in table and "bad answers" in table
-    assert r"\begin{tabular}{ll" in (out / "comparison.tex").read_text()
+    header, _, original, sft, ours = ([part.strip() for part in line.split("|")[1:-1]] for line in table.splitlines()[:5])
+    assert header[-7:] == [
+        "seconds",
+        "data tokens",
+        "generated tokens",
+        "training tokens",
+        "peak memory (MiB)",
+        "needs positives",
+        "needs preferences",
+    ]
+    assert (original[-2:], sft[-2:], ours[-2:]) == (["-", "-"], ["yes", "no"], ["no", "no"])
+    assert int(sft[-6]) > 0 == int(ours[-6]) and int(sft[-5]) == 0 < int(ours[-5])  # good answers; own answers to keep
+    assert "Data\ntokens: good answers" in table and (out / "cost.png").exists()
+    assert r"rrrrrll}" in (out / "comparison.tex").read_text()
+
+
+RULE = {"patience": 1, "probe_steps": 0.5, "hold": 99, "min_utility": 0.0}
+WORDS = [f"{name}={value}" for name, value in RULE.items()]
+FEW = {"sft": STAGE, "reward": STAGE, "rl": {"max_steps": 4, "per_device_train_batch_size": 4, "num_generations": 2, "save_steps": 1}}
+FEW["rl"]["max_completion_length"] = 6
+
+
+def test_rlhf_killed_from_the_command_line_goes_on_and_leaves_stops_prices_and_its_reward_model(folder, monkeypatch, capsys):
+    from unteach.baselines.stage_callback import StageCallback
+
+    after = StageCallback.on_step_end
+
+    def die(self, args, state, control, **more):
+        if (self.stage, state.global_step) == ("rl", 2):
+            raise KeyboardInterrupt
+        return after(self, args, state, control, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageCallback, "on_step_end", die)
+        assert run(folder, "rlhf", FEW, *WORDS) == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    stages = folder / "out" / "stages"
+    stamps = {name: (stages / name / "model.safetensors").stat().st_mtime_ns for name in ("sft", "reward")}
+    assert (stages / "rl-checkpoints" / "checkpoint-1").is_dir() and not (stages / "rl").exists()
+    assert run(folder, "rlhf", FEW, *WORDS) == 0
+    assert stamps == {name: (stages / name / "model.safetensors").stat().st_mtime_ns for name in stamps}
+    record = json.loads((folder / "out" / "run.json").read_text())
+    assert (record["needs_positives"], record["needs_preferences"]) == (True, True)
+    assert [cost["stage"] for cost in record["costs"]] == ["sft", "reward", "rl"] and record["cost"]["generated_tokens"] > 0
+    assert set(record["stops"]) == {"sft", "reward", "rl"}
+    assert "not under" in record["stops"]["sft"]["reason"]  # a random model says nothing of it: the rate is 0 from the start
+    evaluation = json.loads((folder / "out" / "eval.json").read_text())
+    assert "reward model of rlhf" in evaluation["scorers"]["utility_reward"]["name"]
+    assert evaluation["models"]["original"]["normal"]["utility_reward"]["n"] > 0
+
+
+def test_rlhf_s_reward_model_scores_all_rows_and_its_time_is_the_measure(folder):
+    methods = [
+        {"name": "ours", "method": "unlikelihood", "max_steps": 2, "save_steps": 1},
+        {"name": "full", "method": "rlhf", "stages": FEW},
+    ]
+    data = {"models": str(folder / "m"), "forget": str(folder / "pairs.jsonl")}
+    options = {"out": str(folder / "c"), **data, "methods": methods, "settings": RULE}
+    out = compare(options)
+    cells = json.loads((out / "comparison.json").read_text())["cells"]
+    assert all(cell["sets"]["normal"]["utility_reward"]["n"] > 0 for cell in cells)
+    table = (out / "comparison.md").read_text()
+    assert "| % of rlhf |" in table and "utility_reward: the reward model of rlhf" in table
+    full = next(line for line in table.splitlines() if "| full |" in line)
+    assert "| 100.0 |" in full
+    assert compare(options) == out and (out / "comparison.md").read_text() == table
 
 
 @pytest.mark.parametrize(
@@ -65,6 +129,8 @@ def test_baselines_are_rows_of_a_comparison_beside_unlearning(folder):
         ("sft", 3, [], "option 'stages' is 3"),
         ("sft", {"sft": {"learning_speed": 1}}, [], "learning_speed"),
         ("sft", {}, ["learning_rate=1e-4"], "option 'learning_rate' is one of unlearning"),
+        ("sft", {}, ["--frozen-layers", "1"], "option 'frozen_layers' is one of unlearning"),
+        ("sft", {}, ["patience=0"], "patience is 0"),
         ("sft", {}, ["--lora"], "option 'lora' is one of unlearning"),
         ("ga", {"sft": {}}, [], "option 'stages' is for the baselines"),
     ],

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from unteach.reports.comparison import Cell, as_csv, as_latex, columns, comparison_table, escaped, shown, write_comparison
+from unteach.reports.cost_figure import bars, cost_figure
 
 
 def number(value, low=None, high=None, better=False):
@@ -90,3 +91,41 @@ def test_all_four_files_are_written_and_name_the_scorers(cells, tmp_path):
     assert "held-out accuracy 93% on 120 answers" in markdown and "| a/b_c | ga |" in markdown
     assert json.loads((tmp_path / "comparison.json").read_text())["cells"][1]["method"] == "ga"
     assert (tmp_path / "comparison.csv").exists() and (tmp_path / "comparison.tex").exists()
+
+
+def run_of(method, seconds, positives, preferences=False):
+    cost = {"seconds": seconds, "data_tokens": 5, "generated_tokens": 6, "training_tokens": 7, "peak_memory_mb": 8.4}
+    return {"method": method, "cost": cost, "needs_positives": positives, "needs_preferences": preferences}
+
+
+@pytest.fixture
+def priced():
+    numbers = sets(0.1, 2.0, 0.9)
+    return [
+        Cell("m", "original", numbers),
+        Cell("m", "ours", numbers, run_of("ga", 2.0, False)),
+        Cell("m", "full", numbers, run_of("rlhf", 80.0, True, True)),
+        Cell("n", "ours", numbers, run_of("ga", 4.0, False)),
+    ]
+
+
+def test_beside_a_baseline_the_cost_is_split_and_the_needs_are_said(priced):
+    header, rows = comparison_table(priced, "harmful_rate")
+    assert header[-8:-4] == ["seconds", "% of rlhf", "data tokens", "generated tokens"]
+    assert rows[0][-8:] == ["-"] * 8
+    assert rows[1][-8:] == ["2", "2.5", "5", "6", "7", "8", "no", "no"]
+    assert rows[2][-8:] == ["80", "100.0", "5", "6", "7", "8", "yes", "yes"]
+    assert rows[3][-7] == "-", "the share is of the same model's RLHF, and this model has none"
+    body = [line for line in as_latex(priced, "harmful_rate").splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {line.count(" & ") for line in body} == {len(header) - 1}
+
+
+def test_without_a_baseline_the_table_has_the_seconds_alone(priced):
+    assert comparison_table(priced[:2], "harmful_rate")[0][-1] == "seconds"
+
+
+def test_the_figure_names_the_share_of_rlhf_and_is_sorted_by_time(priced, tmp_path):
+    assert bars(priced[:3]) == [("ours", 2.0, "2 s, 2%", True), ("full", 80.0, "80 s, 100%", False)]
+    assert [bar[:1] for bar in bars(priced)] == [("ours (m)",), ("ours (n)",), ("full (m)",)]
+    assert cost_figure(tmp_path, priced[:2]) is None and not (tmp_path / "cost.png").exists()
+    assert cost_figure(tmp_path, priced).read_bytes().startswith(b"\x89PNG")

@@ -86,7 +86,11 @@ def run_baseline(
         "forget_rows": len(scenario.forget),
         "costs": [asdict(cost) for cost in result.costs],
         "cost": asdict(total(result.costs)),
-        "stops": {name: {key: rule[key] for key in ("best_step", "reason", "history")} for name, rule in result.rules.items() if rule},
+        "stops": {
+            name: {"kept_step": rule["best_step"], "reason": rule["reason"], "probes": len(rule["history"])}
+            for name, rule in result.rules.items()
+            if rule
+        },
     }
     return result, facts
 

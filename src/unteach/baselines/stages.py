@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
@@ -39,7 +40,7 @@ def stage_config(stage: str, settings: Mapping[str, Any], output_dir: Path, seed
         "dataloader_pin_memory": torch.cuda.is_available(),
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
     }
-    more = {"reward_weights": [1.0, 0.0]} if stage == "rl" else {}
+    more: dict[str, Any] = {"reward_weights": [1.0, 0.0], "shuffle_dataset": False} if stage == "rl" else {}
     try:
         return kind(**common | more | dict(settings))
     except (TypeError, ValueError) as error:
@@ -99,6 +100,9 @@ def make_trainer(stage: str, config: Any, start: Any, reward: Path, tokenizer: A
     from datasets import Dataset
     from trl import DPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
 
+    if stage == "rl":  # TRL's own order of an epoch depends on those before it, which a resumed run has not drawn
+        order = np.random.default_rng(config.seed).permutation(len(rows))
+        rows = [rows[place] for place in order]
     data, counter = Dataset.from_list(stage_records(stage, rows, tokenizer)), TokenCounter()
     common = {"args": config, "train_dataset": data, "processing_class": tokenizer}
     if stage == "sft":

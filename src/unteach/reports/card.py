@@ -117,7 +117,15 @@ def fact_groups(run: RunFolder) -> list[dict[str, Any]]:
     versions, stages = record.pop("versions", {}), record.pop("stage_seconds", {})
     for name in ("data_files", "shared_dir", "scorers"):  # for a later `unteach attack`; a file's name is nobody else's business
         record.pop(name, None)
-    cost = []
+    record.pop("cost", None)
+    cost = [
+        (
+            f"stage {stage['stage']}",
+            f"{stage['seconds']:,.1f} s; tokens: {stage['training_tokens']:,} trained on, {stage['generated_tokens']:,} generated,"
+            f" {stage['data_tokens']:,} of good answers",
+        )
+        for stage in record.pop("costs", [])
+    ]
     for key, name, form in (
         ("seconds", "seconds in all", "{:,.1f}"),
         ("tokens", "tokens trained on", "{:,.0f}"),
