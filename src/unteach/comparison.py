@@ -80,7 +80,7 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     models = [options["models"]] if isinstance(options["models"], str) else list(options["models"])
     rows = method_rows(options["methods"])
     shared_settings = checked_settings(dict(options.get("settings") or {}))
-    folder, cells = Path(options["out"]), []
+    folder = Path(options["out"])
     with FolderLock(folder):
         return _compare(options, models, rows, shared_settings, folder, display)
 

@@ -38,7 +38,11 @@ def purge(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
-    ours = [place for place in [folder, *_folders(folder), *(inner for outer in _folders(folder) for inner in _folders(outer))] if _is_ours(place)]
+    ours = [
+        place
+        for place in [folder, *_folders(folder), *(inner for outer in _folders(folder) for inner in _folders(outer))]
+        if _is_ours(place)
+    ]
     if not ours:
         raise UserError(f"{folder} is no output folder of unteach: it has no config.yaml of a run and no eval.json")
     removed: list[str] = []
@@ -54,11 +58,17 @@ def purge(folder: Path) -> list[str]:
 def set_aside_copies(folder: Path) -> list[Path]:
     """Folders beside this one that hold earlier runs, set aside when the settings changed."""
     folder = folder.absolute()
-    return [place for place in sorted(folder.parent.glob(f"{folder.name}-*")) if place.name.rpartition("-")[2].isdigit() and _is_ours(place)]
+    return [
+        place for place in sorted(folder.parent.glob(f"{folder.name}-*")) if place.name.rpartition("-")[2].isdigit() and _is_ours(place)
+    ]
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink() and path.name not in (*DERIVED, "model", "adapter")]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.is_symlink() and path.name not in (*DERIVED, "model", "adapter")
+    ]
 
 
 def _is_ours(folder: Path) -> bool:

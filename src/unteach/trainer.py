@@ -361,10 +361,14 @@ class UnlearningTrainer(Trainer):
                 found = checkpoints.latest_checkpoint(self.output, lambda state: self.best.damage(int(state["rule"]["best_step"])))
             return str(found) if found else None
         if wanted and (wrong := checkpoints.damage(wanted)):
-            raise UserError(f"checkpoint {wanted} is damaged: {wrong}; take an earlier one, or resume_from_checkpoint=True to have one chosen")
+            raise UserError(
+                f"checkpoint {wanted} is damaged: {wrong}; take an earlier one, or resume_from_checkpoint=True to have one chosen"
+            )
         return wanted or None
 
-    def _train_or_resume(self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
+    def _train_or_resume(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         output = self.output
         found = self._checkpoint(resume_from_checkpoint)
         stream = self.training_stream()
@@ -410,7 +414,7 @@ class UnlearningTrainer(Trainer):
     @torch.no_grad()
     def weights_are_finite(self) -> bool:
         """Whether every trained weight is a finite number, in all processes."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in self.accelerator.unwrap_model(self.model).parameters() if parameter.requires_grad]
         bad = torch.stack([~torch.isfinite(parameter).all() for parameter in trained]).any().float()
         if self.args.world_size > 1:
             bad = self.accelerator.reduce(bad, "sum")
