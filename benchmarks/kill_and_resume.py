@@ -1,7 +1,7 @@
 """Runs killed without warning and checkpoints damaged on disk: does the same command again end with the very same weights?
 
-A tiny model, made on the spot, on the CPU. Each killed run is killed once (SIGKILL): at a moment drawn from the whole length of a run, or, every
-other time, a few milliseconds after a checkpoint's folder has appeared and before it is marked. Then the same command is started again. Each
+A tiny model, made on the spot, on the CPU. Each killed run is killed once (SIGKILL): at a moment drawn from the whole length of a run, or,
+every other time, a few milliseconds after a checkpoint's folder has appeared unmarked. Then the same command is started again. Each
 damaged checkpoint is the newest of a run that was killed after two of them: one file of it is cut short, or one of its bits is turned over.
 `ours` counts the runs whose final weights and evaluation are those of an uninterrupted run, byte for byte; `naive` counts the runs.
 
@@ -11,7 +11,6 @@ damaged checkpoint is the newest of a run that was killed after two of them: one
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import random
@@ -19,7 +18,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,21 @@ def make_inputs(folder: Path) -> list[str]:
     return command
 
 
+@contextlib.contextmanager
+def to_file(log: Path) -> Iterator[None]:
+    """Standard output and error go into a file, those of handlers that were made before too."""
+    kept, handle = [os.dup(1), os.dup(2)], os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(handle, number)
+    try:
+        yield
+    finally:
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(handle)
+
+
 def start(command: list[str], out: Path, log: Path) -> int:
     """Forks a process that runs the command; returns its id."""
     pid = os.fork()
@@ -76,10 +90,8 @@ def start(command: list[str], out: Path, log: Path) -> int:
         return pid
     code = 70
     try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        code = unteach([*command, "--out", str(out)])
+        with to_file(log):
+            code = unteach([*command, "--out", str(out)])
     except BaseException:
         import traceback
 
@@ -153,8 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         command = make_inputs(work)
-        nowhere = io.StringIO()
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with to_file(work / "first.log"):
             unteach([*command, "--out", str(work / "first")])  # imports everything once, for all the processes that are forked below
         started = time.monotonic()
         whole = work / "whole"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -80,3 +81,14 @@ def test_a_killed_run_ends_bit_identical(point: str, arguments: list[str], unint
     assert json.loads((out / "eval.json").read_text()) == json.loads((uninterrupted / "eval.json").read_text())
     steps = [line["step"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
     assert steps == list(range(1, 9))
+
+
+def test_the_short_stress_finds_every_run_the_same_and_every_damage_noticed(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
+    command = [sys.executable, str(script), "--short", "--json", str(tmp_path / "result.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert len(rows) == 4 and all(row["ratio"] == 1 for row in rows), done.stdout
+    assert sum(row["naive"] for row in rows if row["case"].startswith("killed")) == 3

@@ -226,8 +226,9 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     purge = commands.add_parser(
         "purge",
         help="remove every derived copy of the texts from an output folder, keep the model and the numbers",
-        description="Removes answers, checkpoints, states of the reference model, a taught model and the texts in generations.jsonl; writes the\n"
-        "report and the card anew without them. model/ or adapter/, eval.json, run.json and metrics.jsonl stay. Your own files are not touched.",
+        description="Removes answers, checkpoints, states of the reference model, a taught model and the texts in generations.jsonl;\n"
+        "writes the report and the card anew without them. model/ or adapter/, eval.json, run.json and metrics.jsonl stay.\n"
+        "Your own files are not touched.",
         formatter_class=raw,
     )
     purge.add_argument("folder", help="the folder of a run, an evaluation or a comparison")

@@ -22,8 +22,8 @@ HOLDER = ".unteach.lock.json"
 class FolderLock:
     """Holds a folder for the time of a `with` block; of several processes of one run only the first takes it.
 
-    The operating system drops the lock when its process dies, however it dies, so a run that was killed leaves nothing to clean up: the next
-    one takes the lock over.
+    The operating system drops the lock when its process dies, however it dies, so a run that was killed leaves nothing to clean up:
+    the next one takes the lock over.
 
     Args:
         folder (path): made if it is not there.

@@ -28,21 +28,18 @@ class CheckReport:
 def _rows(source: Any, role: Role, report: CheckReport) -> list[Row]:
     """All good rows of a source; every bad one becomes a problem."""
     rows: list[Row] = []
-    records: Iterator[tuple[dict[str, Any], str]] = adapted_records(source, role)
-    while True:
-        try:
-            fields, where = next(records)
-        except StopIteration:
-            break
-        except UserError as error:
-            report.problems.append(str(error))
-            break
-        try:
-            rows.append(row_from_mapping(fields, where, prompt_only=role == "forget"))
-        except UserError as error:
-            report.problems.append(str(error))
-    if not rows and not report.problems:
-        report.problems.append(f"{source}: no rows for the {role} set")
+    found: list[str] = []
+    try:
+        for fields, where in adapted_records(source, role, on_error=lambda error: found.append(str(error))):
+            try:
+                rows.append(row_from_mapping(fields, where, prompt_only=role == "forget"))
+            except UserError as error:
+                found.append(str(error))
+    except UserError as error:  # of the whole file: there is no next row
+        found.append(str(error))
+    if not rows and not found:
+        found.append(f"{source}: no rows for the {role} set")
+    report.problems += _capped(found)
     return rows
 
 

@@ -70,6 +70,13 @@ def split_rows(rows: Iterable[Row], proportions: Sequence[float] = (0.7, 0.1, 0.
     return parts
 
 
+def _columns(fields: Mapping[str, Any]) -> str:
+    """The names of a record's columns. Where the header line is missing they are a row's own text, which no message may carry."""
+    if any(not isinstance(name, str) or len(name) > 40 or name.count(" ") > 3 for name in fields):
+        return f"{len(fields)} columns whose names read like text; is the header line missing?"
+    return ", ".join(repr(name) for name in list(fields)[:20]) or "none"
+
+
 def _messages(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...]:
     messages = []
     for message in value:
@@ -116,20 +123,19 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """
     kind = fields.get("kind", "chat")
     if kind not in ("chat", "text"):
-        raise UserError(f"{source}: field 'kind' is {kind!r}, it must be 'chat' or 'text'")
+        shown = repr(kind) if isinstance(kind, str) and len(kind) < 16 and kind.isidentifier() else "something else"  # no text of the row
+        raise UserError(f"{source}: field 'kind' is {shown}, it must be 'chat' or 'text'")
     if "prompt" not in fields and "text" in fields:
         return Row("", _text(fields["text"], "text", source), "text", source)
     if "prompt" not in fields:
-        found = ", ".join(repr(name) for name in fields) or "none"
-        raise UserError(f"{source}: column 'prompt' is missing (found: {found}); rows need 'prompt' and 'completion', or 'text'")
+        raise UserError(f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt' and 'completion', or 'text'")
     prompt = fields["prompt"]
     prompt = _messages(prompt, "prompt", source) if isinstance(prompt, list | tuple) else _text(prompt, "prompt", source)
     completion = fields.get("completion")
     if completion is None and prompt_only and "completion" not in fields:
         return Row(prompt, "", kind, source)
     if "completion" not in fields:
-        found = ", ".join(repr(name) for name in fields)
-        raise UserError(f"{source}: column 'completion' is missing (found: {found})")
+        raise UserError(f"{source}: column 'completion' is missing (found: {_columns(fields)})")
     if isinstance(completion, list | tuple):
         messages = _messages(completion, "completion", source)
         if len(messages) != 1 or messages[0][0] != "assistant":

@@ -17,10 +17,23 @@ Role = Literal["forget", "retain"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
-def _read_text(path: Path) -> str:
+OnError = Callable[[UserError], None]
+"""Takes the error of one row where the reading is to go on with the next."""
+
+
+def _stop(error: UserError) -> None:
+    raise error
+
+
+def _read_bytes(path: Path) -> bytes:
     raw = path.read_bytes()
     if not raw.strip():
         raise UserError(f"{path}: the file is empty")
+    return raw
+
+
+def _read_text(path: Path) -> str:
+    raw = _read_bytes(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -30,22 +43,38 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: a row must be a JSON object, found {type(record).__name__}")
-        yield record, f"{path}, line {number}"
-
-
-def _json_array(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _parsed(text: str) -> Any:
+    """JSON; what Python's reader says of too deep nesting and too long numbers is a `JSONDecodeError` too."""
     try:
-        records = json.loads(_read_text(path))
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("too deeply nested", text, 0) from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        raise json.JSONDecodeError("a number is too long", text, 0) from None
+
+
+def _json_lines(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
+    for number, raw in enumerate(_read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        where = f"{path}, line {number}"
+        try:
+            line = raw.decode("utf-8")
+            record = _parsed(line) if line.strip() else None
+        except UnicodeDecodeError as error:
+            on_error(UserError(f"{where}: byte 0x{raw[error.start]:02x} is not UTF-8 (wrong encoding); save the file as UTF-8"))
+        except json.JSONDecodeError as error:
+            on_error(UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})"))
+        else:
+            if isinstance(record, dict):
+                yield record, where
+            elif line.strip():
+                on_error(UserError(f"{where}: a row must be a JSON object, found {type(record).__name__}"))
+
+
+def _json_array(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        records = _parsed(_read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line is .jsonl") from None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -54,26 +83,27 @@ def _json_array(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         yield record, f"{path}, row {number}"
 
 
-def _table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _table(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         for record in reader:
             if None in record:
-                raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
+                on_error(UserError(f"{path}, line {reader.line_num}: more cells than the header has columns"))
+                continue
             yield {name: cell for name, cell in record.items() if cell is not None}, f"{path}, line {reader.line_num}"
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num + 1}: not a readable table ({error})") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _parquet(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-    for number, record in enumerate(table.to_pylist(), 1):
+        records = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError, OverflowError, NotImplementedError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None
+    for number, record in enumerate(records, 1):
         yield record, f"{path}, row {number}"
 
 
@@ -108,7 +138,7 @@ def book_passages(text: str, *, prompt_chars: int = 100, completion_chars: int =
     return passages
 
 
-def _book(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _book(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
     passages = book_passages(_read_text(path))
     if not passages:
         raise UserError(f"{path}: the text is too short for one passage of a prompt and 200 characters")
@@ -121,7 +151,8 @@ def _flag(value: Any) -> bool:
     if isinstance(value, str):
         words = {"true": True, "1": True, "false": False, "0": False}
         if value.strip().lower() not in words:
-            raise ValueError(f"{value!r} is neither true nor false")
+            shown = repr(value) if len(value) < 16 and value.isidentifier() else "a flag"  # no text of the row
+            raise ValueError(f"{shown} is neither true nor false")
         return words[value.strip().lower()]
     return bool(value)
 
@@ -173,7 +204,11 @@ def _question_answer(record: Mapping[str, Any], role: Role) -> list[dict[str, An
 
 
 def _wmdp(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    choices, answer = record["choices"], int(record["answer"])
+    choices = record["choices"]
+    try:
+        answer = int(record["answer"])
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("'answer' is no number") from None
     if not isinstance(choices, list) or not 0 <= answer < len(choices):
         raise ValueError(f"'answer' is {answer}, it must count an item of the list 'choices'")
     return [{"prompt": record["question"], "completion": str(choices[answer])}]
@@ -201,20 +236,23 @@ def _adapted(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     return [dict(record)]
 
 
-def _records(source: Any, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _records(source: Any, split: str, on_error: OnError) -> Iterator[tuple[dict[str, Any], str]]:
     if not isinstance(source, str | Path):
         if isinstance(source, Mapping) or not isinstance(source, Iterable):
             hint = f"; take one of {', '.join(map(repr, source))}" if isinstance(source, Mapping) else ""
             raise UserError(f"the data is a {type(source).__name__}, it must be a file, a dataset or a list of rows{hint}")
         for number, record in enumerate(source, 1):
             if not isinstance(record, str | Mapping):
-                raise UserError(f"row {number}: a row must be a dict or a prompt, found {type(record).__name__}")
+                on_error(UserError(f"row {number}: a row must be a dict or a prompt, found {type(record).__name__}"))
+                continue
             yield ({"prompt": record} if isinstance(record, str) else dict(record)), f"row {number}"
         return
+    if "\0" in str(source):
+        raise UserError(f"{str(source)!r}: a file's name cannot hold a null character")
     path = Path(source)
     readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".txt": _book}
     if path.suffix in readers and path.is_file():
-        yield from readers[path.suffix](path)
+        yield from readers[path.suffix](path, on_error)
     elif path.suffix in readers or path.exists():
         reason = "no such file" if not path.exists() else f"not one of the formats {', '.join(SUFFIXES)}"
         raise UserError(f"{path}: {reason}")
@@ -239,16 +277,23 @@ def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 def records(source: Any, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
     """(fields, where) of each record of a file, a Hugging Face dataset id or a list, with all the columns that it has."""
-    yield from _records(source, split)
+    yield from _records(source, split, _stop)
 
 
-def adapted_records(source: Any, role: Role, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
-    """(fields, where) of each record, those of known public sets turned into `prompt` and `completion`."""
-    for record, where in _records(source, split):
+def adapted_records(source: Any, role: Role, split: str = "train", on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
+    """(fields, where) of each record, those of known public sets turned into `prompt` and `completion`.
+
+    Args:
+        source, role, split: see `load_rows`.
+        on_error (`Callable`, *optional*): takes the error of a row that cannot be read, and reading goes on; default: the first is raised.
+    """
+    for record, where in _records(source, split, on_error):
         try:
             adapted = _adapted(record, role)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: not a row of the public set that its columns name ({error})") from None
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            kind = type(error).__name__ if not isinstance(error, ValueError) else str(error)  # others' words may hold the row's text
+            on_error(UserError(f"{where}: not a row of the public set that its columns name ({kind})"))
+            continue
         for fields in adapted:
             yield fields, where
 
