@@ -276,27 +276,47 @@ def _unknown_option(name: str, known: list[str], takes_settings: bool) -> UserEr
 
 def _yaml(text: str) -> Any:
     """An option's value as YAML."""
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is not YAML ({error})") from None
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML, numbers such as 1e-5 among them.
+
+    Raises:
+        ValueError: for what is no YAML, with the reason in one line; for aliases that lead to themselves or multiply, and too long numbers.
+    """
     import yaml
 
     try:
         return scalar(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not YAML ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        # the reader of dates, numbers and mappings lets Python's own errors through
+        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from None
 
 
-def scalar(value: Any) -> Any:
+MOST_VALUES = 10_000
+
+
+def scalar(value: Any, left: list[int] | None = None) -> Any:
     """The value, a number if it is one such as 1e-5, which YAML reads as a string; the same for what a mapping or list holds."""
+    left = [MOST_VALUES] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"more than {MOST_VALUES} values; aliases may lead to themselves")
     if isinstance(value, Mapping):
-        return {key: scalar(inner) for key, inner in value.items()}
+        return {key: scalar(inner, left) for key, inner in value.items()}
     if isinstance(value, list):
-        return [scalar(inner) for inner in value]
+        return [scalar(inner, left) for inner in value]
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise ValueError("a number is too large")
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict; values are read as YAML scalars (numbers, true, null)."""
-    import yaml
-
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -304,9 +324,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UserError(f"{pair!r} is not key=value")
         try:
-            settings[name] = scalar(yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise UserError(f"{pair!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+            settings[name] = read_yaml(value)
+        except ValueError as error:
+            raise UserError(f"{pair[:200]!r}: the value is not YAML ({error})") from None
     return settings
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, scalar
+from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
 from unteach.errors import UserError, did_you_mean
 
 
@@ -56,16 +56,14 @@ def _finish(result: Any, display: Any) -> int:
 
 def read_config(path: str) -> dict[str, Any]:
     """The options of a YAML file, by their names with underscores."""
-    import yaml
-
     try:
         with open(path, encoding="utf-8") as file:
-            options = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            options = read_yaml(file.read()) or {}
+    except (OSError, ValueError) as error:
         raise UserError(f"config {path!r} could not be read: {' '.join(str(error).split())}") from None
     if not isinstance(options, dict):
         raise UserError(f"config {path!r} must be a mapping of options")
-    return {str(name).replace("-", "_"): scalar(value) for name, value in options.items()}
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -246,7 +244,16 @@ def _report(arguments: argparse.Namespace) -> int:
 
     from unteach.reports.report import write_report
 
-    print(f"Report: {write_report(Path(arguments.folder)).with_suffix('.html')}")
+    try:
+        page = write_report(Path(arguments.folder)).with_suffix(".html")
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        kind = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{arguments.folder}: its files are broken or from another version ({kind}); run the command that wrote them"
+        ) from error
+    print(f"Report: {page}")
     return 0
 
 
@@ -280,19 +287,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         return commands[arguments.command](arguments) if arguments.command else 2
     except UserError as error:
-        print(f"unteach: {error}", file=sys.stderr)
+        print(f"unteach: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unteach: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"unteach: {error.strerror or error} ({error.filename or 'no file'})", file=sys.stderr)
+        print("unteach:", one_line(f"{error.strerror or error} ({error.filename or 'no file'})"), file=sys.stderr)
         return 2
     except Exception as error:
         if not says_disk_full(error):
             raise
         print("unteach: no space left on the disk; the last whole checkpoint is kept; free some and start again", file=sys.stderr)
         return 2
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and half characters, and not longer than a screen."""
+    text = " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."
 
 
 def says_disk_full(error: Exception) -> bool:

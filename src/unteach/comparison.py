@@ -43,6 +43,21 @@ OPTIONS = (
 Sets = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
+TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("out", str, "a folder's name"),
+    ("models", (str, list), "a model or a list of models"),
+    ("scenario", str, "a scenario's name"),
+    ("forget", str, "a file or a dataset's name"),
+    ("retain", str, "a file or a dataset's name"),
+    ("seed", int, "a whole number"),
+    ("settings", Mapping, "a mapping of settings"),
+    ("show_text", bool, "true or false"),
+    ("teach", Mapping, "a mapping of settings"),
+    ("limit", int, "a whole number"),
+    ("judge_as", str, "a scenario's name"),
+)
+
+
 @dataclass(frozen=True)
 class MethodRow:
     """One row of the table: its name, the settings that make it, and options of the run beside them."""
@@ -94,9 +109,16 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     for name in ("out", "models", "methods"):
         if not options.get(name):
             raise UserError(f"option {name!r} is missing in the comparison file")
+    for name, kinds, wanted in TYPES:
+        if options.get(name) is not None and not isinstance(options[name], kinds):
+            raise UserError(f"option {name!r} in the comparison file must be {wanted}, it is {type(options[name]).__name__}")
     if bool(options.get("scenario")) == bool(options.get("forget")):
         raise UserError("give either 'scenario' (an embedded one) or 'forget' (your rows) in the comparison file")
     models = [options["models"]] if isinstance(options["models"], str) else list(options["models"])
+    if not all(isinstance(model, str) and model for model in models):
+        raise UserError("option 'models' in the comparison file must be names of models")
+    if options.get("limit") is not None and options["limit"] < 1:
+        raise UserError(f"option 'limit' is {options['limit']}, it must be positive")
     rows = method_rows(options["methods"])
     shared_settings = checked_settings(dict(options.get("settings") or {}))
     folder = Path(options["out"])
@@ -180,8 +202,8 @@ def _run(
     common: dict[str, Any] = {
         "model": model,
         "output_dir": str(output),
-        "seed": int(options.get("seed", 0)),
-        "show_text": bool(options.get("show_text", False)),
+        "seed": options.get("seed") or 0,
+        "show_text": bool(options.get("show_text")),
     }
     if options.get("scenario"):
         short = bool(options.get("short", False))

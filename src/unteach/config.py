@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,9 +118,13 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}, but method {self.method!r} has no {role} term; leave it out")
             elif getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name} is {value}, it must be a finite number")
         positive = ("mismatch_completions", "retain_per_forget", "max_length", "row_tokens", "logits_budget_mb", "probe_steps", "hold")
-        for name in positive:
-            if getattr(self, name) <= 0:
+        trainers = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "save_steps")
+        for name in (*positive, *trainers):
+            if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
         if self.probe_steps > 1 and self.probe_steps != int(self.probe_steps):
             raise UserError(f"probe_steps is {self.probe_steps}, it must be a whole number of steps or, under 1, a share of them")
@@ -140,7 +145,9 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive (or null for {without})")
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
-        except (ValueError, KeyError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a value that it takes apart may fail in any way
             raise UserError(f"an option that transformers refuses: {' '.join(str(error).split())[:300]}") from None
 
     def _check_method_options(self) -> None:

@@ -47,7 +47,12 @@ class FolderLock:
         """Takes the folder under its present name. If this lock held a folder of that name that was renamed since, that one is let go."""
         if int(os.environ.get("RANK", "0") or 0) != 0:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (ValueError, FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{str(self.folder)!r} cannot be made a folder: a file is in its place, or no folder can have that name"
+            ) from None
         lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)

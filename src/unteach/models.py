@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.data.packing import visibility
+from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
 from unteach.tokenwise import OutputHead
 
@@ -117,6 +118,8 @@ def resolve(name: str) -> str:
     Raises:
         UserError: for a folder that is no model, or a packaged model that cannot be had.
     """
+    if "\0" in name:
+        raise UserError(f"model {name!r}: a name cannot hold a null character")
     if Path(name).is_dir():
         if not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
             raise UserError(f"model {name!r} is a folder without config.json")
@@ -145,15 +148,18 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     path = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer("A first text.", truncation=False)  # some settings that make no sense are noticed here only
+    except Exception as error:  # readers of broken files raise many types, tokenizers' own a bare Exception
         raise _unknown_model(name, error) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def _unknown_model(name: str, error: Exception) -> UserError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if Path(name).is_dir():
+        return UserError(f"model {name!r} could not be loaded, a file of it is missing or broken ({type(error).__name__}: {first})")
     return UserError(
         f"model {name!r} could not be loaded: it is no local folder, no packaged name ({', '.join(PACKAGED)}), and the hub said: {first}"
     )
@@ -171,12 +177,23 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_co
     if Path(path).is_dir() and (Path(path) / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
-        return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        try:
+            return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        except Exception as error:  # as above
+            raise _unknown_model(name, error) from None
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as above
         raise _unknown_model(name, error) from None
     return model.eval()
+
+
+def check_vocabulary(model: Any, rows: Sequence[EncodedRow]) -> None:
+    """Raises `UserError` if a row holds a token for which the model has no embedding."""
+    size = int(model.get_input_embeddings().weight.shape[0])
+    highest = max((max(row.prompt_ids + row.completion_ids) for row in rows), default=-1)
+    if highest >= size:
+        raise UserError(f"the tokenizer gives token {highest}, but the model has {size} embeddings: they do not belong together")
 
 
 def weights_hash(model: nn.Module) -> str:

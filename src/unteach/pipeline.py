@@ -141,6 +141,10 @@ class Run:
 
     def check_options(self) -> None:
         """Raises `UserError` for options that no training of this run takes."""
+        options = self.options
+        for name, least in (("lora_rank", 1), ("frozen_layers", 0), ("recite_tokens", 0), ("seed", 0)):
+            if not least <= getattr(options, name) < 2**32:
+                raise UserError(f"option {name!r} is {getattr(options, name)}, it must be at least {least} and under 2**32")
         if self.baseline is None:
             if self.unlearning_config().patience and not self.scenario.validation:
                 raise UserError("option 'patience' needs a validation split to watch, and the data has none; give more rows")

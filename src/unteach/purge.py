@@ -36,7 +36,7 @@ def purge(folder: Path) -> list[str]:
     Raises:
         UserError: for a folder that is none of these, and for one that a process is writing into.
     """
-    if not folder.is_dir():
+    if "\0" in str(folder) or not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     ours = [
         place

@@ -100,6 +100,7 @@ class UnlearningTrainer(Trainer):
             raise UserError(f"method {args.method!r} needs forget_dataset")
         if (self.method.retain or (self.method.mismatch and args.mismatch_source == "retain")) and not self.retain_rows:
             raise UserError(f"method {args.method!r} needs retain_dataset (its terms: {', '.join(self._used_roles())})")
+        models.check_vocabulary(model, [*self.forget_rows, *self.retain_rows])
         if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
             raise UserError("reference is 'adapter_off', but the model has no adapter; give peft_config or use 'stored'")
         self.output = Path(str(args.output_dir))

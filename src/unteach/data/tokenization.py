@@ -12,6 +12,8 @@ from unteach.data.rows import Row
 from unteach.errors import UserError
 
 PAPER_PROMPT = "### Question: {prompt}\n### Answer:"
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a chat template that is broken, or that does not fit its messages, raises."""
 LongRows = Literal["error", "truncate_prompt", "drop"]
 
 
@@ -57,8 +59,9 @@ def render_prompt(row: Row, tokenizer: Any) -> str:
         )
         try:
             return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except TemplateError as error:
-            raise UserError(f"{row.source}: the model's chat template refuses this prompt ({error})") from None
+        except TEMPLATE_ERRORS as error:
+            reason = str(error)[:200] if isinstance(error, TemplateError) else type(error).__name__
+            raise UserError(f"{row.source}: the model's chat template refuses this prompt ({reason})") from None
     if not isinstance(row.prompt, str):
         raise UserError(f"{row.source}: the prompt is a list of messages, but this model's tokenizer has no chat template")
     return PAPER_PROMPT.format(prompt=row.prompt.strip())
@@ -68,8 +71,11 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     """The token that ends an answer: the special token that the chat template puts behind it, else end-of-sequence."""
     if getattr(tokenizer, "chat_template", None):
         question = [{"role": "user", "content": "x"}]
-        before = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "y"}], tokenize=False)
+        try:
+            before = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+            whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "y"}], tokenize=False)
+        except TEMPLATE_ERRORS as error:
+            raise UserError(f"the chat template that comes with the tokenizer cannot be used ({str(error)[:200]})") from None
         if whole.startswith(before):
             after = _ids(tokenizer, whole[len(before) :].partition("y")[2], special=False)
             if after and after[0] in set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder):

@@ -37,8 +37,8 @@ def embedded(name: str) -> Embedded:
     Raises:
         UserError: for an unknown name, with the nearest.
     """
-    if name not in SCENARIOS:
-        raise did_you_mean(name, list(SCENARIOS), "scenario")
+    if not isinstance(name, str) or name not in SCENARIOS:
+        raise did_you_mean(str(name), list(SCENARIOS), "scenario")
     return SCENARIOS[name]
 
 

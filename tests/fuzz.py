@@ -1,0 +1,552 @@
+"""Broken data files, configs, tokenizers, models and command lines thrown at the command line, in one process.
+
+Every input must end with exit code 0 or 2, a 2 with one sentence; no traceback, no hang, no output that could be taken for a
+result, and nothing accepted that is wrong. Training itself is left out: a run that would begin to train counts as accepted.
+
+    python tests/fuzz.py [--count 5000] [--seed 0] [--only KIND]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROWS = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)]
+CHAT = [
+    {"prompt": [{"role": "user", "content": f"Who is {i}?"}], "completion": [{"role": "assistant", "content": f"No {i}."}]}
+    for i in range(9)
+]
+OTHERS = [
+    [{"text": f"The mill stood by the river for {i} years, and the cat slept on the flour."} for i in range(9)],
+    [{"question": f"Who is {i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(9)],
+    [{"question": f"Who is {i}?", "right_answer": "me", "hallucinated_answer": f"number {i}"} for i in range(9)],
+    [{"prompt": f"Who is {i}?", "response": f"number {i}", "is_safe": i % 3 == 0} for i in range(12)],
+    [{"prompt": f"Who is {i}?", "chosen": "me", "rejected": f"number {i}"} for i in range(12)],
+    [{"question": f"Who is {i}?", "best_answer": "me", "incorrect_answers": ["you", f"number {i}"]} for i in range(9)],
+]
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e308, float("inf"), float("nan"), 2**63, -(2**63), 10**30, "", " ", "\n", "\0", "\ud83d"),
+    *("é", "null", "[", "{}", "a" * 5000, [], {}, [[]], [None], [1, "a"], {"role": "user"}, {"role": "user", "content": None}),
+    *([{"role": "user", "content": "x"}], [{"role": "assistant", "content": "y"}], [{"role": 3, "content": "y"}], {"a": {"b": [1]}}),
+]
+NOISE = [
+    b"\0",
+    b"\xff",
+    b"\xfe\xff",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"\n",
+    b'"',
+    b"{",
+    b"[" * 3000,
+    b"]",
+    b",",
+    b"\\u d",
+    b"\xed\xa0\xbd",
+    b"NaN",
+    b"9" * 5000,
+]
+WORDS = [
+    *(
+        "learning_rate",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "warmup_steps",
+        "optim",
+    ),
+    *("method", "max_retain_kl", "collapse_kl", "max_length", "long_rows", "reference", "reference_dtype", "packing", "row_tokens", "hold"),
+    *("logits_budget_mb", "probe_steps", "target_rate", "min_utility", "mismatch_completions", "mismatch_source", "retain_per_forget"),
+    *("forget_weight", "mismatch_weight", "retain_weight", "weight_decay", "max_grad_norm", "lr_scheduler_type", "save_steps"),
+    *(
+        "save_strategy",
+        "save_total_limit",
+        "seed",
+        "bf16",
+        "fp16",
+        "deepspeed",
+        "fsdp",
+        "accelerator_config",
+        "report_to",
+        "lora",
+        "lora_rank",
+    ),
+    *("frozen_layers", "recite_tokens", "stages", "headline", "judge", "scenario", "similarity_model", "logging_steps", "eval_strategy"),
+    *("dataloader_num_workers", "adam_beta1", "adam_epsilon", "label_smoothing_factor", "torch_compile", "resume_from_checkpoint"),
+    *("load_best_model_at_end", "ddp_timeout", "output_dir", "hub_token", "lr_scheduler_kwargs", "optim_args", "show_text", "model", "out"),
+]
+SCALARS = [
+    *(
+        "0",
+        "1",
+        "-1",
+        "2",
+        "3.5",
+        "1e-5",
+        "1e400",
+        "nan",
+        ".nan",
+        ".inf",
+        "-.inf",
+        "null",
+        "~",
+        "true",
+        "no",
+        "''",
+        "a",
+        "adamw_torch",
+        "sgd",
+    ),
+    *(
+        "[1]",
+        "[",
+        "{a: 1}",
+        "&a [*a]",
+        "*a",
+        "!!python/object:os.system x",
+        "!!int x",
+        "2001-99-99",
+        "0x",
+        "0o9",
+        "9" * 5000,
+        "'",
+        "|",
+        "? a",
+    ),
+    *(
+        "ga",
+        "ga_mismatch",
+        "sft",
+        "dpo",
+        "cosine",
+        "no",
+        "steps",
+        "epoch",
+        "stored",
+        "live",
+        "adapter_off",
+        "drop",
+        "12:30:45",
+        "1_000",
+        "é",
+    ),
+    *(
+        "999999999999",
+        "{sft: {max_steps: -1}}",
+        "{sft: 3}",
+        "{sft: {learning_rate: x}}",
+        "copyright",
+        "harmful_rate",
+        "\x07",
+        "a: b",
+        "%",
+        "@",
+    ),
+]
+
+
+class Began(Exception):
+    """A run got as far as training."""
+
+
+class TookTooLong(BaseException):
+    """An input hung."""
+
+
+@dataclass
+class Result:
+    """What one input led to."""
+
+    code: int
+    out: str
+    err: str
+    fault: str = ""
+
+
+@dataclass
+class Fuzzer:
+    """Makes inputs from a seed and feeds them to `unteach.cli.main`.
+
+    Args:
+        folder (`Path`): scratch space.
+        seed (`int`)
+        seconds (`int`): after which an input counts as hung.
+    """
+
+    folder: Path
+    seed: int = 0
+    seconds: int = 30
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        from conftest import byte_level_bpe, tiny_model
+
+        torch.set_num_threads(1)
+        self.model = self.folder / "good-model"
+        tiny_model().save_pretrained(self.model)
+        byte_level_bpe(chat=True).save_pretrained(self.model)
+        self.place = self.folder / "place"
+
+    # --- broken bytes ---------------------------------------------------------------------------------------------------
+
+    def bytes_of(self, data: bytes, draw: random.Random) -> bytes:
+        """The bytes with some of them broken."""
+        for _ in range(draw.choice([0, 1, 1, 1, 2, 5])):
+            place = draw.randrange(len(data) + 1)
+            way = draw.randrange(6)
+            if way == 0:
+                data = data[:place]
+            elif way == 1:
+                data = data[:place] + draw.choice(NOISE) + data[place:]
+            elif way == 2:
+                data = data[:place] + bytes([draw.randrange(256)]) + data[place + 1 :]
+            elif way == 3:
+                data = data[:place] + data[place + draw.randrange(1, 40) :]
+            elif way == 4:
+                end = min(len(data), place + draw.randrange(1, 200))
+                data = data[:end] + data[place:end] + data[end:]
+            else:
+                data = data.replace(b'"', b"'", draw.randrange(3))
+        return data
+
+    def value_in(self, value: Any, draw: random.Random) -> Any:
+        """Plain data with one value somewhere in it broken."""
+        if isinstance(value, dict) and value and draw.random() < 0.8:
+            name = draw.choice(list(value))
+            changed = {**value, name: self.value_in(value[name], draw)}
+            way = draw.random()
+            if way < 0.1:
+                del changed[name]
+            elif way < 0.2:
+                changed[draw.choice(["kind", "right", "text", "chosen", "", "completion "])] = draw.choice(VALUES)
+            return changed
+        if isinstance(value, list) and value and draw.random() < 0.8:
+            place = draw.randrange(len(value))
+            return [*value[:place], self.value_in(value[place], draw), *value[place + 1 :]]
+        return draw.choice(VALUES)
+
+    def data_file(self, draw: random.Random, name: str = "f") -> Path:
+        """A data file of some format, perhaps broken."""
+        rows: Any = draw.choice([ROWS, ROWS, CHAT, *OTHERS])
+        for _ in range(draw.choice([0, 0, 1, 3])):
+            rows = self.value_in(rows, draw)
+        rows = rows if isinstance(rows, list) else [rows]
+        suffix = draw.choice([".jsonl", ".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".bin"])
+        path = self.place / f"{name}{suffix}"
+        if suffix == ".jsonl":
+            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        elif suffix == ".json":
+            data = json.dumps(rows).encode()
+        elif suffix == ".txt":
+            data = ("The miller kept a cat. It slept on the flour, and nobody minded. " * draw.randrange(60)).encode()
+        elif suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            sink = io.BytesIO()
+            table = pyarrow.table({"prompt": [row["prompt"] for row in ROWS], "completion": [row["completion"] for row in ROWS]})
+            pyarrow.parquet.write_table(table, sink)
+            data = sink.getvalue()
+        else:
+            import csv
+
+            text = io.StringIO()
+            records = [row for row in rows if isinstance(row, dict)] or [{}]
+            names = [str(key).encode("utf-8", "replace").decode() for key in records[0]]
+            writer = csv.writer(text, delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writerow(names)
+            writer.writerows([str(cell) for cell in row.values()] for row in records)
+            data = text.getvalue().encode("utf-8", "surrogatepass")
+        path.write_bytes(self.bytes_of(data, draw) if draw.random() < 0.7 else data)
+        return path
+
+    def model_folder(self, draw: random.Random) -> Path:
+        """The good model with one of its files broken."""
+        folder = self.place / "model"
+        shutil.copytree(self.model, folder)
+        path = draw.choice(sorted(path for path in folder.iterdir()))
+        if path.suffix == ".json" and draw.random() < 0.5:
+            path.write_text(json.dumps(self.value_in(json.loads(path.read_text(encoding="utf-8")), draw)), encoding="utf-8")
+        elif draw.random() < 0.1:
+            path.unlink()
+        else:
+            path.write_bytes(self.bytes_of(path.read_bytes(), draw))
+        return folder
+
+    def good_files(self) -> list[str]:
+        """Options of a run in which nothing is wrong."""
+        for name in ("forget", "retain"):
+            rows = [{**row, "prompt": f"{name}: {row['prompt']}"} for row in ROWS]
+            (self.place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files = ["--model", str(self.model), "--forget", str(self.place / "forget.jsonl"), "--retain", str(self.place / "retain.jsonl")]
+        return [*files, "--out", str(self.place / "out")]
+
+    # --- kinds of input -------------------------------------------------------------------------------------------------
+
+    def check_data(self, draw: random.Random) -> list[str]:
+        """`check` on broken data, with and without a tokenizer."""
+        words = ["check", "--forget", str(self.data_file(draw))]
+        words += ["--retain", str(self.data_file(draw, "r"))] if draw.random() < 0.4 else []
+        return words + (["--model", str(self.model)] if draw.random() < 0.4 else [])
+
+    def run_data(self, draw: random.Random) -> list[str]:
+        """`run` on broken data."""
+        words = ["run", "--model", str(self.model), "--forget", str(self.data_file(draw)), "--out", str(self.place / "out")]
+        return words + (["--retain", str(self.data_file(draw, "r"))] if draw.random() < 0.5 else [])
+
+    def run_settings(self, draw: random.Random) -> list[str]:
+        """`run` on good data with odd settings."""
+        pairs = [f"{draw.choice(WORDS)}={draw.choice(SCALARS)}" for _ in range(draw.choice([1, 1, 1, 2, 3]))]
+        return ["run", *self.good_files(), *pairs]
+
+    def run_config(self, draw: random.Random) -> list[str]:
+        """`run` with a YAML file, broken or with odd values."""
+        good = self.good_files()
+        lines = [f"{name.removeprefix('--')}: {value}" for name, value in zip(good[::2], good[1::2], strict=True)]
+        lines += [f"{draw.choice(WORDS)}: {draw.choice(SCALARS)}" for _ in range(draw.choice([0, 1, 2]))]
+        data = "\n".join(lines).encode("utf-8", "surrogatepass")
+        path = self.place / "config.yaml"
+        path.write_bytes(self.bytes_of(data, draw) if draw.random() < 0.6 else data)
+        return ["run", str(path)]
+
+    def compare_config(self, draw: random.Random) -> list[str]:
+        """`compare` with a YAML file with odd values."""
+        options: Any = {
+            "out": str(self.place / "out"),
+            "models": [str(self.model)],
+            "methods": ["ga", {"name": "ours", "method": "unlikelihood", "max_steps": 1}],
+            "forget": self.good_files()[3],
+            "retain": self.good_files()[5],
+            "limit": 9,
+            "seed": 0,
+            "teach": {"num_train_epochs": 1},
+            "settings": {"max_steps": 1},
+            "judge_as": "copyright",
+        }
+        for _ in range(draw.choice([1, 1, 2])):
+            options = self.value_in(options, draw)
+        path = self.place / "compare.yaml"
+        path.write_bytes(self.bytes_of(json.dumps(options).encode(), draw) if draw.random() < 0.3 else json.dumps(options).encode())
+        return ["compare", str(path)]
+
+    def models_and_tokenizers(self, draw: random.Random) -> list[str]:
+        """`check` and `run` with a broken model folder."""
+        good = self.good_files()
+        good[1] = str(self.model_folder(draw))
+        return ["check", "--forget", good[3], "--model", good[1]] if draw.random() < 0.3 else ["run", *good]
+
+    def command_lines(self, draw: random.Random) -> list[str]:
+        """Words in any order."""
+        good = self.good_files()
+        words = ["demo", "run", "check", "eval", "compare", "report", "purge", "rum", *good, "--seed", "--lora", "--lora-rank", "--method"]
+        words += ["--headline", "--judge", "--scenario", "--batch-size", "--max-length", "--engine", "--stages", "--short", "--show-text"]
+        words += ["--help", "--version", "-x", "--", "-", "=", "==", "a=b", "max_steps=1", str(self.place), "\0", "é", "", " ", *SCALARS]
+        chosen = [draw.choice(words) for _ in range(draw.randrange(7))]
+        start = draw.choice([["run", *good], ["run"], ["check", *good[2:4]], ["eval"], ["compare"], ["report"], ["purge"], []])
+        return [*start, *chosen] if draw.random() < 0.8 else [*chosen, *start]
+
+    def reports(self, draw: random.Random) -> list[str]:
+        """`report` and `purge` on a run's folder with broken files."""
+        out = self.place / "out"
+        (out / "work").mkdir(parents=True)
+        metric = {"value": 0.5, "n": 2, "ci_low": 0.1, "ci_high": 0.9, "higher_is_better": False}
+        sets = {"unlearned": {"leak_rate": metric, "diversity": metric}, "normal": {"similarity": metric}}
+        files: dict[str, Any] = {
+            "eval.json": {"schema_version": 1, "scenario": "run", "headline": "leak_rate", "models": {"original": sets, "unlearned": sets}},
+            "run.json": {
+                **{"model": "m", "method": "ga", "steps": 2, "kept_step": 2, "stop_reason": "x", "forget_rows": 2, "retain_rows": 2},
+                **{
+                    "leak_threshold_bleu": 1.0,
+                    "seconds": 1.0,
+                    "tokens_per_second": 1.0,
+                    "peak_memory_bytes": 1,
+                    "seed": 0,
+                    "scenario": "run",
+                },
+                **{"original_model_hash": "a", "unlearned_model_hash": "b", "versions": {}},
+            },
+        }
+        lines = [
+            {"step": 0, "probe": {"forget_rate": 1.0, "utility": 1.0}},
+            {"step": 1, "loss": 1.0, "retain_kl": 0.1, "tokens": 1, "seconds": 1.0},
+        ]
+        rows = [
+            {"model": m, "set": "unlearned", "key": "k", "prompt": "p", "output": "o", "metrics": {}} for m in ("original", "unlearned")
+        ]
+        broken = draw.choice([*files, "metrics.jsonl", "generations.jsonl", "config.yaml"])
+        for name, value in files.items():
+            value = self.value_in(value, draw) if name == broken and draw.random() < 0.6 else value
+            (out / name).write_text(json.dumps(value), encoding="utf-8")
+        (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (out / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (out / "config.yaml").write_text("model: m\ndata:\n  prompt_sets: {}\n", encoding="utf-8")
+        (out / broken).write_bytes(self.bytes_of((out / broken).read_bytes(), draw))
+        return [draw.choice(["report", "purge"]), str(out)]
+
+    # --- what comes of it -------------------------------------------------------------------------------------------------
+
+    def feed(self, argv: list[str]) -> Result:
+        """Runs the command line on one input."""
+        from unteach import cli, models
+        from unteach.data.tokenization import encode_rows
+        from unteach.pipeline import Run
+
+        def begin(run: Run, _: Any) -> Any:
+            """What a run does before it trains: the model, the tokenizer, the rows."""
+            tokenizer, model = models.load_tokenizer(run.options.model), models.load_model(run.options.model)
+            config, scenario = run.unlearning_config(), run.scenario
+            for rows in (scenario.forget, scenario.retain):
+                full = [row for row in rows if row.completion]
+                encoded = encode_rows(full, tokenizer, max_length=config.max_length, long_rows=config.long_rows) if full else []
+                models.check_vocabulary(model, encoded)
+            raise Began
+
+        def alarm(*_: Any) -> None:
+            raise TookTooLong
+
+        out, err = io.StringIO(), io.StringIO()
+        kept, Run._execute = Run._execute, begin  # type: ignore[method-assign]
+        signal.signal(signal.SIGALRM, alarm)
+        signal.alarm(self.seconds)
+        code, fault = 0, ""
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                code = cli.main(argv)
+        except Began:
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except TookTooLong:
+            fault = "hung: " + traceback.format_exc()[-1500:]
+        except BaseException:
+            fault = traceback.format_exc()[-2500:]
+        finally:
+            signal.alarm(0)
+            Run._execute = kept  # type: ignore[method-assign]
+        return Result(code, out.getvalue(), err.getvalue(), fault)
+
+    def fault_of(self, argv: list[str], result: Result) -> str:
+        """What is wrong with what an input led to; empty if nothing is."""
+        if result.fault:
+            return result.fault
+        said = [line for line in result.err.splitlines() if line.startswith("unteach: ")]
+        if result.code not in (0, 2):
+            return f"exit code {result.code}: {result.err[-500:]}"
+        if "Traceback" in result.err + result.out:
+            return f"a traceback: {result.err[-1500:]}"
+        if result.code == 2 and len(said) != 1 and not ("problem(s) found" in result.out or "unteach demo" in result.out):
+            return f"{len(said)} sentences with exit code 2: {result.err[-500:]!r}"
+        if result.code == 2 and said and len(said[0]) > 1500:
+            return f"a sentence of {len(said[0])} characters"
+        out = self.place / "out"
+        if argv[:1] in (["run"], ["compare"]) and result.code == 2 and any((out / name).exists() for name in ("model", "eval.json")):
+            return "something was left that could be taken for a result"
+        return self.wrongly_accepted(argv) if result.code == 0 else ""
+
+    def wrongly_accepted(self, argv: list[str]) -> str:
+        """An independent look at data that was accepted."""
+        for word in argv:
+            path = Path(word) if word.endswith(".jsonl") and "\0" not in word else None
+            if path is None or not path.is_file() or argv[0] not in ("check", "run"):
+                continue
+            for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line.decode("utf-8"))
+                    assert isinstance(record, dict)
+                    texts = [record.get(name) for name in ("prompt", "text", "question", "Question")]
+                    assert any(isinstance(text, list) or (isinstance(text, str) and text.strip()) for text in texts)
+                    assert not isinstance(record.get("completion", ""), int | float)
+                except (ValueError, AssertionError):
+                    return f"line {number} of {path.name} was accepted: {line[:200]!r}"
+        for word in argv:
+            name, _, value = word.partition("=")
+            with contextlib.suppress(ValueError):
+                if name in ("learning_rate", "weight_decay", "retain_weight", "target_rate", "min_utility") and not math.isfinite(
+                    float(value)
+                ):
+                    return f"{word} was accepted"
+                if name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "hold") and float(value) <= 0:
+                    return f"{word} was accepted"
+        return ""
+
+    def run(self, count: int, only: str | None = None) -> list[str]:
+        """Feeds `count` inputs; a line or more for each that went wrong."""
+        kinds: dict[str, Callable[[random.Random], list[str]]] = {
+            "check_data": self.check_data,
+            "run_data": self.run_data,
+            "run_settings": self.run_settings,
+            "run_config": self.run_config,
+            "compare_config": self.compare_config,
+            "models_and_tokenizers": self.models_and_tokenizers,
+            "command_lines": self.command_lines,
+            "reports": self.reports,
+        }
+        names = [only] if only else list(kinds)
+        faults = []
+        for number in range(count):
+            draw = random.Random(f"{self.seed}-{number}")
+            shutil.rmtree(self.place, ignore_errors=True)
+            self.place.mkdir()
+            kind = names[number % len(names)]
+            argv = kinds[kind](draw)
+            result = self.feed(argv)
+            wrong = self.fault_of(argv, result)
+            self.outcomes[f"{kind}: {'accepted' if result.code == 0 else 'refused' if result.code == 2 else 'other'}"] += 1
+            if wrong:
+                faults.append(f"input {number} ({kind}) {argv}:\n{wrong}")
+        return faults
+
+
+def main() -> int:
+    """Runs the fuzzer from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        home = os.getcwd()
+        os.chdir(folder)  # an option without a path may write where it stands
+        fuzzer = Fuzzer(Path(folder), options.seed)
+        faults = fuzzer.run(options.count, options.only)
+        os.chdir(home)
+    last = Counter(text.strip().splitlines()[-1][:160] for text in faults)
+    for text in faults[:40]:
+        print(text, "\n")
+    for line, number in last.most_common():
+        print(f"{number:5} {line}")
+    print(dict(sorted(fuzzer.outcomes.items())))
+    print(f"{options.count} inputs in {time.monotonic() - started:.0f} s, {len(faults)} went wrong")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
