@@ -13,7 +13,8 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"data", "tokenwise", "progress", "checkpoints", "collapse"},
+    {"output_head", "progress", "checkpoints", "collapse"},
+    {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock"},
     {"config", "parallel", "self_check", "best_weights", "task_vector", "role_references", "evaluation", "reports"},
     {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},

@@ -19,7 +19,8 @@ from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
-from unteach.tokenwise import OutputHead, forward_kl, token_statistics
+from unteach.output_head import OutputHead
+from unteach.tokenwise import forward_kl, token_statistics
 
 
 def row_nll(model: Any, trees: list[Tree], *, packed: bool, pad_id: int = 0) -> torch.Tensor:

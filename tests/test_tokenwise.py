@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.tokenwise import OutputHead, forward_kl, log_complement, log_probability, token_statistics, weighted_sum_and_count
+from unteach.output_head import OutputHead
+from unteach.tokenwise import forward_kl, log_complement, log_probability, token_statistics, weighted_sum_and_count
 
 
 def test_log_probability_and_its_complement_by_hand():

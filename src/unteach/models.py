@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unteach.data.packing import visibility
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
-from unteach.tokenwise import OutputHead
+from unteach.output_head import OutputHead
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from unteach.data.packing import ROLE_IDS
-from unteach.tokenwise import OutputHead
+from unteach.output_head import OutputHead
 
 HiddenStates = Callable[[dict[str, Tensor]], Tensor]
 TokenValues = Callable[[dict[str, Tensor]], Tensor]

@@ -13,7 +13,8 @@ from unteach import models, reference
 from unteach.data.packing import Tree, make_batch
 from unteach.data.stream import forget_branches
 from unteach.errors import UserError
-from unteach.tokenwise import OutputHead, token_statistics
+from unteach.output_head import OutputHead
+from unteach.tokenwise import token_statistics
 
 if TYPE_CHECKING:
     from unteach.trainer import UnlearningTrainer

@@ -34,12 +34,13 @@ from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_o
 from unteach.errors import TrainingFault, UserError
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
 from unteach.objectives.state_losses import state_drift, steering_vector
+from unteach.output_head import OutputHead
 from unteach.parallel import through_wrapper
 from unteach.role_references import RoleReferences, build_role_references, retain_nll, row_batches, states_of_layer, steering_layer
 from unteach.self_check import check_fast_path
 from unteach.step_callback import StepCallback
 from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
-from unteach.tokenwise import OutputHead, TokenStatistics, token_statistics, vocabulary_statistics
+from unteach.tokenwise import TokenStatistics, token_statistics, vocabulary_statistics
 
 StepHook = Callable[[dict[str, float]], None]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.tokenwise import OutputHead, token_statistics
+from unteach.output_head import OutputHead
+from unteach.tokenwise import token_statistics
 
 Tokens = Sequence[Sequence[int]]
 

@@ -1,0 +1,60 @@
+"""The map from a model's final hidden states to its logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The map from final hidden states to logits: `softcap * tanh(scale * (h W^T + b) / softcap)`.
+
+    Args:
+        weight (`Tensor` of shape (vocabulary, hidden)): output embedding.
+        bias (`Tensor` of shape (vocabulary,), *optional*): output bias.
+        scale (`float`, *optional*, defaults to 1.0): factor on the logits (Cohere's, Granite's).
+        softcap (`float`, *optional*): bound of the logits (Gemma's).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of shape (tokens, vocabulary) for hidden states (tokens, hidden), in float32 or wider."""
+        if not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(self.weight.dtype)
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def slope(self, logits: Tensor) -> Tensor | float | None:
+        """d logits / d (h W^T + b) at these logits, shape (tokens, vocabulary); `None` where it is 1."""
+        if self.softcap is not None:
+            return (1 - (logits / self.softcap).square()).mul_(self.scale)
+        return None if self.scale == 1.0 else self.scale
+
+    def cast(self, hidden: Tensor) -> OutputHead:
+        """The head as it multiplies hidden states of this device: in autocast's precision where that is on."""
+        if not torch.is_autocast_enabled(hidden.device.type):
+            return self
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        return OutputHead(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.scale, self.softcap)
+
+    def block(self, columns: slice) -> OutputHead:
+        """The head of some of the vocabulary's entries."""
+        return OutputHead(self.weight[columns], None if self.bias is None else self.bias[columns], self.scale, self.softcap)
+
+    def frozen(self) -> OutputHead:
+        """A copy that later training steps do not change."""
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return OutputHead(self.weight.detach().clone(), bias, self.scale, self.softcap)
