@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
-from unteach.errors import UserError, did_you_mean
+from unteach.errors import UserError, did_you_mean, is_panic
 
 
 def _quiet_libraries() -> None:
@@ -302,6 +302,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not says_disk_full(error):
             raise
         print("unteach: no space left on the disk; the last whole checkpoint is kept; free some and start again", file=sys.stderr)
+        return 2
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        print(f"unteach: a library gave up on a file of the model or the data ({one_line(str(error))[:200]})", file=sys.stderr)
         return 2
 
 

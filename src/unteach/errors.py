@@ -13,6 +13,11 @@ class TrainingFault(UserError):
     """Training cannot go on: the loss or the weights are no longer finite, or the model has collapsed. Its message is the reason."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is the end of a library written in Rust, which is no `Exception` and has no public name."""
+    return type(error).__name__ == "PanicException"
+
+
 def did_you_mean(name: str, known: "list[str]", what: str) -> UserError:
     """Builds the error for an unknown `name` of kind `what`, with the nearest known name if there is one."""
     import difflib

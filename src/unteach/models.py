@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unteach.data.packing import visibility
 from unteach.data.tokenization import EncodedRow
-from unteach.errors import UserError
+from unteach.errors import UserError, is_panic
 from unteach.output_head import OutputHead
 
 
@@ -151,12 +151,14 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer("A first text.", truncation=False)  # some settings that make no sense are noticed here only
-    except Exception as error:  # readers of broken files raise many types, tokenizers' own a bare Exception
+    except BaseException as error:  # readers of broken files raise many types, that of tokenizers even one that is no Exception
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise _unknown_model(name, error) from None
     return tokenizer
 
 
-def _unknown_model(name: str, error: Exception) -> UserError:
+def _unknown_model(name: str, error: BaseException) -> UserError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if Path(name).is_dir():
         return UserError(f"model {name!r} could not be loaded, a file of it is missing or broken ({type(error).__name__}: {first})")
