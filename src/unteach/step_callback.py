@@ -39,6 +39,8 @@ class StepCallback(TrainerCallback):
             "learning_rate": trainer.lr_scheduler.get_last_lr()[0] if trainer.lr_scheduler else args.learning_rate,
             "seconds": time.perf_counter() - trainer.step_started,
         }
+        if state.global_step == 1 and trainer.reference_seconds is not None:
+            record["reference_seconds"] = trainer.reference_seconds
         trainer.write_metrics(record)
         trainer.update_budget(means)
         if trainer.on_step:

@@ -119,6 +119,7 @@ class UnlearningTrainer(Trainer):
         self._reference: reference.Reference | None = None
         self._references = RoleReferences()
         self._frozen: Any = None
+        self.reference_seconds: float | None = None
         self._window: dict[str, list[Tensor]] = {}
         self.step_started = time.perf_counter()
         pad = processing_class.pad_token_id
@@ -415,7 +416,7 @@ class UnlearningTrainer(Trainer):
             )
             started = time.perf_counter()
             self.prepare_references()
-            self.reference_seconds = time.perf_counter() - started
+            self.reference_seconds = time.perf_counter() - started if self._reference is not None else None
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
@@ -481,8 +482,6 @@ class UnlearningTrainer(Trainer):
                 output.mkdir(parents=True, exist_ok=True, mode=0o700)
                 (output / "metrics.jsonl").touch()
                 checkpoints.truncate_metrics(output / "metrics.jsonl", state.get("step", -1))
-            if not state and self._reference is not None:
-                self.write_metrics({"step": 0, "reference_seconds": self.reference_seconds})
             self._window = {}
             if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
                 self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))

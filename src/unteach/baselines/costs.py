@@ -72,7 +72,7 @@ def unlearning_cost(lines: Sequence[Mapping[str, Any]], *, reference_tokens: int
     """The price of an unlearning run, from the lines of its `metrics.jsonl`.
 
     Args:
-        lines: steps (with `loss`), probes (with `probe`) and the building of the reference (with `reference_seconds`).
+        lines: steps (with `loss`; the first also with the `reference_seconds` before it) and probes (with `probe`).
         reference_tokens (`int`): tokens of the retain rows, which a stored reference reads once.
         live_reference (`bool`): the reference reads each step's batch instead.
         peak_mb (`float`): peak memory in MiB.
