@@ -1,7 +1,8 @@
-"""What the reference says beside its distribution on the retain set: of forget and preferred completions, and inside its layers."""
+"""What the reference says: its distribution on the retain set, and what some methods read of it beside that."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unteach import models, reference
-from unteach.data.packing import Tree, make_batch
+from unteach.data.packing import Branch, Tree, make_batch
 from unteach.data.stream import forget_branches
 from unteach.errors import UserError
 from unteach.output_head import OutputHead
@@ -91,14 +92,73 @@ def once_per_batch(compute: reference.TokenValues) -> reference.TokenValues:
     return remembered
 
 
+def retain_batches(trainer: UnlearningTrainer) -> Iterator[dict[str, Tensor]]:
+    """The whole retain set, short rows first."""
+    branches = [(row, Branch("retain", row.completion_ids, 1.0, index)) for index, row in enumerate(trainer.retain_rows)]
+    return row_batches(trainer, [Tree(row.prompt_ids, (branch,)) for row, branch in branches])
+
+
+def reference_model(trainer: UnlearningTrainer) -> Any:
+    """The model that is asked as the reference: a frozen copy from the first call on (`live`), or the model ittrainer."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.config.reference != "live":
+        return model
+    if trainer.frozen is None:
+        trainer.frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    return trainer.frozen
+
+
+def ask_reference(trainer: UnlearningTrainer, batch: dict[str, Tensor]) -> Tensor:
+    """The reference's final hidden states for a batch, shape (tokens, hidden)."""
+    model = reference_model(trainer)
+    if trainer.config.reference == "live":
+        return trainer.states(model, batch)
+    with models.adapter_off(model):
+        return trainer.states(model, batch)
+
+
+def stored_settings(trainer: UnlearningTrainer, contents: list[str]) -> dict[str, Any]:
+    """Precision, folder and key with which values of the rows in `contents` are stored."""
+    dtype = torch.bfloat16 if trainer.config.reference_dtype == "bfloat16" else None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    key = reference.reference_key(models.weights_hash(model), contents, dtype or torch.float32, str(trainer.args.bf16))
+    return {"dtype": dtype, "folder": trainer.output / "reference" / f"process-{trainer.args.process_index}", "key": key}
+
+
+def build_retain_reference(trainer: UnlearningTrainer) -> reference.Reference | None:
+    """The reference's distribution on the retain set, from the weights as they are now; `None` for methods that do not read it."""
+    if not trainer.retain_rows or trainer.method.retain in ("nll", "states"):
+        return None
+
+    def ask(batch: dict[str, Tensor]) -> Tensor:
+        return ask_reference(trainer, batch)
+
+    head = models.output_head(reference_model(trainer))
+    if trainer.config.reference != "stored":
+        return reference.LiveReference(ask, head)
+    with models.dropout_off(reference_model(trainer)):
+        return reference.build_stored_reference(
+            retain_batches(trainer),
+            [len(row.completion_ids) for row in trainer.retain_rows],
+            ask,
+            head,
+            freeze_head=head.weight.requires_grad,
+            **stored_settings(trainer, [f"{row.prompt_ids}{row.completion_ids}" for row in trainer.retain_rows]),
+        )
+
+
 def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
     """Everything of `RoleReferences` that the trainer's method needs, from the weights as they are now."""
     method, config = trainer.method, trainer.config
     found = RoleReferences()
     if method.reference is None and method.retain != "states":
         return found
-    live, ask = config.reference != "stored", trainer.ask_reference
-    head = models.output_head(trainer.reference_model())
+    live = config.reference != "stored"
+
+    def ask(batch: dict[str, Tensor]) -> Tensor:
+        return ask_reference(trainer, batch)
+
+    head = models.output_head(reference_model(trainer))
     trees = [Tree(row.prompt_ids, tuple(forget_branches(row, number))) for number, row in enumerate(trainer.forget_rows)]
     budget = config.logits_budget_mb * 2**20
     rows = [f"{row.prompt_ids}{row.completion_ids}" for row in trainer.forget_rows]
@@ -130,23 +190,23 @@ def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
                 head,
                 freeze_head=head.weight.requires_grad,
                 role="forget",
-                **trainer.stored_settings(["forget", *rows]),
+                **stored_settings(trainer, ["forget", *rows]),
             )
     if method.retain == "states":
         layer = trainer.layer
 
         def inner(batch: dict[str, Tensor]) -> Tensor:
-            return states_of_layer(trainer.reference_model(), layer, batch, lambda: ask(batch))[1]
+            return states_of_layer(reference_model(trainer), layer, batch, lambda: ask(batch))[1]
 
         if live:
             found.states = reference.LiveValues(inner)
         else:
             kept = [f"{row.prompt_ids}{row.completion_ids}" for row in trainer.retain_rows]
             found.states = reference.build_stored_values(
-                trainer.retain_batches(),
+                retain_batches(trainer),
                 [len(row.completion_ids) for row in trainer.retain_rows],
                 inner,
-                **trainer.stored_settings([f"layer {layer}", *kept]),
+                **stored_settings(trainer, [f"layer {layer}", *kept]),
             )
     return found
 
@@ -154,10 +214,10 @@ def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
 @torch.no_grad()
 def retain_nll(trainer: UnlearningTrainer) -> float:
     """The mean NLL of the retain set's completion tokens under the reference, in nats."""
-    head = models.output_head(trainer.reference_model())
+    head = models.output_head(reference_model(trainer))
     total, count = 0.0, 0
-    for batch in trainer.retain_batches():
-        states = trainer.ask_reference(batch)
+    for batch in retain_batches(trainer):
+        states = ask_reference(trainer, batch)
         with trainer.accelerator.autocast():
             logp = token_logp(states, batch, head, trainer.config.logits_budget_mb * 2**20)
         total -= float(logp.double().sum())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from itertools import accumulate
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +21,16 @@ from unteach import checkpoints, models, reference, task_vector
 from unteach.best_weights import BestWeights
 from unteach.collapse import CollapseWatch, nonfinite_loss
 from unteach.config import UnlearningConfig
-from unteach.data.mismatch import REFUSAL, MismatchPool
-from unteach.data.packing import Branch, Tree
-from unteach.data.preferred import with_preferred
-from unteach.data.rows import Row
-from unteach.data.sources import load_rows
 from unteach.data.stream import Collator, StreamItem, TrainingStream
-from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import TrainingFault, UserError
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
-from unteach.objectives.state_losses import state_drift, steering_vector
-from unteach.output_head import OutputHead
 from unteach.parallel import through_wrapper
-from unteach.role_references import RoleReferences, build_role_references, retain_nll, row_batches, states_of_layer, steering_layer
+from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
+from unteach.role_statistics import role_statistics
 from unteach.self_check import check_fast_path
 from unteach.step_callback import StepCallback
 from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
-from unteach.tokenwise import TokenStatistics, token_statistics, vocabulary_statistics
+from unteach.training_rows import check_rows, encoded_rows, mismatch_pool
 
 StepHook = Callable[[dict[str, float]], None]
 
@@ -95,13 +85,9 @@ class UnlearningTrainer(Trainer):
         self.scale_probe = probe
         self.task_vector_scale: float | None = None
         self.on_step = on_step
-        self.forget_rows = self._encoded(forget_dataset, processing_class, args, "forget") if self.method.forget else []
-        self.retain_rows = self._encoded(retain_dataset, processing_class, args, "retain")
-        if self.method.forget and not self.forget_rows:
-            raise UserError(f"method {args.method!r} needs forget_dataset")
-        if (self.method.retain or (self.method.mismatch and args.mismatch_source == "retain")) and not self.retain_rows:
-            raise UserError(f"method {args.method!r} needs retain_dataset (its terms: {', '.join(self._used_roles())})")
-        models.check_vocabulary(model, [*self.forget_rows, *self.retain_rows])
+        self.forget_rows = encoded_rows(forget_dataset, processing_class, args, "forget") if self.method.forget else []
+        self.retain_rows = encoded_rows(retain_dataset, processing_class, args, "retain")
+        check_rows(args, self.forget_rows, self.retain_rows)
         if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
             raise UserError("reference is 'adapter_off', but the model has no adapter; give peft_config or use 'stored'")
         self.output = Path(str(args.output_dir))
@@ -118,7 +104,7 @@ class UnlearningTrainer(Trainer):
         self.weights = args.weights
         self._reference: reference.Reference | None = None
         self._references = RoleReferences()
-        self._frozen: Any = None
+        self.frozen: Any = None
         self.reference_seconds: float | None = None
         self._window: dict[str, list[Tensor]] = {}
         self.step_started = time.perf_counter()
@@ -136,24 +122,6 @@ class UnlearningTrainer(Trainer):
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _used_roles(self) -> list[str]:
-        method = self.method
-        used = {"forget": method.forget, "mismatch": method.mismatch, "retain": method.retain, "preferred": method.preferred}
-        return [role for role in ROLES if used[role]]
-
-    def _encoded(self, dataset: Any, tokenizer: Any, args: UnlearningConfig, name: Any) -> list[EncodedRow]:
-        if dataset is None:
-            return []
-        rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
-        if rows and not isinstance(rows[0], Row | EncodedRow):
-            rows = load_rows(rows, name)
-        ready = bool(rows) and isinstance(rows[0], EncodedRow)
-        encoded = rows if ready else encode_rows(rows, tokenizer, max_length=args.max_length, long_rows=args.long_rows, name=name)
-        if name == "forget" and self.method.preferred:
-            settings: dict[str, Any] = {"method": args.method, "max_length": args.max_length, "seed": args.seed}
-            return with_preferred(encoded, [] if ready else rows, self.method.preferred, tokenizer, **settings)
-        return [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
-
     def _plan_steps(self, args: UnlearningConfig) -> None:
         """Fixes `max_steps`, so that the stream has exactly the items that the run needs."""
         size = len(self.forget_rows) or len(self.retain_rows)
@@ -162,23 +130,12 @@ class UnlearningTrainer(Trainer):
             args.max_steps = max(1, math.ceil(size * args.num_train_epochs / self.items_per_step))
         self.probe_every = probe_interval(args.probe_steps, args.max_steps)
 
-    def _mismatch_pool(self) -> MismatchPool | None:
-        if not self.method.mismatch:
-            return None
-        args, rows = self.config, self.retain_rows
-        if args.mismatch_source == "refusal":
-            kinds = {row.kind for row in self.forget_rows}
-            end_id = end_of_turn_id(self.processing_class)
-            answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
-            rows = [encode_row(answer, self.processing_class, end_id) for answer in answers]
-        return MismatchPool(rows, args.mismatch_completions, args.seed)
-
     def training_stream(self) -> TrainingStream:
         """All items of the run, in order."""
         return TrainingStream(
             self.forget_rows,
             self.retain_rows,
-            self._mismatch_pool(),
+            mismatch_pool(self.config, self.forget_rows, self.retain_rows, self.processing_class),
             length=self.args.max_steps * self.items_per_step,
             retain_ratio=self.config.retain_per_forget if self.forget_rows else 1.0,
             seed=self.args.seed,
@@ -200,62 +157,18 @@ class UnlearningTrainer(Trainer):
 
     # --- reference ----------------------------------------------------------------------------------------------------
 
-    def _states(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+    def states(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Final hidden states that predict the batch's completion tokens, in the precision of training, shape (tokens, hidden)."""
         with self.accelerator.autocast():
             return models.predicting_states(model, batch, packed=self.collator.packed)
 
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-
-    def retain_batches(self) -> Iterator[dict[str, Tensor]]:
-        """The whole retain set, short rows first."""
-        branches = [(row, Branch("retain", row.completion_ids, 1.0, index)) for index, row in enumerate(self.retain_rows)]
-        return row_batches(self, [Tree(row.prompt_ids, (branch,)) for row, branch in branches])
-
-    def reference_model(self) -> Any:
-        """The model that is asked as the reference: a frozen copy from the first call on (`live`), or the model itself."""
-        model = self.accelerator.unwrap_model(self.model)
-        if self.config.reference != "live":
-            return model
-        if self._frozen is None:
-            self._frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        return self._frozen
-
-    def ask_reference(self, batch: dict[str, Tensor]) -> Tensor:
-        """The reference's final hidden states for a batch, shape (tokens, hidden)."""
-        model = self.reference_model()
-        if self.config.reference == "live":
-            return self._states(model, batch)
-        with models.adapter_off(model):
-            return self._states(model, batch)
-
-    def stored_settings(self, contents: list[str]) -> dict[str, Any]:
-        """Precision, folder and key with which values of the rows in `contents` are stored."""
-        dtype = torch.bfloat16 if self.config.reference_dtype == "bfloat16" else None
-        model = self.accelerator.unwrap_model(self.model)
-        key = reference.reference_key(models.weights_hash(model), contents, dtype or torch.float32, str(self.args.bf16))
-        return {"dtype": dtype, "folder": self.output / "reference" / f"process-{self.args.process_index}", "key": key}
-
     def build_reference(self) -> reference.Reference | None:
         """The reference's distribution on the retain set, from the weights as they are now; `None` for methods that do not read it."""
-        if not self.retain_rows or self.method.retain in ("nll", "states"):
-            return None
-        head = models.output_head(self.reference_model())
-        if self.config.reference != "stored":
-            return reference.LiveReference(self.ask_reference, head)
-        with models.dropout_off(self.reference_model()):
-            return reference.build_stored_reference(
-                self.retain_batches(),
-                [len(row.completion_ids) for row in self.retain_rows],
-                self.ask_reference,
-                head,
-                freeze_head=head.weight.requires_grad,
-                **self.stored_settings([f"{row.prompt_ids}{row.completion_ids}" for row in self.retain_rows]),
-            )
+        return build_retain_reference(self)
 
     def prepare_references(self) -> None:
         """Everything that the method needs of the reference, and a dual variable's limit, from the weights as they are now."""
-        self._frozen = None
+        self.frozen = None
         self._reference = self.build_reference()
         with models.dropout_off(self.accelerator.unwrap_model(self.model)):
             self._references = build_role_references(self)
@@ -284,63 +197,7 @@ class UnlearningTrainer(Trainer):
 
     def role_statistics(self, model: Any, batch: dict[str, Tensor]) -> dict[str, RoleTokens]:
         """One forward over the batch; per-token statistics of each role that it holds."""
-        inner: Tensor | None = None
-        if self.method.level == "state":
-            hidden, inner = states_of_layer(model, self.layer, batch, lambda: self._states(model, batch))
-        else:
-            hidden = self._states(model, batch)
-        sizes = batch["role"].bincount(minlength=len(ROLES)).tolist()
-        with self.accelerator.autocast():
-            parts = self._statistics_of_roles(hidden, batch, sizes, models.output_head(model))
-        ends = list(accumulate(sizes))
-        roles: dict[str, RoleTokens] = {}
-        for role, statistics, end, size in zip(ROLES, parts, ends, sizes, strict=True):
-            if not size:
-                continue
-            chosen = slice(end - size, end)
-            if role in self._references.logp:
-                statistics = replace(statistics, reference_logp=self._references.logp[role].at(batch, hidden.device))
-            if inner is not None:
-                statistics = replace(statistics, extra=self._state_loss(role, inner[chosen], batch))
-            roles[role] = RoleTokens(statistics, batch["weight"][chosen], batch["sequence"][chosen])
-        return roles
-
-    def _statistics_of_roles(self, hidden: Tensor, batch: dict[str, Tensor], sizes: list[int], head: OutputHead) -> list[TokenStatistics]:
-        """The statistics of each role's tokens, which follow each other in the batch: of all at once, as far as that goes."""
-        targets, kept, budget = batch["target"], self._reference, self.config.logits_budget_mb * 2**20
-        first: list[TokenStatistics] = []
-        if self.method.vocabulary_loss is not None:
-            asked, forgotten = self._references.forget, sizes[0]
-            first = [
-                vocabulary_statistics(
-                    hidden[:forgotten],
-                    targets[:forgotten],
-                    head,
-                    self.method.vocabulary_loss,
-                    reference_hidden=None if asked is None else asked.hidden(batch, hidden.device),
-                    reference_head=None if asked is None else asked.head,
-                    budget_bytes=budget,
-                )
-            ]
-            hidden, targets = hidden[forgotten:], targets[forgotten:]
-        others = token_statistics(
-            hidden,
-            targets,
-            head,
-            complement=self.method.needs_complement,
-            reference_hidden=None if kept is None else kept.hidden(batch, hidden.device),
-            reference_head=None if kept is None else kept.head,
-            budget_bytes=budget,
-        )
-        return first + others.split(sizes[len(first) :])
-
-    def _state_loss(self, role: str, states: Tensor, batch: dict[str, Tensor]) -> Tensor | None:
-        """The loss on hidden states at the steering layer, shape (tokens,), where the role has one."""
-        if role == "forget" and self.method.forget is not None:
-            return self.method.forget(states, steering_vector(states.shape[-1], self.config.steering_coefficient, self.args.seed))
-        if role == "retain" and self._references.states is not None:
-            return state_drift(states, self._references.states.at(batch, states.device))
-        return None
+        return role_statistics(self, model, batch)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None

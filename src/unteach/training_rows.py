@@ -1,0 +1,66 @@
+"""The rows of a run as token ids, and the pool that mismatch completions are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from unteach.config import UnlearningConfig
+from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.preferred import with_preferred
+from unteach.data.rows import Row
+from unteach.data.sources import load_rows
+from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
+from unteach.errors import UserError
+from unteach.objectives import ROLES, Method
+
+
+def used_roles(method: Method) -> list[str]:
+    """The roles that a method's terms read."""
+    used = {"forget": method.forget, "mismatch": method.mismatch, "retain": method.retain, "preferred": method.preferred}
+    return [role for role in ROLES if used[role]]
+
+
+def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any) -> list[EncodedRow]:
+    """The rows of one set as token ids, each forget row with its preferred completion where the method has one.
+
+    Args:
+        dataset: anything that `load_rows` reads, rows, or rows that are encoded already; `None` gives no rows.
+        tokenizer: a Hugging Face tokenizer.
+        config (`UnlearningConfig`)
+        name (`"forget"` or `"retain"`)
+    """
+    if dataset is None:
+        return []
+    method = config.objective
+    rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
+    if rows and not isinstance(rows[0], Row | EncodedRow):
+        rows = load_rows(rows, name)
+    ready = bool(rows) and isinstance(rows[0], EncodedRow)
+    encoded = rows if ready else encode_rows(rows, tokenizer, max_length=config.max_length, long_rows=config.long_rows, name=name)
+    if name == "forget" and method.preferred:
+        settings: dict[str, Any] = {"method": config.method, "max_length": config.max_length, "seed": config.seed}
+        return with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
+    return [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
+
+
+def check_rows(config: UnlearningConfig, forget: list[EncodedRow], retain: list[EncodedRow]) -> None:
+    """Raises `UserError` where the method needs a set that has no rows."""
+    method = config.objective
+    if method.forget and not forget:
+        raise UserError(f"method {config.method!r} needs forget_dataset")
+    if (method.retain or (method.mismatch and config.mismatch_source == "retain")) and not retain:
+        raise UserError(f"method {config.method!r} needs retain_dataset (its terms: {', '.join(used_roles(method))})")
+
+
+def mismatch_pool(config: UnlearningConfig, forget: list[EncodedRow], retain: list[EncodedRow], tokenizer: Any) -> MismatchPool | None:
+    """Where mismatch completions are drawn from; `None` for a method without."""
+    if not config.objective.mismatch:
+        return None
+    rows = retain
+    if config.mismatch_source == "refusal":
+        kinds = {row.kind for row in forget}
+        end_id = end_of_turn_id(tokenizer)
+        answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
+        rows = [encode_row(answer, tokenizer, end_id) for answer in answers]
+    return MismatchPool(rows, config.mismatch_completions, config.seed)
