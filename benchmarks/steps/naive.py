@@ -52,24 +52,23 @@ class NaiveStep:
             return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
 
     def _log_likelihood(self, pairs: Sequence[Pair]) -> Tensor:
-        """Mean log p of the completion tokens, each weighted by its pair's weight."""
-        logits = self._logits(self.model, pairs)
+        """Mean log p of the completion tokens, each weighted by its pair's weight: log-softmax everywhere, then what is wanted of it."""
+        logp = self._logits(self.model, pairs).log_softmax(-1)
         total, count = torch.zeros(()), 0.0
         for row, (prompt, completion, weight) in enumerate(pairs):
-            logp = logits[row, len(prompt) - 1 : len(prompt) + len(completion) - 1].log_softmax(-1)
-            total = total + weight * logp.gather(-1, torch.tensor(completion)[:, None]).sum()
+            part = logp[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
+            total = total + weight * part.gather(-1, torch.tensor(completion)[:, None]).sum()
             count += weight * len(completion)
         return total / count
 
     def _kl(self, pairs: Sequence[Pair]) -> Tensor:
         with torch.no_grad():
-            before = self._logits(self.reference, pairs)
-        after = self._logits(self.model, pairs)
+            log_p = self._logits(self.reference, pairs).log_softmax(-1)
+        log_q = self._logits(self.model, pairs).log_softmax(-1)
+        per_token = (log_p.exp() * (log_p - log_q)).sum(-1)
         total, count = torch.zeros(()), 0
         for row, (prompt, completion, _) in enumerate(pairs):
-            part = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
-            log_p, log_q = before[row, part].log_softmax(-1), after[row, part].log_softmax(-1)
-            total = total + (log_p.exp() * (log_p - log_q)).sum()
+            total = total + per_token[row, len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()
             count += len(completion)
         return total / count
 
