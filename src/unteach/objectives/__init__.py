@@ -1,17 +1,7 @@
 """The losses of unlearning as pure functions, and the dict `METHODS` that names them."""
 
-from unteach.objectives.methods import (
-    DEFAULT_METHOD,
-    METHODS,
-    ROLES,
-    Method,
-    RetainTerm,
-    RoleTokens,
-    get_method,
-    objective_terms,
-    step_counts,
-    total_loss,
-)
+from unteach.objectives.methods import DEFAULT_METHOD, METHODS, ROLES, Method, RetainTerm, get_method
+from unteach.objectives.terms import RoleTokens, objective_terms, step_counts, total_loss
 from unteach.objectives.token_losses import (
     clamped_log_odds,
     forward_kl_to_reference,
