@@ -9,6 +9,7 @@ PIP_INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+TEST_JOBS ?= 2
 
 # Emptied, for Python reads a set value as "keep no bytecode" and would compile torch's and transformers' sources
 # anew in every process. Installation leaves compiling to the first import, which compiles only what is used.
@@ -27,14 +28,14 @@ endef
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Options are passed on: DEMO_ARGS, TEST_ARGS, BENCH_ARGS; PYTHON names the interpreter to build $(VENV) with.'
+	@echo 'Options are passed on: DEMO_ARGS, TEST_ARGS, BENCH_ARGS; TEST_JOBS says how many processes test at a time; PYTHON names the interpreter to build $(VENV) with.'
 	@echo 'For example: make demo DEMO_ARGS="--scenario hallucination --seed 1"'
 
 demo: $(STAMPS)/core  ## make a real model forget a text, and show it (writes runs/demo)
 	@$(BIN)/unteach demo --out runs/demo $(DEMO_ARGS)
 
 test: $(STAMPS)/test  ## run the tests, save those on the real model
-	@$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_JOBS) $(TEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check style, format and types
 	$(BIN)/ruff check .

@@ -84,9 +84,11 @@ def test_the_trainer_knows_nothing_of_evaluation_scenarios_and_reports():
 
 ALLOWED = {
     "errors": set(),
-    "tokenwise": set(),
+    "output_head": set(),
+    "fused_statistics": {"output_head"},
+    "tokenwise": {"output_head", "fused_statistics"},
     "data": {"errors"},
-    "evaluation": {"errors", "checkpoints", "data", "tokenwise", "models"},
+    "evaluation": {"errors", "checkpoints", "data", "output_head", "tokenwise", "models"},
     "scenarios": {"errors", "data", "evaluation"},
     "reports": {"errors", "checkpoints"},
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import FAMILIES, tiny_model
 from unteach import models
-from unteach.data.packing import Branch, Tree, assign_rows, make_batch, unshared, visibility
+from unteach.data.packing import ROLE_IDS, Branch, Tree, assign_rows, make_batch, unshared, visibility
 from unteach.tokenwise import token_statistics
 
 ids = st.lists(st.integers(1, 500), min_size=1, max_size=9).map(tuple)
@@ -58,8 +58,7 @@ def test_every_completion_token_is_predicted_once_from_the_token_before_it(some,
     for tree in some:
         for branch in tree.branches:
             before = (tree.prompt_ids[-1], *branch.ids[:-1])
-            role = ["forget", "mismatch", "retain"].index(branch.role)
-            wanted += [(left, right, role) for left, right in zip(before, branch.ids, strict=True)]
+            wanted += [(left, right, ROLE_IDS[branch.role]) for left, right in zip(before, branch.ids, strict=True)]
     assert found == sorted(wanted)
     used = sum(map(len, some if packed else unshared(some)))
     assert int((batch["tree"] > 0).sum()) == used

@@ -118,7 +118,7 @@ def align(
             trained, read = read_tokens(stage, config, tokens_seen(history), counter.count)
             cost = Cost(
                 stage,
-                round(keeper.seconds, 1),
+                round(keeper.seconds, 3),
                 _good_tokens(tokenizer, rows) if stage == "sft" else 0,
                 counter.count,
                 trained,

@@ -58,7 +58,7 @@ def total(costs: Iterable[Cost]) -> Cost:
     costs = list(costs)
     return Cost(
         "all",
-        round(sum(cost.seconds for cost in costs), 1),
+        round(sum(cost.seconds for cost in costs), 3),
         sum(cost.data_tokens for cost in costs),
         sum(cost.generated_tokens for cost in costs),
         sum(cost.training_tokens for cost in costs),
@@ -82,7 +82,7 @@ def unlearning_cost(lines: Sequence[Mapping[str, Any]], *, reference_tokens: int
     tokens = int(sum(step["tokens"] for step in steps))
     return Cost(
         "unlearning",
-        round(sum(step["seconds"] for step in steps) + sum(once), 1),
+        round(sum(step["seconds"] for step in steps) + sum(once), 3),
         0,
         0,
         tokens,
