@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -115,6 +116,7 @@ class Run:
             forget = self.extend(model, tokenizer, forget, retain)
         before = self.answers(model, tokenizer, "original")
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
+        gc.collect()
         after = self.answers(model, tokenizer, "unlearned")
         if self.reward:
             scorers = replace(scorers, reward=self.reward)
@@ -188,6 +190,8 @@ class Run:
         tokenizer.save_pretrained(folder)
         mark_complete(folder, {"key": key})
         shutil.rmtree(self.work / "teach", ignore_errors=True)
+        del trainer
+        gc.collect()  # a trainer and its callbacks hold each other, and with them the optimiser's moments: twice the model
         return model.eval()
 
     def cached(self, name: str, inputs: Any, make: Callable[[], Any]) -> Any:
