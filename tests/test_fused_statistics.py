@@ -74,7 +74,7 @@ def weighted(values: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> torch.
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 9999), st.integers(1, 9), st.integers(0, 9), st.integers(2, 40), st.sampled_from([1, 700, 10**6]))
-def test_value_and_gradient_equal_the_formulas_whatever_the_blocks_and_the_budget(block, head, seed, tokens, referenced, vocabulary, budget):
+def test_value_and_gradient_equal_the_formulas_for_any_blocks_and_budget(block, head, seed, tokens, referenced, vocabulary, budget):
     some = problem(seed, tokens, min(tokens, referenced), vocabulary, **head)
     before, fused_statistics.CPU_BLOCK = fused_statistics.CPU_BLOCK, block
     try:
