@@ -11,7 +11,7 @@ import torch
 import naive
 from conftest import tiny_model
 from unteach.attacks.distance import distance, mean_kl, without
-from unteach.attacks.traces import min_k, separation, token_logprobs, traces
+from unteach.attacks.traces import separation, token_logprobs, traces
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 
@@ -26,11 +26,6 @@ def test_token_logprobs_are_those_of_one_row_at_a_time(tokenizer):
         logps = naive.distributions(model, encoded.prompt_ids, encoded.completion_ids)
         wanted = [logp[token].item() for logp, token in zip(logps, encoded.completion_ids, strict=True)]
         np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-9)
-
-
-def test_min_k_looks_at_the_least_likely_tokens_and_at_one_at_least():
-    assert min_k(np.array([-1.0, -4.0, -2.0, -3.0, 0.0]), 0.4) == -3.5
-    assert min_k(np.array([-1.0, -2.0]), 0.2) == -2.0
 
 
 def test_the_auc_is_the_share_of_pairs_in_order_and_ties_count_half():

@@ -14,6 +14,7 @@ from unteach.data.packing import Branch, Tree, make_batch
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation.likelihood import rows_by_length
+from unteach.evaluation.membership import min_k
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.tokenwise import token_statistics
 
@@ -38,16 +39,6 @@ def token_logprobs(model: Any, tokenizer: Any, rows: Sequence[Row], tokens_per_b
         for index, row in zip(part, logp.split([len(completions[i]) for i in part]), strict=True):
             found[index] = row.numpy()
     return found
-
-
-def min_k(logprobs: Scores, share: float = MIN_K) -> float:
-    """Mean of the lowest `share` of a row's token log-probabilities, at least one of them (Shi et al. 2024).
-
-    >>> min_k(np.array([-1.0, -4.0, -2.0, -3.0, 0.0]), 0.4)
-    -3.5
-    """
-    count = max(1, int(share * len(logprobs)))
-    return float(np.sort(logprobs)[:count].mean())
 
 
 def separation(members: Sequence[float], others: Sequence[float], draws: int = 500) -> MetricResult:
@@ -90,5 +81,5 @@ def traces(model: Any, tokenizer: Any, forget: Sequence[Row], others: Sequence[R
     if other:
         results["other_nll"] = summarise([-float(row.mean()) for row in other], higher_is_better=False)
         results["auc_loss"] = separation([float(row.mean()) for row in member], [float(row.mean()) for row in other])
-        results["auc_min_k"] = separation([min_k(row) for row in member], [min_k(row) for row in other])
+        results["auc_min_k"] = separation([min_k(row, MIN_K) for row in member], [min_k(row, MIN_K) for row in other])
     return results
