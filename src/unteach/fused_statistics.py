@@ -1,4 +1,4 @@
-"""Log-probability, its complement and the KL to the reference of every token, from one pass over logits that are never kept whole."""
+"""Log-probability, its complement and the KL to the reference of every token, from one pass over its logits, under a budget of memory."""
 
 from __future__ import annotations
 

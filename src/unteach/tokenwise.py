@@ -1,7 +1,7 @@
 """Per-token statistics from final hidden states: log-probability, log-complement and exact KL.
 
 Nothing here knows a model. A hidden state that predicts a token goes in with the output head, one number per token
-comes out. The (tokens, vocabulary) matrix is made in chunks that fit a budget and is never kept whole.
+comes out. Of the (tokens, vocabulary) matrix no more than fits a budget is held at a time.
 """
 
 from __future__ import annotations
