@@ -117,7 +117,7 @@ class Run:
         before = self.answers(model, tokenizer, "original")
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
         gc.collect()
-        after = self.answers(model, tokenizer, "unlearned")
+        after = self.answers(model, tokenizer, "unlearned", before)
         if self.reward:
             scorers = replace(scorers, reward=self.reward)
         evaluation = self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
@@ -359,13 +359,18 @@ class Run:
         with self.display.stage("Preparing the scorers"):
             return build_scorers(names, scenario.leak_corpus, scenario.labelled, self.display.say)
 
-    def answers(self, model: Any, tokenizer: Any, name: str) -> Said:
-        """The model's answers to all prompt sets."""
+    def answers(self, model: Any, tokenizer: Any, name: str, before: Said | None = None) -> Said:
+        """The model's answers to all prompt sets. What the last probe heard, or else the model before, is a draft of them."""
         sets = self.scenario.sets
+        drafts: dict[str, str] = {}
+        if before:
+            drafts = {row.key: text for set_name, rows in sets.items() for row, text in zip(rows, before.outputs[set_name], strict=True)}
+            probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
+            drafts |= json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else {}
 
         def make() -> dict[str, Any]:
             with self.display.stage(f"Asking the {name} model", sum(map(len, sets.values()))) as stage:
-                return asdict(ask(model, tokenizer, sets, progress=stage.update))
+                return asdict(ask(model, tokenizer, sets, expected=drafts, progress=stage.update))
 
         keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
         return Said(**self.cached(f"answers-{name}", [models.weights_hash(model), keys], make))

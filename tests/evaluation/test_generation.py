@@ -9,7 +9,7 @@ from conftest import FAMILIES, tiny_model
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation import generation
-from unteach.evaluation.generation import answer, end_ids, generate_ids
+from unteach.evaluation.generation import agreed_starts, answer, end_ids, generate_ids
 
 PROMPTS = [[5, 9, 31, 7, 400, 2, 8], [11], [77, 78], [3, 3, 3, 3], [250, 14, 90, 91, 92, 93, 94, 95, 96, 17, 18], [500, 1]]
 
@@ -103,10 +103,73 @@ def test_prompt_and_answer_join_to_running_text(any_tokenizer, monkeypatch, comp
     row = Row("The miller kept a grey cat", completion, "text")
     encoded = encode_row(row, any_tokenizer, end_of_turn_id(any_tokenizer))
     monkeypatch.setattr(generation, "generate_ids", lambda model, prompts, **_: [list(encoded.completion_ids)])
-    assert answer(None, any_tokenizer, [row], max_new_tokens=9) == [completion]
+    assert answer(None, any_tokenizer, [row.with_completion("")], max_new_tokens=9) == [completion]
 
 
 def test_an_answer_holds_no_special_tokens(chat_tokenizer, monkeypatch):
     ids = chat_tokenizer("The cat.<|im_start|>", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(generation, "generate_ids", lambda model, prompts, **_: [list(ids)])
     assert answer(None, chat_tokenizer, [Row("Who?", "")], max_new_tokens=9) == ["The cat."]
+
+
+def drafts_of(said, how):
+    """Drafts of every kind for given answers: right and longer, right and shorter, wrong from a token on, wrong at once, none."""
+    kinds = {
+        "right": lambda ids: [*ids, 7, 8, 9],
+        "short": lambda ids: ids[:2],
+        "late": lambda ids: [*ids[:3], (ids[3] + 1) % 90 if len(ids) > 3 else 3, *ids[4:]],
+        "wrong": lambda ids: [(ids[0] + 1) % 90 if ids else 4, *ids[1:]],
+        "none": lambda ids: [],
+    }
+    order = list(kinds) if how == "mixed" else [how]
+    return [kinds[order[i % len(order)]](list(ids)) for i, ids in enumerate(said)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("how", ["right", "short", "late", "wrong", "none", "mixed"])
+@pytest.mark.parametrize("ends", ["no end", "an end"])
+def test_an_answer_is_the_same_whatever_its_draft_was(family, how, ends):
+    model = tiny_model(family)
+    settings = {"max_new_tokens": 6, "pad_id": 0, "batch_size": 3}
+    without = generate_ids(model, PROMPTS, end_ids=[], **settings)
+    stop = [without[1][4]] if ends == "an end" else []
+    without = generate_ids(model, PROMPTS, end_ids=stop, **settings)
+    starts = agreed_starts(model, PROMPTS, drafts_of(without, how))
+    batches: dict[int, list[int]] = {}
+    assert generate_ids(model, PROMPTS, end_ids=stop, starts=starts, on_batch=batches.update, **settings) == without
+    assert [batches[i] for i in range(len(PROMPTS))] == without
+
+
+def test_an_expected_answer_costs_no_generation(monkeypatch):
+    model = tiny_model()
+    said = generate_ids(model, PROMPTS, max_new_tokens=5, pad_id=0, end_ids=[])
+    starts = agreed_starts(model, PROMPTS, said)
+    assert starts == said
+    monkeypatch.setattr(type(model), "generate", None)
+    assert generate_ids(model, PROMPTS, max_new_tokens=5, pad_id=0, end_ids=[], starts=starts) == said
+
+
+def test_a_draft_that_ends_ends_the_answer_there(tokenizer):
+    model, end = tiny_model(), 5
+    starts = [[9, 8, end, 7], [end], [9]]
+    made = generate_ids(model, PROMPTS[:3], max_new_tokens=4, pad_id=0, end_ids=[end], starts=starts)
+    assert made[:2] == [[9, 8], []] and made[2][0] == 9
+
+
+def test_verifying_a_draft_leaves_the_training_mode_as_it_was():
+    model = tiny_model().train()
+    agreed_starts(model, PROMPTS, [[1, 2] for _ in PROMPTS])
+    assert model.training
+
+
+def test_rows_completions_and_expected_answers_are_the_drafts(tokenizer):
+    seen = []
+
+    def generator(prompts, *, max_new_tokens, drafts=None, progress=None):
+        seen.append(drafts)
+        return [[] for _ in prompts]
+
+    rows = [Row("The miller kept", " a grey cat.", "text"), Row("Who slept", " on the sacks?", "text"), Row("And then", "", "text")]
+    answer(None, tokenizer, rows, max_new_tokens=4, generator=generator, expected={rows[1].key: " badly?"})
+    texts = [tokenizer.decode(list(draft)) for draft in seen[0]]
+    assert texts[0].startswith(" a grey cat.") and texts[1].startswith(" badly?") and texts[2] == ""

@@ -30,7 +30,14 @@ class CachedGenerator:
         self.generator, self.folder = generator, folder
         self.model_hash, self.engine = model_hash, engine
 
-    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[int]]:
         """See `Generator`."""
         from accelerate import PartialState
         from accelerate.utils import gather_object
@@ -57,10 +64,11 @@ class CachedGenerator:
 
         if share:
             generator, todo = self.generator, [prompts[i] for i in share]
+            hints = {"drafts": [drafts[i] for i in share]} if drafts else {}
             if isinstance(generator, TransformersGenerator):
-                replace(generator, on_batch=keep)(todo, max_new_tokens=max_new_tokens, progress=progress)
+                replace(generator, on_batch=keep)(todo, max_new_tokens=max_new_tokens, progress=progress, **hints)
             else:
-                keep(dict(enumerate(generator(todo, max_new_tokens=max_new_tokens, progress=progress))))
+                keep(dict(enumerate(generator(todo, max_new_tokens=max_new_tokens, progress=progress, **hints))))
         if state.num_processes > 1:
             made = dict(gather_object(list(made.items())))
         known |= made
@@ -106,8 +114,15 @@ class VllmGenerator:
         self._params = SamplingParams
         self._ends = end_ids(tokenizer)
 
-    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
-        """See `Generator`."""
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[int]]:
+        """See `Generator`; drafts are not used."""
         settings = self._params(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self._ends, detokenize=False)
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = [list(made.outputs[0].token_ids) for made in self._engine.generate(requests, settings, use_tqdm=False)]

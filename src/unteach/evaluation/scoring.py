@@ -48,7 +48,15 @@ class ReferenceLM:
     tokenizer: Any
 
 
-def ask(model: Any, tokenizer: Any, sets: Sets, *, generator: Generator | None = None, progress: Progress | None = None) -> Said:
+def ask(
+    model: Any,
+    tokenizer: Any,
+    sets: Sets,
+    *,
+    generator: Generator | None = None,
+    expected: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Said:
     """The model's greedy answers to every row of every set, in one sorted sweep, and its choices along the expected completions.
 
     Args:
@@ -56,10 +64,11 @@ def ask(model: Any, tokenizer: Any, sets: Sets, *, generator: Generator | None =
         tokenizer: its tokenizer.
         sets: prompt sets, name to rows.
         generator (`Generator`, *optional*): who generates; default: the model itself.
+        expected (*optional*): by a row's key, what the answer may well be (another model's): it is not generated where the model agrees.
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
     rows = [row for part in sets.values() for row in part]
-    outputs = iter(answer(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS, generator=generator, progress=progress))
+    outputs = iter(answer(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS, generator=generator, expected=expected, progress=progress))
     matches = iter(greedy_matches(model, *_encoded(rows, [row.completion for row in rows], tokenizer)))
     return Said(
         {name: [next(outputs) for _ in part] for name, part in sets.items()},
