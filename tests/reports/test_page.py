@@ -155,6 +155,12 @@ def test_what_a_model_says_is_escaped(folder):
     Reader(text)
 
 
+def test_no_line_of_the_page_ends_in_spaces_even_if_an_answer_s_do(folder):
+    write(folder, text="Boil the rice. \nThen eat.\t\nEnd.")
+    text = page(folder)
+    assert "Boil the rice.\nThen eat.\nEnd." in text and all(line == line.rstrip(" \t") for line in text.split("\n"))
+
+
 def test_half_a_surrogate_pair_does_not_break_the_page(folder):
     with (folder / "generations.jsonl").open("a", encoding="utf-8") as file:
         record = {"model": "original", "set": "normal", "key": "f" * 16, "prompt": "p", "output": "half \ud800", "metrics": {}}
