@@ -288,9 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     try:
         arguments = parse_arguments(argv)
+        _several_processes(arguments.command)
         return commands[arguments.command](arguments) if arguments.command else 2
     except UserError as error:
-        print(f"unteach: {one_line(str(error))}", file=sys.stderr)
+        print(f"{_name()}: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unteach: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -299,6 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("unteach:", one_line(f"{error.strerror or error} ({error.filename or 'no file'})"), file=sys.stderr)
         return 2
     except Exception as error:
+        if says_process_lost(error):
+            print(f"{_name()}: {LOST}", file=sys.stderr)
+            return 2
         if not says_disk_full(error):
             raise
         print("unteach: no space left on the disk; the last whole checkpoint is kept; free some and start again", file=sys.stderr)
@@ -308,6 +312,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"unteach: a library gave up on a file of the model or the data ({one_line(str(error))[:200]})", file=sys.stderr)
         return 2
+
+
+LOST = (
+    "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
+    " the same command again goes on from the last checkpoint"
+)
+
+
+def _name() -> str:
+    """What a message to the user begins with: the program, and which process it is where there are several."""
+    rank = os.environ.get("RANK", "0")
+    return "unteach" if rank == "0" else f"unteach (process {rank})"
+
+
+def _several_processes(command: str) -> None:
+    """Refuses a command that works in one process only; ends with a sentence where the launcher ends a process whose sister is gone.
+
+    Raises:
+        UserError: for such a command.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return
+    if command not in ("run", "demo", "eval"):
+        raise UserError(f"{command} works in one process; start it without a launcher of several")
+    import signal
+
+    def end(*_: Any) -> None:
+        os.write(2, f"{_name()}: {LOST}\n".encode())
+        sys.exit(2)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def says_process_lost(error: Exception) -> bool:
+    """Whether an error of one of several processes says that it cannot reach another."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return False
+    text = str(error)
+    kind = {base.__name__ for base in type(error).__mro__}
+    return "DistError" in kind or any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport"))
 
 
 def one_line(text: str) -> str:

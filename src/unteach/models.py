@@ -225,17 +225,27 @@ def decoder(model: Any) -> nn.Module:
     return whole if inner is base else inner
 
 
+def output_layer(model: Any) -> Any:
+    """The module that holds the output embedding.
+
+    Raises:
+        UserError: if the model has none (it is not a causal language model).
+    """
+    base = without_adapter(model)
+    layer = base.get_output_embeddings()
+    if layer is None:
+        raise UserError(f"{type(base).__name__} has no output embedding: it is not a causal language model")
+    return layer
+
+
 def output_head(model: Any) -> OutputHead:
     """The model's map from final hidden states to logits, with the logit scale and soft cap that some families have.
 
     Raises:
         UserError: if the model has no output embedding (it is not a causal language model).
     """
-    base = without_adapter(model)
-    layer = base.get_output_embeddings()
-    if layer is None:
-        raise UserError(f"{type(base).__name__} has no output embedding: it is not a causal language model")
-    config = base.config.get_text_config()
+    layer = output_layer(model)
+    config = without_adapter(model).config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return OutputHead(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 

@@ -10,6 +10,7 @@ import torch
 
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, end_of_turn_id
+from unteach.processes import from_shares, own_share
 
 Progress = Callable[[int, int], None]
 HABITS = (
@@ -136,6 +137,29 @@ class TransformersGenerator:
         )
 
 
+@dataclass(frozen=True)
+class SharedGenerator:
+    """Generation by transformers of which each process of a run does its share, and has the whole in the end.
+
+    Args:
+        model: a causal language model, whole in every process.
+        tokenizer: its tokenizer.
+        batch_size (`int`)
+    """
+
+    model: Any
+    tokenizer: Any
+    batch_size: int = 24
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[list[int]]:
+        """See `Generator`."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
+        share = [prompts[i] for i in own_share(order)]
+        made = from_shares(generate(share, max_new_tokens=max_new_tokens, progress=progress), len(prompts))
+        return [ids for _, ids in sorted(zip(order, made, strict=True))]
+
+
 def answer(
     model: Any,
     tokenizer: Any,
@@ -147,7 +171,7 @@ def answer(
 ) -> list[str]:
     """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends (with its space, if it has one)."""
     prompts = [encode_prompt(row, tokenizer) for row in rows]
-    generator = generator or TransformersGenerator(model, tokenizer)
+    generator = generator or SharedGenerator(model, tokenizer)
     outputs = generator(prompts, max_new_tokens=max_new_tokens, progress=progress)
     return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
 
