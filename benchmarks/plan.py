@@ -7,7 +7,6 @@ The ratio is planned / measured. The measured peak is the most that the process 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile

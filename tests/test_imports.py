@@ -15,7 +15,7 @@ FLOORS = [
     {"errors"},
     {"output_head", "progress", "checkpoints", "collapse", "processes"},
     {"data", "tokenwise", "fused_statistics"},
-    {"objectives", "reference", "stopping", "models", "folder_lock"},
+    {"objectives", "reference", "stopping", "models", "folder_lock", "four_bits"},
     {"parallel", "config"},
     {
         "self_check",
@@ -29,7 +29,7 @@ FLOORS = [
         "reports",
     },
     {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},
-    {"pipeline", "model_evaluation", "benchmark_evaluation", "arguments", "purge"},
+    {"planning", "pipeline", "model_evaluation", "benchmark_evaluation", "arguments", "purge"},
     {"comparison", "attacks"},
     {"cli"},
     {"__main__"},

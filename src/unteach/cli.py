@@ -1,4 +1,4 @@
-"""The command line: `unteach demo | run | check | eval | compare | attack | report | purge`.
+"""The command line: `unteach demo | run | plan | check | eval | compare | attack | report | purge`.
 
 A user's mistake is one sentence and exit code 2.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
 from unteach.errors import UserError, did_you_mean, is_panic
+from unteach.processes import LOST, says_process_lost
 
 
 def _quiet_libraries() -> None:
@@ -274,6 +275,40 @@ def _purge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from unteach.planning import plan_run
+
+    if arguments.tflops is not None and not arguments.tflops > 0:
+        raise UserError(f"option --tflops is {arguments.tflops}, it must be positive")
+    settings = checked_settings(parse_settings(arguments.settings))
+    if arguments.method:
+        settings["method"] = arguments.method
+    names = ("forget_rows", "retain_rows", "prompt_tokens", "completion_tokens", "retain_prompt_tokens", "retain_completion_tokens")
+    plan = plan_run(
+        arguments.model,
+        settings,
+        lora_rank=arguments.lora_rank if arguments.lora else 0,
+        quantized=bool(arguments.quantize),
+        device=arguments.device,
+        processes=arguments.processes,
+        sharding=arguments.sharding,
+        rates=[arguments.tflops] if arguments.tflops else [0.1, 100.0],
+        **{name: getattr(arguments, name) for name in names},
+    )
+    if arguments.json:
+        import json
+
+        print(json.dumps(plan, indent=2))
+        return 0
+    from rich.console import Console
+
+    from unteach.reports.plan_table import print_plan
+
+    print_plan(plan, Console())
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     commands = {
@@ -285,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "attack": _attack,
         "report": _report,
         "purge": _purge,
+        "plan": _plan,
     }
     try:
         arguments = parse_arguments(argv)
@@ -314,12 +350,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-LOST = (
-    "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
-    " the same command again goes on from the last checkpoint"
-)
-
-
 def _name() -> str:
     """What a message to the user begins with: the program, and which process it is where there are several."""
     rank = os.environ.get("RANK", "0")
@@ -343,15 +373,6 @@ def _several_processes(command: str) -> None:
         sys.exit(2)
 
     signal.signal(signal.SIGTERM, end)
-
-
-def says_process_lost(error: Exception) -> bool:
-    """Whether an error of one of several processes says that it cannot reach another."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
-        return False
-    text = str(error)
-    kind = {base.__name__ for base in type(error).__mro__}
-    return "DistError" in kind or any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport"))
 
 
 def one_line(text: str) -> str:

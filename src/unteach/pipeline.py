@@ -39,6 +39,7 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
+from unteach.four_bits import check_quantize, four_bit_settings
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
@@ -96,7 +97,8 @@ class Run:
         name, scenario = self.options.model, self.scenario
         with self.display.stage(f"Loading {name}"):
             tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
-            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code)
+            settings = four_bit_settings() if self.options.quantize else None
+            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code, settings=settings)
         decided(lambda: self.make_folder(lock))
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
@@ -154,6 +156,9 @@ class Run:
         for name, least in (("lora_rank", 1), ("frozen_layers", 0), ("recite_tokens", 0), ("seed", 0)):
             if not least <= getattr(options, name) < 2**32:
                 raise UserError(f"option {name!r} is {getattr(options, name)}, it must be at least {least} and under 2**32")
+        check_quantize(options.quantize, lora=options.lora)
+        if options.quantize and (self.baseline is not None or self.scenario.teach):
+            raise UserError("option 'quantize' is for unlearning methods on your own rows; baselines and demos train all weights")
         if self.baseline is None:
             config = self.unlearning_config()
             _ = config.device  # the processes of a run meet here, on the device that the config says
@@ -428,6 +433,7 @@ class Run:
             "seed": options.seed,
             "lora": options.lora,
             "lora_rank": options.lora_rank if options.lora else None,
+            **({"quantize": options.quantize} if options.quantize else {}),
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
             "probe_rows": options.probe_rows,

@@ -6,7 +6,8 @@ norms, gated feed-forward layers, attention that does not keep its weights); for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -85,7 +86,6 @@ class Plan:
     tokens: int
     step_flops: float
     steps: int
-    assumed: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self, flops_per_second: float) -> float:
         """Time of all steps at that rate; without probes, evaluation and the exchange of gradients."""
@@ -270,3 +270,50 @@ def step_flops(shape: ModelShape, inputs: float, predicted: float, referenced: f
     adapter = 6 * shape.trained * inputs if shape.adapter else 0
     head = (4 if shape.adapter else 6) * shape.embedding * predicted + 2 * shape.embedding * referenced
     return float(passes * shape.linear * inputs + adapter + head)
+
+
+def plan_run(
+    model: str,
+    settings: Mapping[str, Any],
+    *,
+    lora_rank: int = 0,
+    forget_rows: int = 64,
+    retain_rows: int = 64,
+    prompt_tokens: int = 20,
+    completion_tokens: int = 40,
+    retain_prompt_tokens: int = 20,
+    retain_completion_tokens: int = 13,
+    rates: Sequence[float] = (0.1, 100.0),
+    **where: Any,
+) -> dict[str, Any]:
+    """The plan of a run of `model` as plain data: bytes by part, peak, operations, and seconds at some rates.
+
+    Args:
+        model (`str`): folder, hub id or packaged name, of which the configuration alone is read.
+        settings: fields of `UnlearningConfig`.
+        lora_rank (`int`): rank of the adapter; 0: all weights are trained.
+        forget_rows, retain_rows, prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens (`int`): see `RowShape`.
+        rates: 10^12 floating-point operations a second.
+        where: `device`, `processes`, `sharding` and `quantized` of `plan_memory`.
+
+    Raises:
+        UserError: if the model has no configuration that can be read, or for options that do not go together.
+    """
+    if lora_rank < 0 or min(rates) <= 0:
+        raise UserError(f"lora_rank is {lora_rank} and the rates are {list(rates)}; they must be positive")
+    config = UnlearningConfig(**{"output_dir": "unteach-output", "use_cpu": True, **settings})
+    shape = model_shape(models.load_config(model), lora_rank=lora_rank)
+    rows = RowShape(prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens, retain_rows)
+    plan = plan_memory(shape, config, rows, forget_rows=forget_rows, **where)
+    return {
+        "model": model,
+        "processes": where.get("processes", 1),
+        "parameters": shape.parameters,
+        "trained_parameters": shape.trained,
+        "bytes": plan.parts,
+        "peak_bytes": plan.peak,
+        "tokens": plan.tokens,
+        "step_flops": plan.step_flops,
+        "steps": plan.steps,
+        "seconds": {f"{rate:g}": plan.seconds(rate * 1e12) for rate in rates},
+    }

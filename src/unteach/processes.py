@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SUM_BYTES = 64 * 2**20
+LOST = (
+    "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
+    " the same command again goes on from the last checkpoint"
+)
 
 
 def _state() -> Any:
@@ -144,3 +148,12 @@ def put_together(values: Tensor | None) -> Tensor | None:
         part = values[start : start + step]
         part.copy_(reduce(part.to(state.device), "sum").cpu())
     return values
+
+
+def says_process_lost(error: Exception) -> bool:
+    """Whether an error of one of several processes says that it cannot reach another."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return False
+    text = str(error)
+    kind = {base.__name__ for base in type(error).__mro__}
+    return "DistError" in kind or any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport"))
