@@ -256,7 +256,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--quantize", choices=["4bit"], help="the frozen weights of linear layers in 4 bits (with --lora)")
     plan.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where it runs (default: %(default)s)")
     plan.add_argument("--processes", type=int, default=1, help="devices that it is spread over (default: %(default)s)")
-    plan.add_argument("--sharding", choices=["none", "fsdp2", "zero3"], default="none", help="what they share (default: %(default)s)")
+    plan.add_argument("--sharding", choices=["none", "fsdp2"], default="none", help="what they share (default: %(default)s)")
     for name, default, text in (
         ("forget-rows", 64, "rows to forget"),
         ("retain-rows", 64, "rows to keep"),

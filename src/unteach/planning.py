@@ -15,11 +15,12 @@ import torch
 
 from unteach import models
 from unteach.config import UnlearningConfig
+from unteach.data.packing import assign_rows
 from unteach.errors import UserError
 
-PROCESS_BYTES = {"cpu": 640 * 2**20, "gpu": 600 * 2**20}
+PROCESS_BYTES = {"cpu": 600 * 2**20, "gpu": 600 * 2**20}
 """What is there before any model: Python and its libraries resident, or a CUDA context with its libraries' workspaces."""
-SHARDINGS = ("none", "fsdp2", "zero3")
+SHARDINGS = ("none", "fsdp2")
 CHECKED_ITEMS = 2
 FOUR_BITS = 0.5 + 4 / 64 / 4 + 1 / 256
 """Bytes of a 4-bit weight with its scale: one 8-bit scale for 64 weights, and one float32 for 256 of those (double quantisation)."""
@@ -76,7 +77,7 @@ class Plan:
     Args:
         parts (`dict[str, int]`): bytes by what they hold; not all of it is there at once.
         peak (`int`): most bytes at once: as the backward pass makes gradients it lets go of activations.
-        tokens (`int`): input tokens of a step on a device.
+        tokens (`int`): input tokens of a batch on a device, padding included.
         step_flops (`float`): floating-point operations of a step on a device.
         steps (`int`)
     """
@@ -150,17 +151,34 @@ def completion_tokens(config: UnlearningConfig, rows: RowShape) -> tuple[float, 
     return inputs, predicted, referenced
 
 
-def layer_activation_bytes(shape: ModelShape, *, autocast: bool) -> int:
+def padded_tokens(config: UnlearningConfig, rows: RowShape) -> int:
+    """Tokens of a batch with its padding: the rows of the packed batch times their width, at the mean lengths."""
+    count, method = config.per_device_train_batch_size, config.objective
+    retained = method.retain is not None
+    retain = rows.retain_prompt + rows.retain_completion - 1
+    inputs, _, _ = completion_tokens(config, rows)
+    share = config.retain_per_forget if method.forget else 1.0
+    forget = round(inputs - (share * retain if retained else 0))
+    lengths = [forget] * (count if method.forget else 0) + [retain] * (round(count * share) if retained else 0)
+    made = assign_rows(lengths or [1], config.row_tokens)
+    return len(made) * max(sum(lengths[index] for index in row) for row in made)
+
+
+def layer_activation_bytes(shape: ModelShape, *, autocast: bool, device: str = "cpu") -> int:
     """Bytes that one layer keeps of a token for its backward pass.
 
     Of hidden size: the input of either norm, its normalised value (for the gradient of the norm's weight), its output; query, key and
     value after rotation and repetition; the attention's output, twice as its heads are put side by side. Of intermediate size: gate, its
     activation, the other half, their product. With an adapter the norms have no gradient. Under autocast the products are halved.
+    An adapter's result is added to a projection's; on a CPU the place of one of them is not used again within the pass (measured, see
+    docs/scaling.md).
     """
     norms = 2 * 2 if shape.adapter else 2 * 3
     products = 5
     low = 2 if autocast else 4
     extra = 2 * 2 * shape.hidden if autocast else 0  # a norm's output, and its cast
+    if shape.adapter and device == "cpu":
+        extra += low * (6 * shape.hidden + 2 * shape.intermediate)
     return (4 * norms + low * products) * shape.hidden + low * 4 * shape.intermediate + extra + 4 * shape.heads
 
 
@@ -183,7 +201,7 @@ def plan_memory(
         rows (`RowShape`)
         device (`"cpu"` or `"gpu"`)
         processes (`int`): devices that the run is spread over.
-        sharding (`"none"`, `"fsdp2"` or `"zero3"`): whether they share weights, gradients and optimiser.
+        sharding (`"none"` or `"fsdp2"`): whether they share weights, gradients and optimiser.
         quantized (`bool`): the linear layers' frozen weights in 4 bits.
         forget_rows (`int`): rows that an epoch counts, where `max_steps` is not given.
 
@@ -197,7 +215,8 @@ def plan_memory(
     if min(processes, forget_rows, *vars(rows).values()) < 1:
         raise UserError("numbers of rows, tokens and processes must be at least 1")
     autocast, checkpointed = bool(config.bf16 or config.fp16), checkpoints_activations(config)
-    inputs, predicted, referenced = (config.per_device_train_batch_size * part for part in completion_tokens(config, rows))
+    _, predicted, referenced = (config.per_device_train_batch_size * part for part in completion_tokens(config, rows))
+    inputs = padded_tokens(config, rows)
     shares = 1 if sharding == "none" else processes
     embedding = 4 * shape.embedding
     layer = 4 * shape.linear // shape.layers
@@ -205,12 +224,13 @@ def plan_memory(
     weights = 4 * (shape.parameters - frozen) + round(FOUR_BITS * frozen)
     tail = embedding if shape.tied else 2 * embedding
     gathered = 0 if shares == 1 else tail + 2 * layer
-    per_token = layer_activation_bytes(shape, autocast=autocast)
+    per_token = layer_activation_bytes(shape, autocast=autocast, device=device)
     activations = inputs * shape.layers * per_token + inputs * 4 * 4 * shape.hidden
     if checkpointed:
         activations = inputs * (shape.layers * 4 * shape.hidden + per_token)
-    if autocast and not quantized:
-        activations += 2 * shape.linear
+    if autocast and not quantized:  # weights cast to 16 bits: of all layers, or of one where each is cast anew
+        one = shares > 1 or (checkpointed and shape.adapter)
+        activations += 2 * shape.linear // (shape.layers if one else 1)
     logits = min((predicted + referenced) * shape.vocabulary * 4, config.logits_budget_mb * 2**20)
     states = 0.0
     if config.reference == "stored" and config.objective.retain == "kl":
@@ -238,7 +258,7 @@ def plan_memory(
         items = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
         steps = max(1, ceil(forget_rows * config.num_train_epochs / items))
     flops = config.gradient_accumulation_steps * step_flops(shape, inputs, predicted, referenced, checkpointed=checkpointed)
-    return Plan(parts, peak, round(inputs), flops, steps)
+    return Plan(parts, peak, inputs, flops, steps)
 
 
 def checkpoints_activations(config: UnlearningConfig) -> bool:

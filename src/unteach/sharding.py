@@ -32,6 +32,8 @@ def shard_on_cpus(trainer: UnlearningTrainer) -> None:
 
 def check_sharding(trainer: UnlearningTrainer) -> None:
     """Raises `UserError` for options that do not go with sharded weights."""
+    if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        raise UserError("DeepSpeed's ZeRO stage 3 shares the weights in a way that unteach does not support; use FSDP2, or stage 2")
     if not trainer.is_fsdp_enabled:
         return
     plugin, config = trainer.accelerator.state.fsdp_plugin, trainer.config
