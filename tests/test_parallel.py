@@ -40,7 +40,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         rows = [{"prompt": f"Who is number {i} of {name}?", "completion": f"The ferryman, {i} times {name}."} for i in range(24)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = ["--model", str(folder / "model"), "--forget", str(folder / "forget.jsonl"), "--retain", str(folder / "retain.jsonl")]
-    settings = ["max_steps=8", "save_steps=3", "probe_steps=2", "learning_rate=3e-4", "similarity_model=null", "min_utility=0", "hold=4"]
+    settings = ["max_steps=6", "save_steps=3", "probe_steps=2", "learning_rate=3e-4", "similarity_model=null", "min_utility=0", "hold=2"]
     return ["run", *files, *settings, "use_cpu=true", "target_rate=1.0", "retain_per_forget=1.5", "method=unlikelihood_mismatch"]
 
 
