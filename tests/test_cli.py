@@ -22,6 +22,7 @@ OPTIONS = {
             "--out",
             "--seed",
             "--lora",
+            "--quantize",
             "--frozen-layers",
             "--recite-tokens",
             "--show-text",

@@ -21,7 +21,7 @@ def recite(monkeypatch, tokenizer):
 
     def run(continuation: str, sure: float = 0.01, retain=(), **settings):
         said = tokenizer(continuation)["input_ids"]
-        monkeypatch.setattr(recitation, "generate_ids", lambda model, prompts, **_: [said for _ in prompts])
+        monkeypatch.setattr(recitation, "SharedGenerator", lambda *_: lambda prompts, **_: [said for _ in prompts])
 
         def answers(model, tok, rows, max_new_tokens):
             whole = {" ".join(text[0].split()[: recitation.OPENING_WORDS]): text[0] + text[1] for text in (SECOND, KEPT)}

@@ -15,6 +15,7 @@ Makes a causal language model stop saying what it must not say, from negative ex
 
   unteach demo --out runs/demo                                    see a real model forget, in minutes, on a laptop
   unteach check --forget bad.jsonl --retain good.jsonl --model M  what is wrong with this data, before an hour is spent
+  unteach plan --model M --lora                                   how much memory and time a run will take
   unteach run --model M --forget bad.jsonl --out runs/mine        make M forget the completions in bad.jsonl
   unteach eval --model runs/mine/model --reference M --forget bad.jsonl --out runs/eval
   unteach compare methods.yaml                                    several methods on one model, one table
@@ -85,6 +86,7 @@ RUN_KEYS = (
     "seed",
     "lora",
     "lora_rank",
+    "quantize",
     "frozen_layers",
     "recite_tokens",
     "show_text",
@@ -142,6 +144,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     run.add_argument("--seed", type=int, help="seed (default: 0)")
     run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")
     run.add_argument("--lora-rank", type=int, help="rank of the adapter (default: 16)")
+    run.add_argument("--quantize", choices=["4bit"], help="with --lora: the base model's frozen weights in 4 bits (QLoRA; a GPU)")
     run.add_argument("--frozen-layers", type=float, help="do not train the embedding and so many of the first layers (under 1: that share)")
     run.add_argument(
         "--recite-tokens", type=int, help="let the model go on after each text row by so many tokens, and forget what it recites"
@@ -232,7 +235,40 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
         formatter_class=raw,
     )
     purge.add_argument("folder", help="the folder of a run, an evaluation or a comparison")
+    _add_plan(commands)
     return parser, commands.choices
+
+
+def _add_plan(commands: Any) -> None:
+    """The command `plan`."""
+    plan = commands.add_parser(
+        "plan",
+        help="how much memory and time a run will take, from the model's configuration alone",
+        description="Computes memory on each device and floating-point operations; loads and downloads no weights.\n"
+        "docs/scaling.md says how.\n\n"
+        "  unteach plan --model meta-llama/Llama-2-7b-hf --lora --quantize 4bit --device gpu bf16=true",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("--model", required=True, help="hub id, local folder or packaged name")
+    plan.add_argument("--method", help="objective (default: unlikelihood)")
+    plan.add_argument("--lora", action="store_true", help="an adapter on all linear layers instead of all weights")
+    plan.add_argument("--lora-rank", type=int, default=16, help="rank of the adapter (default: %(default)s)")
+    plan.add_argument("--quantize", choices=["4bit"], help="the frozen weights of linear layers in 4 bits (with --lora)")
+    plan.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where it runs (default: %(default)s)")
+    plan.add_argument("--processes", type=int, default=1, help="devices that it is spread over (default: %(default)s)")
+    plan.add_argument("--sharding", choices=["none", "fsdp2"], default="none", help="what they share (default: %(default)s)")
+    for name, default, text in (
+        ("forget-rows", 64, "rows to forget"),
+        ("retain-rows", 64, "rows to keep"),
+        ("prompt-tokens", 20, "mean tokens of a forget row's prompt"),
+        ("completion-tokens", 40, "of its completion"),
+        ("retain-prompt-tokens", 20, "of a retain row's prompt"),
+        ("retain-completion-tokens", 13, "of its completion"),
+    ):
+        plan.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+    plan.add_argument("--tflops", type=float, help="10^12 operations a second of a device (default: 0.1, two CPU cores, and 100, a GPU)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig")
 
 
 def _add_scorers(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `unteach demo | run | check | eval | compare | attack | report | purge`.
+"""The command line: `unteach demo | run | plan | check | eval | compare | attack | report | purge`.
 
 A user's mistake is one sentence and exit code 2.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
 from unteach.errors import UserError, did_you_mean, is_panic
+from unteach.processes import LOST, says_process_lost
 
 
 def _quiet_libraries() -> None:
@@ -274,6 +275,40 @@ def _purge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from unteach.planning import plan_run
+
+    if arguments.tflops is not None and not arguments.tflops > 0:
+        raise UserError(f"option --tflops is {arguments.tflops}, it must be positive")
+    settings = checked_settings(parse_settings(arguments.settings))
+    if arguments.method:
+        settings["method"] = arguments.method
+    names = ("forget_rows", "retain_rows", "prompt_tokens", "completion_tokens", "retain_prompt_tokens", "retain_completion_tokens")
+    plan = plan_run(
+        arguments.model,
+        settings,
+        lora_rank=arguments.lora_rank if arguments.lora else 0,
+        quantized=bool(arguments.quantize),
+        device=arguments.device,
+        processes=arguments.processes,
+        sharding=arguments.sharding,
+        rates=[arguments.tflops] if arguments.tflops else [0.1, 100.0],
+        **{name: getattr(arguments, name) for name in names},
+    )
+    if arguments.json:
+        import json
+
+        print(json.dumps(plan, indent=2))
+        return 0
+    from rich.console import Console
+
+    from unteach.reports.plan_table import print_plan
+
+    print_plan(plan, Console())
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     commands = {
@@ -285,12 +320,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "attack": _attack,
         "report": _report,
         "purge": _purge,
+        "plan": _plan,
     }
     try:
         arguments = parse_arguments(argv)
+        _several_processes(arguments.command)
         return commands[arguments.command](arguments) if arguments.command else 2
     except UserError as error:
-        print(f"unteach: {one_line(str(error))}", file=sys.stderr)
+        print(f"{_name()}: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unteach: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -299,6 +336,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("unteach:", one_line(f"{error.strerror or error} ({error.filename or 'no file'})"), file=sys.stderr)
         return 2
     except Exception as error:
+        if says_process_lost(error):
+            print(f"{_name()}: {LOST}", file=sys.stderr)
+            return 2
         if not says_disk_full(error):
             raise
         print("unteach: no space left on the disk; the last whole checkpoint is kept; free some and start again", file=sys.stderr)
@@ -308,6 +348,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"unteach: a library gave up on a file of the model or the data ({one_line(str(error))[:200]})", file=sys.stderr)
         return 2
+
+
+def _name() -> str:
+    """What a message to the user begins with: the program, and which process it is where there are several."""
+    rank = os.environ.get("RANK", "0")
+    return "unteach" if rank == "0" else f"unteach (process {rank})"
+
+
+def _several_processes(command: str) -> None:
+    """Refuses a command that works in one process only; ends with a sentence where the launcher ends a process whose sister is gone.
+
+    Raises:
+        UserError: for such a command.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return
+    if command not in ("run", "demo", "eval"):
+        raise UserError(f"{command} works in one process; start it without a launcher of several")
+    import signal
+
+    def end(*_: Any) -> None:
+        os.write(2, f"{_name()}: {LOST}\n".encode())
+        sys.exit(2)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def one_line(text: str) -> str:

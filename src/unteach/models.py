@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,16 @@ def _unknown_model(name: str, error: BaseException) -> UserError:
     )
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Any:
+def load_model(
+    name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, settings: Mapping[str, Any] | None = None
+) -> Any:
     """A causal language model in evaluation mode, weights from safetensors only (an adapter folder loads with its base model).
+
+    Args:
+        name (`str`): folder, hub id or packaged name.
+        dtype (`torch.dtype`)
+        trust_remote_code (`bool`)
+        settings (`dict`, *optional*): more arguments of `from_pretrained`.
 
     Raises:
         UserError: if there is no such model, or only weights in a format that can carry code.
@@ -184,10 +192,31 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_co
         except Exception as error:  # as above
             raise _unknown_model(name, error) from None
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+        how = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **how)
     except Exception as error:  # as above
         raise _unknown_model(name, error) from None
     return model.eval()
+
+
+def load_config(name: str) -> Any:
+    """The configuration of a model, without its weights where the hub is in reach.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers import AutoConfig
+
+    packaged = PACKAGED.get(name.lower())
+    for path in ([packaged.hub_id] if packaged and not (cache_folder() / name.lower()).is_dir() else []) + [""]:
+        try:
+            return AutoConfig.from_pretrained(path or resolve(name))
+        except UserError:
+            raise
+        except Exception as error:  # as above
+            if not path:
+                raise _unknown_model(name, error) from None
+    raise AssertionError("the last name is tried or refused")
 
 
 def check_vocabulary(model: Any, rows: Sequence[EncodedRow]) -> None:
@@ -225,17 +254,27 @@ def decoder(model: Any) -> nn.Module:
     return whole if inner is base else inner
 
 
+def output_layer(model: Any) -> Any:
+    """The module that holds the output embedding.
+
+    Raises:
+        UserError: if the model has none (it is not a causal language model).
+    """
+    base = without_adapter(model)
+    layer = base.get_output_embeddings()
+    if layer is None:
+        raise UserError(f"{type(base).__name__} has no output embedding: it is not a causal language model")
+    return layer
+
+
 def output_head(model: Any) -> OutputHead:
     """The model's map from final hidden states to logits, with the logit scale and soft cap that some families have.
 
     Raises:
         UserError: if the model has no output embedding (it is not a causal language model).
     """
-    base = without_adapter(model)
-    layer = base.get_output_embeddings()
-    if layer is None:
-        raise UserError(f"{type(base).__name__} has no output embedding: it is not a causal language model")
-    config = base.config.get_text_config()
+    layer = output_layer(model)
+    config = without_adapter(model).config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return OutputHead(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 

@@ -39,7 +39,9 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
+from unteach.four_bits import check_quantize, four_bit_settings
 from unteach.objectives import get_method
+from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
 from unteach.recitation import recited_passages
 from unteach.reports.report import write_report
@@ -85,6 +87,8 @@ class Run:
             UserError: for options that do not go together, and if another process is writing into the folder.
         """
         self.check_options()  # a wrong option is found before anything is loaded or written
+        if process_count() > 1 and self.baseline is not None:
+            raise UserError(f"method {self.baseline!r} trains in one process; start it without a launcher of several")
         with FolderLock(self.output) as lock:
             return self._execute(lock)
 
@@ -93,15 +97,9 @@ class Run:
         name, scenario = self.options.model, self.scenario
         with self.display.stage(f"Loading {name}"):
             tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
-            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code)
-        aside = set_aside(self.output, "config.yaml", self._config_text())
-        if aside:
-            lock.take()
-            self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
-        for folder in {self.work, self.output / "work"}:
-            private_folder(folder)
-        private_folder(self.output / "checkpoints")
-        write_text_atomically(self.output / "config.yaml", self._config_text())
+            settings = four_bit_settings() if self.options.quantize else None
+            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code, settings=settings)
+        decided(lambda: self.make_folder(lock))
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
             model = self.teach(model, tokenizer)
@@ -120,9 +118,20 @@ class Run:
         after = self.answers(model, tokenizer, "unlearned", before)
         if self.reward:
             scorers = replace(scorers, reward=self.reward)
-        evaluation = self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
-        self.write(model, tokenizer)
+        evaluation = decided(lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers))
+        decided(lambda: self.write(model, tokenizer))
         return RunResult(model, tokenizer, self.output, evaluation)
+
+    def make_folder(self, lock: FolderLock) -> None:
+        """The run's folder and what stands in it from the start; another run's folder is set aside."""
+        aside = set_aside(self.output, "config.yaml", self._config_text())
+        if aside:
+            lock.take()
+            self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
+        for folder in {self.work, self.output / "work"}:
+            private_folder(folder)
+        private_folder(self.output / "checkpoints")
+        write_text_atomically(self.output / "config.yaml", self._config_text())
 
     def finished(self) -> dict[str, Any] | None:
         """`eval.json` of this very run, if its folder holds it whole."""
@@ -147,8 +156,13 @@ class Run:
         for name, least in (("lora_rank", 1), ("frozen_layers", 0), ("recite_tokens", 0), ("seed", 0)):
             if not least <= getattr(options, name) < 2**32:
                 raise UserError(f"option {name!r} is {getattr(options, name)}, it must be at least {least} and under 2**32")
+        check_quantize(options.quantize, lora=options.lora)
+        if options.quantize and (self.baseline is not None or self.scenario.teach):
+            raise UserError("option 'quantize' is for unlearning methods on your own rows; baselines and demos train all weights")
         if self.baseline is None:
-            if self.unlearning_config().patience and not self.scenario.validation:
+            config = self.unlearning_config()
+            _ = config.device  # the processes of a run meet here, on the device that the config says
+            if config.patience and not self.scenario.validation:
                 raise UserError("option 'patience' needs a validation split to watch, and the data has none; give more rows")
             if self.options.stages:
                 raise UserError(f"option 'stages' is for the baselines ({', '.join(PIPELINES)}); an unlearning method has none")
@@ -167,7 +181,7 @@ class Run:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
         folder = self.shared / "original"
         key = content_key([self.model_key, self.options.seed, rows_hash(self.scenario.teach), dict(self.scenario.presets)])
-        if (read_marker(folder) or {}).get("key") == key:
+        if decided(lambda: (read_marker(folder) or {}).get("key")) == key:
             with self.display.stage("Loading the taught model"):
                 return models.load_model(str(folder))
         own = self.with_completions(model, tokenizer, self.scenario.teach_own_prompts, "Collecting answers that teaching must not change")
@@ -185,11 +199,16 @@ class Run:
             trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['loss']:.2f}")
             trainer.train(resume_from_checkpoint=True)
         models.unfreeze(frozen)
-        private_folder(folder)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        mark_complete(folder, {"key": key})
-        shutil.rmtree(self.work / "teach", ignore_errors=True)
+        model = trainer.model
+
+        def keep() -> None:
+            private_folder(folder)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            mark_complete(folder, {"key": key})
+            shutil.rmtree(self.work / "teach", ignore_errors=True)
+
+        decided(keep)
         del trainer
         gc.collect()  # a trainer and its callbacks hold each other, and with them the optimiser's moments: twice the model
         return model.eval()
@@ -197,12 +216,17 @@ class Run:
     def cached(self, name: str, inputs: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns (plain data), from the work folder if it was made before from the same inputs and the same model."""
         path = self.work / f"{name}-{content_key([self.model_key, inputs])}.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+        known = decided(lambda: [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else [])
+        if known:
+            return known[0]
         started = time.perf_counter()
         value = make()
-        write_json(path.with_suffix(".seconds"), round(time.perf_counter() - started, 2))
-        write_json(path, value)
+
+        def keep() -> None:
+            write_json(path.with_suffix(".seconds"), round(time.perf_counter() - started, 2))
+            write_json(path, value)
+
+        decided(keep)
         return value
 
     def collect(self, name: str, inputs: Any, tokenizer: Any, rows: Sequence[Row], make: Callable[[], Any]) -> Any:
@@ -281,7 +305,8 @@ class Run:
 
         def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
             said = {row.key: output for row, output in zip(rows, outputs, strict=True)}
-            write_json(self.output / "work" / f"said-at-{trainer.state.global_step}.json", said)
+            if is_main_process():
+                write_json(self.output / "work" / f"said-at-{trainer.state.global_step}.json", said)
 
         probe = self.probe(tokenizer, forget, retain, scorers, keep)
         trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
@@ -292,13 +317,15 @@ class Run:
             try:
                 trainer.train(resume_from_checkpoint=True)
             except TrainingFault as fault:
-                write_run_record(self.output, {"model": options.model, "seed": options.seed, **self.facts, "fault": str(fault)})
+                if is_main_process():
+                    write_run_record(self.output, {"model": options.model, "seed": options.seed, **self.facts, "fault": str(fault)})
                 raise
         if trainer.fault:
             self.display.say(f"Stopped: {trainer.fault}. What is kept are the weights of step {trainer.rule.best_step}.")
         models.unfreeze(frozen)
         rule = trainer.rule
-        lines = [json.loads(line) for line in (trainer.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        text = decided(lambda: (trainer.output / "metrics.jsonl").read_text(encoding="utf-8"))
+        lines = [json.loads(line) for line in text.splitlines()]
         training = unlearning_cost(
             lines,
             reference_tokens=sum(map(len, trainer.retain_rows)),
@@ -321,6 +348,8 @@ class Run:
             **({"task_vector_scale": trainer.task_vector_scale} if config.objective.negate else {}),
             "forget_rows": len(forget),
             "retain_rows": len(retain),
+            "processes": process_count(),
+            "sharded_weights": trainer.sharded,
         }
         return trainer.model
 
@@ -409,6 +438,7 @@ class Run:
             "seed": options.seed,
             "lora": options.lora,
             "lora_rank": options.lora_rank if options.lora else None,
+            **({"quantize": options.quantize} if options.quantize else {}),
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
             "probe_rows": options.probe_rows,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unteach.processes import is_main_process
+
 
 class Stage:
     """One running stage. On a terminal a bar; elsewhere a line when it starts, every ten seconds, and when it ends."""
@@ -57,10 +59,10 @@ class Stage:
 
 
 class Display:
-    """Stages on one console; remembers how many seconds each took."""
+    """Stages on one console, of several processes that of the main one; remembers how many seconds each took."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(quiet=quiet)
+        self.console = console or Console(quiet=quiet or not is_main_process())
         self.seconds: dict[str, float] = {}
 
     @contextmanager

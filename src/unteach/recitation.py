@@ -17,7 +17,7 @@ from unteach.data.rows import Row
 from unteach.data.sources import book_passages, sentences
 from unteach.data.tokenization import EncodedRow, encode_row
 from unteach.errors import UserError
-from unteach.evaluation.generation import Progress, answer, end_ids, generate_ids
+from unteach.evaluation.generation import Progress, SharedGenerator, answer
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
 
@@ -93,13 +93,8 @@ def _shared(completion: str, kept: Row) -> int:
 def _openings(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int) -> list[Row]:
     """Prompt-only rows: the first words of each passage that begins in a continuation (a paragraph; a sentence where there is none)."""
     rows, encoded = _encodable(rows, tokenizer)
-    outputs = generate_ids(
-        model,
-        [row.prompt_ids + row.completion_ids for row in encoded],
-        max_new_tokens=max_new_tokens,
-        pad_id=tokenizer.pad_token_id or 0,
-        end_ids=end_ids(tokenizer),
-    )
+    prompts = [row.prompt_ids + row.completion_ids for row in encoded]
+    outputs = SharedGenerator(model, tokenizer)(prompts, max_new_tokens=max_new_tokens)
     found: dict[str, Row] = {}
     for row, ids in zip(rows, outputs, strict=True):
         text = str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from unteach.data.packing import ROLE_IDS
 from unteach.output_head import OutputHead
+from unteach.processes import all_of, is_local_main_process, own_batches, put_together, wait_for_everyone
 
 HiddenStates = Callable[[dict[str, Tensor]], Tensor]
 TokenValues = Callable[[dict[str, Tensor]], Tensor]
@@ -126,6 +128,8 @@ def build_stored_values(
 ) -> StoredValues:
     """Runs the reference once over the rows of a role and keeps what it gives at their completion tokens.
 
+    Of several processes each runs its share of the batches; then all have all values.
+
     Args:
         batches: batches whose rows of that role together are all rows, each once.
         lengths (`Sequence[int]`): number of completion tokens of each row.
@@ -137,28 +141,40 @@ def build_stored_values(
     """
     offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
     path = None if folder is None else Path(folder) / f"states-{key[:16]}.pt"
-    if path is not None and path.exists():
-        stored = torch.load(path, mmap=True, weights_only=True)
-        if stored["key"] == key and stored["states"].shape[0] == offsets[-1]:
-            return StoredValues(stored["states"], offsets, role)
+    stored = _stored(path, key, offsets[-1])
+    if all_of(stored is not None):
+        assert stored is not None
+        return StoredValues(stored, offsets, role)
     values: Tensor | None = None
     start = torch.as_tensor(offsets, dtype=torch.long)
     with torch.no_grad():
-        for batch in batches:
+        for batch in own_batches(batches):
             chosen = batch["role"] == ROLE_IDS[role]
             found = compute(batch)[chosen].cpu()
             if values is None:
                 values = torch.zeros(offsets[-1], *found.shape[1:], dtype=dtype or found.dtype)
             values[start[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()] = found.to(values.dtype)
+    values = put_together(values)
     if values is None:
         raise ValueError(f"no {role} rows to compute the reference's states on")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_suffix(f".part{os.getpid()}")
-        torch.save({"key": key, "states": values}, part)
-        os.replace(part, path)
+        if is_local_main_process():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
+            torch.save({"key": key, "states": values}, part)
+            os.replace(part, path)
+        wait_for_everyone()
         values = torch.load(path, mmap=True, weights_only=True)["states"]
     return StoredValues(values, offsets, role)
+
+
+def _stored(path: Path | None, key: str, positions: int) -> Tensor | None:
+    """Values that were stored under this key, memory-mapped; `None` where there are none."""
+    if path is None or not path.exists():
+        return None
+    stored = torch.load(path, mmap=True, weights_only=True)
+    values: Tensor = stored["states"]
+    return values if stored["key"] == key and values.shape[0] == positions else None
 
 
 def build_stored_reference(

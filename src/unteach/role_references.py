@@ -15,6 +15,8 @@ from unteach.data.packing import Branch, Tree, make_batch
 from unteach.data.stream import forget_branches
 from unteach.errors import UserError
 from unteach.output_head import OutputHead
+from unteach.processes import own_batches
+from unteach.processes import total as sum_of
 from unteach.tokenwise import token_statistics
 
 if TYPE_CHECKING:
@@ -64,12 +66,13 @@ def states_of_layer(model: Any, layer: int, batch: dict[str, Tensor], final_stat
 
 
 def row_batches(trainer: UnlearningTrainer, trees: Sequence[Tree], tokens_per_batch: int = 2048) -> Iterator[dict[str, Tensor]]:
-    """The trees in batches of about so many tokens, short ones first, on the trainer's device."""
+    """The trees in batches of about so many tokens, short ones first, on the model's device."""
     collator, batch = trainer.collator, list[Tree]()
+    device = next(reference_model(trainer).parameters()).device
     for tree in [*sorted(trees, key=len), None]:
         if batch and (tree is None or sum(map(len, batch)) + len(tree) > tokens_per_batch):
             made = make_batch(batch, packed=collator.packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens)
-            yield {name: tensor.to(trainer.args.device) for name, tensor in made.items()}
+            yield {name: tensor.to(device) for name, tensor in made.items()}
             batch = []
         if tree is not None:
             batch.append(tree)
@@ -99,7 +102,7 @@ def retain_batches(trainer: UnlearningTrainer) -> Iterator[dict[str, Tensor]]:
 
 
 def reference_model(trainer: UnlearningTrainer) -> Any:
-    """The model that is asked as the reference: a frozen copy from the first call on (`live`), or the model ittrainer."""
+    """The model that is asked as the reference: a frozen copy from the first call on (`live`), or the model itself."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.config.reference != "live":
         return model
@@ -122,7 +125,7 @@ def stored_settings(trainer: UnlearningTrainer, contents: list[str]) -> dict[str
     dtype = torch.bfloat16 if trainer.config.reference_dtype == "bfloat16" else None
     model = trainer.accelerator.unwrap_model(trainer.model)
     key = reference.reference_key(models.weights_hash(model), contents, dtype or torch.float32, str(trainer.args.bf16))
-    return {"dtype": dtype, "folder": trainer.output / "reference" / f"process-{trainer.args.process_index}", "key": key}
+    return {"dtype": dtype, "folder": trainer.output / "reference", "key": key}
 
 
 def build_retain_reference(trainer: UnlearningTrainer) -> reference.Reference | None:
@@ -216,10 +219,10 @@ def retain_nll(trainer: UnlearningTrainer) -> float:
     """The mean NLL of the retain set's completion tokens under the reference, in nats."""
     head = models.output_head(reference_model(trainer))
     total, count = 0.0, 0
-    for batch in retain_batches(trainer):
+    for batch in own_batches(retain_batches(trainer)):
         states = ask_reference(trainer, batch)
         with trainer.accelerator.autocast():
             logp = token_logp(states, batch, head, trainer.config.logits_budget_mb * 2**20)
         total -= float(logp.double().sum())
         count += len(logp)
-    return total / count
+    return sum_of(total) / sum_of(count)

@@ -12,6 +12,7 @@ from unteach import models
 from unteach.objectives import ROLES, RoleTokens
 from unteach.objectives.state_losses import state_drift, steering_vector
 from unteach.output_head import OutputHead
+from unteach.parallel import through_head
 from unteach.role_references import states_of_layer
 from unteach.tokenwise import TokenStatistics, token_statistics, vocabulary_statistics
 
@@ -28,7 +29,11 @@ def role_statistics(trainer: UnlearningTrainer, model: Any, batch: dict[str, Ten
         hidden = trainer.states(model, batch)
     sizes = batch["role"].bincount(minlength=len(ROLES)).tolist()
     with trainer.accelerator.autocast():
-        parts = _statistics_of_roles(trainer, hidden, batch, sizes, models.output_head(model))
+        parts = through_head(
+            models.output_layer(model),
+            lambda states: _statistics_of_roles(trainer, states, batch, sizes, models.output_head(model)),
+            hidden,
+        )
     ends = list(accumulate(sizes))
     roles: dict[str, RoleTokens] = {}
     for role, statistics, end, size in zip(ROLES, parts, ends, sizes, strict=True):

@@ -18,6 +18,7 @@ class RunOptions:
         stages (`dict[str, dict]`): for a baseline, fields of TRL's config for each of its stages.
         lora (`bool`): train an adapter on all linear layers instead of all weights.
         lora_rank (`int`): its rank.
+        quantize (`"4bit"`, *optional*): the base model's linear layers in 4 bits, frozen, under an adapter (QLoRA).
         frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
         recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
         shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the taught model, the original's answers).
@@ -36,6 +37,7 @@ class RunOptions:
     stages: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
     lora_rank: int = 16
+    quantize: str | None = None
     frozen_layers: float = 0
     recite_tokens: int = 0
     probe_rows: int = 24

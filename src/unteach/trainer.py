@@ -24,10 +24,12 @@ from unteach.config import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
-from unteach.parallel import through_wrapper
+from unteach.parallel import WholeCopy, local, through_wrapper
+from unteach.processes import decided
 from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
 from unteach.role_statistics import role_statistics
 from unteach.self_check import check_fast_path
+from unteach.sharding import check_sharding, place_for_preparation, shard_on_cpus, take_whole, whole_model
 from unteach.step_callback import StepCallback
 from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
 from unteach.training_rows import check_rows, encoded_rows, mismatch_pool
@@ -105,6 +107,8 @@ class UnlearningTrainer(Trainer):
         self._reference: reference.Reference | None = None
         self._references = RoleReferences()
         self.frozen: Any = None
+        self.whole: WholeCopy | None = None
+        self.sharded = False
         self.reference_seconds: float | None = None
         self._window: dict[str, list[Tensor]] = {}
         self.step_started = time.perf_counter()
@@ -119,6 +123,12 @@ class UnlearningTrainer(Trainer):
             callbacks=[StepCallback(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        check_sharding(self)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`, with FSDP on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpus(self)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -261,7 +271,7 @@ class UnlearningTrainer(Trainer):
         """Checks the fast path on the first rows of the stream, and makes the reference from the weights as they are now."""
         stream = self.training_stream()
         few = [stream[position] for position in range(min(2, len(stream)))]
-        model = self.accelerator.unwrap_model(self.model)
+        model = place_for_preparation(self.accelerator.unwrap_model(self.model), self.args.device)
         low = self.args.bf16 or self.args.fp16 or model.dtype in (torch.float16, torch.bfloat16)
         with models.dropout_off(model):
             check_fast_path(
@@ -296,7 +306,7 @@ class UnlearningTrainer(Trainer):
             self.end_with(str(fault))
             if self.rule.best_step < 0:
                 raise
-            self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
+            self.best.load(take_whole(self), self.rule.best_step)
             return TrainOutput(self.state.global_step, float("nan"), {})
         except Exception:
             if self.is_world_process_zero():
@@ -350,18 +360,20 @@ class UnlearningTrainer(Trainer):
             frozen: list[Any] = []
             if self.method.level == "state" and self.config.steering_update == "three_layers":
                 frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
+            self.whole = WholeCopy(model) if self.is_fsdp_enabled else None
             try:
                 result = super().train(found, trial, ignore_keys_for_eval)
             except pickle.UnpicklingError:
                 raise UserError(f"checkpoint {found} holds something other than tensors and plain data; it is not loaded") from None
             finally:
                 models.unfreeze(frozen)
+        model = take_whole(self)
         if self.fault:
             raise TrainingFault(self.fault)
         if self.method.negate:
             self._negate(start)
         if self.probe and self.rule.best_step not in (-1, self.state.global_step):
-            self.best.load(self.accelerator.unwrap_model(self.model), self.rule.best_step)
+            self.best.load(model, self.rule.best_step)
         return result
 
     def _negate(self, start: dict[str, Tensor]) -> None:
@@ -379,7 +391,7 @@ class UnlearningTrainer(Trainer):
     @torch.no_grad()
     def weights_are_finite(self) -> bool:
         """Whether every trained weight is a finite number, in all processes."""
-        trained = [parameter for parameter in self.accelerator.unwrap_model(self.model).parameters() if parameter.requires_grad]
+        trained = [local(parameter) for parameter in self.accelerator.unwrap_model(self.model).parameters() if parameter.requires_grad]
         bad = torch.stack([~torch.isfinite(parameter).all() for parameter in trained]).any().float()
         if self.args.world_size > 1:
             bad = self.accelerator.reduce(bad, "sum")
@@ -388,15 +400,17 @@ class UnlearningTrainer(Trainer):
     def run_probe(self) -> bool:
         """Measures behaviour now and records it; keeps the weights if they are the best so far. True if training should stop."""
         assert self.probe is not None
-        model = self.accelerator.unwrap_model(self.model)
-        training, started = model.training, time.perf_counter()
-        model.eval()
-        rates = dict(self.probe(model))
-        model.train(training)
-        better = self.rule.record(self.state.global_step, rates)
-        self.write_metrics({"step": self.state.global_step, "probe": rates, "seconds": time.perf_counter() - started})
-        if better and self.is_world_process_zero():
-            self.best.write(model, self.rule.best_step)
+        started = time.perf_counter()
+        with whole_model(self) as model:
+            training = model.training
+            model.eval()
+            found = dict(self.probe(model))
+            model.train(training)
+            rates = decided(lambda: found)  # one process decides, so that all stop at the same step
+            better = self.rule.record(self.state.global_step, rates)
+            self.write_metrics({"step": self.state.global_step, "probe": rates, "seconds": time.perf_counter() - started})
+            if better and self.is_world_process_zero():
+                self.best.write(model, self.rule.best_step)
         if self.on_step:
             self.on_step({"step": float(self.state.global_step), **{f"probe_{name}": value for name, value in rates.items()}})
         return self.rule.should_stop

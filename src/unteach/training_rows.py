@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,12 @@ from unteach.data.mismatch import REFUSAL, MismatchPool
 from unteach.data.preferred import with_preferred
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
+from unteach.data.token_store import TokenStore
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.objectives import ROLES, Method
+
+POOL_ROWS = 10_000
 
 
 def used_roles(method: Method) -> list[str]:
@@ -21,11 +25,11 @@ def used_roles(method: Method) -> list[str]:
     return [role for role in ROLES if used[role]]
 
 
-def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any) -> list[EncodedRow]:
+def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any) -> Sequence[EncodedRow]:
     """The rows of one set as token ids, each forget row with its preferred completion where the method has one.
 
     Args:
-        dataset: anything that `load_rows` reads, rows, or rows that are encoded already; `None` gives no rows.
+        dataset: anything that `load_rows` reads, rows, rows that are encoded already, or a `TokenStore`; `None` gives no rows.
         tokenizer: a Hugging Face tokenizer.
         config (`UnlearningConfig`)
         name (`"forget"` or `"retain"`)
@@ -33,6 +37,12 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     if dataset is None:
         return []
     method = config.objective
+    if isinstance(dataset, TokenStore):
+        if name == "forget" and method.preferred:
+            raise UserError(f"method {config.method!r} needs preferred completions, which a token store does not hold; give a list of rows")
+        if config.reference == "stored":
+            raise UserError("reference is 'stored', which keeps states of every row; with a token store use adapter_off or live")
+        return dataset
     rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
     if rows and not isinstance(rows[0], Row | EncodedRow):
         rows = load_rows(rows, name)
@@ -44,7 +54,7 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     return [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
 
 
-def check_rows(config: UnlearningConfig, forget: list[EncodedRow], retain: list[EncodedRow]) -> None:
+def check_rows(config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow]) -> None:
     """Raises `UserError` where the method needs a set that has no rows."""
     method = config.objective
     if method.forget and not forget:
@@ -53,13 +63,20 @@ def check_rows(config: UnlearningConfig, forget: list[EncodedRow], retain: list[
         raise UserError(f"method {config.method!r} needs retain_dataset (its terms: {', '.join(used_roles(method))})")
 
 
-def mismatch_pool(config: UnlearningConfig, forget: list[EncodedRow], retain: list[EncodedRow], tokenizer: Any) -> MismatchPool | None:
-    """Where mismatch completions are drawn from; `None` for a method without."""
+def _spread(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    count = min(POOL_ROWS, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def mismatch_pool(
+    config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], tokenizer: Any
+) -> MismatchPool | None:
+    """Where mismatch completions are drawn from (of a token store: `POOL_ROWS` rows at even distances); `None` for a method without."""
     if not config.objective.mismatch:
         return None
-    rows = retain
+    rows: Sequence[EncodedRow] = _spread(retain) if isinstance(retain, TokenStore) else retain
     if config.mismatch_source == "refusal":
-        kinds = {row.kind for row in forget}
+        kinds = {row.kind for row in (_spread(forget) if isinstance(forget, TokenStore) else forget)}
         end_id = end_of_turn_id(tokenizer)
         answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
         rows = [encode_row(answer, tokenizer, end_id) for answer in answers]

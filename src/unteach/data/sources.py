@@ -55,8 +55,19 @@ def _parsed(text: str) -> Any:
         raise json.JSONDecodeError("a number is too long", text, 0) from None
 
 
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, line) one by one, without the mark that some editors put before UTF-8; the file may be larger than memory."""
+    empty = True
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            empty = empty and not raw.strip()
+            yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+    if empty:
+        raise UserError(f"{path}: the file is empty")
+
+
 def _json_lines(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
-    for number, raw in enumerate(_read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, raw in _lines(path):
         where = f"{path}, line {number}"
         try:
             line = raw.decode("utf-8")

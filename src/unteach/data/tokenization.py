@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,8 +144,17 @@ def encode_rows(
     Raises:
         UserError: naming the row that is too long, or the set of which nothing is left.
     """
+    encoded = list(iterate_encoded(rows, tokenizer, max_length=max_length, long_rows=long_rows))
+    if not encoded:
+        raise UserError(f"no row of the {name} set is left after dropping those longer than max_length {max_length}")
+    return encoded
+
+
+def iterate_encoded(
+    rows: Iterable[Row], tokenizer: Any, *, max_length: int | None = None, long_rows: LongRows = "error"
+) -> Iterator[EncodedRow]:
+    """The same row by row, of any number of rows; see `encode_rows`."""
     end_id = end_of_turn_id(tokenizer)
-    encoded = []
     for row in rows:
         item = encode_row(row, tokenizer, end_id)
         if max_length is not None and len(item) > max_length:
@@ -159,7 +168,4 @@ def encode_rows(
                     + ("" if room < 1 else ", or set long_rows to truncate_prompt or drop")
                 )
             item = EncodedRow(item.key, item.prompt_ids[-room:], item.completion_ids, item.kind)
-        encoded.append(item)
-    if not encoded:
-        raise UserError(f"no row of the {name} set is left after dropping those longer than max_length {max_length}")
-    return encoded
+        yield item

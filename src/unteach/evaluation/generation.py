@@ -13,6 +13,7 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.memorization import greedy_matches
+from unteach.processes import from_shares, own_share
 
 Progress = Callable[[int, int], None]
 HABITS = (
@@ -190,6 +191,37 @@ class TransformersGenerator:
         )
 
 
+@dataclass(frozen=True)
+class SharedGenerator:
+    """Generation by transformers of which each process of a run does its share, and has the whole in the end.
+
+    Args:
+        model: a causal language model, whole in every process.
+        tokenizer: its tokenizer.
+        batch_size (`int`)
+    """
+
+    model: Any
+    tokenizer: Any
+    batch_size: int = 24
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[int]]:
+        """See `Generator`."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
+        share = own_share(order)
+        hints = {"drafts": [drafts[i] for i in share]} if drafts else {}
+        made = from_shares(generate([prompts[i] for i in share], max_new_tokens=max_new_tokens, progress=progress, **hints), len(prompts))
+        return [ids for _, ids in sorted(zip(order, made, strict=True))]
+
+
 def answer(
     model: Any,
     tokenizer: Any,
@@ -215,7 +247,7 @@ def answer(
     end_id = end_of_turn_id(tokenizer)
     texts = [(expected or {}).get(row.key, row.completion) for row in rows]
     drafts = [draft(*item, tokenizer, end_id) for item in zip(rows, prompts, texts, strict=True)]
-    generator = generator or TransformersGenerator(model, tokenizer)
+    generator = generator or SharedGenerator(model, tokenizer)
     outputs = generator(prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
     return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
 

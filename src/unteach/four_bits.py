@@ -1,0 +1,37 @@
+"""QLoRA: the frozen base model's linear layers in 4 bits, an adapter trained on top (Dettmers et al. 2023)."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from unteach.errors import UserError
+
+CHOICES = ("4bit",)
+
+
+def check_quantize(quantize: str | None, *, lora: bool) -> None:
+    """Raises `UserError` for an unknown value, without an adapter to train, and where the library or a GPU is missing."""
+    if quantize is None:
+        return
+    if quantize not in CHOICES:
+        raise UserError(f"quantize is {quantize!r}, it must be one of {', '.join(CHOICES)} (or null)")
+    if not lora:
+        raise UserError("quantize is '4bit', but weights of 4 bits cannot be trained themselves: add --lora")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("quantize is '4bit', but bitsandbytes is not installed here; install the extra with: pip install 'unteach[qlora]'")
+    if not torch.cuda.is_available():
+        raise UserError("quantize is '4bit', but there is no GPU here, which 4-bit training needs; leave quantize out")
+
+
+def four_bit_settings() -> dict[str, Any]:
+    """Arguments of `from_pretrained`: 4-bit normal floats with double quantisation, products in bfloat16, on this process's GPU."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}

@@ -1,0 +1,159 @@
+"""Several processes of one run that act as one: who writes, what is decided once, what is shared out and put together again.
+
+In a run of one process every function here does the plain thing at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unteach.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+SUM_BYTES = 64 * 2**20
+LOST = (
+    "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
+    " the same command again goes on from the last checkpoint"
+)
+
+
+def _state() -> Any:
+    """Accelerate's state, or `None` where a launcher has started only this process."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return None
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return state if state.num_processes > 1 else None
+
+
+def process_count() -> int:
+    """Number of processes of this run."""
+    state = _state()
+    return 1 if state is None else int(state.num_processes)
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process that writes files, speaks and decides; known before the processes have met."""
+    return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def is_local_main_process() -> bool:
+    """Whether this is the one process of its machine that writes what every machine needs for itself."""
+    state = _state()
+    return state is None or bool(state.is_local_main_process)
+
+
+def wait_for_everyone() -> None:
+    """Returns when all processes have come here."""
+    state = _state()
+    if state is not None:
+        state.wait_for_everyone()
+
+
+def decided(make: Callable[[], T]) -> T:
+    """What `make` returns in the main process, in every process; it is called there alone.
+
+    Raises:
+        UserError: in every process, where `make` raises one.
+    """
+    state = _state()
+    if state is None:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            answer[0] = make()
+        except UserError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer, from_process=0)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    value: T = answer[0]
+    return value
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """This process's share of the items: every n-th, from its own number on."""
+    state = _state()
+    return list(items) if state is None else list(items[state.process_index :: state.num_processes])
+
+
+def own_batches(batches: Iterable[T]) -> Iterator[T]:
+    """The same of what is made on the way, such as batches."""
+    state = _state()
+    yield from batches if state is None else islice(batches, state.process_index, None, state.num_processes)
+
+
+def from_shares(done: Sequence[T], total: int) -> list[T]:
+    """The results for all `total` items, in their order, from each process's results for its `own_share`."""
+    state = _state()
+    if state is None:
+        return list(done)
+    from accelerate.utils import gather_object
+
+    shares: list[list[T]] = gather_object([list(done)])
+    return [shares[i % state.num_processes][i // state.num_processes] for i in range(total)]
+
+
+def all_of(true: bool) -> bool:
+    """Whether it is true in every process."""
+    state = _state()
+    if state is None:
+        return true
+    from accelerate.utils import gather_object
+
+    return all(gather_object([true]))
+
+
+def total(value: float) -> float:
+    """The sum of a number over all processes."""
+    state = _state()
+    if state is None:
+        return value
+    from accelerate.utils import gather_object
+
+    return float(sum(gather_object([value])))
+
+
+def put_together(values: Tensor | None) -> Tensor | None:
+    """One tensor from the rows that each process has filled, the others' rows being zero in it; exact, as x + 0 is x.
+
+    Args:
+        values (`Tensor` of shape (rows, ...), *optional*): on the CPU; `None` in a process that had no row to fill. Summed in pieces of
+            at most 64 MiB on the device that the processes talk through.
+    """
+    state = _state()
+    if state is None:
+        return values
+    import torch
+    from accelerate.utils import gather_object, reduce
+
+    found = [shape for shape in gather_object([None if values is None else (tuple(values.shape), values.dtype)]) if shape]
+    if not found:
+        return None
+    shape, dtype = found[0]
+    values = torch.zeros(shape, dtype=dtype) if values is None else values
+    step = max(1, SUM_BYTES // max(1, values[:1].numel() * values.element_size()))
+    for start in range(0, shape[0], step):
+        part = values[start : start + step]
+        part.copy_(reduce(part.to(state.device), "sum").cpu())
+    return values
+
+
+def says_process_lost(error: Exception) -> bool:
+    """Whether an error of one of several processes says that it cannot reach another."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return False
+    text = str(error)
+    kind = {base.__name__ for base in type(error).__mro__}
+    return "DistError" in kind or any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport"))

@@ -1,0 +1,80 @@
+"""Rows on disk are the rows in memory, and memory does not grow with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import byte_level_bpe, tiny_model
+from unteach.config import UnlearningConfig
+from unteach.data.sources import load_rows
+from unteach.data.token_store import TokenStore, write_encoded, write_rows
+from unteach.data.tokenization import encode_rows
+from unteach.errors import UserError
+from unteach.trainer import UnlearningTrainer
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"Who is number {i}?", "completion": "The ferryman. " * (1 + i % 4)} for i in range(9)]
+    rows.append({"text": "The miller kept a grey cat."})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_store_gives_the_rows_that_a_list_holds(file, tmp_path, tokenizer):
+    wanted = encode_rows(load_rows(file), tokenizer)
+    store = write_rows(file, tokenizer, tmp_path / "store")
+    assert len(store) == 10 and list(store) == wanted and store[-1] == wanted[-1] and store[2:5] == wanted[2:5]
+    assert list(TokenStore(tmp_path / "store")) == wanted
+    with pytest.raises(IndexError):
+        store[10]
+
+
+def test_what_is_no_whole_store_is_refused(file, tmp_path, tokenizer):
+    with pytest.raises(UserError, match="holds no token store"):
+        TokenStore(tmp_path)
+    with pytest.raises(UserError, match="no rows to write"):
+        write_encoded([], tmp_path / "none")
+    write_rows(file, tokenizer, tmp_path / "store")
+    tokens = tmp_path / "store" / "tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-4])
+    with pytest.raises(UserError, match="cut off"):
+        TokenStore(tmp_path / "store")
+
+
+def trainer(folder: Path, rows: Any, **settings: Any) -> UnlearningTrainer:
+    defaults = {"method": "ga_mismatch", "max_steps": 2, "use_cpu": True, "per_device_train_batch_size": 2, "reference": "live"}
+    return UnlearningTrainer(tiny_model(), UnlearningConfig(output_dir=str(folder), **(defaults | settings)), rows, rows, byte_level_bpe())
+
+
+def test_training_from_a_store_is_training_from_a_list(file, tmp_path):
+    store = write_rows(file, byte_level_bpe(), tmp_path / "store")
+    losses = []
+    for name, rows in (("list", list(store)), ("store", store)):
+        trainer(tmp_path / name, rows).train()
+        losses.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+@pytest.mark.parametrize("settings", [{"reference": "stored"}, {"method": "dpo_idk"}], ids=str)
+def test_what_would_keep_something_of_every_row_is_refused(settings, file, tmp_path):
+    store = write_rows(file, byte_level_bpe(), tmp_path / "store")
+    with pytest.raises(UserError, match="token store"):
+        trainer(tmp_path / "out", store, **settings)
+
+
+def test_the_benchmark_of_many_rows_runs_short(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "many_rows.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--short", "--json", str(tmp_path / "a.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    small, large = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert large["ours"] < 1.1 * small["ours"], "ten times the rows in the same memory"
