@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"output_head", "progress", "checkpoints", "collapse", "processes"},
+    {"output_head", "progress", "checkpoints", "collapse", "processes", "state_file"},
     {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock", "four_bits"},
     {"parallel", "config"},
@@ -86,6 +86,7 @@ def test_the_trainer_knows_nothing_of_evaluation_scenarios_and_reports():
 ALLOWED = {
     "errors": set(),
     "processes": {"errors"},
+    "state_file": set(),
     "output_head": set(),
     "fused_statistics": {"output_head"},
     "tokenwise": {"output_head", "fused_statistics"},

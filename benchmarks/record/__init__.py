@@ -49,6 +49,11 @@ def finish(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
     """Prints the rows and writes them with the machine and the versions."""
     for row in rows:
         print(f"{row['case']:<32} ours {row['ours']:>10.3f}  naive {row['naive']:>10.3f} {row['unit']:<10} ratio {row['ratio']:.2f}")
+    write(rows, path)
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
+    """Writes the rows with the machine and the versions, if there is a file to write."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"machine": machine(), "versions": versions(), "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from unteach.data.packing import ROLE_IDS
 from unteach.output_head import OutputHead
-from unteach.processes import all_of, is_local_main_process, own_batches, put_together, wait_for_everyone
+from unteach.processes import all_of, is_local_main_process, own_batches, process_count, put_together, wait_for_everyone
+from unteach.state_file import StateFile
 
 HiddenStates = Callable[[dict[str, Tensor]], Tensor]
 TokenValues = Callable[[dict[str, Tensor]], Tensor]
@@ -31,12 +32,12 @@ class StoredValues:
     """What the reference gave at every completion token of a set of rows: hidden states, or log-probabilities.
 
     Args:
-        values (`Tensor` of shape (positions, ...)): all rows' values, row after row.
+        values (`Tensor` or `StateFile` of shape (positions, ...)): all rows' values, row after row.
         offsets (`list[int]`): row i owns `values[offsets[i]:offsets[i + 1]]`.
         role (`str`): role of the completions that the rows stand for.
     """
 
-    def __init__(self, values: Tensor, offsets: Sequence[int], role: str = "retain") -> None:
+    def __init__(self, values: Tensor | StateFile, offsets: Sequence[int], role: str = "retain") -> None:
         self.values = values
         self.offsets = torch.as_tensor(list(offsets), dtype=torch.long)
         self.role = role
@@ -73,15 +74,14 @@ class StoredReference(StoredValues):
     """Final hidden states of the reference at every position that predicts a completion token of one role.
 
     Args:
-        states (`Tensor` of shape (positions, hidden)): all rows' states, row after row.
+        states (`Tensor` or `StateFile` of shape (positions, hidden)): all rows' states, row after row.
         offsets (`list[int]`): row i owns `states[offsets[i]:offsets[i + 1]]`.
         head (`OutputHead`): the reference's own output head, frozen.
         role (`str`, *optional*, defaults to `"retain"`): role of the completions that the rows stand for.
     """
 
-    def __init__(self, states: Tensor, offsets: Sequence[int], head: OutputHead, role: str = "retain") -> None:
+    def __init__(self, states: Tensor | StateFile, offsets: Sequence[int], head: OutputHead, role: str = "retain") -> None:
         super().__init__(states, offsets, role)
-        self.states = states
         self.head = head
 
     def hidden(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
@@ -136,45 +136,56 @@ def build_stored_values(
         compute (`TokenValues`): batch to values of all its completion tokens, shape (tokens, ...).
         role (`str`): role of the completions.
         dtype (`torch.dtype`, *optional*): precision of what is stored; defaults to that of the values.
-        folder (path, *optional*): where to memory-map them; in memory if not given.
+        folder (path, *optional*): where to keep them in a file, of which each step reads its rows alone; in memory if not given.
         key (`str`, *optional*): digest of model and rows; values found in `folder` under another key are not used.
     """
     offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
-    path = None if folder is None else Path(folder) / f"states-{key[:16]}.pt"
+    path = None if folder is None else Path(folder) / f"states-{key[:16]}.bin"
     stored = _stored(path, key, offsets[-1])
     if all_of(stored is not None):
         assert stored is not None
         return StoredValues(stored, offsets, role)
-    values: Tensor | None = None
+    part = None if path is None else path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
+    values: Tensor | StateFile | None = None
     start = torch.as_tensor(offsets, dtype=torch.long)
     with torch.no_grad():
         for batch in own_batches(batches):
             chosen = batch["role"] == ROLE_IDS[role]
             found = compute(batch)[chosen].cpu()
+            positions = start[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()
             if values is None:
-                values = torch.zeros(offsets[-1], *found.shape[1:], dtype=dtype or found.dtype)
-            values[start[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()] = found.to(values.dtype)
-    values = put_together(values)
+                shape, kept = (offsets[-1], *found.shape[1:]), dtype or found.dtype
+                alone = part is not None and process_count() == 1
+                values = StateFile.create(part, shape, kept, key) if part is not None and alone else torch.zeros(shape, dtype=kept)
+            if isinstance(values, StateFile):
+                values.write(positions, found)
+            else:
+                values[positions] = found.to(values.dtype)
+    if not isinstance(values, StateFile):
+        values = put_together(values)
     if values is None:
         raise ValueError(f"no {role} rows to compute the reference's states on")
-    if path is not None:
-        if is_local_main_process():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part = path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
-            torch.save({"key": key, "states": values}, part)
-            os.replace(part, path)
-        wait_for_everyone()
-        values = torch.load(path, mmap=True, weights_only=True)["states"]
-    return StoredValues(values, offsets, role)
+    if path is None or part is None:
+        return StoredValues(values, offsets, role)
+    if is_local_main_process():
+        if not isinstance(values, StateFile):
+            file = StateFile.create(part, tuple(values.shape), values.dtype, key)
+            file.write(torch.arange(offsets[-1]), values)
+            values = file
+        values.rename(path)
+    wait_for_everyone()
+    return StoredValues(StateFile(path), offsets, role)
 
 
-def _stored(path: Path | None, key: str, positions: int) -> Tensor | None:
-    """Values that were stored under this key, memory-mapped; `None` where there are none."""
+def _stored(path: Path | None, key: str, positions: int) -> StateFile | None:
+    """Values that were stored under this key; `None` where there are none, or not all."""
     if path is None or not path.exists():
         return None
-    stored = torch.load(path, mmap=True, weights_only=True)
-    values: Tensor = stored["states"]
-    return values if stored["key"] == key and values.shape[0] == positions else None
+    try:
+        stored = StateFile(path)
+    except ValueError:
+        return None
+    return stored if stored.key == key and stored.shape[0] == positions else None
 
 
 def build_stored_reference(

@@ -1,0 +1,122 @@
+"""How a step's time and the memory grow: with the rows of the data, the prompt's length, K and the vocabulary; one process each.
+
+    python benchmarks/scaling.py [--short] [--json FILE]
+
+On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said), float32, all weights trained. `rows` counts rows
+of each set, whose reference states are made and stored first; the others change one length of the paper's default shape (batch 2, K = 5).
+A line says: the median time of a step, its tokens, microseconds a token, the process's peak memory. Ratios are to the first line of
+its group. With `--json` a figure is written beside the file.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import record
+from steps.ours import OurStep
+from steps.shapes import PAPER, Shape, rows
+
+from unteach.baselines.costs import peak_memory_mb
+
+VOCABULARY = 8192
+GROUPS: dict[str, list[tuple[int, Shape, int]]] = {
+    "rows": [(count, replace(PAPER, rows=count), VOCABULARY) for count in (100, 1000, 10_000)],
+    "prompt": [(length, replace(PAPER, prompt=length), VOCABULARY) for length in (16, 64, 256, 512)],
+    "K": [(count, replace(PAPER, mismatch=count), VOCABULARY) for count in (1, 3, 5, 7)],
+    "vocabulary": [(size, PAPER, size) for size in (8192, 32_768, 131_072)],
+}
+
+
+def measure(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
+    """Seconds, tokens, and the peak memory of so many steps, in this very process."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=8, tie_word_embeddings=True
+    )
+    forget, retain = rows(shape, vocabulary)
+    ours = OurStep(
+        LlamaForCausalLM(config),
+        forget,
+        retain,
+        method="ga_mismatch",
+        mismatch_completions=shape.mismatch,
+        per_device_train_batch_size=shape.batch,
+        learning_rate=1e-7,
+    )
+    ours.trainer.prepare()
+    taken, tokens = [], []
+    for number in range(steps + 2):
+        items = ours.items(number)
+        started = time.perf_counter()
+        ours(items)
+        taken.append(time.perf_counter() - started)
+        tokens.append(sum(map(len, ours.trainer.collator.trees(items))))
+    each = [1e6 * seconds / count for seconds, count in zip(taken[2:], tokens[2:], strict=True)]
+    return {
+        "seconds": statistics.median(taken[2:]),
+        "tokens": statistics.fmean(tokens[2:]),
+        "microseconds_a_token": statistics.median(each),
+        "peak_mb": peak_memory_mb(),
+    }
+
+
+def in_own_process(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--child", json.dumps([asdict(shape), vocabulary, steps])]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+
+
+def figure(found: list[dict[str, Any]], path: Path) -> None:
+    """One panel a group: time a token and memory, as shares of the first."""
+    import matplotlib.pyplot as plt
+
+    canvas, panels = plt.subplots(1, len(GROUPS), figsize=(3.2 * len(GROUPS), 2.8), sharey=True, layout="constrained")
+    for panel, group in zip(panels, GROUPS, strict=True):
+        lines = [line for line in found if line["group"] == group]
+        at = [line["at"] for line in lines]
+        panel.plot(at, [line["time_ratio"] for line in lines], marker="o", color="#00629b", label="time a token")
+        panel.plot(at, [line["memory_ratio"] for line in lines], marker="s", linestyle="--", color="#b3541e", label="peak memory")
+        panel.set(xscale="linear" if group == "K" else "log", xlabel=group, ylim=(0, None))
+        panel.set_xticks(at, [f"{value:,}" for value in at])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("ratio to the first")
+    panels[0].legend(frameon=False, loc="lower left")
+    canvas.savefig(path, dpi=150)
+    plt.close(canvas)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    if sys.argv[1:2] == ["--child"]:
+        shape, vocabulary, steps = json.loads(sys.argv[2])
+        print(json.dumps(measure(Shape(**shape), vocabulary, steps)))
+        return
+    options = record.options(__doc__)
+    found: list[dict[str, Any]] = []
+    for group, cases in GROUPS.items():
+        for at, shape, vocabulary in cases[:2] if options.short else cases:
+            line = {"group": group, "at": at, **in_own_process(shape, vocabulary, 4 if options.short else 20)}
+            first = next((other for other in found if other["group"] == group), line)
+            line["time_ratio"] = line["microseconds_a_token"] / first["microseconds_a_token"]
+            line["memory_ratio"] = line["peak_mb"] / first["peak_mb"]
+            found.append(line)
+            print(
+                f"{group:<11}{at:>8,}  {1000 * line['seconds']:7.0f} ms  {line['tokens']:6.0f} tokens  "
+                f"{line['microseconds_a_token']:6.0f} us a token ({line['time_ratio']:.2f})  {line['peak_mb']:6.0f} MiB ({line['memory_ratio']:.2f})"
+            )
+    record.write(found, options.json)
+    if options.json and not options.short:
+        figure(found, options.json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
