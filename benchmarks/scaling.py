@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py [--short] [--json FILE]
 
-On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said), float32, all weights trained. `rows` counts rows
-of each set, whose reference states are made and stored first; the others change one length of the paper's default shape (batch 2, K = 5).
-A line says: the median time of a step, its tokens, microseconds a token, the process's peak memory. Ratios are to the first line of
+On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said), float32, all weights trained. `rows` counts
+rows of each set, whose reference states are made and stored first; the others change one length of the paper's default shape (batch 2,
+K = 5). A line says: the median time of a step, its tokens, microseconds a token, the process's peak memory. Ratios are to the first line of
 its group. With `--json` a figure is written beside the file.
 """
 
@@ -111,7 +111,8 @@ def main() -> None:
             found.append(line)
             print(
                 f"{group:<11}{at:>8,}  {1000 * line['seconds']:7.0f} ms  {line['tokens']:6.0f} tokens  "
-                f"{line['microseconds_a_token']:6.0f} us a token ({line['time_ratio']:.2f})  {line['peak_mb']:6.0f} MiB ({line['memory_ratio']:.2f})"
+                f"{line['microseconds_a_token']:6.0f} us a token ({line['time_ratio']:.2f})  "
+                f"{line['peak_mb']:6.0f} MiB ({line['memory_ratio']:.2f})"
             )
     record.write(found, options.json)
     if options.json and not options.short:

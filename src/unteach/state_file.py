@@ -76,7 +76,7 @@ class StateFile:
     def write(self, positions: Tensor, values: Tensor) -> None:
         """Puts `values` of shape (n, ...) at `positions` of shape (n,); in the file's precision."""
         values = values.detach().to("cpu", self.dtype).contiguous()
-        data = memoryview(values.view(-1).view(torch.uint8).numpy()) if values.numel() else memoryview(b"")
+        data: bytes = values.view(-1).view(torch.uint8).numpy().tobytes()
         for place, number, count in runs(positions):
             piece = data[place * self._row_bytes : (place + count) * self._row_bytes]
             written = os.pwrite(self._file.fileno(), piece, HEADER_BYTES + number * self._row_bytes)
