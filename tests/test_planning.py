@@ -54,7 +54,8 @@ def test_parts_by_hand(tmp_path):
     assert made.parts["optimiser"] == 8 * shape.parameters
     assert made.parts["activations"] == 64 * 3 * layer + 64 * 16 * 8
     assert made.parts["logits"] == 2 * (22 + 4) * 50 * 4
-    assert made.parts["reference states"] == 7 * 4 * 8 * 4 + 4 * 400
+    assert made.parts["reference states"] == 4 * 400
+    assert made.disk == 7 * 4 * 8 * 4
     assert made.tokens == 64 and made.steps == 5
     assert PROCESS_BYTES["cpu"] < made.peak <= sum(made.parts.values()) + 4 * 400
 

@@ -1,4 +1,5 @@
-"""The command line: `unteach demo | run | plan | check | eval | compare | attack | report | purge`.
+"""The command line: `unteach demo | run | plan | check | eval | compare | attack | report | purge |
+request | requests`.
 
 A user's mistake is one sentence and exit code 2.
 """
@@ -309,6 +310,54 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _request(arguments: argparse.Namespace) -> int:
+    settings = checked_settings(parse_settings(arguments.settings))
+    if arguments.method:
+        settings["method"] = arguments.method
+    _quiet_libraries()
+    from unteach.forget_requests import forget_request
+    from unteach.progress import Display
+
+    display = Display()
+    names = ("model", "full", "target", "rounds", "seed", "lora_rank", "trust_remote_code")
+    chosen = {name: getattr(arguments, name) for name in names}
+    entry = forget_request(arguments.folder, arguments.forget, arguments.retain, display=display, **chosen, **settings)
+    earlier = [f"{rate:.0%} of request {number}" for number, rate in entry["earlier"].items()]
+    still = f"; of the earlier ones: {', '.join(earlier)}" if earlier else ""
+    display.say(f"Request {entry['id']}: {entry['metric']} {entry['before']:.0%} -> {entry['after']:.0%}{still}.")
+    return 0
+
+
+def _requests(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from unteach.ledger import read_ledger
+    from unteach.reports.request_table import print_requests
+
+    folder = Path(arguments.folder)
+    if arguments.remove is not None or arguments.restore is not None:
+        _quiet_libraries()
+        from unteach.forget_requests import change_patch
+        from unteach.progress import Display
+
+        out = arguments.remove is not None
+        number = arguments.remove if out else arguments.restore
+        change_patch(folder, number, remove=out, trust_remote_code=arguments.trust_remote_code, display=Display())
+    elif arguments.merge:
+        _quiet_libraries()
+        from unteach.forget_requests import merge_patches
+
+        merge_patches(folder, arguments.merge, trust_remote_code=arguments.trust_remote_code)
+        print(f"Model: {arguments.merge}")
+    ledger = read_ledger(folder)
+    if not ledger.entries:
+        raise UserError(f"{folder} has no requests (requests.jsonl is missing or empty)")
+    from rich.console import Console
+
+    print_requests(ledger.entries, ledger.removed, Console())
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     commands = {
@@ -321,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "purge": _purge,
         "plan": _plan,
+        "request": _request,
+        "requests": _requests,
     }
     try:
         arguments = parse_arguments(argv)

@@ -80,6 +80,7 @@ class Plan:
         tokens (`int`): input tokens of a batch on a device, padding included.
         step_flops (`float`): floating-point operations of a step on a device.
         steps (`int`)
+        disk (`int`): bytes of the stored reference states, which lie in a file.
     """
 
     parts: dict[str, int]
@@ -87,6 +88,7 @@ class Plan:
     tokens: int
     step_flops: float
     steps: int
+    disk: int = 0
 
     def seconds(self, flops_per_second: float) -> float:
         """Time of all steps at that rate; without probes, evaluation and the exchange of gradients."""
@@ -232,10 +234,11 @@ def plan_memory(
         one = shares > 1 or (checkpointed and shape.adapter)
         activations += 2 * shape.linear // (shape.layers if one else 1)
     logits = min((predicted + referenced) * shape.vocabulary * 4, config.logits_budget_mb * 2**20)
-    states = 0.0
+    states, disk = 0.0, 0
     if config.reference == "stored" and config.objective.retain == "kl":
         stored = rows.retain_rows * rows.retain_completion * shape.hidden
-        states = stored * (2 if config.reference_dtype == "bfloat16" else 4) + (0 if shape.adapter else embedding)
+        disk = round(stored * (2 if config.reference_dtype == "bfloat16" else 4))
+        states = 0 if shape.adapter else embedding  # a step reads its rows from the file; the reference's own head is kept
     if config.reference == "live":
         states = 4.0 * shape.parameters
     buckets = 4 * shape.trained if processes > 1 and shares == 1 else 0
@@ -258,7 +261,7 @@ def plan_memory(
         items = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
         steps = max(1, ceil(forget_rows * config.num_train_epochs / items))
     flops = config.gradient_accumulation_steps * step_flops(shape, inputs, predicted, referenced, checkpointed=checkpointed)
-    return Plan(parts, peak, inputs, flops, steps)
+    return Plan(parts, peak, inputs, flops, steps, disk)
 
 
 def checkpoints_activations(config: UnlearningConfig) -> bool:
@@ -332,6 +335,7 @@ def plan_run(
         "trained_parameters": shape.trained,
         "bytes": plan.parts,
         "peak_bytes": plan.peak,
+        "disk_bytes": plan.disk,
         "tokens": plan.tokens,
         "step_flops": plan.step_flops,
         "steps": plan.steps,

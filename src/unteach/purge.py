@@ -12,6 +12,7 @@ from typing import Any
 from unteach.checkpoints import write_text_atomically
 from unteach.errors import UserError
 from unteach.folder_lock import LOCK, FolderLock
+from unteach.ledger import ROWS, superseded_models
 
 DERIVED = {
     "work": "answers, recited passages and token ids",
@@ -31,7 +32,7 @@ def purge(folder: Path) -> list[str]:
     Files are deleted, not overwritten: what a disk keeps of a deleted file, and copies made elsewhere, are out of reach.
 
     Args:
-        folder (`Path`): the folder of a run, an evaluation or a comparison.
+        folder (`Path`): the folder of a run, an evaluation, a comparison or a ledger of requests.
 
     Raises:
         UserError: for a folder that is none of these, and for one that a process is writing into.
@@ -52,6 +53,9 @@ def purge(folder: Path) -> list[str]:
         for place in ours:
             name = "" if place == folder else f"{place.relative_to(folder)}/"
             removed += [f"{name}{line}" for line in _purge_one(place)]
+        for model in superseded_models(folder):
+            shutil.rmtree(model)
+            removed.append(f"{model.relative_to(folder)}/: a model that knows what a later request made it forget")
     return removed
 
 
@@ -78,7 +82,12 @@ def _is_ours(folder: Path) -> bool:
         except OSError:
             return False
 
-    return (folder / LOCK).exists() or says("config.yaml", "prompt_sets:") or says("eval.json", '"schema_version"')
+    return (
+        (folder / LOCK).exists()
+        or (folder / "work" / ROWS).exists()
+        or says("config.yaml", "prompt_sets:")
+        or says("eval.json", '"schema_version"')
+    )
 
 
 def _purge_one(folder: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     table.add_column("GiB", justify="right")
     for name, size in plan["bytes"].items():
         table.add_row(name, f"{size / 2**30:.2f}")
+    table.add_row("reference states on disk", f"{plan['disk_bytes'] / 2**30:.2f}", style="dim")
     table.add_row("peak", f"{plan['peak_bytes'] / 2**30:.2f}", style="bold")
     console.print(table)
     console.print(

@@ -24,6 +24,7 @@ def user_scenario(
     scorers: ScorerNames | None = None,
     teach: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    whole: bool = False,
 ) -> Scenario:
     """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
 
@@ -34,11 +35,12 @@ def user_scenario(
         own_rows (`int`): how many of them.
         teach (mapping, *optional*): settings with which all forget rows are taught first, to a model that does not know them.
         limit (`int`, *optional*): take at most so many forget rows.
+        whole (`bool`): forget all rows and hold none of them out: for a request that must be met, not for a method that is to be judged.
         scorers (`ScorerNames`, *optional*): who scores the answers; default: leak rate and similarity.
     """
     rows = forget if isinstance(forget, list) and forget and isinstance(forget[0], Row) else load_rows(forget, "forget", prompt_only=True)
     rows = rows[:limit]
-    split = split_rows(rows)
+    split = {"train": list(rows), "validation": [], "test": []} if whole else split_rows(rows)
     if not split["train"]:
         raise UserError(f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty; give more rows")
     validation = load_rows(forget_validation, "forget") if forget_validation is not None else split["validation"]
@@ -74,6 +76,7 @@ def user_scenario(
             "own_rows": own_rows,
             "teach": None if teach is None else dict(teach),
             "limit": limit,
+            **({"whole": True} if whole else {}),
         },
     )
 

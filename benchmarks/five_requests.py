@@ -1,0 +1,114 @@
+"""Five forget requests one after another on a taught model, each an adapter; then one patch is taken out.
+
+    python benchmarks/five_requests.py --demo runs/demo [--out DIR] [--short] [--json FILE]
+
+The taught model is that of a copyright demo (its folder `original/`). The book's passages are dealt into five requests; the rows to keep
+are the demo's: half of the other book, and the model's own answers. Printed: after each request the share of each request's rows that is
+still said; after the fifth the share of the kept books' tokens that the model still chooses, and how similar its answers to everyday
+questions are to the taught model's; then the rates with the third patch taken out. Started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import record
+
+from unteach import models
+from unteach.data.rows import Row
+from unteach.data.tokenization import encode_row
+from unteach.evaluation.generation import answer
+from unteach.evaluation.likelihood import greedy_agreement
+from unteach.evaluation.scoring import ANSWER_TOKENS
+from unteach.evaluation.similarity import pair_similarity
+from unteach.forget_requests import change_patch, forget_request, merge_patches
+from unteach.ledger import read_ledger
+from unteach.progress import Display
+from unteach.scenarios.registry import build_scenario
+
+REQUESTS = 5
+SETTINGS: dict[str, Any] = {
+    "method": "unlikelihood_mismatch",
+    "mismatch_weight": 0.12,
+    "mismatch_completions": 1,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 3,
+    "per_device_train_batch_size": 3,
+    "retain_per_forget": 1.0,
+    "retain_weight": 5.0,
+    "max_retain_kl": 0.15,
+    "max_steps": 24,
+    "probe_steps": 12,
+    "save_steps": 12,
+}
+
+
+def more_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a copyright demo (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/five_requests"), help="folder of the ledger (default: %(default)s)")
+
+
+def as_record(row: Row) -> dict[str, Any]:
+    """The row as a user would hand it in."""
+    return {"prompt": row.prompt, "completion": row.completion, "kind": row.kind}
+
+
+def kept_share(model: Any, tokenizer: Any, rows: list[Row]) -> float:
+    """Share of the rows' completion tokens that the model would choose greedily, mean over rows."""
+    encoded = [encode_row(row, tokenizer, None) for row in rows]
+    shares = greedy_agreement(model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded])
+    return sum(share or 0.0 for share in shares) / len(shares)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    options = record.options(__doc__, more_options)
+    taught = options.demo / "original"
+    if not (taught / "config.json").exists():
+        raise SystemExit(f"{taught} has no taught model: run 'unteach demo --out {options.demo}' first")
+    scenario, display = build_scenario("copyright"), Display()
+    book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
+    count = 2 if options.short else REQUESTS
+    groups = [[as_record(row) for row in book[number::REQUESTS]] for number in range(count)]
+    tokenizer = models.load_tokenizer(str(taught))
+    before = models.load_model(str(taught))
+    own = [row.with_completion("") for row in scenario.own_prompts]
+    retain_file = options.out.with_name(f"{options.out.name}-retain.jsonl")
+    if not retain_file.exists():
+        said = answer(before, tokenizer, own, max_new_tokens=ANSWER_TOKENS)
+        kept = [*scenario.retain, *(row.with_completion(text) for row, text in zip(own, said, strict=True) if text.strip())]
+        retain_file.parent.mkdir(parents=True, exist_ok=True)
+        retain_file.write_text("".join(json.dumps(as_record(row)) + "\n" for row in kept), encoding="utf-8")
+    settings = SETTINGS | ({"max_steps": 2, "probe_steps": 2, "save_steps": 2} if options.short else {})
+    lines: list[dict[str, Any]] = []
+    for group in groups:
+        entry = forget_request(options.out, group, str(retain_file), model=str(taught), rounds=2, display=display, **settings)
+        rates = {**entry["earlier"], str(entry["id"]): entry["after"]}
+        lines.append({"request": entry["id"], "rows": len(group), "before": entry["before"], "rounds": entry["rounds"], "rates": rates})
+        print(f"after request {entry['id']}: " + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items()))
+    merge_patches(options.out, options.out / "work" / "merged")
+    after = models.load_model(str(options.out / "work" / "merged"))
+    utility: dict[str, float] = {}
+    for name in ("kept", "kept_unseen"):
+        rows = list(scenario.sets[name])
+        utility[f"{name}_before"], utility[name] = kept_share(before, tokenizer, rows), kept_share(after, tokenizer, rows)
+    questions = list(scenario.sets["normal"])
+    said_before, said_after = (answer(model, tokenizer, questions, max_new_tokens=ANSWER_TOKENS) for model in (before, after))
+    similar = pair_similarity(said_before, said_after)
+    utility["normal_similarity"] = sum(similar) / len(similar)
+    print("utility: " + ", ".join(f"{name} {value:.2f}" for name, value in utility.items()))
+    out = min(3, count)
+    if out not in read_ledger(options.out).removed:
+        change_patch(options.out, out, remove=True, display=display)
+    rates = read_ledger(options.out).entries[-1]["rates"]
+    print(f"patch {out} taken out: " + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items()))
+    record.write([*lines, {"utility": utility}, {"taken_out": out, "rates": rates}], options.json)
+
+
+if __name__ == "__main__":
+    main()

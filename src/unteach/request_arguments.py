@@ -1,0 +1,59 @@
+"""The commands `request` and `requests` of the command line: their options."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+REQUEST_HELP = """\
+One forget request after another on the same model. A request goes on from the model that the last one left, is measured, and the requests
+before it are asked again: what came back is forgotten once more, together with the new rows. A line of DIR/requests.jsonl records it.
+
+Each request trains an adapter, a patch that can be taken out later (--full: all weights, which cannot). The first request names the model.
+Started again with the same rows, a request goes on where it was interrupted.
+
+  unteach request runs/ledger --model HuggingFaceTB/SmolLM2-135M-Instruct --forget monday.jsonl
+  unteach request runs/ledger --forget tuesday.jsonl learning_rate=2e-4 max_steps=40
+  unteach requests runs/ledger
+"""
+REQUESTS_HELP = """\
+Lists the forget requests of a folder; takes a patch out or puts it back; writes the model with the patches that hold.
+
+  unteach requests runs/ledger                    the ledger as a table
+  unteach requests runs/ledger --remove 2         the model as if request 2 had never been trained
+  unteach requests runs/ledger --restore 2
+  unteach requests runs/ledger --merge runs/model a whole model; without it DIR/adapter is the sum of the patches
+"""
+
+
+def add_request_commands(commands: Any) -> None:
+    """Adds both commands to the parser's `commands`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    one = commands.add_parser(
+        "request", help="one more forget request on the same model, the earlier ones kept", description=REQUEST_HELP, formatter_class=raw
+    )
+    one.add_argument("folder", help="folder of the ledger and of all that the requests leave")
+    one.add_argument("--forget", required=True, help="rows to forget: all of them are trained on, none is held out")
+    one.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
+    one.add_argument("--model", help="hub id, local folder or packaged name; needed for the first request")
+    one.add_argument("--full", action="store_true", help="train all weights instead of an adapter (for all requests of a folder)")
+    one.add_argument("--lora-rank", type=int, default=16, help="rank of the adapter (default: %(default)s)")
+    one.add_argument("--target", type=float, default=0.03, help="rate above which an earlier request has come back (default: %(default)s)")
+    one.add_argument("--rounds", type=int, default=3, help="trainings that a request may take (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
+    one.add_argument("--method", help="objective: see docs/methods.md (default: unlikelihood)")
+    one.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    one.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig, for example learning_rate=1e-4")
+
+    several = commands.add_parser(
+        "requests",
+        help="list the forget requests of a folder, take a patch out or put it back",
+        description=REQUESTS_HELP,
+        formatter_class=raw,
+    )
+    several.add_argument("folder", help="folder of the ledger")
+    which = several.add_mutually_exclusive_group()
+    which.add_argument("--remove", type=int, metavar="ID", help="take this request's patch out")
+    which.add_argument("--restore", type=int, metavar="ID", help="put it back")
+    which.add_argument("--merge", metavar="OUT", help="write the whole model with all patches that hold")
+    several.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
