@@ -53,6 +53,16 @@ OPTIONS = {
     },
     "report": set(),
     "purge": set(),
+    "plan": {
+        *("--model", "--method", "--lora", "--lora-rank", "--quantize", "--device", "--processes", "--sharding", "--tflops", "--json"),
+        *("--forget-rows", "--retain-rows", "--prompt-tokens", "--completion-tokens"),
+        *("--retain-prompt-tokens", "--retain-completion-tokens"),
+    },
+    "request": {
+        *("--forget", "--retain", "--model", "--full", "--lora-rank", "--target", "--rounds", "--seed", "--method", "--trust-remote-code"),
+    },
+    "requests": {"--remove", "--restore", "--merge", "--trust-remote-code"},
+    "chat": {"--port", "--max-new-tokens", "--trust-remote-code"},
 }
 
 

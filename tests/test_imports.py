@@ -31,7 +31,7 @@ FLOORS = [
     },
     {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},
     {"planning", "pipeline", "model_evaluation", "benchmark_evaluation", "arguments", "request_rows"},
-    {"purge", "forget_requests"},
+    {"purge", "forget_requests", "chat"},
     {"comparison", "attacks"},
     {"cli"},
     {"__main__"},

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from unteach import __version__
 from unteach.errors import UserError, did_you_mean
-from unteach.request_arguments import add_request_commands
+from unteach.request_arguments import add_chat_command, add_request_commands
 
 DESCRIPTION = """\
 Makes a causal language model stop saying what it must not say, from negative examples alone, and shows that it worked.
@@ -21,6 +21,7 @@ Makes a causal language model stop saying what it must not say, from negative ex
   unteach eval --model runs/mine/model --reference M --forget bad.jsonl --out runs/eval
   unteach compare methods.yaml                                    several methods on one model, one table
   unteach attack runs/mine                                        can what was forgotten be brought back?
+  unteach chat M runs/mine/model                                  both models side by side, in the browser
   unteach request runs/ledger --forget more.jsonl                 one more request on the same model, the earlier ones kept
   unteach report runs/mine                                        tables, figures, one page and a model card, from what a run left
   unteach purge runs/mine                                         remove every derived copy of the texts, keep model and numbers
@@ -239,6 +240,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     purge.add_argument("folder", help="the folder of a run, an evaluation, a comparison or a ledger of requests")
     _add_plan(commands)
     add_request_commands(commands)
+    add_chat_command(commands)
     return parser, commands.choices
 
 

@@ -1,5 +1,5 @@
 """The command line: `unteach demo | run | plan | check | eval | compare | attack | report | purge |
-request | requests`.
+request | requests | chat`.
 
 A user's mistake is one sentence and exit code 2.
 """
@@ -358,6 +358,16 @@ def _requests(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _chat(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from unteach.chat import serve
+    from unteach.progress import Display
+
+    names = ("port", "max_new_tokens", "trust_remote_code")
+    serve(arguments.before, arguments.after, display=Display(), **{name: getattr(arguments, name) for name in names})
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     commands = {
@@ -372,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "request": _request,
         "requests": _requests,
+        "chat": _chat,
     }
     try:
         arguments = parse_arguments(argv)

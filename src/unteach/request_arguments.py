@@ -1,4 +1,4 @@
-"""The commands `request` and `requests` of the command line: their options."""
+"""The commands `request`, `requests` and `chat` of the command line: their options."""
 
 from __future__ import annotations
 
@@ -57,3 +57,19 @@ def add_request_commands(commands: Any) -> None:
     which.add_argument("--restore", type=int, metavar="ID", help="put it back")
     which.add_argument("--merge", metavar="OUT", help="write the whole model with all patches that hold")
     several.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def add_chat_command(commands: Any) -> None:
+    """Adds `chat` to the parser's `commands`."""
+    chat = commands.add_parser(
+        "chat",
+        help="two models side by side, in the browser",
+        description="Loads both models and serves one page on 127.0.0.1, which asks both the same question. Nothing leaves this machine,\n"
+        "nothing that is asked is stored.\n\n  unteach chat runs/demo/original runs/demo/model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chat.add_argument("before", help="the model before: hub id, local folder or packaged name")
+    chat.add_argument("after", help="the model after")
+    chat.add_argument("--port", type=int, default=8377, help="0 takes a free one (default: %(default)s)")
+    chat.add_argument("--max-new-tokens", type=int, default=120, help="most tokens of an answer (default: %(default)s)")
+    chat.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")

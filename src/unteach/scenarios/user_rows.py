@@ -55,6 +55,7 @@ def user_scenario(
     if split["test"]:
         sets["unseen"] = split["test"][:64]
     sets["normal"] = [Row(row.prompt, "", row.kind, row.source) for row in normal[:32]]
+    unrelated = [item.answer for item in labelled_answers()]  # a small request's few rows say little of what unrelated texts share
     return Scenario(
         name="run",
         forget=split["train"],
@@ -67,7 +68,7 @@ def user_scenario(
         own_prompts=[] if kept_split["train"] else neutral[: min(own_rows, len(neutral) - 12)],
         labelled=labelled_answers(),
         scorers=scorers or ScorerNames(),
-        leak_corpus=[row.completion for row in rows if row.completion][:64],
+        leak_corpus=([row.completion for row in rows if row.completion] + (unrelated if whole else []))[:64],
         files={
             "forget": place(forget),
             "retain": place(retain),
