@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"output_head", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "request_arguments"},
+    {"output_head", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "command_parsers"},
     {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock", "four_bits"},
     {"parallel", "config"},
@@ -90,7 +90,7 @@ ALLOWED = {
     "processes": {"errors"},
     "state_file": set(),
     "ledger": {"errors"},
-    "request_arguments": set(),
+    "command_parsers": set(),
     "patches": {"errors", "checkpoints", "models"},
     "request_rows": {"errors", "checkpoints", "data", "evaluation", "ledger", "run_record"},
     "output_head": set(),

@@ -1,4 +1,4 @@
-"""The commands `request`, `requests` and `chat` of the command line: their options."""
+"""The options of the commands `plan`, `request`, `requests` and `chat`."""
 
 from __future__ import annotations
 
@@ -73,3 +73,35 @@ def add_chat_command(commands: Any) -> None:
     chat.add_argument("--port", type=int, default=8377, help="0 takes a free one (default: %(default)s)")
     chat.add_argument("--max-new-tokens", type=int, default=120, help="most tokens of an answer (default: %(default)s)")
     chat.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
+
+
+def add_plan_command(commands: Any) -> None:
+    """Adds `plan` to the parser's `commands`."""
+    plan = commands.add_parser(
+        "plan",
+        help="how much memory and time a run will take, from the model's configuration alone",
+        description="Computes memory on each device and floating-point operations; loads and downloads no weights.\n"
+        "docs/scaling.md says how.\n\n"
+        "  unteach plan --model meta-llama/Llama-2-7b-hf --lora --quantize 4bit --device gpu bf16=true",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("--model", required=True, help="hub id, local folder or packaged name")
+    plan.add_argument("--method", help="objective (default: unlikelihood)")
+    plan.add_argument("--lora", action="store_true", help="an adapter on all linear layers instead of all weights")
+    plan.add_argument("--lora-rank", type=int, default=16, help="rank of the adapter (default: %(default)s)")
+    plan.add_argument("--quantize", choices=["4bit"], help="the frozen weights of linear layers in 4 bits (with --lora)")
+    plan.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where it runs (default: %(default)s)")
+    plan.add_argument("--processes", type=int, default=1, help="devices that it is spread over (default: %(default)s)")
+    plan.add_argument("--sharding", choices=["none", "fsdp2"], default="none", help="what they share (default: %(default)s)")
+    for name, default, text in (
+        ("forget-rows", 64, "rows to forget"),
+        ("retain-rows", 64, "rows to keep"),
+        ("prompt-tokens", 20, "mean tokens of a forget row's prompt"),
+        ("completion-tokens", 40, "of its completion"),
+        ("retain-prompt-tokens", 20, "of a retain row's prompt"),
+        ("retain-completion-tokens", 13, "of its completion"),
+    ):
+        plan.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+    plan.add_argument("--tflops", type=float, help="10^12 operations a second of a device (default: 0.1, two CPU cores, and 100, a GPU)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig")
