@@ -8,6 +8,7 @@ merged into frozen weights, so it is a term of a sum and can be left out of it.
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,8 +81,6 @@ def refresh_adapter(folder: Path, ledger: Ledger, *, trust_remote_code: bool = F
     if read_marker(target) == state:
         return
     if not paths:
-        import shutil
-
         shutil.rmtree(target, ignore_errors=True)
         return
     patches.combine(str(ledger.requests[0]["base"]), paths, target, trust_remote_code=trust_remote_code)
@@ -152,7 +151,8 @@ def forget_request(
             evaluation = run.finished() or run.execute().evaluation
             gc.collect()
             result = _Result(root, ledger, base, kind, out, remote)
-            rates = Rates(tokenizer, run.scorers(), where / "work")
+            scorers = run.scorers()
+            rates = Rates(tokenizer, scorers, where / "work")
             with display.stage("Asking for this request and the earlier ones", 1 + len(earlier)):
                 before = rates.measure(load, model_in, rows)
                 after = rates.measure(result.load, result.hash, rows)
@@ -169,11 +169,11 @@ def forget_request(
             "data": {"file": place(forget), "hash": given, "completed_hash": rows_hash(rows), "rows": len(rows)},
             "kind": kind,
             "base": base,
-            "method": evaluation.get("method") or settings.get("method", "unlikelihood"),
+            "method": run.unlearning_config().method,
             "run": str(out.relative_to(root)),
             "patch" if kind == "adapter" else "model": str((out / ("adapter" if kind == "adapter" else "model")).relative_to(root)),
             "rounds": attempt,
-            "metric": run.scorers().names.headline,
+            "metric": scorers.names.headline,
             "target": target,
             "before": before,
             "after": after,
