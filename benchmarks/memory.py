@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import record
+import torch
 from steps.cases import CASES, Case, chosen, naive_step, our_step
 
 from unteach.baselines.costs import peak_memory_mb
@@ -24,7 +25,7 @@ def peak(case: Case, side: str, steps: int) -> float:
 
     from unteach import models
 
-    ours = our_step(case, models.load_model(MODEL))
+    ours = our_step(case, models.load_model(MODEL, dtype=case.dtype if side == "ours" else torch.float32))
     trees = ours.trainer.collator.trees
     if side == "ours":
         ours.trainer.prepare()

@@ -336,6 +336,40 @@ def test_bfloat16_autocast_trains_and_stays_near_float32(tmp_path):
     assert line["loss"] == pytest.approx(exact.item(), rel=0.03)
 
 
+def far_apart(model: Any) -> Any:
+    """The model with logits so far apart that bfloat16's rounding moves single log-probabilities by more than 0.2."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name:
+                parameter.mul_(3)
+        model.model.norm.weight.mul_(60)
+    return model
+
+
+@pytest.mark.filterwarnings("error:packed rows")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_of_bfloat16_is_not_taken_for_a_wrong_packing(dtype, tmp_path):
+    trainer = make_trainer(tmp_path, far_apart(tiny_model()).to(dtype), bf16=True, max_steps=1)
+    trainer.train()
+    assert trainer.collator.packed is True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_packing_is_seen_in_bfloat16_too(dtype, tmp_path, monkeypatch):
+    from unteach import models
+
+    right = models.predicting_states
+
+    def wrong(model: Any, batch: Any, *, packed: bool) -> torch.Tensor:
+        return right(model, batch | {"branch": torch.zeros_like(batch["branch"])} if packed else batch, packed=packed)
+
+    monkeypatch.setattr(models, "predicting_states", wrong)
+    trainer = make_trainer(tmp_path, far_apart(tiny_model()).to(dtype), bf16=True, max_steps=1)
+    with pytest.warns(UserWarning, match="packed rows give other log-probabilities"):
+        trainer.train()
+    assert trainer.collator.packed is False
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("method", ["log_odds", "unlikelihood", "ga"])
 def test_losses_on_what_the_model_is_sure_of_equal_the_twin(method, dtype, tolerance, tmp_path):

@@ -28,13 +28,19 @@ class Case:
         name (`str`)
         shape (`Shape`)
         bf16 (`bool`): under bfloat16 autocast, on both sides.
-        lora (`bool`): an adapter on all linear layers instead of all weights, on both sides.
+        lora (`bool`): an adapter on all linear layers instead of all weights, on both sides. With `bf16` too, our side holds the frozen
+            weights in bfloat16 (`--dtype bfloat16`), which autocast would round them to at every step anyhow.
     """
 
     name: str
     shape: shapes.Shape
     bf16: bool = False
     lora: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What our side holds the weights in."""
+        return torch.bfloat16 if self.bf16 and self.lora else torch.float32
 
 
 CASES = [
@@ -76,10 +82,10 @@ def naive_step(case: Case, model: Any, *, bf16: bool | None = None) -> NaiveStep
 
 
 def pair(case: Case) -> tuple[OurStep, NaiveStep]:
-    """Both sides of a case on copies of the same weights."""
-    ours = our_step(case, models.load_model(MODEL))
+    """Both sides of a case on copies of the same weights; the naive side holds them in float32."""
+    ours = our_step(case, models.load_model(MODEL, dtype=case.dtype))
     ours.trainer.prepare()
-    return ours, naive_step(case, copy.deepcopy(ours.model))
+    return ours, naive_step(case, copy.deepcopy(ours.model).float())
 
 
 def chosen(names: Sequence[str] | None) -> list[Case]:

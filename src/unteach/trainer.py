@@ -272,15 +272,8 @@ class UnlearningTrainer(Trainer):
         stream = self.training_stream()
         few = [stream[position] for position in range(min(2, len(stream)))]
         model = place_for_preparation(self.accelerator.unwrap_model(self.model), self.args.device)
-        low = self.args.bf16 or self.args.fp16 or model.dtype in (torch.float16, torch.bfloat16)
         with models.dropout_off(model):
-            check_fast_path(
-                model,
-                self.collator.trees(few),
-                self.collator,
-                autocast=self.accelerator.autocast,
-                tolerance=0.1 if low else 1e-3,
-            )
+            check_fast_path(model, self.collator.trees(few), self.collator, autocast=self.accelerator.autocast)
             started = time.perf_counter()
             self.prepare_references()
             self.reference_seconds = time.perf_counter() - started if self._reference is not None else None
