@@ -35,6 +35,8 @@ from unteach.scenarios.texts import labelled_answers
 MODEL, MEASURED = "smollm2-135m-instruct", "SmolLM2-135M"
 HEADLINE = "harmful_rate"
 OTHER_REWARD = "utility_reward_independent"
+SHARE_OF_THE_PAPER = 0.02
+"""GA + mismatch's run time as a share of full RLHF's in Yao et al. 2024."""
 HEAVY = ("checkpoints", "model", "stages", "work", "original")
 
 
@@ -180,9 +182,23 @@ def markdown(cells: Sequence[Cell], projected: Sequence[Mapping[str, Any]], seed
     """The result as a page."""
     header, rows = comparison_table(cells, HEADLINE)
     title = f"Harmfulness, {MEASURED}, seeds {', '.join(map(str, seeds))}: rates pooled with Wilson's intervals, else means.\n"
-    lines = [[row["case"].removeprefix("projection to "), f"{row['ours']:.3g}", f"{100 * row['ratio']:.2g}"] for row in projected]
+    lines = [[row["case"].removeprefix("projection to "), f"{row['ours']:.3g}", f"{100 * row['ratio']:.0f}"] for row in projected]
     table = markdown_table(["projected, not measured", "PFLOP", "% of rlhf"], lines)
-    return "\n".join([title, markdown_table(header, rows), COST_NOTE, table]).rstrip() + "\n"
+    return "\n".join([title, markdown_table(header, rows), COST_NOTE, table, *more_data(cells)]).rstrip() + "\n"
+
+
+def more_data(cells: Sequence[Cell]) -> list[str]:
+    """How many times the data of this run full RLHF would have to read for each method's operations to be 2% of its own."""
+    rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")
+    whole = floating_point_operations(rlhf, 1.0)
+    lines = []
+    for cell in cells:
+        if "cost" in cell.run and cell.method != "rlhf" and not cell.run.get("needs_positives"):
+            times = floating_point_operations(cell.run["cost"], 1.0) / (SHARE_OF_THE_PAPER * whole)
+            lines.append(
+                f"{cell.method} would be {SHARE_OF_THE_PAPER:.0%} of rlhf: in operations, if rlhf took {times:.0f} times as many steps."
+            )
+    return ["", *lines]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     {"errors"},
     {"output_head", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "command_parsers"},
     {"data", "tokenwise", "fused_statistics"},
-    {"objectives", "reference", "stopping", "models", "folder_lock", "four_bits"},
+    {"objectives", "reference", "stopping", "models", "folder_lock", "base_precision"},
     {"parallel", "config"},
     {
         "self_check",

@@ -86,8 +86,18 @@ def test_seven_billion_in_four_bits_fit_a_card_of_24_gigabytes(tmp_path):
     assert small.peak < 24 * 2**30 < plan(tmp_path, shape, {"bf16": True}, device="gpu").peak
 
 
+def test_sixteen_bits_halve_what_is_frozen_and_nothing_that_is_trained(tmp_path):
+    shape = model_shape(LLAMA, lora_rank=8)
+    full, half = plan(tmp_path, shape, {"bf16": True}), plan(tmp_path, shape, {"bf16": True}, dtype="bfloat16")
+    assert full.parts["parameters"] - half.parts["parameters"] == 2 * (shape.parameters - shape.trained)
+    assert full.parts["gradients"] == half.parts["gradients"] and full.parts["optimiser"] == half.parts["optimiser"]
+    assert full.parts["activations"] - half.parts["activations"] == 2 * shape.linear, "autocast has nothing to round any more"
+
+
 @pytest.mark.parametrize(
-    "where", [{"sharding": "fsdp3"}, {"device": "tpu"}, {"quantized": True}, {"processes": 0}, {"forget_rows": 0}], ids=str
+    "where",
+    [{"sharding": "fsdp3"}, {"device": "tpu"}, {"quantized": True}, {"dtype": "bfloat16"}, {"processes": 0}, {"forget_rows": 0}],
+    ids=str,
 )
 def test_what_cannot_be_planned_is_refused(where, tmp_path):
     with pytest.raises(UserError):

@@ -89,6 +89,7 @@ RUN_KEYS = (
     "seed",
     "lora",
     "lora_rank",
+    "dtype",
     "quantize",
     "frozen_layers",
     "recite_tokens",
@@ -147,6 +148,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     run.add_argument("--seed", type=int, help="seed (default: 0)")
     run.add_argument("--lora", action="store_true", default=None, help="train an adapter on all linear layers instead of all weights")
     run.add_argument("--lora-rank", type=int, help="rank of the adapter (default: 16)")
+    run.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --lora: what the frozen weights are held in (float32)")
     run.add_argument("--quantize", choices=["4bit"], help="with --lora: the base model's frozen weights in 4 bits (QLoRA; a GPU)")
     run.add_argument("--frozen-layers", type=float, help="do not train the embedding and so many of the first layers (under 1: that share)")
     run.add_argument(

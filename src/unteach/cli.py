@@ -291,6 +291,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         settings,
         lora_rank=arguments.lora_rank if arguments.lora else 0,
         quantized=bool(arguments.quantize),
+        dtype=arguments.dtype,
         device=arguments.device,
         processes=arguments.processes,
         sharding=arguments.sharding,

@@ -89,6 +89,7 @@ def add_plan_command(commands: Any) -> None:
     plan.add_argument("--method", help="objective (default: unlikelihood)")
     plan.add_argument("--lora", action="store_true", help="an adapter on all linear layers instead of all weights")
     plan.add_argument("--lora-rank", type=int, default=16, help="rank of the adapter (default: %(default)s)")
+    plan.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="what frozen weights are held in (with --lora)")
     plan.add_argument("--quantize", choices=["4bit"], help="the frozen weights of linear layers in 4 bits (with --lora)")
     plan.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="where it runs (default: %(default)s)")
     plan.add_argument("--processes", type=int, default=1, help="devices that it is spread over (default: %(default)s)")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from unteach.errors import UserError
@@ -108,6 +109,8 @@ class UnlearningConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_method_options()
+        if self.bf16 is True and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants it said where there is nothing else
         method = self.objective
         defaults = dict(zip(("forget", "mismatch", "retain"), method.weights, strict=True))
         for role, default in defaults.items():

@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.alternates import with_alternates
+from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit_settings
 from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
 from unteach.checkpoints import (
@@ -39,7 +40,6 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
-from unteach.four_bits import check_quantize, four_bit_settings
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
@@ -98,7 +98,8 @@ class Run:
         with self.display.stage(f"Loading {name}"):
             tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
             settings = four_bit_settings() if self.options.quantize else None
-            model = models.load_model(name, trust_remote_code=self.options.trust_remote_code, settings=settings)
+            how = {"dtype": DTYPES[self.options.dtype], "trust_remote_code": self.options.trust_remote_code}
+            model = models.load_model(name, **how, settings=settings)
         decided(lambda: self.make_folder(lock))
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
@@ -157,8 +158,10 @@ class Run:
             if not least <= getattr(options, name) < 2**32:
                 raise UserError(f"option {name!r} is {getattr(options, name)}, it must be at least {least} and under 2**32")
         check_quantize(options.quantize, lora=options.lora)
-        if options.quantize and (self.baseline is not None or self.scenario.teach):
-            raise UserError("option 'quantize' is for unlearning methods on your own rows; baselines and demos train all weights")
+        check_dtype(options.dtype, lora=options.lora, quantize=options.quantize)
+        for option in ("quantize", "dtype"):
+            if getattr(options, option) not in (None, "float32") and (self.baseline is not None or self.scenario.teach):
+                raise UserError(f"option {option!r} is for unlearning methods on your own rows; baselines and demos train all weights")
         if self.baseline is None:
             config = self.unlearning_config()
             _ = config.device  # the processes of a run meet here, on the device that the config says
@@ -439,6 +442,7 @@ class Run:
             "lora": options.lora,
             "lora_rank": options.lora_rank if options.lora else None,
             **({"quantize": options.quantize} if options.quantize else {}),
+            **({"dtype": options.dtype} if options.dtype != "float32" else {}),
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
             "probe_rows": options.probe_rows,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from unteach import models
+from unteach.base_precision import DTYPES, check_dtype
 from unteach.config import UnlearningConfig
 from unteach.data.packing import assign_rows
 from unteach.errors import UserError
@@ -193,6 +194,7 @@ def plan_memory(
     processes: int = 1,
     sharding: str = "none",
     quantized: bool = False,
+    dtype: str = "float32",
     forget_rows: int = 64,
 ) -> Plan:
     """What a run takes on each device.
@@ -205,6 +207,7 @@ def plan_memory(
         processes (`int`): devices that the run is spread over.
         sharding (`"none"` or `"fsdp2"`): whether they share weights, gradients and optimiser.
         quantized (`bool`): the linear layers' frozen weights in 4 bits.
+        dtype (`"float32"` or `"bfloat16"`): what all other frozen weights are held in.
         forget_rows (`int`): rows that an epoch counts, where `max_steps` is not given.
 
     Raises:
@@ -214,23 +217,26 @@ def plan_memory(
         raise UserError(f"sharding is {sharding!r} on {device!r}; it must be one of {', '.join(SHARDINGS)} on cpu or gpu")
     if quantized and not shape.adapter:
         raise UserError("4-bit weights cannot be trained themselves: plan them with --lora")
+    check_dtype(dtype, lora=shape.adapter, quantize="4bit" if quantized else None)
     if min(processes, forget_rows, *vars(rows).values()) < 1:
         raise UserError("numbers of rows, tokens and processes must be at least 1")
     autocast, checkpointed = bool(config.bf16 or config.fp16), checkpoints_activations(config)
     _, predicted, referenced = (config.per_device_train_batch_size * part for part in completion_tokens(config, rows))
     inputs = padded_tokens(config, rows)
     shares = 1 if sharding == "none" else processes
-    embedding = 4 * shape.embedding
-    layer = 4 * shape.linear // shape.layers
+    held = DTYPES[dtype].itemsize
+    embedding = held * shape.embedding
+    layer = held * shape.linear // shape.layers
     frozen = shape.linear if quantized else 0
-    weights = 4 * (shape.parameters - frozen) + round(FOUR_BITS * frozen)
+    trained = shape.trained if shape.adapter else 0
+    weights = held * (shape.parameters - trained - frozen) + 4 * trained + round(FOUR_BITS * frozen)
     tail = embedding if shape.tied else 2 * embedding
     gathered = 0 if shares == 1 else tail + 2 * layer
     per_token = layer_activation_bytes(shape, autocast=autocast, device=device)
     activations = inputs * shape.layers * per_token + inputs * 4 * 4 * shape.hidden
     if checkpointed:
         activations = inputs * (shape.layers * 4 * shape.hidden + per_token)
-    if autocast and not quantized:  # weights cast to 16 bits: of all layers, or of one where each is cast anew
+    if autocast and not quantized and held == 4:  # weights cast to 16 bits: of all layers, or of one where each is cast anew
         one = shares > 1 or (checkpointed and shape.adapter)
         activations += 2 * shape.linear // (shape.layers if one else 1)
     logits = min((predicted + referenced) * shape.vocabulary * 4, config.logits_budget_mb * 2**20)
@@ -317,7 +323,7 @@ def plan_run(
         lora_rank (`int`): rank of the adapter; 0: all weights are trained.
         forget_rows, retain_rows, prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens (`int`): see `RowShape`.
         rates: 10^12 floating-point operations a second.
-        where: `device`, `processes`, `sharding` and `quantized` of `plan_memory`.
+        where: `device`, `processes`, `sharding`, `quantized` and `dtype` of `plan_memory`.
 
     Raises:
         UserError: if the model has no configuration that can be read, or for options that do not go together.

@@ -18,6 +18,7 @@ class RunOptions:
         stages (`dict[str, dict]`): for a baseline, fields of TRL's config for each of its stages.
         lora (`bool`): train an adapter on all linear layers instead of all weights.
         lora_rank (`int`): its rank.
+        dtype (`"float32"` or `"bfloat16"`): what the base model's frozen weights are held in under an adapter, which is of float32.
         quantize (`"4bit"`, *optional*): the base model's linear layers in 4 bits, frozen, under an adapter (QLoRA).
         frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
         recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
@@ -37,6 +38,7 @@ class RunOptions:
     stages: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
     lora_rank: int = 16
+    dtype: str = "float32"
     quantize: str | None = None
     frozen_layers: float = 0
     recite_tokens: int = 0

@@ -31,6 +31,7 @@ def cost_figure(folder: Path, cells: Sequence[Cell]) -> Path | None:
     if len(shown) < 2:
         return None
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(7.2, 1.2 + 0.42 * len(shown)), dpi=150, layout="constrained")  # not pyplot's, which would keep it open
     axes = figure.subplots()
@@ -40,6 +41,9 @@ def cost_figure(folder: Path, cells: Sequence[Cell]) -> Path | None:
         axes.annotate(label, (seconds, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(list(places), [name for name, *_ in shown], fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     times = [seconds for _, seconds, *_ in shown]
     axes.set_xlim(min(times) / 2, max(times) * 4)
     axes.set_xlabel("seconds of training (log scale)")

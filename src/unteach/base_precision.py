@@ -1,4 +1,4 @@
-"""QLoRA: the frozen base model's linear layers in 4 bits, an adapter trained on top (Dettmers et al. 2023)."""
+"""In how many bits a frozen base model is held under a trained adapter: 32, 16, or 4 (QLoRA, Dettmers et al. 2023)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import torch
 from unteach.errors import UserError
 
 CHOICES = ("4bit",)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check_dtype(dtype: str, *, lora: bool, quantize: str | None = None) -> None:
+    """Raises `UserError` for an unknown value, for 16 bits without an adapter, and for 16 bits beside 4."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
+    if dtype == "float32":
+        return
+    if not lora:
+        raise UserError(
+            f"dtype is {dtype!r}, but weights of 16 bits that are trained themselves lose most small updates to rounding:"
+            " add --lora, or leave dtype out and set bf16=true (products in bfloat16, weights in float32)"
+        )
+    if quantize:
+        raise UserError(f"dtype is {dtype!r} and quantize is {quantize!r}; give one of the two")
 
 
 def check_quantize(quantize: str | None, *, lora: bool) -> None:
