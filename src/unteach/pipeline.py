@@ -98,8 +98,8 @@ class Run:
         with self.display.stage(f"Loading {name}"):
             tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
             settings = four_bit_settings() if self.options.quantize else None
-            how = {"dtype": DTYPES[self.options.dtype], "trust_remote_code": self.options.trust_remote_code}
-            model = models.load_model(name, **how, settings=settings)
+            dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
+            model = models.load_model(name, dtype=dtype, trust_remote_code=trust, settings=settings)
         decided(lambda: self.make_folder(lock))
         self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
