@@ -336,6 +336,26 @@ def test_bfloat16_autocast_trains_and_stays_near_float32(tmp_path):
     assert line["loss"] == pytest.approx(exact.item(), rel=0.03)
 
 
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma3"])
+def test_the_gradient_of_a_shared_embedding_is_dense_and_that_of_autograd(family, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+
+    from unteach import models
+
+    def gradients(name: str) -> tuple[torch.Tensor, Any]:
+        trainer = make_trainer(tmp_path / name, tiny_model(family), method="ga_mismatch")
+        first_batch_loss(trainer).backward()
+        layer = trainer.model.get_input_embeddings()
+        assert layer.weight is trainer.model.get_output_embeddings().weight
+        return layer.weight.grad, layer
+
+    ours, layer = gradients("a")
+    assert not ours.is_sparse and layer.sparse is False
+    monkeypatch.setattr(models, "sparse_lookup_gradient", lambda model: nullcontext())
+    wanted, _ = gradients("b")
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-7)
+
+
 def far_apart(model: Any) -> Any:
     """The model with logits so far apart that bfloat16's rounding moves single log-probabilities by more than 0.2."""
     with torch.no_grad():

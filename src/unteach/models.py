@@ -319,6 +319,25 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
+@contextlib.contextmanager
+def sparse_lookup_gradient(model: Any) -> Iterator[None]:
+    """Inside the block, on a CPU, the gradient of looking up input tokens holds their rows alone, if the matrix is the output head's too.
+
+    Autograd adds those rows to the dense gradient that the head gives. Otherwise it makes a second matrix of the size of the vocabulary,
+    fills it with zeros and adds all of it. The sum is the same, and dense. Only for a loss that goes through the head, in one process.
+    """
+    layer = without_adapter(model).get_input_embeddings()
+    shared = isinstance(layer, nn.Embedding) and layer.weight is output_layer(model).weight
+    if not shared or not layer.weight.requires_grad or layer.weight.device.type != "cpu" or layer.sparse:
+        yield
+        return
+    layer.sparse = True
+    try:
+        yield
+    finally:
+        layer.sparse = False
+
+
 def layer_list(model: Any) -> list[nn.Module] | None:
     """The decoder's layers, first to last; `None` where they are in no list that is known."""
     body = decoder(model)

@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,9 @@ class UnlearningTrainer(Trainer):
     ) -> Any:
         """The objective of one micro-batch, divided by the counts of the whole step, times the number of processes that average it."""
         inner = self.accelerator.unwrap_model(model)
-        roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
+        through_the_head = self.method.level != "state" and self.args.world_size == 1
+        with models.sparse_lookup_gradient(inner) if through_the_head else nullcontext():
+            roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = step_counts(self.method, inputs).to(self.args.device)
