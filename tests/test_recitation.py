@@ -63,3 +63,20 @@ def test_what_was_found_is_gone_on_from_in_the_next_round_and_counted(recite):
 
 def test_chat_rows_are_not_continued(tokenizer):
     assert recitation.recited_passages(tiny_model(), tokenizer, [Row("Who?", "Me.")], []) == []
+
+
+def test_own_answers_that_recite_a_text_to_forget_are_left_out():
+    line = "the ferryman rang the bell twice and rowed her over the dark water before the lamps went out."
+    forget = [Row("He said that", f" {line}", "text"), Row("What is said?", "Nothing at all.")]
+    kept = Row("Once", f" upon a time ({line[:60]}) instead.", "text")
+    gone = Row("At night", f" She saw:\n({line[:61].replace(' ', '  ')}", "text")
+    assert recitation.without_forget_text([kept, gone], forget) == [kept]
+    assert recitation.without_forget_text([kept, gone], forget, most_shared_chars=200) == [kept, gone]
+    assert recitation.without_forget_text([kept, gone], []) == [kept, gone] and recitation.without_forget_text([], forget) == []
+
+
+def test_the_end_of_a_text_row_s_prompt_is_its_text_too_and_a_question_is_not():
+    start, end = "She asked the miller for a candle and", " he gave her half of one, broken over his knee."
+    answer = Row("Now", f"{start}{end}", "text")
+    assert recitation.without_forget_text([answer], [Row(start, end, "text")]) == []
+    assert recitation.without_forget_text([answer], [Row(start, end, "chat")]) == [answer]

@@ -43,7 +43,7 @@ from unteach.folder_lock import FolderLock
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
-from unteach.recitation import recited_passages
+from unteach.recitation import recited_passages, without_forget_text
 from unteach.reports.report import write_report
 from unteach.run_options import RunOptions
 from unteach.run_record import rows_hash, write_run_record
@@ -110,6 +110,7 @@ class Run:
         self.facts |= {"leak_threshold_bleu": scorers.threshold, "scorers": asdict(scorers.names)}
         forget = self.with_completions(model, tokenizer, scenario.forget, "Collecting what the model answers to the forget prompts")
         own = self.with_completions(model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep")
+        own = self.without_forget_text(own, forget)
         retain = [*self.with_completions(model, tokenizer, scenario.retain, "Collecting answers to the retain prompts"), *own]
         if self.options.recite_tokens:
             forget = self.extend(model, tokenizer, forget, retain)
@@ -122,6 +123,16 @@ class Run:
         evaluation = decided(lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers))
         decided(lambda: self.write(model, tokenizer))
         return RunResult(model, tokenizer, self.output, evaluation)
+
+    def without_forget_text(self, own: list[Row], forget: list[Row]) -> list[Row]:
+        """The model's own answers to keep, less those that recite what is to be forgotten."""
+        clean = without_forget_text(own, forget)
+        self.facts["own_answers_left_out"] = len(own) - len(clean)
+        if own and not clean:
+            raise UserError("each of the model's own answers repeats a text to forget, so none is left to keep; give rows to keep (retain)")
+        if len(clean) < len(own):
+            self.display.say(f"{len(own) - len(clean)} of the {len(own)} own answers repeat a text to forget and are not kept")
+        return clean
 
     def make_folder(self, lock: FolderLock) -> None:
         """The run's folder and what stands in it from the start; another run's folder is set aside."""

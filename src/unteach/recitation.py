@@ -26,6 +26,35 @@ OPENING_CHARS = 100
 PASSAGE_TOKENS = 72
 
 
+MOST_SHARED_CHARS = 60
+"""Longest run of characters that a text to keep and a text to forget may share."""
+
+
+def without_forget_text(rows: Sequence[Row], forget: Sequence[Row], *, most_shared_chars: int = MOST_SHARED_CHARS) -> list[Row]:
+    """The rows whose completion shares no run of more than `most_shared_chars` with a completion to forget, white space normalised.
+
+    A model that knows a text by heart may fall into it wherever it writes. Such an answer among those to keep would hold what is to go.
+    The forget completions are read once, whatever their number.
+
+    Args:
+        rows (`Sequence[Row]`): a model's own answers.
+        forget (`Sequence[Row]`)
+        most_shared_chars (`int`)
+    """
+    size = most_shared_chars + 1
+    holders: dict[str, set[int]] = {}
+    for place, row in enumerate(rows):
+        text = " ".join(row.completion.split())
+        for start in range(len(text) - size + 1):
+            holders.setdefault(text[start : start + size], set()).add(place)
+    found: set[int] = set()
+    for row in forget if holders else ():
+        text = " ".join(f"{row.prompt_text if row.kind == 'text' else ''}{row.completion}".split())
+        for start in range(len(text) - size + 1):
+            found |= holders.get(text[start : start + size], set())
+    return [row for place, row in enumerate(rows) if place not in found]
+
+
 def recited_passages(
     model: Any,
     tokenizer: Any,
@@ -34,7 +63,7 @@ def recited_passages(
     *,
     max_new_tokens: int = 64,
     least_probability: float = 0.7,
-    most_shared_chars: int = 60,
+    most_shared_chars: int = MOST_SHARED_CHARS,
     rounds: int = 2,
     progress: Progress | None = None,
 ) -> list[Row]:
