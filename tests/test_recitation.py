@@ -69,7 +69,7 @@ def test_own_answers_that_recite_a_text_to_forget_are_left_out():
     line = "the ferryman rang the bell twice and rowed her over the dark water before the lamps went out."
     forget = [Row("He said that", f" {line}", "text"), Row("What is said?", "Nothing at all.")]
     kept = Row("Once", f" upon a time ({line[:60]}) instead.", "text")
-    gone = Row("At night", f" She saw:\n({line[:61].replace(' ', '  ')}", "text")
+    gone = Row("At night", f" She saw:\n({line[:62].replace(' ', '  ')}", "text")
     assert recitation.without_forget_text([kept, gone], forget) == [kept]
     assert recitation.without_forget_text([kept, gone], forget, most_shared_chars=200) == [kept, gone]
     assert recitation.without_forget_text([kept, gone], []) == [kept, gone] and recitation.without_forget_text([], forget) == []
