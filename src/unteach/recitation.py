@@ -24,8 +24,6 @@ from unteach.evaluation.text_metrics import longest_verbatim_run
 OPENING_WORDS = 8
 OPENING_CHARS = 100
 PASSAGE_TOKENS = 72
-
-
 MOST_SHARED_CHARS = 60
 """Longest run of characters that a text to keep and a text to forget may share."""
 
@@ -44,12 +42,12 @@ def without_forget_text(rows: Sequence[Row], forget: Sequence[Row], *, most_shar
     size = most_shared_chars + 1
     holders: dict[str, set[int]] = {}
     for place, row in enumerate(rows):
-        text = " ".join(row.completion.split())
+        text = _plain(row.completion)
         for start in range(len(text) - size + 1):
             holders.setdefault(text[start : start + size], set()).add(place)
     found: set[int] = set()
     for row in forget if holders else ():
-        text = " ".join(f"{row.prompt_text if row.kind == 'text' else ''}{row.completion}".split())
+        text = _plain(f"{row.prompt_text if row.kind == 'text' else ''}{row.completion}")
         for start in range(len(text) - size + 1):
             found |= holders.get(text[start : start + size], set())
     return [row for place, row in enumerate(rows) if place not in found]
