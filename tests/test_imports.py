@@ -29,7 +29,7 @@ FLOORS = [
         "reports",
         "patches",
     },
-    {"step_callback", "trainer", "recitation", "alternates", "scenarios", "run_record", "run_options", "baselines"},
+    {"step_callback", "trainer", "recitation", "alternates", "collecting", "scenarios", "run_record", "run_options", "baselines"},
     {"planning", "pipeline", "model_evaluation", "benchmark_evaluation", "arguments", "request_rows"},
     {"purge", "forget_requests", "chat"},
     {"comparison", "attacks"},

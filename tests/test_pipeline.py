@@ -120,7 +120,7 @@ def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatc
 def test_altpo_samples_its_alternates_once(model, tmp_path, monkeypatch):
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
     assert list((tmp_path / "out" / "work").glob("alternates-*.json"))
-    monkeypatch.setattr("unteach.pipeline.with_alternates", lambda *_, **__: pytest.fail("sampled again"))
+    monkeypatch.setattr("unteach.collecting.with_alternates", lambda *_, **__: pytest.fail("sampled again"))
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
 
 

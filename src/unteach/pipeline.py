@@ -16,9 +16,8 @@ import torch
 from transformers import PrinterCallback
 
 from unteach import models
-from unteach.alternates import with_alternates
 from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit_settings
-from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, total, unlearning_cost
+from unteach.baselines.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
 from unteach.checkpoints import (
     content_key,
@@ -30,20 +29,18 @@ from unteach.checkpoints import (
     write_json,
     write_text_atomically,
 )
+from unteach.collecting import Collection
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_prompt
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
-from unteach.evaluation.generation import answer
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
-from unteach.evaluation.scoring import ANSWER_TOKENS, ReferenceLM, Said, ask, score_models
+from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
-from unteach.recitation import recited_passages, without_forget_text
 from unteach.reports.report import write_report
 from unteach.run_options import RunOptions
 from unteach.run_record import rows_hash, write_run_record
@@ -75,7 +72,7 @@ class Run:
         self.work = self.shared / "work"
         self.started = time.time()
         self.facts: dict[str, Any] = {}
-        self.collected: list[Cost] = []
+        self.collection = Collection(self.work, self.display, scenario, options.seed, self.facts)
         self.reward: Reward | None = None
 
     # --- stages -------------------------------------------------------------------------------------------------------
@@ -101,19 +98,20 @@ class Run:
             dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
             model = models.load_model(name, dtype=dtype, trust_remote_code=trust, settings=settings)
         decided(lambda: self.make_folder(lock))
-        self.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
+        collection = self.collection
+        collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
             model = self.teach(model, tokenizer)
-            self.collected = []
-        self.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
+            collection.costs = []
+        collection.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
         scorers = self.scorers()
         self.facts |= {"leak_threshold_bleu": scorers.threshold, "scorers": asdict(scorers.names)}
-        forget = self.with_completions(model, tokenizer, scenario.forget, "Collecting what the model answers to the forget prompts")
-        own = self.with_completions(model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep")
-        own = self.without_forget_text(own, forget)
-        retain = [*self.with_completions(model, tokenizer, scenario.retain, "Collecting answers to the retain prompts"), *own]
+        forget = collection.with_completions(model, tokenizer, scenario.forget, "Collecting what the model answers to the forget prompts")
+        own = collection.with_completions(model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep")
+        own = collection.without_forget_text(own, forget)
+        retain = [*collection.with_completions(model, tokenizer, scenario.retain, "Collecting answers to the retain prompts"), *own]
         if self.options.recite_tokens:
-            forget = self.extend(model, tokenizer, forget, retain)
+            forget = collection.extend(model, tokenizer, forget, retain, self.options.recite_tokens)
         before = self.answers(model, tokenizer, "original")
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
         gc.collect()
@@ -123,16 +121,6 @@ class Run:
         evaluation = decided(lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers))
         decided(lambda: self.write(model, tokenizer))
         return RunResult(model, tokenizer, self.output, evaluation)
-
-    def without_forget_text(self, own: list[Row], forget: list[Row]) -> list[Row]:
-        """The model's own answers to keep, less those that recite what is to be forgotten."""
-        clean = without_forget_text(own, forget)
-        self.facts["own_answers_left_out"] = len(own) - len(clean)
-        if own and not clean:
-            raise UserError("each of the model's own answers repeats a text to forget, so none is left to keep; give rows to keep (retain)")
-        if len(clean) < len(own):
-            self.display.say(f"{len(own) - len(clean)} of the {len(own)} own answers repeat a text to forget and are not kept")
-        return clean
 
     def make_folder(self, lock: FolderLock) -> None:
         """The run's folder and what stands in it from the start; another run's folder is set aside."""
@@ -194,11 +182,12 @@ class Run:
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
         folder = self.shared / "original"
-        key = content_key([self.model_key, self.options.seed, rows_hash(self.scenario.teach), dict(self.scenario.presets)])
+        key = content_key([self.collection.model_key, self.options.seed, rows_hash(self.scenario.teach), dict(self.scenario.presets)])
         if decided(lambda: (read_marker(folder) or {}).get("key")) == key:
             with self.display.stage("Loading the taught model"):
                 return models.load_model(str(folder))
-        own = self.with_completions(model, tokenizer, self.scenario.teach_own_prompts, "Collecting answers that teaching must not change")
+        title = "Collecting answers that teaching must not change"
+        own = self.collection.with_completions(model, tokenizer, self.scenario.teach_own_prompts, title)
         settings = dict(self.scenario.presets.get("teach", {}))
         frozen = models.freeze_lower_layers(model, settings.pop("frozen_layers", 0))
         saving = {"save_steps": 40, "save_strategy": "steps", "save_total_limit": 2}
@@ -227,87 +216,13 @@ class Run:
         gc.collect()  # a trainer and its callbacks hold each other, and with them the optimiser's moments: twice the model
         return model.eval()
 
-    def cached(self, name: str, inputs: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns (plain data), from the work folder if it was made before from the same inputs and the same model."""
-        path = self.work / f"{name}-{content_key([self.model_key, inputs])}.json"
-        known = decided(lambda: [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else [])
-        if known:
-            return known[0]
-        started = time.perf_counter()
-        value = make()
-
-        def keep() -> None:
-            write_json(path.with_suffix(".seconds"), round(time.perf_counter() - started, 2))
-            write_json(path, value)
-
-        decided(keep)
-        return value
-
-    def collect(self, name: str, inputs: Any, tokenizer: Any, rows: Sequence[Row], make: Callable[[], Any]) -> Any:
-        """As `cached`, of what the model says to `rows` for the training (a list of texts, or of lists whose second is the text).
-
-        Its price joins those of the run: the seconds are those of the time when it was made.
-        """
-        value = self.cached(name, inputs, make)
-        path = self.work / f"{name}-{content_key([self.model_key, inputs])}.seconds"
-        seconds = float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
-        texts = [item if isinstance(item, str) else item[1] for item in value]
-        written = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-        read = sum(len(encode_prompt(row, tokenizer)) for row in rows)
-        self.collected.append(Cost(name, round(seconds, 1), 0, written, 0, 0.0, read))
-        return value
-
-    def with_completions(self, model: Any, tokenizer: Any, rows: Sequence[Row], title: str) -> list[Row]:
-        """The rows, those without a completion filled with the model's own answer; a row that it answers with nothing is left out."""
-        empty = [row for row in rows if not row.completion]
-        if not empty:
-            return list(rows)
-
-        def ask() -> list[str]:
-            with self.display.stage(title, len(empty)) as stage:
-                return answer(model, tokenizer, empty, max_new_tokens=ANSWER_TOKENS, progress=stage.update)
-
-        outputs = self.collect("own-answers", [row.key for row in empty], tokenizer, empty, ask)
-        made = {row.key: row.with_completion(output) for row, output in zip(empty, outputs, strict=True)}
-        return [filled for row in rows if (filled := made.get(row.key, row)).completion.strip()]
-
-    def with_alternates(self, model: Any, tokenizer: Any, rows: list[Row]) -> list[Row]:
-        """The rows, each with another answer of the model's own (`unteach.alternates`)."""
-        if all(row.alternate for row in rows):
-            return rows
-
-        def sample() -> list[str]:
-            with self.display.stage("Sampling other answers to the forget prompts", len(rows)) as stage:
-                settings: dict[str, Any] = {"seed": self.options.seed, "max_new_tokens": ANSWER_TOKENS, "progress": stage.update}
-                return [row.alternate for row in with_alternates(model, tokenizer, rows, **settings)]
-
-        others = self.cached("alternates", [self.options.seed, *((row.key, row.alternate) for row in rows)], sample)
-        return [replace(row, alternate=other) for row, other in zip(rows, others, strict=True)]
-
-    def extend(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row]) -> list[Row]:
-        """The forget set and what the model recites when it goes on from its rows."""
-        tokens = self.options.recite_tokens
-
-        def recite() -> list[list[str]]:
-            with self.display.stage("Letting the model recite on from the forget rows", len(forget)) as stage:
-                rows = recited_passages(model, tokenizer, forget, retain, max_new_tokens=tokens, progress=stage.update)
-            return [[row.prompt_text, row.completion, row.source] for row in rows]
-
-        keys = [tokens, *(row.key for row in [*forget, *retain])]
-        found = self.collect("recited", keys, tokenizer, forget, recite)
-        recited = [Row(prompt, completion, "text", source) for prompt, completion, source in found]
-        unseen = {" ".join(row.prompt_text.split()) for row in self.scenario.sets.get("unseen", [])}
-        self.facts["recited_passages"] = len(recited)
-        self.facts["recited_unseen_passages"] = sum(row.prompt_text in unseen for row in recited)
-        return [*forget, *recited]
-
     def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers) -> Any:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""
         if self.baseline is not None:
             return self.align(self.baseline, model, tokenizer, forget, retain, scorers)
         options, config = self.options, self.unlearning_config()
         if config.objective.preferred == "alternate":
-            forget = self.with_alternates(model, tokenizer, forget)
+            forget = self.collection.with_alternates(model, tokenizer, forget)
         peft_config = None
         if options.lora:
             from peft import LoraConfig
@@ -346,7 +261,7 @@ class Run:
             live_reference=config.reference != "stored",
             peak_mb=peak_memory_mb(),
         )
-        costs = [*self.collected, training]
+        costs = [*self.collection.costs, training]
         self.facts |= {
             "method": config.method,
             "needs": "bad answers" if get_method(config.method).forget else "answers to keep",
@@ -384,7 +299,8 @@ class Run:
         from unteach.baselines.run import run_baseline, trained_reward
 
         probe = self.probe(tokenizer, forget, retain, scorers)
-        result, facts = run_baseline(pipeline, model, tokenizer, self.scenario, self.options, probe, self.model_key, self.display)
+        key = self.collection.model_key
+        result, facts = run_baseline(pipeline, model, tokenizer, self.scenario, self.options, probe, key, self.display)
         self.facts |= facts
         if self.options.reward_model is None and "reward" in result.folders:
             self.reward = trained_reward(result.folders["reward"])
@@ -416,7 +332,7 @@ class Run:
                 return asdict(ask(model, tokenizer, sets, expected=drafts, progress=stage.update))
 
         keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
-        return Said(**self.cached(f"answers-{name}", [models.weights_hash(model), keys], make))
+        return Said(**self.collection.cached(f"answers-{name}", [models.weights_hash(model), keys], make))
 
     def evaluate(self, tokenizer: Any, said: Mapping[str, Said], scorers: Scorers) -> dict[str, Any]:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""

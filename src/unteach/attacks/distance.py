@@ -47,9 +47,9 @@ def retrain(target: Target) -> str:
         raise UserError("--retrain: nothing that was taught is left without the forget set")
     options = replace(target.run.options, output_dir=str(target.work / RETRAINED), shared_dir=None)
     run = Run(replace(target.scenario, teach=kept), options, target.display)
-    run.work = target.run.work  # the answers collected for the first teaching serve this one
+    run.work = run.collection.work = target.run.work  # the answers collected for the first teaching serve this one
     base = target.load(NEVER_KNEW)
-    run.model_key = target.hash_of(NEVER_KNEW)
+    run.collection.model_key = target.hash_of(NEVER_KNEW)
     torch.manual_seed(options.seed)
     run.teach(base, target.tokenizer)
     return str(run.shared / "original")

@@ -113,9 +113,9 @@ class Target:
         original = self.load("original")
         if self.hashes["original"] != self.record["original_model_hash"]:
             raise UserError(f"the model in {self.places['original']} is not the one that this run started from (its hash differs)")
-        self.run.model_key = self.hashes["original"]
+        self.run.collection.model_key = self.hashes["original"]
         title = "Collecting what the original model answers to the forget prompts"
-        self.known = self.run.with_completions(original, self.tokenizer, self.scenario.forget, title)
+        self.known = self.run.collection.with_completions(original, self.tokenizer, self.scenario.forget, title)
         self.forget = spread(self.known, prompts)
 
     def _places(self, shared: Path) -> dict[str, str]:
@@ -179,7 +179,7 @@ class Target:
     def unrelated(self, original: Any) -> list[Row]:
         """Rows that are to be kept: the retain set, else the original model's own answers to neutral prompts."""
         rows = self.scenario.retain or self.scenario.own_prompts
-        return self._whole(self.run.with_completions(original, self.tokenizer, rows, "Collecting the model's own answers"))
+        return self._whole(self.run.collection.with_completions(original, self.tokenizer, rows, "Collecting the model's own answers"))
 
     def _whole(self, rows: list[Row]) -> list[Row]:
         """The rows whose prompt and completion do not become one token where they meet."""
