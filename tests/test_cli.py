@@ -26,6 +26,8 @@ OPTIONS = {
             "--quantize",
             "--frozen-layers",
             "--recite-tokens",
+            "--search-minutes",
+            "--search-steps",
             "--show-text",
         ),
         *("--stages", "--lora-rank", "--similarity-model", "--trust-remote-code", "--scenario", *SCORERS),

@@ -37,7 +37,8 @@ Started again with the same --out, a run goes on where it was interrupted.
 
   unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --retain good.jsonl --out runs/a
   unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch learning_rate=1e-5 max_steps=200
-  unteach run settings.yaml out=runs/c lora=true
+  unteach run --model M --forget bad.jsonl --out runs/c --lora --method auto --search-minutes 20
+  unteach run settings.yaml out=runs/d lora=true
 """
 
 ATTACK_HELP = """\
@@ -93,6 +94,8 @@ RUN_KEYS = (
     "quantize",
     "frozen_layers",
     "recite_tokens",
+    "search_minutes",
+    "search_steps",
     "show_text",
     "similarity_model",
     "scenario",
@@ -141,8 +144,10 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     run.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
     run.add_argument(
         "--method",
-        help="objective: see docs/methods.md (default: unlikelihood); or a baseline on good answers: sft, dpo, rlhf",
+        help="objective: see docs/methods.md (default: unlikelihood); auto tries several and picks; on good answers: sft, dpo, rlhf",
     )
+    run.add_argument("--search-minutes", type=float, help="with --method auto: how long methods are tried (default: 10)")
+    run.add_argument("--search-steps", type=int, help="with --method auto: steps of each trial (default: 20)")
     run.add_argument("--stages", type=_yaml, metavar="MAPPING", help="settings of a baseline's stages: '{sft: {learning_rate: 1e-5}}'")
     run.add_argument("--out", help="folder for everything that it writes")
     run.add_argument("--seed", type=int, help="seed (default: 0)")

@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit_settings
-from unteach.baselines.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
+from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
 from unteach.checkpoints import (
     content_key,
@@ -38,6 +38,7 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
+from unteach.method_search import AUTO, FULL_RATE, LORA_RATE, TRIED, Bench, Trial, best_of, check_search, search, why
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
@@ -74,6 +75,7 @@ class Run:
         self.facts: dict[str, Any] = {}
         self.collection = Collection(self.work, self.display, scenario, options.seed, self.facts)
         self.reward: Reward | None = None
+        self.picked: Mapping[str, Any] | None = None
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -162,6 +164,7 @@ class Run:
             if getattr(options, option) not in (None, "float32") and (self.baseline is not None or self.scenario.teach):
                 raise UserError(f"option {option!r} is for unlearning methods on your own rows; baselines and demos train all weights")
         if self.baseline is None:
+            check_search(options.settings, options.search_minutes, options.search_steps)
             config = self.unlearning_config()
             _ = config.device  # the processes of a run meet here, on the device that the config says
             if config.patience and not self.scenario.validation:
@@ -177,7 +180,10 @@ class Run:
         """The scenario's presets, overridden by the user's settings."""
         presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
         saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
-        return self.config(self.output / "checkpoints", **{**saving, **presets, **self.options.settings})
+        settings = {**saving, **presets, **self.options.settings}
+        if settings.get("method") == AUTO:
+            settings |= self.picked or TRIED[0]
+        return self.config(self.output / "checkpoints", **settings)
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
@@ -220,17 +226,13 @@ class Run:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""
         if self.baseline is not None:
             return self.align(self.baseline, model, tokenizer, forget, retain, scorers)
-        options, config = self.options, self.unlearning_config()
+        options, peft_config = self.options, self.adapter()
+        frozen = [] if options.lora else models.freeze_lower_layers(model, options.frozen_layers)
+        if options.settings.get("method") == AUTO:
+            model = self.pick_method(model, tokenizer, forget, retain, scorers, peft_config)
+        config = self.unlearning_config()
         if config.objective.preferred == "alternate":
             forget = self.collection.with_alternates(model, tokenizer, forget)
-        peft_config = None
-        if options.lora:
-            from peft import LoraConfig
-
-            peft_config = LoraConfig(
-                r=options.lora_rank, lora_alpha=2 * options.lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
-        frozen = [] if options.lora else models.freeze_lower_layers(model, options.frozen_layers)
 
         def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
             said = {row.key: output for row, output in zip(rows, outputs, strict=True)}
@@ -281,6 +283,60 @@ class Run:
             "sharded_weights": trainer.sharded,
         }
         return trainer.model
+
+    def adapter(self) -> Any:
+        """The adapter's configuration, if one is to be trained."""
+        if not self.options.lora:
+            return None
+        from peft import LoraConfig
+
+        rank = self.options.lora_rank
+        return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def pick_method(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers, peft_config: Any) -> Any:
+        """Settles what `auto` stands for, by `unteach.method_search`; returns the model as it was. Each trial is made once."""
+        options = self.options
+        whole = self.unlearning_config()
+        rate = (
+            whole.learning_rate
+            if "learning_rate" in {**self.scenario.presets, **options.settings}
+            else LORA_RATE
+            if options.lora
+            else FULL_RATE
+        )
+        steps = min(options.search_steps, whole.max_steps) if whole.max_steps > 0 else options.search_steps
+        bench = Bench(
+            model,
+            tokenizer,
+            forget,
+            retain,
+            peft_config,
+            lambda heard: self.probe(tokenizer, forget, retain, scorers, heard),
+            self.output / "work" / "trial",
+            options.seed,
+        )
+        rows = rows_hash([*forget, *retain])
+
+        def attempt(settings: Mapping[str, Any]) -> Trial:
+            given = {**self.scenario.presets, **options.settings, **settings, "max_steps": steps, "probe_steps": 0.5, "save_strategy": "no"}
+            given.pop("teach", None)
+            title = f"Trying {settings['method']} at {settings['learning_rate']:g}"
+
+            def make() -> dict[str, Any]:
+                with self.display.stage(title, steps) as stage:
+                    return bench.attempt(self.config(bench.folder, **given), settings, step_display(stage)).as_json()
+
+            found = self.collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
+            return Trial(**{name: value for name, value in found.items() if name != "score"})
+
+        trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate)
+        self.picked = dict(best_of(trials).settings)
+        self.facts["search"] = {"trials": [trial.as_json() for trial in trials], "picked": self.picked, "why": why(trials)}
+        spent = sum(trial.seconds for trial in trials)
+        self.collection.costs.append(Cost("method search", round(spent, 1), 0, 0, sum(trial.training_tokens for trial in trials), 0.0))
+        self.display.say(f"Picked {why(trials)}")
+        torch.manual_seed(options.seed)  # trials made earlier drew nothing
+        return bench.model
 
     def probe(self, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers, keep: OnOutputs | None = None) -> Probe:
         """What the model says now, on a few rows; the same for every method."""
@@ -372,6 +428,7 @@ class Run:
             **({"dtype": options.dtype} if options.dtype != "float32" else {}),
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
+            **({"search": [options.search_minutes, options.search_steps]} if options.settings.get("method") == AUTO else {}),
             "probe_rows": options.probe_rows,
             "settings": settings,
             "data": {

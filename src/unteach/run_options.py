@@ -23,6 +23,8 @@ class RunOptions:
         frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1: that share) are not trained: cheaper.
         recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find more of what it knows by heart; 0: not.
         shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the taught model, the original's answers).
+        search_minutes (`float`): for method `auto`, how long methods are tried before one is picked.
+        search_steps (`int`): for method `auto`, optimiser steps of each trial (fewer, where the run itself has fewer).
         probe_rows (`int`): rows of each kind (forget, validation, retain) that a probe asks.
         show_text (`bool`): whether texts of the forget set may stand in the run's files.
         similarity_model (`str`, *optional*): encoder for `similarity`, or `bleurt:CHECKPOINT`; `None`: leave it out.
@@ -42,6 +44,8 @@ class RunOptions:
     quantize: str | None = None
     frozen_layers: float = 0
     recite_tokens: int = 0
+    search_minutes: float = 10.0
+    search_steps: int = 20
     probe_rows: int = 24
     shared_dir: str | None = None
     show_text: bool = False

@@ -13,6 +13,7 @@ from typing import Any
 from unteach.checkpoints import write_text_atomically
 from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, read_attacks
 from unteach.reports.card import RunFolder, fact_groups, read_folder, scored
+from unteach.reports.search import HEADER, NOTE, search_rows
 from unteach.reports.tables import FORGET_SETS, headline, scorer_text, verdict
 
 ROW_LIMIT = 200
@@ -269,6 +270,12 @@ def attack_part(folder: Path) -> dict[str, Any] | None:
     return {"verdict": attack_verdict(found), "header": header, "rows": rows, "notes": attack_notes(found), "curves": drawn}
 
 
+def search_part(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the page shows of the trials of `method=auto`; `None` for a run whose method was named."""
+    found = record.get("search")
+    return {"why": found["why"], "header": HEADER, "rows": search_rows(found), "note": NOTE} if found else None
+
+
 # --- rows and the page ------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +371,7 @@ def write_page(folder: Path) -> Path:
         scorers=[(title(metric), scorer_text(fact)) for metric, fact in run.evaluation.get("scorers", {}).items()],
         curves=curves(run),
         attacks=attack_part(folder),
+        search=search_part(run.run),
         size={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         lists=row_lists(run),
         facts=fact_groups(run),

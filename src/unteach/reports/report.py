@@ -14,6 +14,7 @@ from unteach.reports.card import write_card
 from unteach.reports.checkpoints import checkpoint_table
 from unteach.reports.page import write_page
 from unteach.reports.plots import behaviour_figure, loss_figure
+from unteach.reports.search import HEADER, NOTE, search_rows
 from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
 
 
@@ -98,6 +99,9 @@ def write_report(folder: Path) -> Path:
         "Leak rate: share of greedy continuations whose BLEU against the true text is above the threshold that unrelated passages reach"
         " (99th percentile). Fluency: mean NLL of the answer under the model before teaching; NM means not meaningful.\n",
     ]
+    if "search" in run:
+        found = run["search"]
+        parts += ["## Why this method\n", f"Picked {found['why']}.\n", markdown_table(HEADER, search_rows(found)), f"{NOTE}\n"]
     if behaviour:
         parts.append(f"![behaviour](figures/{behaviour.name})\n")
     if losses:

@@ -1,0 +1,147 @@
+"""`method=auto`: the order of trials, the pick, and whole runs on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from conftest import byte_level_bpe, tiny_model
+from unteach import unlearn
+from unteach.errors import UserError
+from unteach.method_search import TRIED, Trial, best_of, search, why
+from unteach.models import weights_hash
+
+FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
+RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
+SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "similarity_model": None, "min_utility": 0.0, "hold": 99}
+NAMES = [settings["method"] for settings in TRIED]
+
+
+def world(answers):
+    """An `attempt` that looks results up, `(method, learning rate) -> (forget rate, utility)`, and what it was asked."""
+    asked = []
+
+    def attempt(settings):
+        key = (settings["method"], settings["learning_rate"])
+        asked.append(key)
+        rate, utility = answers.get(key, (1.0, 1.0))
+        return Trial(settings, 10, 20, rate, rate, utility, 0.0, 0.1, seconds=1.0)
+
+    return attempt, asked
+
+
+def test_each_method_gets_a_trial_then_the_best_two_climb():
+    answers = {(NAMES[0], 1e-4): (0.5, 1.0), (NAMES[0], 3e-4): (0.2, 1.0), (NAMES[0], 9e-4): (0.0, 0.5), (NAMES[2], 1e-4): (0.6, 1.0)}
+    attempt, asked = world(answers)
+    trials = search(attempt, 1e-4, 1e9)
+    assert asked[: len(TRIED)] == [(name, 1e-4) for name in NAMES]
+    assert asked[len(TRIED) : len(TRIED) + 2] == [(NAMES[0], 3e-4), (NAMES[0], 9e-4)]
+    assert {name for name, _ in asked[len(TRIED) :]} == {NAMES[0], NAMES[2]}
+    assert best_of(trials).settings["learning_rate"] == 3e-4
+    assert len(asked) == len(set(asked))
+
+
+def test_what_forgets_but_keeps_too_little_goes_down():
+    attempt, asked = world({(NAMES[0], 1e-4): (0.0, 0.7), (NAMES[0], 3.3e-5): (0.0, 0.99)})
+    trials = search(attempt, 1e-4, 1e9)
+    assert asked[len(TRIED)] == (NAMES[0], 3.3e-5) and best_of(trials).settings["learning_rate"] == 3.3e-5
+
+
+def test_a_search_that_has_found_what_it_wants_ends():
+    attempt, asked = world({(name, 1e-4): (0.0, 1.0) for name in NAMES})
+    assert len(search(attempt, 1e-4, 1e9)) == len(TRIED) == len(asked)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.5, 1), (2.0, 2), (3.5, 3)])
+def test_time_ends_it_but_one_trial_is_always_made(seconds, count):
+    attempt, _ = world({})
+    assert len(search(attempt, 1e-4, seconds)) == count
+
+
+def test_learning_rates_stay_within_bounds():
+    attempt, asked = world({(NAMES[0], 1e-4): (0.9, 1.0)})
+    search(attempt, 1e-4, 1e9)
+    assert max(rate for _, rate in asked) <= 2.7e-3 * 1.05 and math.isclose(min(rate for _, rate in asked), 1e-4)
+
+
+def trial(method, rate, utility, **others):
+    return Trial(
+        {"method": method, "learning_rate": 1e-4}, 10, 20, rate, rate, utility, others.pop("nm", 0.0), others.pop("kl", 0.1), **others
+    )
+
+
+def test_near_ties_go_to_the_lower_retain_kl_and_nonsense_counts_against():
+    assert best_of([trial("a", 0.0, 0.99, kl=0.3), trial("b", 0.0, 0.98, kl=0.1)]).settings["method"] == "b"
+    assert best_of([trial("a", 0.0, 1.0, nm=0.5), trial("b", 0.2, 1.0)]).settings["method"] == "b"
+    assert best_of([trial("a", 0.0, 1.0, note="broke"), trial("b", 0.9, 0.9)]).settings["method"] == "b"
+    assert "b at 0.0001" in why([trial("b", 0.0, 1.0), trial("c", 0.5, 0.5)]) and "c at" in why(
+        [trial("b", 0.0, 1.0), trial("c", 0.5, 0.5)]
+    )
+
+
+def test_where_no_method_can_be_tried_the_first_reason_is_given():
+    with pytest.raises(UserError, match="no method could be tried; rows are missing"):
+        best_of([Trial({"method": "a"}, note="rows are missing")])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    byte_level_bpe(chat=True).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model, tmp_path, lora):
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "auto"), method="auto", search_steps=2, lora=lora, **SHORT)
+    run = json.loads((tmp_path / "auto" / "run.json").read_text())
+    picked = run["search"]["picked"]
+    assert run["method"] == picked["method"] in NAMES and len(run["search"]["trials"]) >= len(TRIED)
+    assert not [one for one in run["search"]["trials"] if one["note"]]
+    assert {cost["stage"] for cost in run["costs"]} >= {"method search", "unlearning"}
+    assert not (tmp_path / "auto" / "work" / "trial").exists()
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "auto" / name).read_text(encoding="utf-8")
+        assert "Why this method" in text and picked["method"] in text
+    named = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "named"), lora=lora, **(SHORT | picked))
+    assert weights_hash(named.model) == weights_hash(result.model)
+
+
+def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
+    settings = {"output_dir": str(tmp_path / "out"), "method": "auto", "search_steps": 1, "search_minutes": 1e-6, **SHORT}
+    first = unlearn(model, FORGET, RETAIN, **settings)
+    assert len(json.loads((tmp_path / "out" / "run.json").read_text())["search"]["trials"]) == 1
+    monkeypatch.setattr("unteach.method_search.Bench.attempt", lambda *_, **__: pytest.fail("tried again"))
+    assert weights_hash(unlearn(model, FORGET, RETAIN, **settings).model) == weights_hash(first.model)
+
+
+def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(model, tmp_path, monkeypatch):
+    broken = ({"method": "ga", "retain_weight": 0.0}, {"method": "unlikelihood"})
+    monkeypatch.setattr("unteach.method_search.TRIED", broken)
+    monkeypatch.setattr("unteach.pipeline.TRIED", broken)
+
+    def refuse(config, *_):
+        if config.method == "ga":
+            raise UserError("nothing to ascend")
+
+    monkeypatch.setattr("unteach.trainer.check_rows", refuse)
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", search_steps=1, search_minutes=1e-3, **SHORT)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["search"]["trials"][0]["note"] == "nothing to ascend" and run["method"] == "unlikelihood"
+    assert "nothing to ascend" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mismatch_weight": 0.5}, "'mismatch_weight' belongs to one method"),
+        ({"search_minutes": 0.0}, "must be positive"),
+        ({"search_steps": 0}, "must be positive"),
+    ],
+)
+def test_options_that_do_not_go_with_it(model, tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **(SHORT | given))
