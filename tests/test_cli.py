@@ -28,6 +28,7 @@ OPTIONS = {
             "--recite-tokens",
             "--search-minutes",
             "--search-steps",
+            "--candidates",
             "--show-text",
         ),
         *("--stages", "--lora-rank", "--similarity-model", "--trust-remote-code", "--scenario", *SCORERS),

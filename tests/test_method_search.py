@@ -10,7 +10,7 @@ import pytest
 from conftest import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.errors import UserError
-from unteach.method_search import TRIED, Trial, best_of, search, why
+from unteach.method_search import TRIED, Trial, best_of, candidates, search, why
 from unteach.models import weights_hash
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
@@ -52,6 +52,18 @@ def test_what_forgets_but_keeps_too_little_goes_down():
 def test_a_search_that_has_found_what_it_wants_ends():
     attempt, asked = world({(name, 1e-4): (0.0, 1.0) for name in NAMES})
     assert len(search(attempt, 1e-4, 1e9)) == len(TRIED) == len(asked)
+
+
+def test_what_breaks_goes_down_before_it_goes_up():
+    one = ({"method": "ga"},)
+    attempt, asked = world({("ga", 1e-4): (0.5, 0.3), ("ga", 3.3e-5): (1.0, 1.0)})
+    search(attempt, 1e-4, 1e9, candidates=one)
+    assert asked[:3] == [("ga", 1e-4), ("ga", 3.3e-5), ("ga", 9.9e-5)] or asked[:3] == [("ga", 1e-4), ("ga", 3.3e-5), ("ga", 1.1e-5)]
+
+
+def test_named_candidates_are_tried_with_what_they_need():
+    assert [settings["method"] for settings in candidates("rmu, unlikelihood_mismatch,rmu")] == ["rmu", "unlikelihood_mismatch"]
+    assert candidates("unlikelihood_mismatch")[0]["mismatch_weight"] == 0.1 and candidates(None) == TRIED
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.5, 1), (2.0, 2), (3.5, 3)])
@@ -121,7 +133,6 @@ def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
 def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(model, tmp_path, monkeypatch):
     broken = ({"method": "ga", "retain_weight": 0.0}, {"method": "unlikelihood"})
     monkeypatch.setattr("unteach.method_search.TRIED", broken)
-    monkeypatch.setattr("unteach.pipeline.TRIED", broken)
 
     def refuse(config, *_):
         if config.method == "ga":
@@ -140,8 +151,10 @@ def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(model, 
         ({"mismatch_weight": 0.5}, "'mismatch_weight' belongs to one method"),
         ({"search_minutes": 0.0}, "must be positive"),
         ({"search_steps": 0}, "must be positive"),
+        ({"candidates": "unlikelihood, nqo"}, "did you mean 'npo'"),
+        ({"method": "npo", "candidates": "npo"}, "'candidates' is for method 'auto'"),
     ],
 )
 def test_options_that_do_not_go_with_it(model, tmp_path, given, message):
     with pytest.raises(UserError, match=message):
-        unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **(SHORT | given))
+        unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **({"method": "auto"} | SHORT | given))

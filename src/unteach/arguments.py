@@ -96,6 +96,7 @@ RUN_KEYS = (
     "recite_tokens",
     "search_minutes",
     "search_steps",
+    "candidates",
     "show_text",
     "similarity_model",
     "scenario",
@@ -148,6 +149,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     )
     run.add_argument("--search-minutes", type=float, help="with --method auto: how long methods are tried (default: 10)")
     run.add_argument("--search-steps", type=int, help="with --method auto: steps of each trial (default: 20)")
+    run.add_argument("--candidates", metavar="NAMES", help="with --method auto: the methods to try, with commas between them")
     run.add_argument("--stages", type=_yaml, metavar="MAPPING", help="settings of a baseline's stages: '{sft: {learning_rate: 1e-5}}'")
     run.add_argument("--out", help="folder for everything that it writes")
     run.add_argument("--seed", type=int, help="seed (default: 0)")

@@ -1,8 +1,8 @@
 """`method=auto`: several methods train for a few steps from the same weights, the run's own probe judges them, and the best one goes on.
 
 Losses cannot be compared between methods, behaviour can: how much of the forget rows (trained and held out) a model still says, how much
-of what is to be kept it still chooses, how many of its answers mean nothing. First each method in `TRIED` gets one trial; then the best two
-go up or down in learning rate, by factors of three, as long as something is amiss and time is left.
+of what is to be kept it still chooses, how many of its answers mean nothing. First each method in `TRIED` (or those that the user names)
+gets one trial; then the best two go up or down in learning rate, by factors of three, as long as something is amiss and time is left.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.text_metrics import is_not_meaningful
+from unteach.objectives import get_method
 from unteach.processes import process_count
 from unteach.stopping import Probe
 from unteach.task_vector import trained_weights
@@ -44,13 +45,17 @@ SETTLED = ("mismatch_weight", "forget_weight", "retain_weight", "retain_loss", "
 FULL_RATE, LORA_RATE = 6e-5, 3e-4
 """Learning rates of the first trials, where none is given."""
 FACTOR, FARTHEST = 3.0, 27.0
-ENOUGH_UTILITY = 0.95
+ENOUGH_UTILITY, BROKEN = 0.95, 0.8
+"""Shares of utility: from the first on nothing is amiss; under the second a lower learning rate comes first."""
 
 
-def check_search(settings: Mapping[str, Any], minutes: float, steps: int) -> None:
+def check_search(settings: Mapping[str, Any], minutes: float, steps: int, names: str | None) -> None:
     """Raises `UserError` for options that do not go with `auto`, and for a search without time or steps."""
     if settings.get("method") != AUTO:
+        if names:
+            raise UserError(f"option 'candidates' is for method {AUTO!r}, which picks one of them")
         return
+    candidates(names)
     for name in SETTLED:
         if settings.get(name) is not None:
             raise UserError(f"option {name!r} belongs to one method; with method {AUTO!r} leave it out, or name the method")
@@ -120,7 +125,26 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     )
 
 
-def search(attempt: Callable[[Mapping[str, Any]], Trial], learning_rate: float, seconds: float, target_rate: float = 0.0) -> list[Trial]:
+def candidates(names: str | None) -> tuple[Mapping[str, Any], ...]:
+    """What gets a trial: the methods of these names (with commas between them), else `TRIED`.
+
+    Raises:
+        UserError: for an unknown name, with the nearest.
+    """
+    known = {settings["method"]: settings for settings in TRIED}
+    wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
+    for name in wanted:
+        get_method(name)
+    return tuple(known.get(name, {"method": name}) for name in dict.fromkeys(wanted)) or TRIED
+
+
+def search(
+    attempt: Callable[[Mapping[str, Any]], Trial],
+    learning_rate: float,
+    seconds: float,
+    target_rate: float = 0.0,
+    candidates: Sequence[Mapping[str, Any]] = TRIED,
+) -> list[Trial]:
     """Trials in the order in which they were made, at least one, no further one begun that would likely end after the time.
 
     The time is the sum of the trials' own seconds, so that a search that is started again and finds trials made already decides as it did.
@@ -130,6 +154,7 @@ def search(attempt: Callable[[Mapping[str, Any]], Trial], learning_rate: float, 
         learning_rate (`float`): of the first trial of each method.
         seconds (`float`): for all of them.
         target_rate (`float`): forget rate that is low enough.
+        candidates: settings of each method that gets a trial, method and weights.
     """
     trials: list[Trial] = []
 
@@ -137,7 +162,7 @@ def search(attempt: Callable[[Mapping[str, Any]], Trial], learning_rate: float, 
         spent = sum(trial.seconds for trial in trials)
         return not trials or spent + spent / len(trials) <= seconds
 
-    for settings in TRIED:
+    for settings in candidates:
         if not affordable():
             return trials
         trials.append(attempt({**settings, "learning_rate": learning_rate}))
@@ -153,15 +178,20 @@ def _next(trials: Sequence[Trial], base: float, target_rate: float) -> Mapping[s
     for trial in sorted((trial for trial in trials if not trial.note), key=lambda trial: -trial.score):
         best.setdefault(trial.settings["method"], trial)
     for trial in list(best.values())[:2]:
-        if trial.utility < ENOUGH_UTILITY and trial.step > 0 and trial.forget_rate <= target_rate:
-            factor = 1 / FACTOR
-        elif trial.forget_rate > target_rate:
-            factor = FACTOR
-        else:
+        enough, forgotten = trial.utility >= ENOUGH_UTILITY, trial.forget_rate <= target_rate
+        if enough and forgotten:
             continue
-        rate = float(f"{trial.settings['learning_rate'] * factor:.2g}")
-        if (trial.settings["method"], rate) not in tried and base / FARTHEST <= rate * 1.05 and rate <= base * FARTHEST * 1.05:
-            return {**trial.settings, "learning_rate": rate}
+        if forgotten:
+            factors = [1 / FACTOR]
+        elif enough:
+            factors = [FACTOR]
+        else:
+            factors = [FACTOR, 1 / FACTOR] if trial.utility >= BROKEN else [1 / FACTOR, FACTOR]
+        for factor in factors:
+            rate = float(f"{trial.settings['learning_rate'] * factor:.2g}")
+            within = base / FARTHEST <= rate * 1.05 and rate <= base * FARTHEST * 1.05
+            if within and (trial.settings["method"], rate) not in tried:
+                return {**trial.settings, "learning_rate": rate}
     return None
 
 

@@ -38,7 +38,7 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
-from unteach.method_search import AUTO, FULL_RATE, LORA_RATE, TRIED, Bench, Trial, best_of, check_search, search, why
+from unteach.method_search import AUTO, FULL_RATE, LORA_RATE, Bench, Trial, best_of, candidates, check_search, search, why
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
@@ -164,7 +164,7 @@ class Run:
             if getattr(options, option) not in (None, "float32") and (self.baseline is not None or self.scenario.teach):
                 raise UserError(f"option {option!r} is for unlearning methods on your own rows; baselines and demos train all weights")
         if self.baseline is None:
-            check_search(options.settings, options.search_minutes, options.search_steps)
+            check_search(options.settings, options.search_minutes, options.search_steps, options.candidates)
             config = self.unlearning_config()
             _ = config.device  # the processes of a run meet here, on the device that the config says
             if config.patience and not self.scenario.validation:
@@ -182,7 +182,7 @@ class Run:
         saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
         settings = {**saving, **presets, **self.options.settings}
         if settings.get("method") == AUTO:
-            settings |= self.picked or TRIED[0]
+            settings |= self.picked or candidates(self.options.candidates)[0]
         return self.config(self.output / "checkpoints", **settings)
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
@@ -329,7 +329,7 @@ class Run:
             found = self.collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
             return Trial(**{name: value for name, value in found.items() if name != "score"})
 
-        trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate)
+        trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate, candidates(options.candidates))
         self.picked = dict(best_of(trials).settings)
         self.facts["search"] = {"trials": [trial.as_json() for trial in trials], "picked": self.picked, "why": why(trials)}
         spent = sum(trial.seconds for trial in trials)
@@ -418,6 +418,7 @@ class Run:
 
         options, scenario = self.options, self.scenario
         settings = {**scenario.presets, **options.settings, **({"stages": options.stages} if self.baseline else {})}
+        searched = [options.search_minutes, options.search_steps, options.candidates]
         resolved = {
             "model": options.model,
             "scenario": scenario.name,
@@ -428,7 +429,7 @@ class Run:
             **({"dtype": options.dtype} if options.dtype != "float32" else {}),
             "frozen_layers": options.frozen_layers,
             "recite_tokens": options.recite_tokens,
-            **({"search": [options.search_minutes, options.search_steps]} if options.settings.get("method") == AUTO else {}),
+            **({"search": searched} if options.settings.get("method") == AUTO else {}),
             "probe_rows": options.probe_rows,
             "settings": settings,
             "data": {

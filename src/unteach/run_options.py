@@ -25,6 +25,7 @@ class RunOptions:
         shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the taught model, the original's answers).
         search_minutes (`float`): for method `auto`, how long methods are tried before one is picked.
         search_steps (`int`): for method `auto`, optimiser steps of each trial (fewer, where the run itself has fewer).
+        candidates (`str`, *optional*): for method `auto`, names of the methods to try, with commas between them.
         probe_rows (`int`): rows of each kind (forget, validation, retain) that a probe asks.
         show_text (`bool`): whether texts of the forget set may stand in the run's files.
         similarity_model (`str`, *optional*): encoder for `similarity`, or `bleurt:CHECKPOINT`; `None`: leave it out.
@@ -46,6 +47,7 @@ class RunOptions:
     recite_tokens: int = 0
     search_minutes: float = 10.0
     search_steps: int = 20
+    candidates: str | None = None
     probe_rows: int = 24
     shared_dir: str | None = None
     show_text: bool = False
