@@ -1,0 +1,275 @@
+"""Every method on one scenario: what is forgotten, what is kept, how the rest reads, and whether it lasts.
+
+All methods start from the same taught model and read the same rows in batches of the same size, for at most as many steps; a probe at every
+sixth of them stops each by the same rule, and what counts are the weights of the best probe. Ours have the demo's settings. The others
+have the weights and the retain term of their papers, no KL budget, and a learning rate that a short search on the first seed finds
+(`method=auto` with one candidate), as the papers' rates are for other models. Then each model is fine-tuned on four of the forget rows,
+until the other rows are back at half of their rate, and asked with weights of 4 bits.
+
+    python benchmarks/methods.py --seeds 0,1,2 --json docs/results/methods.json [--methods npo,ga] [--out DIR]
+
+A method and seed whose result stands in DIR are not run again, so calls may follow each other, or share the work once a seed's model
+is taught. Beside FILE it writes the table as Markdown, with ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import record
+
+from unteach.attacks import quantization
+from unteach.attacks.options import AttackOptions
+from unteach.attacks.relearning import Relearning, relearn, steps_to
+from unteach.attacks.suite import Suite
+from unteach.attacks.target import Target
+from unteach.checkpoints import write_json, write_text_atomically
+from unteach.evaluation.behaviour import spread
+from unteach.evaluation.results import wilson_interval
+from unteach.pipeline import Run
+from unteach.progress import Display
+from unteach.reports.tables import markdown_table
+from unteach.run_options import RunOptions
+from unteach.scenarios.registry import build_scenario, demo_options
+
+MODEL, SCENARIO = "smollm2-135m-instruct", "copyright"
+OURS = ("unlikelihood_mismatch", "unlikelihood", "log_odds_mismatch")
+"""Methods that run with the demo's budget, retain weight and learning rate."""
+PUBLISHED = (
+    "ga",
+    "ga_mismatch",
+    "grad_diff",
+    "npo",
+    "simnpo",
+    "rmu",
+    "undial",
+    "wga",
+    "satimp",
+    "ceu",
+    "pdu",
+    "dpo_idk",
+    "altpo",
+    "task_vector",
+)
+RELEARNING = Relearning(steps=24, every=4, learning_rate=5e-5, goal=0.5)
+COLUMNS: tuple[tuple[str, str, bool], ...] = (
+    ("unlearned", "unlearned", False),
+    ("unseen", "unseen", False),
+    ("kept", "kept", True),
+    ("kept_unseen", "kept unseen", True),
+    ("normal", "normal", True),
+    ("fluency", "fluency", False),
+    ("relearning", "relearning steps", True),
+    ("four_bits", "4 bits", False),
+    ("seconds", "seconds", False),
+)
+"""Key in the results, title, whether higher is better."""
+
+
+def more_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
+    parser.add_argument("--seeds", default="0", help="separated by commas; the first finds the learning rates (default: %(default)s)")
+    parser.add_argument("--methods", help="names, separated by commas (default: all)")
+    parser.add_argument("--model", default=MODEL, help="the model (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate (default: %(default)s)")
+
+
+def settings_of(method: str, short: bool) -> dict[str, Any]:
+    """Fields of `UnlearningConfig` beside those of the scenario's demo."""
+    steps = {"max_steps": 4, "probe_steps": 2} if short else {"max_steps": 42, "probe_steps": 7}
+    rule = {**steps, "save_strategy": "no"}
+    if method in OURS:
+        own = {"mismatch_weight": 0.08} if method.endswith("mismatch") else {}
+        return {**rule, "method": method, "retain_weight": 5.0, **own}
+    return {**rule, "method": method, "max_retain_kl": None}
+
+
+class Seed:
+    """The runs of one seed: one taught model, and a run for each method.
+
+    Args:
+        options: the benchmark's.
+        seed (`int`)
+    """
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.options, self.seed = options, seed
+        self.folder = options.out / f"seed-{seed}"
+        self.display = Display()
+
+    def run(self, method: str, learning_rate: float | None) -> dict[str, Any]:
+        """One method's numbers; without a learning rate one is searched for first."""
+        settings = settings_of(method, self.options.short)
+        folder = self.folder / method
+        shutil.rmtree(folder, ignore_errors=True)
+        search: dict[str, Any] = {}
+        if learning_rate is None and method not in OURS:
+            minutes = 0.05 if self.options.short else self.options.search_minutes
+            search = {"candidates": settings.pop("method"), "search_minutes": minutes, "search_steps": 2 if self.options.short else 20}
+            settings["method"] = "auto"
+        elif learning_rate is not None:
+            settings["learning_rate"] = learning_rate
+        given = demo_options(
+            SCENARIO, model=self.options.model, output_dir=str(folder), seed=self.seed, short=self.options.short, settings=settings
+        )
+        given |= {"shared_dir": str(self.folder / "shared"), **search}
+        if method == "rmu":
+            given["frozen_layers"] = 0  # its layer is among the lower half
+        result = Run(build_scenario(SCENARIO, short=self.options.short), RunOptions(**given), self.display).execute()
+        sets = result.evaluation["models"]
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        before, after = sets["original"], sets["unlearned"]
+        numbers: dict[str, Any] = {name: after[name]["leak_rate"] for name in ("unlearned", "unseen")}
+        for name in ("kept", "kept_unseen"):
+            numbers[name] = after[name]["rouge_l_recall"]["value"] / max(1e-9, before[name]["rouge_l_recall"]["value"])
+        numbers["normal"] = after["normal"]["similarity"]["value"] if "similarity" in after["normal"] else None
+        numbers["fluency"] = after["unlearned"]["fluency"]["value"]
+        numbers["not_meaningful"] = after["unlearned"]["not_meaningful_rate"]["value"]
+        numbers["fluency_before"] = before["unlearned"]["fluency"]["value"]
+        training = next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")
+        picked = facts.get("search", {}).get("picked", {})
+        numbers |= {
+            "seconds": training["seconds"],
+            "learning_rate": picked.get("learning_rate", settings.get("learning_rate", given["settings"]["learning_rate"])),
+            "steps": facts["steps"],
+            "kept_step": facts["kept_step"],
+            "stop_reason": facts["stop_reason"],
+            "trials": facts.get("search", {}).get("trials", []),
+        }
+        numbers |= self.attacked(folder)
+        for name in ("model", "checkpoints", "work"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        return numbers
+
+    def attacked(self, folder: Path) -> dict[str, Any]:
+        """Steps of relearning until the rate is half of the original's, and the rate at 4 bits."""
+        target = Target(folder, display=self.display)
+        suite = Suite(target, AttackOptions())
+        shown = spread(target.forget, min(4, len(target.forget) // 2))
+        rest = [row for row in target.forget if row not in shown]
+        settings = RELEARNING if not self.options.short else Relearning(steps=2, every=1, learning_rate=5e-5, goal=0.5)
+        with self.display.stage("Relearning"):
+            place = folder / "work" / "relearning"
+            points = relearn(target.load("unlearned"), target.tokenizer, shown, lambda model: suite.rate_of(model, rest), place, settings)
+        found: dict[str, Any] = {"relearning": steps_to(points, settings.goal), "relearning_curve": points}
+        if not quantization.why_not():
+            with self.display.stage("4 bits"):
+                found["four_bits"] = suite.rate_of(quantization.quantize(target.load("unlearned"), bits=4), target.forget).as_json()
+        return found
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One method's numbers over seeds: counts added up, means of the others; relearning that did not come back counts as the most steps."""
+    found: dict[str, Any] = {"seeds": len(rows)}
+    for key, _, _ in COLUMNS:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if key == "relearning":
+            steps = [RELEARNING.steps + RELEARNING.every if row[key] is None else row[key] for row in rows if "relearning_curve" in row]
+            found[key] = sum(steps) / len(steps) if steps else None
+            found["never_back"] = sum(row[key] is None for row in rows if "relearning_curve" in row)
+        elif values and isinstance(values[0], Mapping):
+            n = sum(value["n"] for value in values)
+            hits = round(sum(value["value"] * value["n"] for value in values))
+            low, high = wilson_interval(hits, n)
+            found[key] = hits / n
+            found[f"{key}_interval"] = (low, high)
+        else:
+            found[key] = sum(values) / len(values) if values else None
+    found["not_meaningful"] = sum(row["not_meaningful"] for row in rows) / len(rows)
+    return found
+
+
+def ranks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Sum over the columns of each method's rank, 1 for the best; equal values share the mean of their ranks. Seconds do not count.
+
+    An answer's fluency ranks by how little the NLL rises above the original's there: a lower one is no gain.
+    """
+    sums = dict.fromkeys(table, 0.0)
+    for key, _, higher in COLUMNS:
+        if key == "seconds":
+            continue
+        values = {name: _cost_of(row, key, higher) for name, row in table.items()}
+        ordered = sorted(values.values())
+        for name, value in values.items():
+            places = [place for place, other in enumerate(ordered, 1) if other == value]
+            sums[name] += sum(places) / len(places)
+    return sums
+
+
+def _cost_of(row: Mapping[str, Any], key: str, higher: bool) -> float:
+    value = row[key]
+    if key == "fluency":
+        return float("inf") if value is None else max(0.0, round(value - row["fluency_before"], 2))
+    if value is None:
+        return float("inf")
+    return -round(value, 3) if higher else round(value, 3)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str:
+    """The table as a page."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    table: dict[str, dict[str, Any]] = {}
+    for name in names:
+        own = [row for row in rows if row["method"] == name]
+        before = [row["fluency_before"] for row in own if row["fluency_before"] is not None]
+        table[name] = {**pooled(own), "fluency_before": sum(before) / len(before) if before else 0.0}
+    sums = ranks(table)
+    lines = []
+    for name in sorted(names, key=lambda name: sums[name]):
+        row = table[name]
+        cells = [f"`{name}`"]
+        for key, _, _ in COLUMNS:
+            value = row[key]
+            if key in ("unlearned", "unseen", "four_bits"):
+                interval = row.get(f"{key}_interval")
+                cells.append("" if value is None else f"{value:.0%}" + (f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""))
+            elif key == "relearning":
+                cells.append("" if value is None else f"{value:.0f}" + (f" ({row['never_back']} never)" if row["never_back"] else ""))
+            elif key == "seconds":
+                cells.append(f"{value:.0f}")
+            elif key == "fluency":
+                cells.append("NM" if value is None else f"{value:.2f}")
+            else:
+                cells.append("" if value is None else f"{value:.2f}")
+        rates = sorted({item["learning_rate"] for item in rows if item["method"] == name})
+        lines.append([*cells, f"{sums[name]:.1f}", ", ".join(f"{rate:g}" for rate in rates), str(row["seeds"])])
+    header = ["method", *(title for _, title, _ in COLUMNS), "sum of ranks", "learning rate", "seeds"]
+    return f"Scenario {scenario}. Rates pooled over seeds with Wilson's intervals, else means.\n\n{markdown_table(header, lines)}"
+
+
+def main() -> None:
+    """Runs what is not there yet."""
+    options = record.options(__doc__, more_options)
+    wanted = options.methods.split(",") if options.methods else ["unlikelihood_mismatch", "npo"] if options.short else [*OURS, *PUBLISHED]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    results = options.out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for method in wanted:
+            path = results / f"{method}-{seed}.json"
+            if path.exists():
+                continue
+            first = results / f"{method}-{seeds[0]}.json"
+            rate = json.loads(first.read_text(encoding="utf-8"))["learning_rate"] if first.exists() else None
+            started = time.perf_counter()
+            numbers = Seed(options, seed).run(method, rate)
+            write_json(path, {"method": method, "seed": seed, **numbers, "whole_seconds": time.perf_counter() - started})
+    order = {name: place for place, name in enumerate([*OURS, *PUBLISHED])}
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    rows.sort(key=lambda row: (order.get(row["method"], 99), row["seed"]))
+    page = markdown(rows)
+    print(page)
+    if options.json:
+        record.write(rows, options.json)
+        write_text_atomically(options.json.with_suffix(".md"), page + "\n")
+
+
+if __name__ == "__main__":
+    main()
