@@ -39,8 +39,10 @@ def test_training_stops_when_utility_falls_under_its_share_of_the_start():
     stop = rule()
     run(stop, probe(1.0, 0.5), probe(1.0, 0.41))
     assert not stop.should_stop
+    run(stop, probe(1.0, 0.39), probe(1.0, 0.41), probe(1.0, 0.3))
+    assert not stop.should_stop
     run(stop, probe(1.0, 0.39))
-    assert stop.reason == "utility fell to 78% of its start, under the limit of 80%"
+    assert stop.reason == "utility fell to 78% of its start, under the limit of 80% in 2 probes in a row"
 
 
 def test_utility_is_measured_against_the_first_probe_even_where_that_is_zero():

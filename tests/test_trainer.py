@@ -232,13 +232,13 @@ def test_training_stops_when_behaviour_has_held_and_not_on_the_loss(tmp_path):
 
 def test_the_best_probe_s_weights_are_what_remains(tmp_path):
     kept: dict[str, Any] = {}
-    probe = CountingProbe([(1, 1), (0.2, 1), (0, 0.5)])
-    trainer = make_trainer(tmp_path, tiny_model(), probe=probe, max_steps=9, probe_steps=2, min_utility=0.8)
+    probe = CountingProbe([(1, 1), (0.2, 1), (0, 0.5), (0, 0.5)])
+    trainer = make_trainer(tmp_path, tiny_model(), probe=probe, max_steps=9, probe_steps=2, min_utility=0.8, hold=9)
     trainer.on_step = lambda record: kept.update(
         {int(record["step"]): {n: p.clone() for n, p in trainer.model.state_dict().items()}} if "loss" in record else {}
     )
     trainer.train()
-    assert trainer.state.global_step == 4 and "utility fell to 50%" in trainer.rule.reason and trainer.rule.best_step == 2
+    assert trainer.state.global_step == 6 and "utility fell to 50%" in trainer.rule.reason and trainer.rule.best_step == 2
     assert all(torch.equal(value, trainer.model.state_dict()[name]) for name, value in kept[2].items())
 
 

@@ -53,8 +53,8 @@ class UnlearningConfig(TrainingArguments):
             probe); under 1: after every such share of the planned steps.
         target_rate (`float`, *optional*, defaults to 0.0): the forget rate at or under which the run may stop.
         hold (`int`, *optional*, defaults to 2): probes in a row that must meet the target.
-        min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe reports falls under this share of
-            the start's.
+        min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe reports is under this share of the
+            start's in two probes in a row.
         patience (`int`, *optional*): stop when so many probes in a row have not brought the validation rate under its lowest so far.
 
     Raises:
