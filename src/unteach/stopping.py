@@ -79,9 +79,10 @@ class StopRule:
     """Decides on a sequence of probes; its whole state is plain data that goes into the checkpoint.
 
     Training stops when the forget rate has been at or under the target for `hold` probes in a row, when utility has been under
-    `min_utility` times its start for as many (the KL budget pulls back what the first steps overshoot), or, with `patience`, when that many probes in a row brought no validation rate (`forget_rate`, where
-    the probe has none) under the lowest so far, the start's included. The best probe is the one with the largest utility share minus
-    forget rate; a tie goes to the later one, as going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
+    `min_utility` times its start in two probes in a row (the KL budget pulls back what the first steps overshoot), or, with
+    `patience`, when that many probes in a row brought no validation rate (`forget_rate`, where the probe has none) under the lowest so
+    far, the start's included. The best probe is the one with the largest utility share minus forget rate; a tie goes to the later one, as
+    going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
     """
 
     target_rate: float
@@ -110,9 +111,9 @@ class StopRule:
         self.stale = 0 if watched < self.lowest_rate - 1e-9 else self.stale + 1
         self.lowest_rate = min(self.lowest_rate, watched)
         self.low = self.low + 1 if share < self.min_utility else 0
-        if self.low >= self.hold:
-            probes = f" in {self.low} probes in a row" if self.low > 1 else ""
-            self.reason = f"utility fell to {share:.0%} of its start, under the limit of {self.min_utility:.0%}{probes}"
+        if self.low >= LOW_PROBES:
+            limit = f"under the limit of {self.min_utility:.0%} in {self.low} probes in a row"
+            self.reason = f"utility fell to {share:.0%} of its start, {limit}"
         elif self.held >= self.hold:
             self.reason = f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
         elif self.patience and self.stale >= self.patience:
