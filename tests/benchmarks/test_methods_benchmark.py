@@ -1,0 +1,94 @@
+"""The benchmark of methods: what it pools, how it ranks, its table, and that it runs nothing twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from unteach.objectives import METHODS
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("methods_benchmark", FOLDER / "methods.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("record", None)
+
+
+def rate(value, n):
+    return {"value": value, "n": n, "ci_low": 0.0, "ci_high": 1.0, "higher_is_better": False}
+
+
+def result(method, seed=0, *, unlearned=0.0, kept=1.0, fluency=4.0, relearning=8):
+    return {
+        "method": method,
+        "seed": seed,
+        "unlearned": rate(unlearned, 10),
+        "unseen": rate(0.0, 5),
+        "kept": kept,
+        "kept_unseen": kept,
+        "normal": 0.9,
+        "fluency": fluency,
+        "fluency_before": 4.0,
+        "not_meaningful": 0.0,
+        "relearning": relearning,
+        "relearning_curve": [],
+        "four_bits": rate(unlearned, 10),
+        "seconds": 100.0,
+        "learning_rate": 1e-4,
+    }
+
+
+def test_the_methods_exist_and_are_named_once(benchmark):
+    names = [*benchmark.OURS, *benchmark.PUBLISHED]
+    assert set(names) <= set(METHODS) and len(names) == len(set(names))
+
+
+def test_counts_are_added_up_and_relearning_that_never_came_back_counts_as_the_most(benchmark):
+    found = benchmark.pooled([result("a", 0, unlearned=0.2, relearning=4), result("a", 1, unlearned=0.4, relearning=None)])
+    assert found["unlearned"] == pytest.approx(0.3) and found["unlearned_interval"][0] < 0.3 < found["unlearned_interval"][1]
+    assert found["relearning"] == (4 + 28) / 2 and found["never_back"] == 1 and found["seeds"] == 2
+
+
+def test_ranks_share_ties_and_a_lower_fluency_is_no_gain(benchmark):
+    table = {
+        name: {**benchmark.pooled([row]), "fluency_before": 4.0}
+        for name, row in {
+            "a": result("a", fluency=3.0),
+            "b": result("b", fluency=3.9),
+            "c": result("c", unlearned=0.5, kept=0.5, fluency=6.0),
+        }.items()
+    }
+    sums = benchmark.ranks(table)
+    assert sums["a"] == sums["b"] < sums["c"]
+    assert sum(sums.values()) == 8 * (1 + 2 + 3), "eight columns count"
+
+
+def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(benchmark, monkeypatch, tmp_path, capsys):
+    results = tmp_path / "out" / "results"
+    results.mkdir(parents=True)
+    (results / "npo-0.json").write_text(json.dumps(result("npo")))
+    ran = []
+
+    def run(self, method, learning_rate):
+        ran.append((self.seed, method, learning_rate))
+        return {key: value for key, value in result(method, self.seed, relearning=None).items() if key not in ("method", "seed")}
+
+    monkeypatch.setattr(benchmark.Seed, "run", run)
+    argv = ["methods.py", "--seeds", "0,1", "--methods", "npo,ga", "--out", str(tmp_path / "out"), "--json", str(tmp_path / "m.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    benchmark.main()
+    assert ran == [(0, "ga", None), (1, "npo", 1e-4), (1, "ga", 1e-4)], "the first seed finds the learning rate"
+    text = (tmp_path / "m.md").read_text(encoding="utf-8")
+    assert all(title in text for _, title, _ in benchmark.COLUMNS) and "(2 never)" in text and "`ga`" in text
+    assert len(json.loads((tmp_path / "m.json").read_text())["rows"]) == 4
+    capsys.readouterr()
