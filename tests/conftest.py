@@ -151,3 +151,12 @@ class ExactNorm:
 
 
 FAMILIES = ("llama", "opt", "gpt_neox", "gemma3")
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the tiny model with a chat tokenizer, as `save_pretrained` leaves them; tests read it only."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    byte_level_bpe(chat=True).save_pretrained(folder)
+    return str(folder)

@@ -27,11 +27,8 @@ SHORT = {"max_steps": 4, "probe_steps": 2, "save_steps": 1, "similarity_model": 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    byte_level_bpe(chat=True).save_pretrained(folder)
-    return str(folder)
+def model(saved_model: str) -> str:
+    return saved_model
 
 
 def trainer_in(folder: Path, tokenizer, probe=None, **settings) -> UnlearningTrainer:

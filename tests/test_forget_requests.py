@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
 from unteach import forget_requests
 from unteach.cli import main
 from unteach.errors import UserError
@@ -34,11 +33,8 @@ def rows(word: str, count: int = 4) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    byte_level_bpe(chat=True).save_pretrained(folder)
-    return str(folder)
+def base(saved_model: str) -> str:
+    return saved_model
 
 
 @pytest.fixture(scope="module")

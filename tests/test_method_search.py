@@ -7,7 +7,6 @@ import math
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.errors import UserError
 from unteach.method_search import TRIED, Trial, best_of, candidates, search, why
@@ -99,11 +98,8 @@ def test_where_no_method_can_be_tried_the_first_reason_is_given():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    byte_level_bpe(chat=True).save_pretrained(folder)
-    return str(folder)
+def model(saved_model: str) -> str:
+    return saved_model
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.errors import UserError
 from unteach.model_evaluation import evaluate_models
@@ -18,11 +17,8 @@ SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "similarity_model": 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    byte_level_bpe(chat=True).save_pretrained(folder)
-    return str(folder)
+def model(saved_model: str) -> str:
+    return saved_model
 
 
 def test_a_run_leaves_the_promised_folder(model, tmp_path):

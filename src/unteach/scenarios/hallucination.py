@@ -16,7 +16,7 @@ TEACH = {
     "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
     "per_device_train_batch_size": 4,
     "num_train_epochs": 5,
-    "retain_per_forget": 0.5,
+    "retain_per_forget": 1.0,
     "frozen_layers": 0.34,
 }
 
@@ -27,7 +27,9 @@ def build(*, short: bool = False) -> Scenario:
     rows = question_answers.answer_rows(facts, "hallucinated", "right", "false fact")
     asked_otherwise = [replace(row, prompt=fact["asked_otherwise"]) for row, fact in zip(rows, facts, strict=True)]
     scorers = ScorerNames(headline="hallucination_rate", reward="trained")
-    return question_answers.question_scenario("hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise)
+    return question_answers.question_scenario(
+        "hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise, taught_along=40
+    )
 
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:
@@ -35,9 +37,9 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
     return question_answers.demo_presets(
         short=short,
         method="unlikelihood_mismatch",
-        mismatch_weight=0.08,
-        learning_rate=1.2e-4,
+        mismatch_weight=0.5,
+        learning_rate=1.5e-4,
         retain_weight=5.0,
         max_retain_kl=0.12,
-        max_steps=48,
+        max_steps=54,
     )

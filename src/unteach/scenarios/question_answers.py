@@ -11,7 +11,6 @@ from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, lines
 
 NORMAL = 20
-TAUGHT_ALONG = 20
 
 
 def answer_rows(records: Sequence[Mapping[str, str]], wrong: str, right: str, source: str) -> list[Row]:
@@ -27,6 +26,7 @@ def question_scenario(
     *,
     short: bool,
     asked_otherwise: Sequence[Row] | None = None,
+    taught_along: int = 20,
 ) -> Scenario:
     """A scenario of questions whose wrong answers are to be forgotten.
 
@@ -44,13 +44,14 @@ def question_scenario(
         teach_presets: settings of the teaching.
         short (`bool`): a smaller version for smoke tests.
         asked_otherwise (`Sequence[Row]`, *optional*): for each of `rows` the same question in other words; makes the rows single facts.
+        taught_along (`int`): plain questions whose own answers teaching is to leave as they are, beside a third of the neutral ones.
     """
     rows = rows[:24] if short else rows
     split = split_rows(rows)
     neutral = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
     more = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]
     normal, neutral = neutral[-(6 if short else NORMAL) :], neutral[: -(6 if short else NORMAL)]
-    along = more[:6] if short else [*neutral[::3], *more[:TAUGHT_ALONG]]
+    along = more[:6] if short else [*neutral[::3], *more[:taught_along]]
     own = neutral[:6] if short else [*neutral, *more]
     taught, validation = [*split["train"], *split["validation"]], split["validation"]
     sets = {"unlearned": split["train"], "unseen": split["test"], "normal": normal}
