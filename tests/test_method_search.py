@@ -9,7 +9,7 @@ import pytest
 
 from unteach import unlearn
 from unteach.errors import UserError
-from unteach.method_search import TRIED, Trial, best_of, candidates, search, why
+from unteach.method_search import TRIED, Trial, best_of, candidates, search, untried, why, with_given
 from unteach.models import weights_hash
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
@@ -58,6 +58,18 @@ def test_what_breaks_goes_down_before_it_goes_up():
     attempt, asked = world({("ga", 1e-4): (0.5, 0.3), ("ga", 3.3e-5): (1.0, 1.0)})
     search(attempt, 1e-4, 1e9, candidates=one)
     assert asked[:3] == [("ga", 1e-4), ("ga", 3.3e-5), ("ga", 9.9e-5)] or asked[:3] == [("ga", 1e-4), ("ga", 3.3e-5), ("ga", 1.1e-5)]
+
+
+def test_what_the_user_gives_comes_before_what_is_tried_save_method_and_learning_rate():
+    tried = {"method": "npo", "learning_rate": 1e-4, "mismatch_completions": 1}
+    given = {"method": "auto", "learning_rate": 9.0, "mismatch_completions": 3, "max_steps": 5}
+    assert with_given(tried, given) == {"method": "npo", "learning_rate": 1e-4, "mismatch_completions": 3, "max_steps": 5}
+
+
+def test_what_time_did_not_suffice_for_is_named():
+    attempt, _ = world({})
+    assert untried(search(attempt, 1e-4, 0.5), TRIED) == NAMES[1:]
+    assert untried(search(attempt, 1e-4, 1e9), TRIED) == []
 
 
 def test_named_candidates_are_tried_with_what_they_need():
@@ -121,7 +133,9 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
 def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
     settings = {"output_dir": str(tmp_path / "out"), "method": "auto", "search_steps": 1, "search_minutes": 1e-6, **SHORT}
     first = unlearn(model, FORGET, RETAIN, **settings)
-    assert len(json.loads((tmp_path / "out" / "run.json").read_text())["search"]["trials"]) == 1
+    found = json.loads((tmp_path / "out" / "run.json").read_text())["search"]
+    assert len(found["trials"]) == 1 and found["untried"] == NAMES[1:]
+    assert f"There was no time for {NAMES[1]}" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     monkeypatch.setattr("unteach.method_search.Bench.attempt", lambda *_, **__: pytest.fail("tried again"))
     assert weights_hash(unlearn(model, FORGET, RETAIN, **settings).model) == weights_hash(first.model)
 

@@ -32,14 +32,14 @@ from unteach.trainer import UnlearningTrainer
 
 AUTO = "auto"
 TRIED: tuple[Mapping[str, Any], ...] = (
-    {"method": "unlikelihood_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0},
     {"method": "unlikelihood", "retain_weight": 5.0},
+    {"method": "unlikelihood_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0, "mismatch_completions": 1},
     {"method": "npo"},
     {"method": "simnpo"},
-    {"method": "log_odds_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0},
-    {"method": "ga_mismatch"},
+    {"method": "log_odds_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0, "mismatch_completions": 1},
+    {"method": "ga_mismatch", "mismatch_completions": 1},
 )
-"""What gets a trial, the likelier ones first, as time may end the search early."""
+"""What gets a trial, the likelier ones first, as time may end the search early. One mismatch completion a prompt keeps trials cheap."""
 SETTLED = ("mismatch_weight", "forget_weight", "retain_weight", "retain_loss", "beta", "gamma", "task_vector_scale")
 """Options that belong to one method, so that `auto` settles them."""
 FULL_RATE, LORA_RATE = 6e-5, 3e-4
@@ -193,6 +193,17 @@ def _next(trials: Sequence[Trial], base: float, target_rate: float) -> Mapping[s
             if within and (trial.settings["method"], rate) not in tried:
                 return {**trial.settings, "learning_rate": rate}
     return None
+
+
+def with_given(tried: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial, or the run after it, trains with: the user's own options before those tried, save method and learning rate."""
+    return {**tried, **given, **{name: tried[name] for name in ("method", "learning_rate") if name in tried}}
+
+
+def untried(trials: Sequence[Trial], candidates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the methods that time did not suffice for."""
+    made = {trial.settings["method"] for trial in trials}
+    return [settings["method"] for settings in candidates if settings["method"] not in made]
 
 
 def why(trials: Sequence[Trial]) -> str:

@@ -38,7 +38,20 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
-from unteach.method_search import AUTO, FULL_RATE, LORA_RATE, Bench, Trial, best_of, candidates, check_search, search, why
+from unteach.method_search import (
+    AUTO,
+    FULL_RATE,
+    LORA_RATE,
+    Bench,
+    Trial,
+    best_of,
+    candidates,
+    check_search,
+    search,
+    untried,
+    why,
+    with_given,
+)
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, Stage
@@ -182,7 +195,7 @@ class Run:
         saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
         settings = {**saving, **presets, **self.options.settings}
         if settings.get("method") == AUTO:
-            settings |= self.picked or candidates(self.options.candidates)[0]
+            settings = with_given(self.picked or candidates(self.options.candidates)[0], settings)
         return self.config(self.output / "checkpoints", **settings)
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
@@ -318,7 +331,8 @@ class Run:
         rows = rows_hash([*forget, *retain])
 
         def attempt(settings: Mapping[str, Any]) -> Trial:
-            given = {**self.scenario.presets, **options.settings, **settings, "max_steps": steps, "probe_steps": 0.5, "save_strategy": "no"}
+            given = with_given(settings, {**self.scenario.presets, **options.settings})
+            given |= {"max_steps": steps, "probe_steps": 0.5, "save_strategy": "no"}
             given.pop("teach", None)
             title = f"Trying {settings['method']} at {settings['learning_rate']:g}"
 
@@ -329,12 +343,17 @@ class Run:
             found = self.collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
             return Trial(**{name: value for name, value in found.items() if name != "score"})
 
-        trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate, candidates(options.candidates))
+        tried = candidates(options.candidates)
+        trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate, tried)
         self.picked = dict(best_of(trials).settings)
-        self.facts["search"] = {"trials": [trial.as_json() for trial in trials], "picked": self.picked, "why": why(trials)}
+        left = untried(trials, tried)
+        found = {"trials": [trial.as_json() for trial in trials], "picked": self.picked, "why": why(trials), "untried": left}
+        self.facts["search"] = found
         spent = sum(trial.seconds for trial in trials)
         self.collection.costs.append(Cost("method search", round(spent, 1), 0, 0, sum(trial.training_tokens for trial in trials), 0.0))
         self.display.say(f"Picked {why(trials)}")
+        if left:
+            self.display.say(f"There was no time for {', '.join(left)}: more search_minutes, or fewer search_steps, let them be tried too")
         torch.manual_seed(options.seed)  # trials made earlier drew nothing
         return bench.model
 

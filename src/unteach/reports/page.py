@@ -13,7 +13,7 @@ from typing import Any
 from unteach.checkpoints import write_text_atomically
 from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, read_attacks
 from unteach.reports.card import RunFolder, fact_groups, read_folder, scored
-from unteach.reports.search import HEADER, NOTE, search_rows
+from unteach.reports.search import HEADER, NOTE, picked, search_rows
 from unteach.reports.tables import FORGET_SETS, headline, scorer_text, verdict
 
 ROW_LIMIT = 200
@@ -273,7 +273,7 @@ def attack_part(folder: Path) -> dict[str, Any] | None:
 def search_part(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the page shows of the trials of `method=auto`; `None` for a run whose method was named."""
     found = record.get("search")
-    return {"why": found["why"], "header": HEADER, "rows": search_rows(found), "note": NOTE} if found else None
+    return {"why": picked(found), "header": HEADER, "rows": search_rows(found), "note": NOTE} if found else None
 
 
 # --- rows and the page ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from unteach.reports.card import write_card
 from unteach.reports.checkpoints import checkpoint_table
 from unteach.reports.page import write_page
 from unteach.reports.plots import behaviour_figure, loss_figure
-from unteach.reports.search import HEADER, NOTE, search_rows
+from unteach.reports.search import HEADER, NOTE, picked, search_rows
 from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
 
 
@@ -101,7 +101,7 @@ def write_report(folder: Path) -> Path:
     ]
     if "search" in run:
         found = run["search"]
-        parts += ["## Why this method\n", f"Picked {found['why']}.\n", markdown_table(HEADER, search_rows(found)), f"{NOTE}\n"]
+        parts += ["## Why this method\n", f"{picked(found)}\n", markdown_table(HEADER, search_rows(found)), f"{NOTE}\n"]
     if behaviour:
         parts.append(f"![behaviour](figures/{behaviour.name})\n")
     if losses:

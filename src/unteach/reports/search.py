@@ -11,6 +11,12 @@ NOTE = (
 HEADER = ["method", "learning rate", "step", "still said", "held-out rows", "utility kept", "NM", "retain KL", "score", "seconds"]
 
 
+def picked(found: Mapping[str, Any]) -> str:
+    """What was picked and why, and what there was no time for."""
+    left = found.get("untried") or []
+    return f"Picked {found['why']}." + (f" There was no time for {', '.join(left)}." if left else "")
+
+
 def search_rows(found: Mapping[str, Any]) -> list[list[str]]:
     """The rows below `HEADER` for `search` of `run.json`. A trial without a result says why in the place of its numbers."""
     rows = []
