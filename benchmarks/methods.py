@@ -19,6 +19,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,9 @@ class Seed:
         suite = Suite(target, AttackOptions())
         shown = spread(target.forget, min(4, len(target.forget) // 2))
         rest = [row for row in target.forget if row not in shown]
-        settings = RELEARNING if not self.options.short else Relearning(steps=2, every=1, learning_rate=5e-5, goal=0.5)
+        settings = replace(RELEARNING, steps=2, every=1) if self.options.short else RELEARNING
+        known = suite.rate_of(target.load("original"), rest).value
+        settings = replace(settings, goal=max(known or 0.0, 1 / len(rest)) / 2)
         with self.display.stage("Relearning"):
             place = folder / "work" / "relearning"
             points = relearn(target.load("unlearned"), target.tokenizer, shown, lambda model: suite.rate_of(model, rest), place, settings)
