@@ -111,7 +111,7 @@ class Seed:
         folder = self.folder / method
         shutil.rmtree(folder, ignore_errors=True)
         search: dict[str, Any] = {}
-        if learning_rate is None and method not in OURS:
+        if learning_rate is None and method not in (*OURS, "task_vector"):  # no probe watches a task vector while it trains
             minutes = 0.05 if self.options.short else self.options.search_minutes
             search = {"candidates": settings.pop("method"), "search_minutes": minutes, "search_steps": 2 if self.options.short else 20}
             settings["method"] = "auto"

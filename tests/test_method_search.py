@@ -130,6 +130,13 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
     assert weights_hash(named.model) == weights_hash(result.model)
 
 
+def test_a_candidate_that_prefers_another_answer_of_the_model_s_own_gets_one(model, tmp_path):
+    settings = {"method": "auto", "candidates": "altpo", "search_steps": 1, "search_minutes": 1e-6}
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **settings, **SHORT)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["method"] == "altpo" and not run["search"]["trials"][0]["note"]
+
+
 def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
     settings = {"output_dir": str(tmp_path / "out"), "method": "auto", "search_steps": 1, "search_minutes": 1e-6, **SHORT}
     first = unlearn(model, FORGET, RETAIN, **settings)
@@ -162,6 +169,7 @@ def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(model, 
         ({"search_minutes": 0.0}, "must be positive"),
         ({"search_steps": 0}, "must be positive"),
         ({"candidates": "unlikelihood, nqo"}, "did you mean 'npo'"),
+        ({"candidates": "task_vector"}, "a trial says nothing of it"),
         ({"method": "npo", "candidates": "npo"}, "'candidates' is for method 'auto'"),
     ],
 )

@@ -129,12 +129,13 @@ def candidates(names: str | None) -> tuple[Mapping[str, Any], ...]:
     """What gets a trial: the methods of these names (with commas between them), else `TRIED`.
 
     Raises:
-        UserError: for an unknown name, with the nearest.
+        UserError: for an unknown name, with the nearest, and for a method that no probe watches while it trains.
     """
     known = {settings["method"]: settings for settings in TRIED}
     wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
     for name in wanted:
-        get_method(name)
+        if get_method(name).negate:
+            raise UserError(f"method {name!r} changes the weights after its training, so a trial says nothing of it; name it as the method")
     return tuple(known.get(name, {"method": name}) for name in dict.fromkeys(wanted)) or TRIED
 
 

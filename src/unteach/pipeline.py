@@ -318,6 +318,9 @@ class Run:
             else FULL_RATE
         )
         steps = min(options.search_steps, whole.max_steps) if whole.max_steps > 0 else options.search_steps
+        tried = candidates(options.candidates)
+        if any(get_method(settings["method"]).preferred == "alternate" for settings in tried):
+            forget = self.collection.with_alternates(model, tokenizer, forget)
         bench = Bench(
             model,
             tokenizer,
@@ -343,7 +346,6 @@ class Run:
             found = self.collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
             return Trial(**{name: value for name, value in found.items() if name != "score"})
 
-        tried = candidates(options.candidates)
         trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate, tried)
         self.picked = dict(best_of(trials).settings)
         left = untried(trials, tried)
