@@ -8,6 +8,7 @@ merged into frozen weights, so it is a term of a sum and can be left out of it.
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -169,7 +170,7 @@ def forget_request(
             "data": {"file": place(forget), "hash": given, "completed_hash": rows_hash(rows), "rows": len(rows)},
             "kind": kind,
             "base": base,
-            "method": run.unlearning_config().method,
+            "method": json.loads((out / "run.json").read_text(encoding="utf-8"))["method"],  # what `auto` picked, too
             "run": str(out.relative_to(root)),
             "patch" if kind == "adapter" else "model": str((out / ("adapter" if kind == "adapter" else "model")).relative_to(root)),
             "rounds": attempt,
