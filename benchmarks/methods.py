@@ -1,7 +1,7 @@
 """Every method on one scenario: what is forgotten, what is kept, how the rest reads, and whether it lasts.
 
 All methods start from the same taught model and read the same rows in batches of the same size, for at most as many steps; a probe at every
-sixth of them stops each by the same rule, and what counts are the weights of the best probe. Ours have the demo's settings. The others
+seventh of them stops each by the same rule, and what counts are the weights of the best probe. Ours have the demo's settings. The others
 have the weights and the retain term of their papers, no KL budget, and a learning rate that a short search on the first seed finds
 (`method=auto` with one candidate), as the papers' rates are for other models. Then each model is fine-tuned on four of the forget rows,
 until the other rows are back at half of their rate, and asked with weights of 4 bits.
@@ -58,7 +58,7 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-RELEARNING = Relearning(steps=24, every=4, learning_rate=5e-5, goal=0.5)
+RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
     ("unseen", "unseen", False),
@@ -79,13 +79,14 @@ def more_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", help="names, separated by commas (default: all)")
     parser.add_argument("--model", default=MODEL, help="the model (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the steps of unlearning, for CPUs that multiply it fast")
     parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate (default: %(default)s)")
 
 
-def settings_of(method: str, short: bool) -> dict[str, Any]:
+def settings_of(method: str, short: bool, bf16: bool = False) -> dict[str, Any]:
     """Fields of `UnlearningConfig` beside those of the scenario's demo."""
     steps = {"max_steps": 4, "probe_steps": 2} if short else {"max_steps": 42, "probe_steps": 7}
-    rule = {**steps, "save_strategy": "no"}
+    rule = {**steps, "save_strategy": "no", "bf16": bf16}
     if method in OURS:
         own = {"mismatch_weight": 0.08} if method.endswith("mismatch") else {}
         return {**rule, "method": method, "retain_weight": 5.0, **own}
@@ -107,7 +108,7 @@ class Seed:
 
     def run(self, method: str, learning_rate: float | None) -> dict[str, Any]:
         """One method's numbers; without a learning rate one is searched for first."""
-        settings = settings_of(method, self.options.short)
+        settings = settings_of(method, self.options.short, self.options.bf16)
         folder = self.folder / method
         shutil.rmtree(folder, ignore_errors=True)
         search: dict[str, Any] = {}
