@@ -30,7 +30,7 @@ FLOORS = [
         "patches",
     },
     {"step_callback", "trainer", "recitation", "alternates", "collecting", "scenarios", "run_record", "run_options", "baselines"},
-    {"method_search"},
+    {"method_search", "method_picking"},
     {"planning", "pipeline", "model_evaluation", "benchmark_evaluation", "arguments", "request_rows"},
     {"purge", "forget_requests", "chat"},
     {"comparison", "attacks"},

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit_settings
-from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, total, unlearning_cost
+from unteach.baselines.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
 from unteach.checkpoints import (
     content_key,
@@ -38,26 +38,14 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
-from unteach.method_search import (
-    AUTO,
-    FULL_RATE,
-    LORA_RATE,
-    Bench,
-    Trial,
-    best_of,
-    candidates,
-    check_search,
-    search,
-    untried,
-    why,
-    with_given,
-)
+from unteach.method_picking import pick
+from unteach.method_search import AUTO, Bench, candidates, check_search, with_given
 from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
-from unteach.progress import Display, Stage
+from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
 from unteach.run_options import RunOptions
-from unteach.run_record import rows_hash, write_run_record
+from unteach.run_record import config_text, rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
@@ -242,7 +230,18 @@ class Run:
         options, peft_config = self.options, self.adapter()
         frozen = [] if options.lora else models.freeze_lower_layers(model, options.frozen_layers)
         if options.settings.get("method") == AUTO:
-            model = self.pick_method(model, tokenizer, forget, retain, scorers, peft_config)
+            bench = Bench(
+                model,
+                tokenizer,
+                forget,
+                retain,
+                peft_config,
+                lambda heard: self.probe(tokenizer, forget, retain, scorers, heard),
+                self.output / "work" / "trial",
+                options.seed,
+            )
+            self.picked = pick(bench, self.collection, options, self.scenario.presets, self.unlearning_config(), self.config)
+            model = bench.model
         config = self.unlearning_config()
         if config.objective.preferred == "alternate":
             forget = self.collection.with_alternates(model, tokenizer, forget)
@@ -305,59 +304,6 @@ class Run:
 
         rank = self.options.lora_rank
         return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-
-    def pick_method(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers, peft_config: Any) -> Any:
-        """Settles what `auto` stands for, by `unteach.method_search`; returns the model as it was. Each trial is made once."""
-        options = self.options
-        whole = self.unlearning_config()
-        rate = (
-            whole.learning_rate
-            if "learning_rate" in {**self.scenario.presets, **options.settings}
-            else LORA_RATE
-            if options.lora
-            else FULL_RATE
-        )
-        steps = min(options.search_steps, whole.max_steps) if whole.max_steps > 0 else options.search_steps
-        tried = candidates(options.candidates)
-        if any(get_method(settings["method"]).preferred == "alternate" for settings in tried):
-            forget = self.collection.with_alternates(model, tokenizer, forget)
-        bench = Bench(
-            model,
-            tokenizer,
-            forget,
-            retain,
-            peft_config,
-            lambda heard: self.probe(tokenizer, forget, retain, scorers, heard),
-            self.output / "work" / "trial",
-            options.seed,
-        )
-        rows = rows_hash([*forget, *retain])
-
-        def attempt(settings: Mapping[str, Any]) -> Trial:
-            given = with_given(settings, {**self.scenario.presets, **options.settings})
-            given |= {"max_steps": steps, "probe_steps": 0.5, "save_strategy": "no"}
-            given.pop("teach", None)
-            title = f"Trying {settings['method']} at {settings['learning_rate']:g}"
-
-            def make() -> dict[str, Any]:
-                with self.display.stage(title, steps) as stage:
-                    return bench.attempt(self.config(bench.folder, **given), settings, step_display(stage)).as_json()
-
-            found = self.collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
-            return Trial(**{name: value for name, value in found.items() if name != "score"})
-
-        trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate, tried)
-        self.picked = dict(best_of(trials).settings)
-        left = untried(trials, tried)
-        found = {"trials": [trial.as_json() for trial in trials], "picked": self.picked, "why": why(trials), "untried": left}
-        self.facts["search"] = found
-        spent = sum(trial.seconds for trial in trials)
-        self.collection.costs.append(Cost("method search", round(spent, 1), 0, 0, sum(trial.training_tokens for trial in trials), 0.0))
-        self.display.say(f"Picked {why(trials)}")
-        if left:
-            self.display.say(f"There was no time for {', '.join(left)}: more search_minutes, or fewer search_steps, let them be tried too")
-        torch.manual_seed(options.seed)  # trials made earlier drew nothing
-        return bench.model
 
     def probe(self, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers, keep: OnOutputs | None = None) -> Probe:
         """What the model says now, on a few rows; the same for every method."""
@@ -435,32 +381,8 @@ class Run:
     # --- folder -------------------------------------------------------------------------------------------------------
 
     def _config_text(self) -> str:
-        import yaml
-
-        options, scenario = self.options, self.scenario
-        settings = {**scenario.presets, **options.settings, **({"stages": options.stages} if self.baseline else {})}
-        searched = [options.search_minutes, options.search_steps, options.candidates]
-        resolved = {
-            "model": options.model,
-            "scenario": scenario.name,
-            "seed": options.seed,
-            "lora": options.lora,
-            "lora_rank": options.lora_rank if options.lora else None,
-            **({"quantize": options.quantize} if options.quantize else {}),
-            **({"dtype": options.dtype} if options.dtype != "float32" else {}),
-            "frozen_layers": options.frozen_layers,
-            "recite_tokens": options.recite_tokens,
-            **({"search": searched} if options.settings.get("method") == AUTO else {}),
-            "probe_rows": options.probe_rows,
-            "settings": settings,
-            "data": {
-                "forget": rows_hash(scenario.forget),
-                "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),
-                "prompt_sets": {name: rows_hash(rows) for name, rows in scenario.sets.items()},
-                "taught": rows_hash(scenario.teach) if scenario.teach else None,
-            },
-        }
-        return str(yaml.safe_dump(resolved, sort_keys=False))
+        searched = self.options.settings.get("method") == AUTO
+        return config_text(self.options, self.scenario, searched=searched, staged=self.baseline is not None)
 
     def write(self, model: Any, tokenizer: Any) -> None:
         """Writes the model, `run.json` and the report."""
@@ -488,20 +410,6 @@ class Run:
             }
             write_run_record(self.output, facts)
             write_report(self.output)
-
-
-def step_display(stage: Stage) -> Callable[[dict[str, float]], None]:
-    """A hook for `UnlearningTrainer.on_step` that shows the newest probe and the retain KL."""
-    notes: dict[str, str] = {}
-
-    def show(record: dict[str, float]) -> None:
-        if "probe_forget_rate" in record:
-            notes["probe"] = f"still said {record['probe_forget_rate']:.0%}, kept {record['probe_utility']:.0%}"
-        else:
-            notes["kl"] = f"retain KL {record.get('retain_kl', 0):.3f}"
-        stage.update(int(record["step"]), note="; ".join(notes.values()))
-
-    return show
 
 
 def unlearn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -78,3 +78,17 @@ class Display:
     def say(self, text: str) -> None:
         """One line of text."""
         self.console.print(text, highlight=False, markup=False)
+
+
+def step_display(stage: Stage) -> Callable[[dict[str, float]], None]:
+    """A hook for `UnlearningTrainer.on_step` that shows the newest probe and the retain KL."""
+    notes: dict[str, str] = {}
+
+    def show(record: dict[str, float]) -> None:
+        if "probe_forget_rate" in record:
+            notes["probe"] = f"still said {record['probe_forget_rate']:.0%}, kept {record['probe_utility']:.0%}"
+        else:
+            notes["kl"] = f"retain KL {record.get('retain_kl', 0):.3f}"
+        stage.update(int(record["step"]), note="; ".join(notes.values()))
+
+    return show

@@ -13,15 +13,52 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 
 from unteach import __version__
 from unteach.checkpoints import write_json, write_text_atomically
 from unteach.data.rows import Row
+from unteach.run_options import RunOptions
+from unteach.scenarios.scenario import Scenario
 
 
 def rows_hash(rows: Iterable[Row]) -> str:
     """16 hexadecimal digits that name a set of rows, whatever their order."""
     return hashlib.sha256("".join(sorted(row.key for row in rows)).encode()).hexdigest()[:16]
+
+
+def config_text(options: RunOptions, scenario: Scenario, *, searched: bool, staged: bool) -> str:
+    """What decides a run's result, as YAML; a folder whose `config.yaml` says otherwise holds another run.
+
+    Args:
+        options: the run's.
+        scenario: its rows enter by their hashes, never as text.
+        searched (`bool`): whether the method is searched for.
+        staged (`bool`): whether a baseline of several stages stands in the place of unlearning.
+    """
+    search = [options.search_minutes, options.search_steps, options.candidates]
+    settings = {**scenario.presets, **options.settings, **({"stages": options.stages} if staged else {})}
+    resolved = {
+        "model": options.model,
+        "scenario": scenario.name,
+        "seed": options.seed,
+        "lora": options.lora,
+        "lora_rank": options.lora_rank if options.lora else None,
+        **({"quantize": options.quantize} if options.quantize else {}),
+        **({"dtype": options.dtype} if options.dtype != "float32" else {}),
+        "frozen_layers": options.frozen_layers,
+        "recite_tokens": options.recite_tokens,
+        **({"search": search} if searched else {}),
+        "probe_rows": options.probe_rows,
+        "settings": settings,
+        "data": {
+            "forget": rows_hash(scenario.forget),
+            "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),
+            "prompt_sets": {name: rows_hash(rows) for name, rows in scenario.sets.items()},
+            "taught": rows_hash(scenario.teach) if scenario.teach else None,
+        },
+    }
+    return str(yaml.safe_dump(resolved, sort_keys=False))
 
 
 def versions() -> dict[str, str]:

@@ -56,7 +56,7 @@ def test_the_methods_exist_and_are_named_once(benchmark):
 def test_counts_are_added_up_and_relearning_that_never_came_back_counts_as_the_most(benchmark):
     found = benchmark.pooled([result("a", 0, unlearned=0.2, relearning=4), result("a", 1, unlearned=0.4, relearning=None)])
     assert found["unlearned"] == pytest.approx(0.3) and found["unlearned_interval"][0] < 0.3 < found["unlearned_interval"][1]
-    assert found["relearning"] == (4 + 28) / 2 and found["never_back"] == 1 and found["seeds"] == 2
+    assert found["relearning"] == (4 + 30) / 2 and found["never_back"] == 1 and found["seeds"] == 2
 
 
 def test_ranks_share_ties_and_a_lower_fluency_is_no_gain(benchmark):
