@@ -1,4 +1,4 @@
-"""Two processes do what one does: plain data parallelism and FSDP2, through the launcher, on a tiny model."""
+"""Two processes do what one does: plain data parallelism, FSDP2 and, where DeepSpeed is installed, ZeRO, through the launcher."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from conftest import byte_level_bpe, tiny_model
 pytestmark = pytest.mark.timeout(900)
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+ZERO = [
+    pytest.param(name, marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed"))
+    for name in ("zero2_cpu.yaml", "zero3_cpu.yaml")
+]
 
 
-def start(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT)
+def start(command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT | more)
 
 
 def launched(config: str) -> list[str]:
@@ -58,25 +63,73 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(out / "model" / "model.safetensors"))
+    whole, adapter = out / "model" / "model.safetensors", out / "adapter" / "adapter_model.safetensors"
+    return dict(load_file(whole if whole.exists() else adapter))
 
 
-@pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml"])
+def assert_same_steps(one: Path, two: Path) -> None:
+    wanted, found = lines(one), lines(two)
+    assert [line["step"] for line in wanted] == [line["step"] for line in found]
+    for left, right in zip(wanted, found, strict=True):
+        assert left.get("probe") == right.get("probe")
+        for name in set(left) & {"loss", "forget_loss", "forget_nll", "mismatch_nll", "retain_kl", "retain_nll", "tokens", "retain_weight"}:
+            assert right[name] == pytest.approx(left[name], abs=1e-6), (left["step"], name)
+
+
+@pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml", *ZERO])
 def test_two_processes_are_one(config: str, arguments: list[str], alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = start([*launched(config), *arguments, "per_device_train_batch_size=2", "--out", str(out)])
     assert done.returncode == 0, done.stdout + done.stderr
-    wanted, found = lines(alone), lines(out)
-    assert [line["step"] for line in wanted] == [line["step"] for line in found]
-    for one, two in zip(wanted, found, strict=True):
-        assert one.get("probe") == two.get("probe")
-        for name in set(one) & {"loss", "forget_loss", "forget_nll", "mismatch_nll", "retain_kl", "retain_nll", "tokens", "retain_weight"}:
-            assert two[name] == pytest.approx(one[name], abs=1e-6), (one["step"], name)
+    assert_same_steps(alone, out)
     torch.testing.assert_close(weights(out), weights(alone), rtol=0, atol=1e-5)
     assert json.loads((out / "eval.json").read_text()) == json.loads((alone / "eval.json").read_text())
     records = [json.loads((folder / "run.json").read_text()) for folder in (alone, out)]
-    assert [run["processes"] for run in records] == [1, 2] and records[1]["sharded_weights"] == config.startswith("fsdp2")
+    assert [run["processes"] for run in records] == [1, 2] and records[1]["sharded_weights"] == config.startswith(("fsdp2", "zero3"))
     assert len({(run["stop_reason"], run["steps"], run["kept_step"], run["original_model_hash"]) for run in records}) == 1
+
+
+KILL_BOTH = """
+import os, signal, sys
+from unteach import step_callback
+from unteach.cli import main
+after = step_callback.StepCallback.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 5 and os.environ.get("KILLED"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return after(self, args, state, control, **kwargs)
+step_callback.StepCallback.on_step_end = on_step_end
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [
+        ("fsdp2_cpu.yaml", True),
+        pytest.param("fsdp2_cpu.yaml", False, marks=pytest.mark.slow),
+        *(pytest.param(*zero.values, lora, marks=[*zero.marks, pytest.mark.slow]) for zero in ZERO for lora in (True, False)),
+    ],
+)
+def test_a_killed_run_of_sharded_weights_goes_on_to_where_one_process_ends(
+    config: str, lora: bool, arguments: list[str], tmp_path: Path
+) -> None:
+    longer = [*arguments, "target_rate=0.0", "hold=9", "probe_steps=4", *(["--lora", "learning_rate=3e-3"] if lora else [])]
+    one, out, script = tmp_path / "one", tmp_path / "out", tmp_path / "kill.py"
+    script.write_text(KILL_BOTH, encoding="utf-8")
+    done = start([sys.executable, "-m", "unteach", *longer, "per_device_train_batch_size=4", "--out", str(one)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = [*launched(config)[:-2], str(script), *longer, "per_device_train_batch_size=2", "--out", str(out)]
+    assert start(command, KILLED="1").returncode != 0
+    first = out / "checkpoints" / "checkpoint-3" / "trainer_state.json"
+    assert first.exists() and not (out / "run.json").exists()
+    before = first.stat().st_mtime_ns
+    done = start(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not first.exists() or first.stat().st_mtime_ns == before  # gone on from, not made again
+    assert_same_steps(one, out)
+    torch.testing.assert_close(weights(out), weights(one), rtol=0, atol=1e-5)
+    assert json.loads((out / "eval.json").read_text()) == json.loads((one / "eval.json").read_text())
 
 
 LOSE_A_PROCESS = """

@@ -75,13 +75,30 @@ def through_head(layer: nn.Module, compute: Callable[[Tensor], list[TokenStatist
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether FSDP2 has sharded the model."""
-    return isinstance(model, FSDPModule)
+    """Whether FSDP2 or DeepSpeed's ZeRO stage 3 has sharded the model."""
+    return isinstance(model, FSDPModule) or any(map(_in_zero_3, model.parameters()))
 
 
 def local(parameter: Tensor) -> Tensor:
     """The part of a parameter that this process holds: all of it, if it is not sharded."""
+    if _in_zero_3(parameter):
+        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return part
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def whole_parameter(parameter: Tensor) -> Tensor:
+    """A copy of all of a parameter; where it is sharded, all processes call it."""
+    if _in_zero_3(parameter):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach().clone()
+
+
+def _in_zero_3(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_id")  # DeepSpeed's mark on a parameter whose values it takes apart
 
 
 class WholeCopy:
@@ -103,7 +120,7 @@ class WholeCopy:
         """Brings the weights of the sharded model together, in every process, and returns the whole one; all processes call it."""
         own = dict(self.model.named_parameters())
         for name, parameter in sharded.named_parameters():
-            own[name].data = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach().clone()
+            own[name].data = whole_parameter(parameter)
         return self.model
 
     def empty(self) -> None:

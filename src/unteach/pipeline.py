@@ -49,6 +49,7 @@ from unteach.run_record import config_text, rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
+from unteach.sharding import load_models_whole
 from unteach.stopping import Probe
 from unteach.trainer import UnlearningTrainer
 
@@ -168,6 +169,7 @@ class Run:
             check_search(options.settings, options.search_minutes, options.search_steps, options.candidates)
             config = self.unlearning_config()
             _ = config.device  # the processes of a run meet here, on the device that the config says
+            load_models_whole()
             if config.patience and not self.scenario.validation:
                 raise UserError("option 'patience' needs a validation split to watch, and the data has none; give more rows")
             if self.options.stages:

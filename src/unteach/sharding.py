@@ -32,19 +32,32 @@ def shard_on_cpus(trainer: UnlearningTrainer) -> None:
 
 def check_sharding(trainer: UnlearningTrainer) -> None:
     """Raises `UserError` for options that do not go with sharded weights."""
-    if trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
-        raise UserError("DeepSpeed's ZeRO stage 3 shares the weights in a way that unteach does not support; use FSDP2, or stage 2")
+    config = trainer.config
+    if shards_weights(trainer) and config.reference != "stored":
+        raise UserError(f"reference is {config.reference!r}, but a model whose weights are sharded needs 'stored'")
     if not trainer.is_fsdp_enabled:
         return
-    plugin, config = trainer.accelerator.state.fsdp_plugin, trainer.config
+    plugin = trainer.accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise UserError(f"fsdp_version is {plugin.fsdp_version}, but only FSDP2 is supported: set fsdp_version: 2")
     if plugin.cpu_ram_efficient_loading:
         raise UserError(
             "fsdp_cpu_ram_efficient_loading is on, but every process asks the whole model before it is sharded: set it to false"
         )
-    if config.reference != "stored":
-        raise UserError(f"reference is {config.reference!r}, but a model whose weights are sharded needs 'stored'")
+
+
+def shards_weights(trainer: UnlearningTrainer) -> bool:
+    """Whether training will take the weights apart: FSDP, or DeepSpeed's ZeRO stage 3."""
+    zero_3 = trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    return bool(trainer.is_fsdp_enabled or zero_3)
+
+
+def load_models_whole() -> None:
+    """Models loaded from now on are whole in every process: under ZeRO stage 3 transformers would take each apart while it loads."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+
+    if is_deepspeed_zero3_enabled():
+        unset_hf_deepspeed_config()
 
 
 def place_for_preparation(model: Any, device: torch.device) -> Any:
@@ -74,4 +87,5 @@ def take_whole(trainer: UnlearningTrainer) -> Any:
     if trainer.whole is not None and is_sharded(model):
         trainer.model = trainer.model_wrapped = trainer.whole.fill(model)
         model, trainer.whole, trainer.sharded = trainer.model, None, True
+        load_models_whole()
     return model

@@ -30,7 +30,7 @@ from unteach.processes import decided
 from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
 from unteach.role_statistics import role_statistics
 from unteach.self_check import check_fast_path
-from unteach.sharding import check_sharding, place_for_preparation, shard_on_cpus, take_whole, whole_model
+from unteach.sharding import check_sharding, place_for_preparation, shard_on_cpus, shards_weights, take_whole, whole_model
 from unteach.step_callback import StepCallback
 from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
 from unteach.training_rows import check_rows, encoded_rows, mismatch_pool
@@ -356,7 +356,7 @@ class UnlearningTrainer(Trainer):
             frozen: list[Any] = []
             if self.method.level == "state" and self.config.steering_update == "three_layers":
                 frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
-            self.whole = WholeCopy(model) if self.is_fsdp_enabled else None
+            self.whole = WholeCopy(model) if shards_weights(self) else None
             try:
                 result = super().train(found, trial, ignore_keys_for_eval)
             except pickle.UnpicklingError:
