@@ -130,6 +130,13 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
     assert weights_hash(named.model) == weights_hash(result.model)
 
 
+def test_a_search_in_mixed_precision_leaves_the_model_as_it_was(model, tmp_path):
+    settings = {"candidates": "npo,simnpo", "search_steps": 1, "bf16": True, **SHORT}
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **settings)
+    trials = json.loads((tmp_path / "out" / "run.json").read_text())["search"]["trials"]
+    assert len(trials) >= 2 and not [one for one in trials if one["note"]]
+
+
 def test_a_candidate_that_prefers_another_answer_of_the_model_s_own_gets_one(model, tmp_path):
     settings = {"method": "auto", "candidates": "altpo", "search_steps": 1, "search_minutes": 1e-6}
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **settings, **SHORT)

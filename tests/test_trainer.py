@@ -336,6 +336,21 @@ def test_bfloat16_autocast_trains_and_stays_near_float32(tmp_path):
     assert line["loss"] == pytest.approx(exact.item(), rel=0.03)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_after_training_in_mixed_precision_the_model_is_asked_in_its_own(lora, tmp_path):
+    from peft import LoraConfig
+
+    adapter = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    trainer = make_trainer(tmp_path, peft_config=adapter, bf16=True, max_steps=2)
+    wrapped = trainer.model
+    trainer.train()
+    ids = torch.arange(4, 12)[None]
+    logits = wrapped(input_ids=ids).logits
+    assert trainer.model is wrapped and "forward" not in vars(wrapped)
+    torch.testing.assert_close(logits, type(wrapped).forward(wrapped, input_ids=ids).logits, rtol=0, atol=0)
+    assert not torch.equal(logits.bfloat16().float(), logits)
+
+
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma3"])
 def test_the_gradient_of_a_shared_embedding_is_dense_and_that_of_autograd(family, tmp_path, monkeypatch):
     from contextlib import nullcontext

@@ -19,6 +19,26 @@ from unteach.tokenwise import TokenStatistics
 FIELDS = [item.name for item in fields(TokenStatistics)]
 
 
+@contextlib.contextmanager
+def own_forward(module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Whatever stands in the place of `module.forward` at the end of the block, the module's own comes back; also by the function given.
+
+    Mixed precision, for one, puts a forward with autocast in its place and leaves it there after training.
+    """
+    own = vars(module).get("forward")
+
+    def restore() -> None:
+        if own is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = own
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
 def inside_forward(called: nn.Module, replaced: nn.Module, compute: Callable[[Tensor], Any], argument: Tensor) -> Any:
     """`compute(argument)`, run in the place of `replaced.forward` while `called(argument)` runs, and with all hooks of both.
 
@@ -31,23 +51,14 @@ def inside_forward(called: nn.Module, replaced: nn.Module, compute: Callable[[Te
         compute (`Callable`)
         argument (`Tensor`)
     """
-    own = vars(replaced).get("forward")
+    with own_forward(replaced) as restore:
 
-    def restore() -> None:
-        if own is None:
-            vars(replaced).pop("forward", None)
-        else:
-            replaced.forward = own
+        def forward(given: Tensor) -> Any:
+            restore()
+            return compute(given)
 
-    def forward(given: Tensor) -> Any:
-        restore()
-        return compute(given)
-
-    replaced.forward = forward
-    try:
+        replaced.forward = forward
         return called(argument)
-    finally:
-        restore()
 
 
 def through_wrapper(wrapped: nn.Module, inner: nn.Module, compute: Callable[[], dict[str, RoleTokens]]) -> dict[str, RoleTokens]:

@@ -25,7 +25,7 @@ from unteach.config import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
-from unteach.parallel import WholeCopy, local, through_wrapper
+from unteach.parallel import WholeCopy, local, own_forward, through_wrapper
 from unteach.processes import decided
 from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
 from unteach.role_statistics import role_statistics
@@ -358,7 +358,8 @@ class UnlearningTrainer(Trainer):
                 frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
             self.whole = WholeCopy(model) if shards_weights(self) else None
             try:
-                result = super().train(found, trial, ignore_keys_for_eval)
+                with own_forward(model):
+                    result = super().train(found, trial, ignore_keys_for_eval)
             except pickle.UnpicklingError:
                 raise UserError(f"checkpoint {found} holds something other than tensors and plain data; it is not loaded") from None
             finally:
