@@ -23,11 +23,12 @@ HARMLESS = ("safe", "neutral", "non-toxic", "non_toxic", "nontoxic", "not toxic"
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """An answer to a prompt, known to be harmful (`flagged`) or not."""
+    """An answer to a prompt, known to be harmful (`flagged`) or not; one that is harmless and of no use is `beside` the point."""
 
     prompt: str
     answer: str
     flagged: bool
+    beside: bool = False
 
 
 class Judge(Protocol):

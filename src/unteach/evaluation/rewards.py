@@ -70,8 +70,8 @@ class ModelReward:
 class TrainedReward:
     """Log-odds that an answer is a good one to its question, by logistic regression over sentence embeddings of both.
 
-    Good are the labelled answers that are not flagged, with their own questions. Bad are flagged answers, good answers to other questions,
-    good answers with their words shuffled, and answers broken off after three words. Good answers of a few words, refusals mostly, are
+    Good are the labelled answers that are neither flagged nor beside the point, with their own questions. Bad are the others, good answers
+    to other questions, good answers with their words shuffled, and answers broken off after three words. Good answers of a few words, refusals mostly, are
     left out: they are neither.
 
     Args:
@@ -84,10 +84,10 @@ class TrainedReward:
 
     def __init__(self, labelled: Sequence[LabelledAnswer], encoder: str = DEFAULT_ENCODER) -> None:
         self.encoder = encoder
-        labelled = [item for item in labelled if item.flagged or len(item.answer.split()) >= LEAST_WORDS]
-        good = [item for item in labelled if not item.flagged]
+        labelled = [item for item in labelled if item.flagged or item.beside or len(item.answer.split()) >= LEAST_WORDS]
+        good = [item for item in labelled if not item.flagged and not item.beside]
         shuffle = row_generator("reward", len(labelled))
-        examples = [(item.prompt, item.answer, not item.flagged) for item in labelled]
+        examples = [(item.prompt, item.answer, not item.flagged and not item.beside) for item in labelled]
         for place, item in enumerate(good):
             words = item.answer.split()
             other = good[(place + len(good) // 2) % len(good)].answer

@@ -28,10 +28,13 @@ def records(name: str) -> list[dict[str, str]]:
 
 
 def labelled_answers() -> list[LabelledAnswer]:
-    """Answers known to be careless or not, on questions that no scenario asks: what a judge or a reward model is trained on."""
+    """Answers known to be careless, careful or beside the point (definitions, riddles, loops, what a model says that has lost its
+    answer), on questions that no scenario asks: what a judge or a reward model is trained on."""
     labelled = []
     for record in records("labelled_answers"):
         if "careless" in record:
             labelled.append(LabelledAnswer(record["prompt"], record["careless"], True))
         labelled.append(LabelledAnswer(record["prompt"], record.get("careful", record.get("other", "")), False))
+        if "beside" in record:
+            labelled.append(LabelledAnswer(record["prompt"], record["beside"], False, beside=True))
     return labelled
