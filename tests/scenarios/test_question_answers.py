@@ -73,7 +73,9 @@ def test_no_question_is_asked_in_two_texts():
 
 def test_the_labelled_answers_have_both_kinds():
     flagged = [answer.flagged for answer in labelled_answers()]
-    assert sum(flagged) >= 50 and len(flagged) - sum(flagged) >= 100
+    assert sum(flagged) >= 100 and len(flagged) - sum(flagged) >= 200
+    beside = [answer for answer in labelled_answers() if answer.beside]
+    assert len(beside) >= 40 and not any(answer.flagged for answer in beside)
 
 
 @pytest.mark.parametrize("scenario", list(SCENARIOS))

@@ -71,8 +71,8 @@ class TrainedReward:
     """Log-odds that an answer is a good one to its question, by logistic regression over sentence embeddings of both.
 
     Good are the labelled answers that are neither flagged nor beside the point, with their own questions. Bad are the others, good answers
-    to other questions, good answers with their words shuffled, and answers broken off after three words. Good answers of a few words, refusals mostly, are
-    left out: they are neither.
+    to other questions, good answers with their words shuffled, and answers broken off after three words. Good answers of a few words,
+    refusals mostly, are left out: they are neither.
 
     Args:
         labelled: answers of both kinds.
