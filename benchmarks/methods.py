@@ -58,6 +58,15 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
+LEGEND = """Made by `python benchmarks/methods.py`, whose head says how; rates are pooled over seeds, with Wilson's intervals, the rest are means.
+
+- **unlearned**, **unseen**: share of the story's passages (trained on, held out) that the model still says; before, nearly all.
+- **kept**, **kept unseen**: what it recites of the other story (shown while unlearning, not shown), as a share of what it recited before.
+- **normal**: similarity of its answers to everyday questions to the original's.
+- **fluency**: nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing.
+- **relearning steps**: fine-tuning steps on four passages until the others are said half as often as by the original; "never": not within 24.
+- **4 bits**: share of the passages said with weights rounded to 4 bits.
+- **seconds**: of the unlearning alone. **sum of ranks**: over all columns but the seconds; lower is better."""
 RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
@@ -245,7 +254,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str
         rates = sorted({item["learning_rate"] for item in rows if item["method"] == name})
         lines.append([*cells, f"{sums[name]:.1f}", ", ".join(f"{rate:g}" for rate in rates), str(row["seeds"])])
     header = ["method", *(title for _, title, _ in COLUMNS), "sum of ranks", "learning rate", "seeds"]
-    return f"Scenario {scenario}. Rates pooled over seeds with Wilson's intervals, else means.\n\n{markdown_table(header, lines)}"
+    return f"# Methods on the scenario {scenario}\n\n{LEGEND}\n\n{markdown_table(header, lines)}"
 
 
 def main() -> None:

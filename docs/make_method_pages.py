@@ -1,4 +1,7 @@
-"""Writes docs/methods/NAME.md for each method, from the docstrings and the table of methods. `--check` only says what is out of date."""
+"""Writes docs/methods/NAME.md for each method, from the docstrings, the dict of methods and docs/results/methods.md.
+
+`--check` only says what is out of date.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from unteach.stopping import DualWeight
 from unteach.task_vector import subtract
 
 FOLDER = Path(__file__).parent / "methods"
+RESULTS = Path(__file__).parent / "results" / "methods.md"
 RETAIN = {"kl": forward_kl_to_reference, "nll": negative_log_likelihood, "states": state_drift}
 LEVELS = {
     "token": "a mean over the completion's tokens",
@@ -48,6 +52,22 @@ def options(method: Method) -> list[str]:
     return lines
 
 
+def measured(name: str, results: str) -> list[str]:
+    """The method's row of the table that `benchmarks/methods.py` writes, with the table's header; nothing where it has none.
+
+    Args:
+        name (`str`): of the method.
+        results (`str`): the page with the table.
+    """
+    lines = results.splitlines()
+    rows = [place for place, line in enumerate(lines) if line.startswith(f"| `{name}` |")]
+    if not rows:
+        return []
+    header = next(place for place in range(rows[0], -1, -1) if lines[place].startswith("| ---"))
+    table = "\n".join([lines[header - 1], lines[header], lines[rows[0]]])
+    return ["## Measured", table, "What the columns mean, how it was measured, and the other methods: [the table](../results/methods.md)."]
+
+
 def page(name: str, method: Method) -> str:
     """The page of one method, as Markdown."""
     parts = [f"# `{name}`", f"Source: {method.source}.", "## When to use it", method.when, "## What it minimises"]
@@ -73,6 +93,7 @@ def page(name: str, method: Method) -> str:
     table += [f"| `{role}_weight` | {value:g} |" for role, value in zip(("forget", "mismatch", "retain"), method.weights, strict=True)]
     table += [f"| `retain_loss` | {method.retain or 'none'} |", *options(method)]
     parts += ["## Defaults", "\n".join(table), f"Where they are from: {method.defaults}."]
+    parts += measured(name, RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "")
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,3 +18,11 @@ def test_the_committed_pages_are_up_to_date():
 def test_the_overview_names_every_method():
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
     assert not [name for name in METHODS if f"`{name}`" not in text]
+
+
+def test_a_page_shows_its_method_s_row_of_the_measured_table():
+    measured = runpy.run_path(str(DOCS / "make_method_pages.py"))["measured"]
+    results = "Words.\n\n| method | unlearned |\n| --- | --- |\n| `npo` | 3% |\n| `ga` | 9% |\n"
+    title, table, _ = measured("ga", results)
+    assert title == "## Measured" and table == "| method | unlearned |\n| --- | --- |\n| `ga` | 9% |"
+    assert measured("rmu", results) == []
