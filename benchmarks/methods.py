@@ -58,13 +58,13 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-LEGEND = """Made by `python benchmarks/methods.py`, whose head says how; rates are pooled over seeds, with Wilson's intervals, the rest are means.
+LEGEND = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds, with Wilson's intervals; others are means.
 
 - **unlearned**, **unseen**: share of the story's passages (trained on, held out) that the model still says; before, nearly all.
 - **kept**, **kept unseen**: what it recites of the other story (shown while unlearning, not shown), as a share of what it recited before.
 - **normal**: similarity of its answers to everyday questions to the original's.
 - **fluency**: nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing.
-- **relearning steps**: fine-tuning steps on four passages until the others are said half as often as by the original; "never": not within 24.
+- **relearning steps**: of fine-tuning on four passages, until the others are said half as often as by the original; "never": not in 24.
 - **4 bits**: share of the passages said with weights rounded to 4 bits.
 - **seconds**: of the unlearning alone. **sum of ranks**: over all columns but the seconds; lower is better."""
 RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
