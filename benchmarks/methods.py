@@ -58,7 +58,7 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-LEGEND = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds, with Wilson's intervals; others are means.
+LEGEND = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else means.
 
 - **unlearned**, **unseen**: share of the story's passages (trained on, held out) that the model still says; before, nearly all.
 - **kept**, **kept unseen**: what it recites of the other story (shown while unlearning, not shown), as a share of what it recited before.
