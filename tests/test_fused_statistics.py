@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -120,3 +121,21 @@ def test_a_frozen_head_gets_no_gradient():
     (gradient,) = torch.autograd.grad(found.logp.sum(), some["leaves"][:1])
     (wanted,) = torch.autograd.grad(log_probability(head.logits(some["leaves"][0]), some["targets"]).sum(), some["leaves"][:1])
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_nothing_of_a_pass_outlives_its_gradient(trained):
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) and thing.shape == (301, 5) for thing in gc.get_objects())
+
+    some = problem(0, 7, 3, 301, torch.float32)
+    counts = []
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = [values.sum() for values in fused(some, 2**30)]
+        if trained:
+            torch.stack(found).sum().backward()
+        del found
+        counts.append(held())
+    assert counts[1] == counts[2]  # the heads rounded to 16 bits, and what they were multiplied with

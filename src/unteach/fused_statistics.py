@@ -83,7 +83,6 @@ class FusedStatistics(torch.autograd.Function):
         ctx.head, ctx.reference_head = head.cast(hidden), None if reference_head is None else reference_head.cast(hidden)
         ctx.unreferenced = total - referenced
         ctx.columns = _columns(weight.shape[0], hidden.device)
-        ctx.save_for_backward(hidden, weight, targets, reference_hidden)
         logp, complement, kl = [], [], []
         for start in range(0, total, ctx.rows):
             made = FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
@@ -93,8 +92,9 @@ class FusedStatistics(torch.autograd.Function):
             kl.append(_divergence(made))
             if ctx.kept is not None:
                 ctx.kept.append(made)
-        ctx.statistics = torch.cat(logp), torch.cat(complement)
-        return *ctx.statistics, torch.cat(kl)
+        statistics = torch.cat(logp), torch.cat(complement)
+        ctx.save_for_backward(hidden, weight, targets, reference_hidden, *statistics)  # an output held by ctx itself would never go
+        return *statistics, torch.cat(kl)
 
     @staticmethod
     def logits(ctx: Any, hidden: Tensor, targets: Tensor, reference_hidden: Tensor | None, start: int) -> _Logits:
@@ -129,9 +129,9 @@ class FusedStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         """See the class."""
-        hidden, weight, targets, reference_hidden = ctx.saved_tensors
+        hidden, weight, targets, reference_hidden, *statistics = ctx.saved_tensors
         by_logp, by_complement, by_kl = upstream
-        p, rest = (values.exp() for values in ctx.statistics)
+        p, rest = (values.exp() for values in statistics)
         force = by_logp * rest - by_complement * p
         pull = torch.cat([torch.zeros_like(force[: ctx.unreferenced]), by_kl])
         at_target, elsewhere = force + pull * p, (pull * rest - force)[:, None]
