@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock", "base_precision"},
     {"parallel", "config"},
+    {"run_defaults"},
     {
         "self_check",
         "sharding",

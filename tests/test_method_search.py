@@ -11,6 +11,7 @@ from unteach import unlearn
 from unteach.errors import UserError
 from unteach.method_search import TRIED, Trial, best_of, candidates, search, untried, why, with_given
 from unteach.models import weights_hash
+from unteach.objectives import METHODS
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
@@ -31,11 +32,16 @@ def world(answers):
     return attempt, asked
 
 
+def first_rate(name: str) -> float:
+    """The learning rate of a method's first trial, where the search starts from 1e-4."""
+    return float(f"{1e-4 * METHODS[name].rate:.2g}")
+
+
 def test_each_method_gets_a_trial_then_the_best_two_climb():
     answers = {(NAMES[0], 1e-4): (0.5, 1.0), (NAMES[0], 3e-4): (0.2, 1.0), (NAMES[0], 9e-4): (0.0, 0.5), (NAMES[2], 1e-4): (0.6, 1.0)}
     attempt, asked = world(answers)
     trials = search(attempt, 1e-4, 1e9)
-    assert asked[: len(TRIED)] == [(name, 1e-4) for name in NAMES]
+    assert asked[: len(TRIED)] == [(name, first_rate(name)) for name in NAMES]
     assert asked[len(TRIED) : len(TRIED) + 2] == [(NAMES[0], 3e-4), (NAMES[0], 9e-4)]
     assert {name for name, _ in asked[len(TRIED) :]} == {NAMES[0], NAMES[2]}
     assert best_of(trials).settings["learning_rate"] == 3e-4
@@ -49,15 +55,14 @@ def test_what_forgets_but_keeps_too_little_goes_down():
 
 
 def test_a_search_that_has_found_what_it_wants_ends():
-    attempt, asked = world({(name, 1e-4): (0.0, 1.0) for name in NAMES})
+    attempt, asked = world({(name, first_rate(name)): (0.0, 1.0) for name in NAMES})
     assert len(search(attempt, 1e-4, 1e9)) == len(TRIED) == len(asked)
 
 
 def test_what_breaks_goes_down_before_it_goes_up():
-    one = ({"method": "ga"},)
-    attempt, asked = world({("ga", 1e-4): (0.5, 0.3), ("ga", 3.3e-5): (1.0, 1.0)})
-    search(attempt, 1e-4, 1e9, candidates=one)
-    assert asked[:3] == [("ga", 1e-4), ("ga", 3.3e-5), ("ga", 9.9e-5)] or asked[:3] == [("ga", 1e-4), ("ga", 3.3e-5), ("ga", 1.1e-5)]
+    attempt, asked = world({("npo", 1e-4): (0.5, 0.3), ("npo", 3.3e-5): (1.0, 1.0)})
+    search(attempt, 1e-4, 1e9, candidates=({"method": "npo"},))
+    assert asked[:2] == [("npo", 1e-4), ("npo", 3.3e-5)] and asked[2] in [("npo", 9.9e-5), ("npo", 1.1e-5)]
 
 
 def test_what_the_user_gives_comes_before_what_is_tried_save_method_and_learning_rate():
@@ -86,7 +91,7 @@ def test_time_ends_it_but_one_trial_is_always_made(seconds, count):
 def test_learning_rates_stay_within_bounds():
     attempt, asked = world({(NAMES[0], 1e-4): (0.9, 1.0)})
     search(attempt, 1e-4, 1e9)
-    assert max(rate for _, rate in asked) <= 2.7e-3 * 1.05 and math.isclose(min(rate for _, rate in asked), 1e-4)
+    assert max(rate for _, rate in asked) <= 2.7e-3 * 1.05 and math.isclose(min(rate for _, rate in asked), min(map(first_rate, NAMES)))
 
 
 def trial(method, rate, utility, **others):

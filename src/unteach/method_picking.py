@@ -10,7 +10,7 @@ import torch
 from unteach.baselines.costs import Cost
 from unteach.collecting import Collection
 from unteach.config import UnlearningConfig
-from unteach.method_search import FULL_RATE, LORA_RATE, Bench, Trial, best_of, candidates, search, untried, why, with_given
+from unteach.method_search import Bench, Trial, best_of, candidates, search, untried, why, with_given
 from unteach.objectives import get_method
 from unteach.progress import step_display
 from unteach.run_options import RunOptions
@@ -32,14 +32,13 @@ def pick(
         collection: keeps each trial, the facts of the search, and its cost.
         options: the run's.
         presets: settings of the scenario, under the user's own.
-        whole: the training that the search is for.
+        whole: the training that the search is for; trials start from its learning rate.
         make_config: from a folder and settings to the config of a trial.
 
     Returns:
         Fields of `UnlearningConfig`, method and learning rate among them.
     """
     settled = {key: value for key, value in {**presets, **options.settings}.items() if key != "teach"}
-    rate = whole.learning_rate if "learning_rate" in settled else LORA_RATE if options.lora else FULL_RATE
     steps = min(options.search_steps, whole.max_steps) if whole.max_steps > 0 else options.search_steps
     tried = candidates(options.candidates)
     if any(get_method(settings["method"]).preferred == "alternate" for settings in tried):
@@ -57,7 +56,7 @@ def pick(
         found = collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
         return Trial(**{name: value for name, value in found.items() if name != "score"})
 
-    trials = search(attempt, rate, 60 * options.search_minutes, whole.target_rate, tried)
+    trials = search(attempt, whole.learning_rate / whole.objective.rate, 60 * options.search_minutes, whole.target_rate, tried)
     picked = dict(best_of(trials).settings)
     left = untried(trials, tried)
     found = {"trials": [trial.as_json() for trial in trials], "picked": picked, "why": why(trials), "untried": left}

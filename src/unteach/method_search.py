@@ -42,8 +42,6 @@ TRIED: tuple[Mapping[str, Any], ...] = (
 """What gets a trial, the likelier ones first, as time may end the search early. One mismatch completion a prompt keeps trials cheap."""
 SETTLED = ("mismatch_weight", "forget_weight", "retain_weight", "retain_loss", "beta", "gamma", "task_vector_scale")
 """Options that belong to one method, so that `auto` settles them."""
-FULL_RATE, LORA_RATE = 6e-5, 3e-4
-"""Learning rates of the first trials, where none is given."""
 FACTOR, FARTHEST = 3.0, 27.0
 ENOUGH_UTILITY, BROKEN = 0.95, 0.8
 """Shares of utility: from the first on nothing is amiss; under the second a lower learning rate comes first."""
@@ -152,7 +150,7 @@ def search(
 
     Args:
         attempt: makes one trial with these settings.
-        learning_rate (`float`): of the first trial of each method.
+        learning_rate (`float`): of the first trial of each method, times the share of it that the method takes (`Method.rate`).
         seconds (`float`): for all of them.
         target_rate (`float`): forget rate that is low enough.
         candidates: settings of each method that gets a trial, method and weights.
@@ -166,7 +164,8 @@ def search(
     for settings in candidates:
         if not affordable():
             return trials
-        trials.append(attempt({**settings, "learning_rate": learning_rate}))
+        rate = float(f"{learning_rate * get_method(settings['method']).rate:.2g}")
+        trials.append(attempt({**settings, "learning_rate": rate}))
     while affordable() and (further := _next(trials, learning_rate, target_rate)):
         trials.append(attempt(further))
     return trials

@@ -267,6 +267,11 @@ def output_layer(model: Any) -> Any:
     return layer
 
 
+def width(model: Any) -> int:
+    """The hidden size of a model."""
+    return int(model.config.get_text_config().hidden_size)
+
+
 def output_head(model: Any) -> OutputHead:
     """The model's map from final hidden states to logits, with the logit scale and soft cap that some families have.
 

@@ -44,6 +44,7 @@ from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
+from unteach.run_defaults import complete
 from unteach.run_options import RunOptions
 from unteach.run_record import config_text, rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
@@ -78,6 +79,7 @@ class Run:
         self.collection = Collection(self.work, self.display, scenario, options.seed, self.facts)
         self.reward: Reward | None = None
         self.picked: Mapping[str, Any] | None = None
+        self.width: int | None = None
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -101,6 +103,7 @@ class Run:
             settings = four_bit_settings() if self.options.quantize else None
             dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
             model = models.load_model(name, dtype=dtype, trust_remote_code=trust, settings=settings)
+        self.width = models.width(model)
         decided(lambda: self.make_folder(lock))
         collection = self.collection
         collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
@@ -180,13 +183,16 @@ class Run:
         check_baseline(self.baseline, self.options, self.scenario)
 
     def unlearning_config(self) -> UnlearningConfig:
-        """The scenario's presets, overridden by the user's settings."""
+        """The scenario's presets, overridden by the user's settings; what neither names by `unteach.run_defaults`."""
         presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
         saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
         settings = {**saving, **presets, **self.options.settings}
         if settings.get("method") == AUTO:
             settings = with_given(self.picked or candidates(self.options.candidates)[0], settings)
-        return self.config(self.output / "checkpoints", **settings)
+        config = self.config(self.output / "checkpoints", **settings)
+        rows, lora = len(self.scenario.forget), self.options.lora
+        complete(config, settings, width=self.width, rows=rows, lora=lora, processes=process_count())
+        return config
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
@@ -285,6 +291,7 @@ class Run:
             "needs_preferences": False,
             "costs": [asdict(cost) for cost in costs],
             "cost": asdict(total(costs)),
+            "learning_rate": config.learning_rate,
             "steps": trainer.state.global_step,
             "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
             "stop_reason": rule.reason or f"max_steps ({config.max_steps}) reached",

@@ -18,6 +18,7 @@ from unteach.base_precision import DTYPES, check_dtype
 from unteach.config import UnlearningConfig
 from unteach.data.packing import assign_rows
 from unteach.errors import UserError
+from unteach.run_defaults import complete
 
 PROCESS_BYTES = {"cpu": 600 * 2**20, "gpu": 600 * 2**20}
 """What is there before any model: Python and its libraries resident, or a CUDA context with its libraries' workspaces."""
@@ -332,6 +333,7 @@ def plan_run(
         raise UserError(f"lora_rank is {lora_rank} and the rates are {list(rates)}; they must be positive")
     config = UnlearningConfig(**{"output_dir": "unteach-output", "use_cpu": True, **settings})
     shape = model_shape(models.load_config(model), lora_rank=lora_rank)
+    complete(config, settings, width=shape.hidden, rows=forget_rows, lora=lora_rank > 0, processes=where.get("processes", 1))
     rows = RowShape(prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens, retain_rows)
     plan = plan_memory(shape, config, rows, forget_rows=forget_rows, **where)
     return {

@@ -53,6 +53,7 @@ class Method:
         preferred (`"right"`, `"idk"`, `"alternate"` or `None`): the completion that is preferred to the one to forget: the row's right
             answer, a sentence of not knowing, or another answer of the model's own.
         dual (`bool`): eps3 is a dual variable that the trainer updates, see `unteach.stopping.DualWeight`.
+        rate (`float`): its learning rate as a share of that which a run takes by itself, see `unteach.run_defaults`.
         negate (`bool`): what training has changed is taken off the start afterwards, see `unteach.task_vector`.
     """
 
@@ -70,6 +71,7 @@ class Method:
     preferred: Preferred | None = None
     dual: bool = False
     negate: bool = False
+    rate: float = 1.0
 
     @property
     def needs_complement(self) -> bool:
@@ -113,6 +115,7 @@ METHODS: dict[str, Method] = {
         PAPER,
         "As a baseline. It runs away once it has started: keep the KL budget and the stop on behaviour.",
         "the paper's",
+        rate=0.15,
     ),
     "ga_no_retain": Method(
         gradient_ascent,
@@ -122,6 +125,7 @@ METHODS: dict[str, Method] = {
         PAPER + ", without its retain term",
         "To see what the retain term is worth; the model breaks.",
         "the paper's eps1",
+        rate=0.15,
     ),
     "ga_mismatch": Method(
         gradient_ascent,
@@ -131,6 +135,7 @@ METHODS: dict[str, Method] = {
         PAPER,
         "To reproduce the paper. With `mismatch_source=refusal` it is the paper's templated variant.",
         "the paper's",
+        rate=0.15,
     ),
     "ga_mismatch_no_retain": Method(
         gradient_ascent,
@@ -140,6 +145,7 @@ METHODS: dict[str, Method] = {
         PAPER + ", without its retain term",
         "To see what the retain term is worth.",
         "the paper's eps1 and eps2",
+        rate=0.15,
     ),
     "grad_diff": Method(
         gradient_ascent,
@@ -149,6 +155,7 @@ METHODS: dict[str, Method] = {
         GRAD_DIFF,
         "As the field's most common baseline, where the retain rows hold good answers.",
         "both terms weigh the same, as in the source",
+        rate=0.15,
     ),
     "grad_diff_kl": Method(
         gradient_ascent,
@@ -158,6 +165,7 @@ METHODS: dict[str, Method] = {
         GRAD_DIFF + ", with KL on the retain set",
         "The same baseline where the retain rows are the model's own answers.",
         "both terms weigh the same, as in the source",
+        rate=0.15,
     ),
     "unlikelihood": Method(
         unlikelihood,
