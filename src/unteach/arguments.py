@@ -33,6 +33,9 @@ Makes a model forget the completions of a file. Rows are {"prompt": ..., "comple
 (.txt) or a Hugging Face dataset id.
 Without --retain the model's own answers to neutral prompts are what is kept.
 
+Unless you name them, the learning rate comes from the model's width (and --lora), and the run is as long as it needs: it ends when
+the model's behaviour says so, at the latest after three epochs or a hundred steps, whichever is more.
+
 Started again with the same --out, a run goes on where it was interrupted.
 
   unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --retain good.jsonl --out runs/a
