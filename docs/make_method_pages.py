@@ -92,7 +92,8 @@ def page(name: str, method: Method) -> str:
     table = ["| option | default |", "| --- | --- |"]
     table += [f"| `{role}_weight` | {value:g} |" for role, value in zip(("forget", "mismatch", "retain"), method.weights, strict=True)]
     table += [f"| `retain_loss` | {method.retain or 'none'} |", *options(method)]
-    table += [f"| `learning_rate` of a run | {method.rate:g} times [what a run takes by itself](../methods.md#what-each-setting-of-a-run-is-for) |"]
+    own = "[what a run takes by itself](../methods.md#what-each-setting-of-a-run-is-for)"
+    table.append(f"| `learning_rate` of a run | {method.rate:g} times {own} |")
     parts += ["## Defaults", "\n".join(table), f"Where they are from: {method.defaults}."]
     parts += measured(name, RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "")
     return "\n\n".join(parts) + "\n"
