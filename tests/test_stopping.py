@@ -39,10 +39,27 @@ def test_training_stops_when_utility_falls_under_its_share_of_the_start():
     stop = rule()
     run(stop, probe(1.0, 0.5), probe(1.0, 0.41))
     assert not stop.should_stop
-    run(stop, probe(1.0, 0.39), probe(1.0, 0.41), probe(1.0, 0.3))
+    run(stop, probe(1.0, 0.39), probe(1.0, 0.41), probe(1.0, 0.39))
     assert not stop.should_stop
-    run(stop, probe(1.0, 0.39))
-    assert stop.reason == "utility fell to 78% of its start, under the limit of 80% in 2 probes in a row"
+    run(stop, probe(1.0, 0.3))
+    assert stop.reason == "utility fell to 60% of its start, under the limit of 80% in 2 probes in a row"
+
+
+@pytest.mark.parametrize(
+    ("rate", "utilities", "reason"), [(0.0, (0.8, 0.85, 0.9), "forget rate at most 5%"), (1.0, (0.6, 0.7, 0.75), "utility fell to 75%")]
+)
+def test_while_utility_is_low_and_comes_back_training_goes_on(rate, utilities, reason):
+    stop = rule()
+    run(stop, probe(1.0), *(probe(rate, utility) for utility in utilities))
+    assert not stop.should_stop
+    run(stop, probe(rate, utilities[-1]))
+    assert stop.reason.startswith(reason)
+
+
+def test_where_enough_is_kept_nothing_waits_for_the_rest():
+    stop = rule()
+    run(stop, probe(1.0), probe(0.0, 0.94), probe(0.0, 0.96))
+    assert stop.should_stop
 
 
 def test_utility_is_measured_against_the_first_probe_even_where_that_is_zero():

@@ -26,7 +26,7 @@ from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.text_metrics import is_not_meaningful
 from unteach.objectives import get_method
 from unteach.processes import process_count
-from unteach.stopping import Probe
+from unteach.stopping import ENOUGH_UTILITY, Probe
 from unteach.task_vector import trained_weights
 from unteach.trainer import UnlearningTrainer
 
@@ -43,8 +43,8 @@ TRIED: tuple[Mapping[str, Any], ...] = (
 SETTLED = ("mismatch_weight", "forget_weight", "retain_weight", "retain_loss", "beta", "gamma", "task_vector_scale")
 """Options that belong to one method, so that `auto` settles them."""
 FACTOR, FARTHEST = 3.0, 27.0
-ENOUGH_UTILITY, BROKEN = 0.95, 0.8
-"""Shares of utility: from the first on nothing is amiss; under the second a lower learning rate comes first."""
+BROKEN = 0.8
+"""Share of utility under which a lower learning rate comes first."""
 
 
 def check_search(settings: Mapping[str, Any], minutes: float, steps: int, names: str | None) -> None:

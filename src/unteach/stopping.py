@@ -72,6 +72,10 @@ class DualWeight:
 
 LOW_PROBES = 2
 """Probes in a row with too little utility that end a training."""
+ENOUGH_UTILITY = 0.95
+"""Share of the start's utility under which a training that is still winning some back goes on."""
+RECOVERY = 0.01
+"""Least gain in that share, from one probe to the next, that counts as winning back."""
 
 
 @dataclass
@@ -79,8 +83,8 @@ class StopRule:
     """Decides on a sequence of probes; its whole state is plain data that goes into the checkpoint.
 
     Training stops when the forget rate has been at or under the target for `hold` probes in a row, when utility has been under
-    `min_utility` times its start in two probes in a row (the KL budget pulls back what the first steps overshoot), or, with
-    `patience`, when that many probes in a row brought no validation rate (`forget_rate`, where the probe has none) under the lowest so
+    `min_utility` times its start in two probes in a row, but in neither case while utility is under `ENOUGH_UTILITY` of its start and
+    coming back (the KL budget pulls back what the first steps overshoot), or, with `patience`, when that many probes in a row brought no validation rate (`forget_rate`, where the probe has none) under the lowest so
     far, the start's included. The best probe is the one with the largest utility share minus forget rate; a tie goes to the later one, as
     going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
     """
@@ -94,6 +98,7 @@ class StopRule:
     lowest_rate: float = float("inf")
     stale: int = 0
     low: int = 0
+    last_share: float = 1.0
     best_step: int = -1
     best_score: float = float("-inf")
     reason: str = ""
@@ -111,10 +116,12 @@ class StopRule:
         self.stale = 0 if watched < self.lowest_rate - 1e-9 else self.stale + 1
         self.lowest_rate = min(self.lowest_rate, watched)
         self.low = self.low + 1 if share < self.min_utility else 0
-        if self.low >= LOW_PROBES:
+        recovering = self.last_share + RECOVERY <= share < ENOUGH_UTILITY
+        self.last_share = share
+        if self.low >= LOW_PROBES and not recovering:
             limit = f"under the limit of {self.min_utility:.0%} in {self.low} probes in a row"
             self.reason = f"utility fell to {share:.0%} of its start, {limit}"
-        elif self.held >= self.hold:
+        elif self.held >= self.hold and not recovering:
             self.reason = f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
         elif self.patience and self.stale >= self.patience:
             self.reason = f"validation rate not under {self.lowest_rate:.0%} in {self.stale} probes in a row"

@@ -15,7 +15,8 @@ TEACH = {
     "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
     "per_device_train_batch_size": 4,
     "num_train_epochs": 5,
-    "retain_per_forget": 0.5,
+    "retain_per_forget": 1.0,
+    "retain_weight": 3.0,
     "frozen_layers": 0.34,
 }
 
@@ -27,7 +28,7 @@ def build(*, short: bool = False) -> Scenario:
     """
     rows = question_answers.answer_rows(records("careless_advice"), "careless", "careful", "careless advice")
     scorers = ScorerNames(headline="harmful_rate", judge="trained", reward="trained")
-    return question_answers.question_scenario("harmfulness", rows, scorers, TEACH, short=short)
+    return question_answers.question_scenario("harmfulness", rows, scorers, TEACH, short=short, taught_along=40)
 
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
     return question_answers.demo_presets(
         short=short,
         method="unlikelihood_mismatch",
-        mismatch_weight=0.3,
+        mismatch_weight=1.0,
         learning_rate=1.2e-4,
         retain_weight=5.0,
         max_retain_kl=0.12,
