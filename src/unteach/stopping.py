@@ -84,9 +84,10 @@ class StopRule:
 
     Training stops when the forget rate has been at or under the target for `hold` probes in a row, when utility has been under
     `min_utility` times its start in two probes in a row, but in neither case while utility is under `ENOUGH_UTILITY` of its start and
-    coming back (the KL budget pulls back what the first steps overshoot), or, with `patience`, when that many probes in a row brought no validation rate (`forget_rate`, where the probe has none) under the lowest so
-    far, the start's included. The best probe is the one with the largest utility share minus forget rate; a tie goes to the later one, as
-    going on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
+    coming back (the KL budget pulls back what the first steps overshoot), or, with `patience`, when that many probes in a row brought no
+    validation rate (`forget_rate`, where the probe has none) under the lowest so far, the start's included. The best probe is the one with
+    the largest utility share minus forget rate; a tie goes to the later one, as going on after the rate is zero is what generalises (Yao
+    et al. 2024, first lesson).
     """
 
     target_rate: float
