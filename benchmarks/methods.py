@@ -150,6 +150,7 @@ class Seed:
             "seconds": training["seconds"],
             "learning_rate": picked.get("learning_rate", settings.get("learning_rate", given["settings"]["learning_rate"])),
             "steps": facts["steps"],
+            "bf16": self.options.bf16,
             "kept_step": facts["kept_step"],
             "stop_reason": facts["stop_reason"],
             "trials": facts.get("search", {}).get("trials", []),
@@ -277,6 +278,8 @@ def main() -> None:
     order = {name: place for place, name in enumerate([*OURS, *PUBLISHED])}
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     rows.sort(key=lambda row: (order.get(row["method"], 99), row["seed"]))
+    if len({row["bf16"] for row in rows}) > 1:
+        raise SystemExit(f"{results} holds runs with --bf16 and without; one table is of either")
     page = markdown(rows)
     print(page)
     if options.json:

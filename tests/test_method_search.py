@@ -40,7 +40,7 @@ def first_rate(name: str) -> float:
 def test_each_method_gets_a_trial_then_the_best_two_climb():
     answers = {(NAMES[0], 1e-4): (0.5, 1.0), (NAMES[0], 3e-4): (0.2, 1.0), (NAMES[0], 9e-4): (0.0, 0.5), (NAMES[2], 1e-4): (0.6, 1.0)}
     attempt, asked = world(answers)
-    trials = search(attempt, 1e-4, 1e9)
+    trials = search(attempt, first_rate, 1e9)
     assert asked[: len(TRIED)] == [(name, first_rate(name)) for name in NAMES]
     assert asked[len(TRIED) : len(TRIED) + 2] == [(NAMES[0], 3e-4), (NAMES[0], 9e-4)]
     assert {name for name, _ in asked[len(TRIED) :]} == {NAMES[0], NAMES[2]}
@@ -50,18 +50,18 @@ def test_each_method_gets_a_trial_then_the_best_two_climb():
 
 def test_what_forgets_but_keeps_too_little_goes_down():
     attempt, asked = world({(NAMES[0], 1e-4): (0.0, 0.7), (NAMES[0], 3.3e-5): (0.0, 0.99)})
-    trials = search(attempt, 1e-4, 1e9)
+    trials = search(attempt, first_rate, 1e9)
     assert asked[len(TRIED)] == (NAMES[0], 3.3e-5) and best_of(trials).settings["learning_rate"] == 3.3e-5
 
 
 def test_a_search_that_has_found_what_it_wants_ends():
     attempt, asked = world({(name, first_rate(name)): (0.0, 1.0) for name in NAMES})
-    assert len(search(attempt, 1e-4, 1e9)) == len(TRIED) == len(asked)
+    assert len(search(attempt, first_rate, 1e9)) == len(TRIED) == len(asked)
 
 
 def test_what_breaks_goes_down_before_it_goes_up():
     attempt, asked = world({("npo", 1e-4): (0.5, 0.3), ("npo", 3.3e-5): (1.0, 1.0)})
-    search(attempt, 1e-4, 1e9, candidates=({"method": "npo"},))
+    search(attempt, first_rate, 1e9, candidates=({"method": "npo"},))
     assert asked[:2] == [("npo", 1e-4), ("npo", 3.3e-5)] and asked[2] in [("npo", 9.9e-5), ("npo", 1.1e-5)]
 
 
@@ -73,8 +73,8 @@ def test_what_the_user_gives_comes_before_what_is_tried_save_method_and_learning
 
 def test_what_time_did_not_suffice_for_is_named():
     attempt, _ = world({})
-    assert untried(search(attempt, 1e-4, 0.5), TRIED) == NAMES[1:]
-    assert untried(search(attempt, 1e-4, 1e9), TRIED) == []
+    assert untried(search(attempt, first_rate, 0.5), TRIED) == NAMES[1:]
+    assert untried(search(attempt, first_rate, 1e9), TRIED) == []
 
 
 def test_named_candidates_are_tried_with_what_they_need():
@@ -85,13 +85,21 @@ def test_named_candidates_are_tried_with_what_they_need():
 @pytest.mark.parametrize(("seconds", "count"), [(0.5, 1), (2.0, 2), (3.5, 3)])
 def test_time_ends_it_but_one_trial_is_always_made(seconds, count):
     attempt, _ = world({})
-    assert len(search(attempt, 1e-4, seconds)) == count
+    assert len(search(attempt, first_rate, seconds)) == count
 
 
 def test_learning_rates_stay_within_bounds():
-    attempt, asked = world({(NAMES[0], 1e-4): (0.9, 1.0)})
-    search(attempt, 1e-4, 1e9)
-    assert max(rate for _, rate in asked) <= 2.7e-3 * 1.05 and math.isclose(min(rate for _, rate in asked), min(map(first_rate, NAMES)))
+    attempt, asked = world({})
+    search(attempt, first_rate, 1e9)
+    for name in NAMES:
+        rates = [rate for method, rate in asked if method == name]
+        assert max(rates) <= 27 * first_rate(name) * 1.05 and math.isclose(min(rates), first_rate(name))
+
+
+def test_a_method_that_breaks_goes_down_from_its_own_start():
+    attempt, asked = world({("ga", 1.5e-5): (0.5, 0.3), ("ga", 5e-6): (0.5, 0.5), ("ga", 1.7e-6): (0.5, 0.9)})
+    search(attempt, first_rate, 1e9, candidates=({"method": "ga"},))
+    assert [rate for _, rate in asked[:3]] == [1.5e-5, 5e-6, 1.7e-6]
 
 
 def trial(method, rate, utility, **others):
@@ -138,8 +146,28 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
 def test_a_search_in_mixed_precision_leaves_the_model_as_it_was(model, tmp_path):
     settings = {"candidates": "npo,simnpo", "search_steps": 1, "bf16": True, **SHORT}
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **settings)
+    found = json.loads((tmp_path / "out" / "run.json").read_text())["search"]
+    assert len(found["trials"]) >= 2 and not [one for one in found["trials"] if one["note"]]
+    named = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "named"), bf16=True, **(SHORT | found["picked"]))
+    assert weights_hash(named.model) == weights_hash(
+        unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **settings).model
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"), [({}, {"npo": 2.3e-3, "ga": 3.5e-4}), ({"learning_rate": 1.25e-5}, {"npo": 1.25e-5, "ga": 1.25e-5})]
+)
+def test_trials_start_from_the_rate_that_is_named_or_from_each_method_s_own(model, tmp_path, named, wanted):
+    settings = {
+        "method": "auto",
+        "candidates": "ga,npo",
+        "search_steps": 1,
+        "search_minutes": 10.0,
+        **{k: v for k, v in SHORT.items() if k != "learning_rate"},
+    }
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **settings, **named)
     trials = json.loads((tmp_path / "out" / "run.json").read_text())["search"]["trials"]
-    assert len(trials) >= 2 and not [one for one in trials if one["note"]]
+    assert {one["settings"]["method"]: one["settings"]["learning_rate"] for one in trials[:2]} == wanted
 
 
 def test_a_candidate_that_prefers_another_answer_of_the_model_s_own_gets_one(model, tmp_path):

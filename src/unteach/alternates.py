@@ -36,6 +36,7 @@ def sampled_answers(model: Any, tokenizer: Any, row: Row, *, count: int, max_new
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             eos_token_id=ends or None,
+            synced_gpus=False,  # each process has rows of its own
             **{**dict.fromkeys(HABITS), "do_sample": True, "temperature": temperature, "top_k": 0},
         )
     answers = []

@@ -37,6 +37,7 @@ class UnlearningConfig(TrainingArguments):
         mismatch_source (`"retain"` or `"refusal"`, *optional*, defaults to `"retain"`): where they come from; `refusal` is the paper's
             templated variant with one fixed sentence.
         retain_per_forget (`float`, *optional*, defaults to 1.0): retain rows in a batch for each forget row.
+        least_steps (`int`, *optional*, defaults to 0): where `max_steps` is not given, epochs go on until there were so many steps.
         max_retain_kl (`float`, *optional*, defaults to 0.05): budget of the retain KL in nats per token; the trainer multiplies eps3 by
             1.15 after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
         collapse_kl (`float`, *optional*, defaults to 3.0): a retain KL over this, in nats per token, in five steps in a row means that the
@@ -81,6 +82,7 @@ class UnlearningConfig(TrainingArguments):
     mismatch_completions: int = field(default=5, metadata={"help": "random completions for each forget prompt (K)"})
     mismatch_source: Literal["retain", "refusal"] = field(default="retain", metadata={"help": "retain or refusal"})
     retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
+    least_steps: int = field(default=0, metadata={"help": "steps that epochs come to at least; max_steps overrides it"})
     max_retain_kl: float | None = field(default=0.05, metadata={"help": "budget of the retain KL, nats per token"})
     collapse_kl: float | None = field(default=3.0, metadata={"help": "retain KL that means collapse, nats per token"})
     max_length: int = field(default=1024, metadata={"help": "most tokens of prompt and completion"})
@@ -131,6 +133,8 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
         if self.probe_steps > 1 and self.probe_steps != int(self.probe_steps):
             raise UserError(f"probe_steps is {self.probe_steps}, it must be a whole number of steps or, under 1, a share of them")
+        if self.least_steps < 0:
+            raise UserError(f"least_steps is {self.least_steps}, it must not be negative")
         if self.patience is not None and self.patience <= 0:
             raise UserError(f"patience is {self.patience}, it must be positive (or null)")
         choices = {
@@ -179,6 +183,18 @@ class UnlearningConfig(TrainingArguments):
         for name in ("dual_limit", "dual_tolerance", "dual_wait", "task_vector_scale"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
+
+    def planned_steps(self, rows: int, processes: int = 1) -> int:
+        """Optimiser steps of a training: `max_steps`, or else epochs, gone through until there were `least_steps`.
+
+        Args:
+            rows (`int`): of the set that is trained on: the forget rows, or the retain rows of a method that has no forget term.
+            processes (`int`): each takes a batch of its own.
+        """
+        if self.max_steps > 0:
+            return int(self.max_steps)
+        items = self.per_device_train_batch_size * self.gradient_accumulation_steps * max(1, processes)
+        return max(1, self.least_steps, math.ceil(rows * self.num_train_epochs / items))
 
     @property
     def objective(self) -> Method:

@@ -23,6 +23,7 @@ def pick(
     options: RunOptions,
     presets: Mapping[str, Any],
     whole: UnlearningConfig,
+    first_rate: Callable[[str], float],
     make_config: Callable[..., UnlearningConfig],
 ) -> dict[str, Any]:
     """Settles what `auto` stands for; each trial is made once, whatever interrupts the search.
@@ -32,7 +33,8 @@ def pick(
         collection: keeps each trial, the facts of the search, and its cost.
         options: the run's.
         presets: settings of the scenario, under the user's own.
-        whole: the training that the search is for; trials start from its learning rate.
+        whole: the training that the search is for.
+        first_rate: from a method's name to the learning rate of its first trial.
         make_config: from a folder and settings to the config of a trial.
 
     Returns:
@@ -56,7 +58,7 @@ def pick(
         found = collection.cached("trial", [settings, given, rows, options.lora, options.lora_rank, options.frozen_layers], make)
         return Trial(**{name: value for name, value in found.items() if name != "score"})
 
-    trials = search(attempt, whole.learning_rate / whole.objective.rate, 60 * options.search_minutes, whole.target_rate, tried)
+    trials = search(attempt, first_rate, 60 * options.search_minutes, whole.target_rate, tried)
     picked = dict(best_of(trials).settings)
     left = untried(trials, tried)
     found = {"trials": [trial.as_json() for trial in trials], "picked": picked, "why": why(trials), "untried": left}

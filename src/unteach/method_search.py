@@ -139,7 +139,7 @@ def candidates(names: str | None) -> tuple[Mapping[str, Any], ...]:
 
 def search(
     attempt: Callable[[Mapping[str, Any]], Trial],
-    learning_rate: float,
+    first_rate: Callable[[str], float],
     seconds: float,
     target_rate: float = 0.0,
     candidates: Sequence[Mapping[str, Any]] = TRIED,
@@ -150,7 +150,7 @@ def search(
 
     Args:
         attempt: makes one trial with these settings.
-        learning_rate (`float`): of the first trial of each method, times the share of it that the method takes (`Method.rate`).
+        first_rate: from a method's name to the learning rate of its first trial.
         seconds (`float`): for all of them.
         target_rate (`float`): forget rate that is low enough.
         candidates: settings of each method that gets a trial, method and weights.
@@ -164,14 +164,13 @@ def search(
     for settings in candidates:
         if not affordable():
             return trials
-        rate = float(f"{learning_rate * get_method(settings['method']).rate:.2g}")
-        trials.append(attempt({**settings, "learning_rate": rate}))
-    while affordable() and (further := _next(trials, learning_rate, target_rate)):
+        trials.append(attempt({**settings, "learning_rate": first_rate(settings["method"])}))
+    while affordable() and (further := _next(trials, first_rate, target_rate)):
         trials.append(attempt(further))
     return trials
 
 
-def _next(trials: Sequence[Trial], base: float, target_rate: float) -> Mapping[str, Any] | None:
+def _next(trials: Sequence[Trial], first_rate: Callable[[str], float], target_rate: float) -> Mapping[str, Any] | None:
     """The neighbour in learning rate of one of the best two methods' best trials; `None` if nothing is amiss or all were tried."""
     tried = {(trial.settings["method"], trial.settings["learning_rate"]) for trial in trials}
     best: dict[str, Trial] = {}
@@ -187,6 +186,7 @@ def _next(trials: Sequence[Trial], base: float, target_rate: float) -> Mapping[s
             factors = [FACTOR]
         else:
             factors = [FACTOR, 1 / FACTOR] if trial.utility >= BROKEN else [1 / FACTOR, FACTOR]
+        base = first_rate(trial.settings["method"])
         for factor in factors:
             rate = float(f"{trial.settings['learning_rate'] * factor:.2g}")
             within = base / FARTHEST <= rate * 1.05 and rate <= base * FARTHEST * 1.05

@@ -268,8 +268,9 @@ def output_layer(model: Any) -> Any:
 
 
 def width(model: Any) -> int:
-    """The hidden size of a model."""
-    return int(model.config.get_text_config().hidden_size)
+    """The hidden size of a model: that of its configuration, or of its embedding where the configuration has another word for it."""
+    size = getattr(model.config.get_text_config(), "hidden_size", None)
+    return int(size or model.get_input_embeddings().weight.shape[1])
 
 
 def output_head(model: Any) -> OutputHead:

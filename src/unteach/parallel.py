@@ -20,23 +20,24 @@ FIELDS = [item.name for item in fields(TokenStatistics)]
 
 
 @contextlib.contextmanager
-def own_forward(module: nn.Module) -> Iterator[Callable[[], None]]:
-    """Whatever stands in the place of `module.forward` at the end of the block, the module's own comes back; also by the function given.
+def with_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """`module` with that `forward` of its own (`None`: its class's); afterwards with what stood there before, whatever was put there since.
 
     Mixed precision, for one, puts a forward with autocast in its place and leaves it there after training.
     """
-    own = vars(module).get("forward")
-
-    def restore() -> None:
-        if own is None:
-            vars(module).pop("forward", None)
-        else:
-            module.forward = own
-
+    before = vars(module).get("forward")
+    _set_forward(module, forward)
     try:
-        yield restore
+        yield
     finally:
-        restore()
+        _set_forward(module, before)
+
+
+def _set_forward(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = forward
 
 
 def inside_forward(called: nn.Module, replaced: nn.Module, compute: Callable[[Tensor], Any], argument: Tensor) -> Any:
@@ -51,13 +52,13 @@ def inside_forward(called: nn.Module, replaced: nn.Module, compute: Callable[[Te
         compute (`Callable`)
         argument (`Tensor`)
     """
-    with own_forward(replaced) as restore:
+    own = vars(replaced).get("forward")
 
-        def forward(given: Tensor) -> Any:
-            restore()
-            return compute(given)
+    def forward(given: Tensor) -> Any:
+        _set_forward(replaced, own)
+        return compute(given)
 
-        replaced.forward = forward
+    with with_forward(replaced, forward):
         return called(argument)
 
 
@@ -93,8 +94,9 @@ def is_sharded(model: Any) -> bool:
 def local(parameter: Tensor) -> Tensor:
     """The part of a parameter that this process holds: all of it, if it is not sharded."""
     if _in_zero_3(parameter):
-        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-        return part
+        part, whole, ranks = parameter.ds_tensor, parameter.ds_numel, torch.distributed.get_world_size()  # type: ignore[attr-defined]
+        there = whole - torch.distributed.get_rank() * (-(-whole // ranks))  # the rest of the last parts is padding
+        return part[: max(0, there)]  # type: ignore[no-any-return]
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 

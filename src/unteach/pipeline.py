@@ -44,7 +44,7 @@ from unteach.objectives import get_method
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
-from unteach.run_defaults import complete
+from unteach.run_defaults import complete, suitable_learning_rate
 from unteach.run_options import RunOptions
 from unteach.run_record import config_text, rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
@@ -190,9 +190,13 @@ class Run:
         if settings.get("method") == AUTO:
             settings = with_given(self.picked or candidates(self.options.candidates)[0], settings)
         config = self.config(self.output / "checkpoints", **settings)
-        rows, lora = len(self.scenario.forget), self.options.lora
-        complete(config, settings, width=self.width, rows=rows, lora=lora, processes=process_count())
+        complete(config, settings, width=self.width, lora=self.options.lora)
         return config
+
+    def first_rate(self, method: str) -> float:
+        """The learning rate of a method's first trial: the one named, or that which a run with this method takes by itself."""
+        named = {**self.scenario.presets, **self.options.settings}.get("learning_rate")
+        return float(named) if named is not None else suitable_learning_rate(self.width or 1, method, lora=self.options.lora)
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
@@ -248,7 +252,9 @@ class Run:
                 self.output / "work" / "trial",
                 options.seed,
             )
-            self.picked = pick(bench, self.collection, options, self.scenario.presets, self.unlearning_config(), self.config)
+            self.picked = pick(
+                bench, self.collection, options, self.scenario.presets, self.unlearning_config(), self.first_rate, self.config
+            )
             model = bench.model
         config = self.unlearning_config()
         if config.objective.preferred == "alternate":

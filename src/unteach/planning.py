@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import torch
@@ -263,10 +262,7 @@ def plan_memory(
     forward = parts["optimiser"] + parts["activations"] + parts["logits"] + head_gradient + buckets
     backward = parts["optimiser"] + parts["gradients"] + (0 if shape.adapter else embedding)
     peak = max(always + max(forward, backward), PROCESS_BYTES[device] + weights + check_bytes(shape, config, rows))
-    steps = config.max_steps
-    if steps <= 0:
-        items = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-        steps = max(1, ceil(forget_rows * config.num_train_epochs / items))
+    steps = config.planned_steps(forget_rows if config.objective.forget else rows.retain_rows, processes)
     flops = config.gradient_accumulation_steps * step_flops(shape, inputs, predicted, referenced, checkpointed=checkpointed)
     return Plan(parts, peak, inputs, flops, steps, disk)
 
@@ -333,7 +329,7 @@ def plan_run(
         raise UserError(f"lora_rank is {lora_rank} and the rates are {list(rates)}; they must be positive")
     config = UnlearningConfig(**{"output_dir": "unteach-output", "use_cpu": True, **settings})
     shape = model_shape(models.load_config(model), lora_rank=lora_rank)
-    complete(config, settings, width=shape.hidden, rows=forget_rows, lora=lora_rank > 0, processes=where.get("processes", 1))
+    complete(config, settings, width=shape.hidden, lora=lora_rank > 0)
     rows = RowShape(prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens, retain_rows)
     plan = plan_memory(shape, config, rows, forget_rows=forget_rows, **where)
     return {

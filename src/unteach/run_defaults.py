@@ -6,44 +6,56 @@ from collections.abc import Mapping
 from typing import Any
 
 from unteach.config import UnlearningConfig
+from unteach.objectives import DEFAULT_METHOD, get_method
 
 RATE_TIMES_WIDTH = 0.075
-"""Learning rate times the model's width, all weights trained: 1.3e-4 at 576, where it was measured (docs/log.md), 1.8e-5 at 4,096.
+"""Learning rate times the model's width, all weights trained: 1.3e-4 at 576, where it was found (docs/log.md), 1.8e-5 at 4,096.
 
 For Adam the rate that suits goes with one over the width (Yang et al. 2022, arXiv 2203.03466).
 """
-ADAPTER_FACTOR = 8.0
-"""An adapter takes about ten times the rate of all weights."""
+ADAPTER_FACTOR = 4.0
+"""How much more an adapter takes than all weights."""
 LEAST_STEPS = 100
 """Steps of the longest run on few rows; what ends it before is the model's behaviour."""
-EPOCHS = 3.0
 
 
-def suitable_learning_rate(width: int, config: UnlearningConfig, *, lora: bool) -> float:
+def suitable_learning_rate(width: int, method: str, *, lora: bool) -> float:
     """The learning rate of a run whose user names none, to two digits.
 
     Args:
         width (`int`): the model's hidden size.
-        config: its method says what share of the rule's rate it stands.
+        method (`str`): takes its share, `Method.rate`, of what the width says.
         lora (`bool`): whether an adapter is trained.
     """
-    rate = RATE_TIMES_WIDTH / width * (ADAPTER_FACTOR if lora else 1.0) * config.objective.rate
+    rate = RATE_TIMES_WIDTH / width * (ADAPTER_FACTOR if lora else 1.0) * get_method(method).rate
     return float(f"{rate:.2g}")
 
 
-def complete(config: UnlearningConfig, given: Mapping[str, Any], *, width: int | None, rows: int, lora: bool, processes: int) -> None:
-    """Fills in what was not given: the learning rate by the model's width, and epochs that come to `LEAST_STEPS` steps or more.
+def names_a_length(given: Mapping[str, Any]) -> bool:
+    """Whether somebody chose how long to train."""
+    return bool({"num_train_epochs", "least_steps"} & set(given)) or (given.get("max_steps") or 0) > 0
+
+
+def complete(config: UnlearningConfig, given: Mapping[str, Any], *, width: int | None, lora: bool) -> None:
+    """Fills in what was not given: the learning rate by the model's width, and `LEAST_STEPS`.
 
     Args:
         config: is changed.
         given: the settings that somebody chose.
         width (`int`, *optional*): the model's hidden size; unknown: the rate stays.
-        rows (`int`): forget rows.
         lora (`bool`)
-        processes (`int`): each takes a batch of its own.
     """
     if "learning_rate" not in given and width:
-        config.learning_rate = suitable_learning_rate(width, config, lora=lora)
-    if not {"max_steps", "num_train_epochs"} & set(given):
-        items = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-        config.num_train_epochs = max(EPOCHS, LEAST_STEPS * items / max(1, rows))
+        config.learning_rate = suitable_learning_rate(width, config.method, lora=lora)
+    if not names_a_length(given):
+        config.least_steps = LEAST_STEPS
+
+
+def rules(given: Mapping[str, Any], *, lora: bool) -> dict[str, Any]:
+    """What decides in the place of settings that were not given, as plain data: part of what a run is."""
+    found: dict[str, Any] = {}
+    if "learning_rate" not in given:
+        name = given.get("method", DEFAULT_METHOD)
+        share = {} if name == "auto" else {"share": get_method(name).rate}
+        found["learning_rate"] = {"times_width": RATE_TIMES_WIDTH * (ADAPTER_FACTOR if lora else 1.0), **share}
+    return found if names_a_length(given) else {**found, "least_steps": LEAST_STEPS}

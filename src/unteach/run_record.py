@@ -18,6 +18,7 @@ import yaml
 from unteach import __version__
 from unteach.checkpoints import write_json, write_text_atomically
 from unteach.data.rows import Row
+from unteach.run_defaults import rules
 from unteach.run_options import RunOptions
 from unteach.scenarios.scenario import Scenario
 
@@ -51,6 +52,7 @@ def config_text(options: RunOptions, scenario: Scenario, *, searched: bool, stag
         **({"search": search} if searched else {}),
         "probe_rows": options.probe_rows,
         "settings": settings,
+        **({} if staged or not (own := rules(settings, lora=options.lora)) else {"by_itself": own}),
         "data": {
             "forget": rows_hash(scenario.forget),
             "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),

@@ -33,6 +33,10 @@ def shard_on_cpus(trainer: UnlearningTrainer) -> None:
 def check_sharding(trainer: UnlearningTrainer) -> None:
     """Raises `UserError` for options that do not go with sharded weights."""
     config = trainer.config
+    if trainer.is_deepspeed_enabled and (config.bf16 or config.fp16):
+        raise UserError(
+            "DeepSpeed holds the weights themselves in 16 bits where bf16 or fp16 is on, and unteach does not; leave it out, or use FSDP2"
+        )
     if shards_weights(trainer) and config.reference != "stored":
         raise UserError(f"reference is {config.reference!r}, but a model whose weights are sharded needs 'stored'")
     if not trainer.is_fsdp_enabled:

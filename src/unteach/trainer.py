@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
 import time
@@ -25,12 +24,20 @@ from unteach.config import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
-from unteach.parallel import WholeCopy, local, own_forward, through_wrapper
+from unteach.parallel import WholeCopy, local, through_wrapper, with_forward
 from unteach.processes import decided
 from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
 from unteach.role_statistics import role_statistics
 from unteach.self_check import check_fast_path
-from unteach.sharding import check_sharding, place_for_preparation, shard_on_cpus, shards_weights, take_whole, whole_model
+from unteach.sharding import (
+    check_sharding,
+    load_models_whole,
+    place_for_preparation,
+    shard_on_cpus,
+    shards_weights,
+    take_whole,
+    whole_model,
+)
 from unteach.step_callback import StepCallback
 from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
 from unteach.training_rows import check_rows, encoded_rows, mismatch_pool
@@ -110,6 +117,7 @@ class UnlearningTrainer(Trainer):
         self.frozen: Any = None
         self.whole: WholeCopy | None = None
         self.sharded = False
+        self.own_forward: Any = None
         self.reference_seconds: float | None = None
         self._window: dict[str, list[Tensor]] = {}
         self.step_started = time.perf_counter()
@@ -137,8 +145,7 @@ class UnlearningTrainer(Trainer):
         """Fixes `max_steps`, so that the stream has exactly the items that the run needs."""
         size = len(self.forget_rows) or len(self.retain_rows)
         self.items_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
-        if args.max_steps <= 0:
-            args.max_steps = max(1, math.ceil(size * args.num_train_epochs / self.items_per_step))
+        args.max_steps = args.planned_steps(size, args.world_size)
         self.probe_every = probe_interval(args.probe_steps, args.max_steps)
 
     def training_stream(self) -> TrainingStream:
@@ -331,6 +338,7 @@ class UnlearningTrainer(Trainer):
         output = self.output
         found = self._checkpoint(resume_from_checkpoint)
         model = self.accelerator.unwrap_model(self.model)
+        self.own_forward = vars(model).get("forward")
         with models.dropout_off(model):
             self.prepare()
             start = task_vector.trained_weights(model) if self.method.negate else {}
@@ -349,6 +357,8 @@ class UnlearningTrainer(Trainer):
             if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
                 self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))
                 self.best.load(model, self.rule.best_step)
+                self.sharded = shards_weights(self)
+                load_models_whole()
                 return TrainOutput(self.state.global_step, float("nan"), {})
             if self.probe and not self.rule.history:
                 self.run_probe()
@@ -358,7 +368,7 @@ class UnlearningTrainer(Trainer):
                 frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
             self.whole = WholeCopy(model) if shards_weights(self) else None
             try:
-                with own_forward(model):
+                with with_forward(model, self.own_forward):
                     result = super().train(found, trial, ignore_keys_for_eval)
             except pickle.UnpicklingError:
                 raise UserError(f"checkpoint {found} holds something other than tensors and plain data; it is not loaded") from None
@@ -401,7 +411,8 @@ class UnlearningTrainer(Trainer):
         with whole_model(self) as model:
             training = model.training
             model.eval()
-            found = dict(self.probe(model))
+            with with_forward(model, self.own_forward) if self.whole is None else nullcontext():  # what is kept is asked, not its autocast
+                found = dict(self.probe(model))
             model.train(training)
             rates = decided(lambda: found)  # one process decides, so that all stop at the same step
             better = self.rule.record(self.state.global_step, rates)

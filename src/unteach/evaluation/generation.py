@@ -92,6 +92,7 @@ def generate_ids(
             max_new_tokens=max_new_tokens - min(len(known[i]) for i in part),
             pad_token_id=pad_id,
             eos_token_id=list(end_ids) or None,
+            synced_gpus=False,  # each process has prompts of its own, and their number differs
             **(dict.fromkeys(HABITS) | drawn),
         )
         for row, index in enumerate(part):
