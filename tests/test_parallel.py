@@ -91,28 +91,32 @@ def test_two_processes_are_one(config: str, arguments: list[str], alone: Path, t
 
 KILL_BOTH = """
 import os, signal, sys
-from unteach import step_callback
+from unteach import pipeline, step_callback
 from unteach.cli import main
 after = step_callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
-    if state.global_step == 5 and os.environ.get("KILLED"):
+    if state.global_step == 5 and os.environ.get("KILLED") == "training":
         os.kill(os.getpid(), signal.SIGKILL)
     return after(self, args, state, control, **kwargs)
 step_callback.StepCallback.on_step_end = on_step_end
+if os.environ.get("KILLED") == "scoring":
+    pipeline.Run.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
-    ("config", "lora"),
+    ("config", "lora", "during"),
     [
-        ("fsdp2_cpu.yaml", True),
-        pytest.param("fsdp2_cpu.yaml", False, marks=pytest.mark.slow),
-        *(pytest.param(*zero.values, lora, marks=[*zero.marks, pytest.mark.slow]) for zero in ZERO for lora in (True, False)),
+        ("fsdp2_cpu.yaml", True, "training"),
+        pytest.param("fsdp2_cpu.yaml", False, "training", marks=pytest.mark.slow),
+        pytest.param("fsdp2_cpu.yaml", False, "scoring", marks=pytest.mark.slow),
+        *(pytest.param(*zero.values, lora, "training", marks=[*zero.marks, pytest.mark.slow]) for zero in ZERO for lora in (True, False)),
+        *(pytest.param(*zero.values, False, "scoring", marks=[*zero.marks, pytest.mark.slow]) for zero in ZERO),
     ],
 )
 def test_a_killed_run_of_sharded_weights_goes_on_to_where_one_process_ends(
-    config: str, lora: bool, arguments: list[str], tmp_path: Path
+    config: str, lora: bool, during: str, arguments: list[str], tmp_path: Path
 ) -> None:
     longer = [*arguments, "target_rate=0.0", "hold=9", "probe_steps=4", *(["--lora", "learning_rate=3e-3"] if lora else [])]
     one, out, script = tmp_path / "one", tmp_path / "out", tmp_path / "kill.py"
@@ -120,8 +124,8 @@ def test_a_killed_run_of_sharded_weights_goes_on_to_where_one_process_ends(
     done = start([sys.executable, "-m", "unteach", *longer, "per_device_train_batch_size=4", "--out", str(one)])
     assert done.returncode == 0, done.stdout + done.stderr
     command = [*launched(config)[:-2], str(script), *longer, "per_device_train_batch_size=2", "--out", str(out)]
-    assert start(command, KILLED="1").returncode != 0
-    first = out / "checkpoints" / "checkpoint-3" / "trainer_state.json"
+    assert start(command, KILLED=during).returncode != 0
+    first = out / "checkpoints" / f"checkpoint-{3 if during == 'training' else 6}" / "trainer_state.json"
     assert first.exists() and not (out / "run.json").exists()
     before = first.stat().st_mtime_ns
     done = start(command)
@@ -130,6 +134,7 @@ def test_a_killed_run_of_sharded_weights_goes_on_to_where_one_process_ends(
     assert_same_steps(one, out)
     torch.testing.assert_close(weights(out), weights(one), rtol=0, atol=1e-5)
     assert json.loads((out / "eval.json").read_text()) == json.loads((one / "eval.json").read_text())
+    assert json.loads((out / "run.json").read_text())["sharded_weights"] == (not config.startswith("zero2"))
 
 
 LOSE_A_PROCESS = """

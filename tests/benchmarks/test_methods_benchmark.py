@@ -45,6 +45,7 @@ def result(method, seed=0, *, unlearned=0.0, kept=1.0, fluency=4.0, relearning=8
         "four_bits": rate(unlearned, 10),
         "seconds": 100.0,
         "learning_rate": 1e-4,
+        "bf16": False,
     }
 
 
