@@ -5,7 +5,8 @@
 The taught model is that of a copyright demo (its folder `original/`). The book's passages are dealt into five requests; the rows to keep
 are the demo's: half of the other book, and the model's own answers. Printed: after each request the share of each request's rows that is
 still said; after the fifth the share of the kept books' tokens that the model still chooses, and how similar its answers to everyday
-questions are to the taught model's; then the rates with the third patch taken out. Started again, it goes on.
+questions are to the taught model's; then the rates with the third patch taken out. As all five are of one book, the others go on holding
+it back: so in a ledger of its own each book is one request, and the first one's patch is taken out. Started again, it goes on.
 """
 
 from __future__ import annotations
@@ -65,6 +66,24 @@ def kept_share(model: Any, tokenizer: Any, rows: list[Row]) -> float:
     return sum(share or 0.0 for share in shares) / len(shares)
 
 
+def two_books(folder: Path, taught: Path, scenario: Any, retain: Path, settings: dict[str, Any], display: Display) -> dict[str, Any]:
+    """Rates of two requests, a book each, after both, and with the first one's patch taken out."""
+    book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
+    books = [book, [*scenario.sets["kept"], *scenario.sets["kept_unseen"]]]
+    rates: dict[str, float] = {}
+    known = {row.completion for rows in books for row in rows}
+    own = [line for line in retain.read_text(encoding="utf-8").splitlines() if json.loads(line)["completion"] not in known]
+    own_file = retain.with_name(f"{folder.name}-own.jsonl")
+    own_file.write_text("\n".join(own) + "\n", encoding="utf-8")
+    for rows, keep in zip(books, (retain, own_file), strict=True):
+        given = [as_record(row) for row in rows]
+        entry = forget_request(folder, given, str(keep), model=str(taught), rounds=2, display=display, **settings)
+        rates = {**entry["earlier"], str(entry["id"]): entry["after"]}
+    if 1 not in read_ledger(folder).removed:
+        change_patch(folder, 1, remove=True, display=display)
+    return {"after_both": rates, "first_taken_out": read_ledger(folder).entries[-1]["rates"]}
+
+
 def main() -> None:
     """Runs the benchmark."""
     options = record.options(__doc__, more_options)
@@ -107,7 +126,10 @@ def main() -> None:
         change_patch(options.out, out, remove=True, display=display)
     rates = read_ledger(options.out).entries[-1]["rates"]
     print(f"patch {out} taken out: " + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items()))
-    record.write([*lines, {"utility": utility}, {"taken_out": out, "rates": rates}], options.json)
+    whole = settings if options.short else settings | {"max_steps": 42, "probe_steps": 14, "save_steps": 14}
+    books = two_books(options.out.with_name(f"{options.out.name}-books"), taught, scenario, retain_file, whole, display)
+    print(f"a book each: {books}")
+    record.write([*lines, {"utility": utility}, {"taken_out": out, "rates": rates}, {"two_books": books}], options.json)
 
 
 if __name__ == "__main__":
