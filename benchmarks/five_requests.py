@@ -6,7 +6,7 @@ The taught model is that of a copyright demo (its folder `original/`). The book'
 are the demo's: half of the other book, and the model's own answers. Printed: after each request the share of each request's rows that is
 still said; after the fifth the share of the kept books' tokens that the model still chooses, and how similar its answers to everyday
 questions are to the taught model's; then the rates with the third patch taken out. As all five are of one book, the others go on holding
-it back: so in a ledger of its own each book is one request, and the first one's patch is taken out. Started again, it goes on.
+it back: so in a ledger of its own there is one request on each book, and the first one's patch is taken out. Started again, it goes on.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def kept_share(model: Any, tokenizer: Any, rows: list[Row]) -> float:
 
 
 def two_books(folder: Path, taught: Path, scenario: Any, retain: Path, settings: dict[str, Any], display: Display) -> dict[str, Any]:
-    """Rates of two requests, a book each, after both, and with the first one's patch taken out."""
+    """Rates of two requests, a few passages of each book, after both, and with the first one's patch taken out."""
     book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
-    books = [book, [*scenario.sets["kept"], *scenario.sets["kept_unseen"]]]
+    books = [book[::REQUESTS], [*scenario.sets["kept"], *scenario.sets["kept_unseen"]][::REQUESTS]]
     rates: dict[str, float] = {}
     known = {row.completion for rows in books for row in rows}
     own = [line for line in retain.read_text(encoding="utf-8").splitlines() if json.loads(line)["completion"] not in known]
@@ -126,9 +126,8 @@ def main() -> None:
         change_patch(options.out, out, remove=True, display=display)
     rates = read_ledger(options.out).entries[-1]["rates"]
     print(f"patch {out} taken out: " + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items()))
-    whole = settings if options.short else settings | {"max_steps": 42, "probe_steps": 14, "save_steps": 14}
-    books = two_books(options.out.with_name(f"{options.out.name}-books"), taught, scenario, retain_file, whole, display)
-    print(f"a book each: {books}")
+    books = two_books(options.out.with_name(f"{options.out.name}-books"), taught, scenario, retain_file, settings, display)
+    print(f"one request on each book: {books}")
     record.write([*lines, {"utility": utility}, {"taken_out": out, "rates": rates}, {"two_books": books}], options.json)
 
 
