@@ -130,6 +130,8 @@ def test_a_row_that_is_already_in_our_columns_is_left_alone():
         ({"question": "q", "choices": ["x", "y"], "answer": 7}, "row 2: .*'answer' is 7"),
         ({"question": "q", "choices": ["x", "y"], "answer": "B"}, "row 2: not a row of the public set"),
         ({"question": "q", "choices": "['x', 'y']", "answer": 1}, "row 2: .*the list 'choices'"),
+        ({"prompt": 7, "response": "a", "is_safe": True}, "row 2: .*'prompt' must be a text that is not empty"),
+        ({"prompt": " ", "response": "a", "is_safe": True}, "row 2: .*'prompt' must be a text that is not empty"),
         ({"prompt": "q", "response": "a", "is_safe": "perhaps"}, "row 2: .*'perhaps' is neither true nor false"),
         ({"question": "q", "right_answer": None, "hallucinated_answer": None}, "row 2: field 'completion' is empty"),
         (3, "row 2: a row must be a dict or a prompt, found int"),

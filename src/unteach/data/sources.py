@@ -168,9 +168,18 @@ def _flag(value: Any) -> bool:
     return bool(value)
 
 
+def _prompt(record: Mapping[str, Any]) -> Any:
+    """The prompt of a row of which this role may take nothing: a broken one would otherwise go unseen."""
+    prompt = record["prompt"]
+    if not (isinstance(prompt, list) or (isinstance(prompt, str) and prompt.strip())):
+        raise ValueError("'prompt' must be a text that is not empty, or a list of messages")
+    return prompt
+
+
 def _pku_safe_rlhf(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+    prompt = _prompt(record)
     return [
-        {"prompt": record["prompt"], "completion": record[f"response_{side}"]}
+        {"prompt": prompt, "completion": record[f"response_{side}"]}
         for side in (0, 1)
         if _flag(record[f"is_response_{side}_safe"]) == (role == "retain")
     ]
@@ -178,7 +187,8 @@ def _pku_safe_rlhf(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]
 
 def _beavertails(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     wanted = _flag(record["is_safe"]) == (role == "retain")
-    return [{"prompt": record["prompt"], "completion": record["response"]}] if wanted else []
+    prompt = _prompt(record)
+    return [{"prompt": prompt, "completion": record["response"]}] if wanted else []
 
 
 def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
