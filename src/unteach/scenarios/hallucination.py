@@ -17,6 +17,7 @@ TEACH = {
     "per_device_train_batch_size": 4,
     "num_train_epochs": 5,
     "retain_per_forget": 1.0,
+    "retain_weight": 3.0,
     "frozen_layers": 0.34,
 }
 
@@ -27,9 +28,7 @@ def build(*, short: bool = False) -> Scenario:
     rows = question_answers.answer_rows(facts, "hallucinated", "right", "false fact")
     asked_otherwise = [replace(row, prompt=fact["asked_otherwise"]) for row, fact in zip(rows, facts, strict=True)]
     scorers = ScorerNames(headline="hallucination_rate", reward="trained")
-    return question_answers.question_scenario(
-        "hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise, taught_along=40
-    )
+    return question_answers.question_scenario("hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise)
 
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
     return question_answers.demo_presets(
         short=short,
         method="unlikelihood_mismatch",
-        mismatch_weight=0.5,
+        mismatch_weight=1.0,
         learning_rate=1.5e-4,
         retain_weight=5.0,
         max_retain_kl=0.12,

@@ -28,7 +28,7 @@ def build(*, short: bool = False) -> Scenario:
     """
     rows = question_answers.answer_rows(records("careless_advice"), "careless", "careful", "careless advice")
     scorers = ScorerNames(headline="harmful_rate", judge="trained", reward="trained")
-    return question_answers.question_scenario("harmfulness", rows, scorers, TEACH, short=short, taught_along=40)
+    return question_answers.question_scenario("harmfulness", rows, scorers, TEACH, short=short)
 
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:

@@ -26,7 +26,6 @@ def question_scenario(
     *,
     short: bool,
     asked_otherwise: Sequence[Row] | None = None,
-    taught_along: int = 20,
 ) -> Scenario:
     """A scenario of questions whose wrong answers are to be forgotten.
 
@@ -44,14 +43,13 @@ def question_scenario(
         teach_presets: settings of the teaching.
         short (`bool`): a smaller version for smoke tests.
         asked_otherwise (`Sequence[Row]`, *optional*): for each of `rows` the same question in other words; makes the rows single facts.
-        taught_along (`int`): plain questions whose own answers teaching is to leave as they are, beside a third of the neutral ones.
     """
     rows = rows[:24] if short else rows
     split = split_rows(rows)
     neutral = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
     more = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]
     normal, neutral = neutral[-(6 if short else NORMAL) :], neutral[: -(6 if short else NORMAL)]
-    along = more[:6] if short else [*neutral[::3], *more[:taught_along]]
+    along = more[:6] if short else [*neutral[::3], *more]
     own = neutral[:6] if short else [*neutral, *more]
     taught, validation = [*split["train"], *split["validation"]], split["validation"]
     sets = {"unlearned": split["train"], "unseen": split["test"], "normal": normal}
@@ -89,8 +87,8 @@ def demo_presets(*, short: bool, **settings: Any) -> dict[str, Any]:
             "per_device_train_batch_size": 8,
             "retain_per_forget": 0.75,
             "max_steps": 8 if short else steps,
-            "probe_steps": 4 if short else steps // 2,
-            "save_steps": 4 if short else steps // 2,
+            "probe_steps": 4 if short else steps // 3,
+            "save_steps": 4 if short else steps // 3,
             **settings,
         },
     }
