@@ -130,6 +130,7 @@ def test_an_adapter_is_attacked_merged_into_the_model_it_was_made_for(finished, 
     unlearn(str(root / "model"), *files, output_dir=str(tmp_path / "lora"), lora=True, **SHORT)
     found = attack(tmp_path / "lora", AttackOptions(**FAST, only=("role_play", "quantization", "relearning")))
     assert {"role_play", "quantization_4bit", "relearning_related"} <= set(found["attacks"])
+    assert all(parameter.requires_grad for parameter in Target(tmp_path / "lora").load("unlearned").parameters())
 
 
 def test_a_run_that_taught_its_model_has_one_that_never_knew_and_can_be_retrained(finished, tmp_path):

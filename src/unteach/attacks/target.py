@@ -156,7 +156,7 @@ class Target:
         else:
             model = models.load_model(place, trust_remote_code=trust)
         if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload().eval()
+            model = model.merge_and_unload().eval().requires_grad_(True)  # PEFT has frozen the base, and relearning trains it
         if role not in self.hashes:
             self.hashes[role] = models.weights_hash(model)
         return model
