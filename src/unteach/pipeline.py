@@ -196,7 +196,10 @@ class Run:
     def first_rate(self, method: str) -> float:
         """The learning rate of a method's first trial: the one named, or that which a run with this method takes by itself."""
         named = {**self.scenario.presets, **self.options.settings}.get("learning_rate")
-        return float(named) if named is not None else suitable_learning_rate(self.width or 1, method, lora=self.options.lora)
+        if named is not None:
+            return float(named)
+        assert self.width is not None, "the model is loaded before anything is tried"
+        return suitable_learning_rate(self.width, method, lora=self.options.lora)
 
     def teach(self, model: Any, tokenizer: Any) -> Any:
         """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
