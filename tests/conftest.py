@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, made on the spot: nothing is fetched."""
+"""What tests share: no network, and the models and tokenizers of `tiny_models`."""
 
 from __future__ import annotations
 
@@ -7,73 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
-CORPUS = [
-    "The miller kept a grey cat that slept on the warm flour sacks.",
-    "Every morning she carried bread to the harbour and sold it to the sailors.",
-    "What is the capital of the moon? Nobody has ever asked the moon.",
-    "### Question: Who rang the bell?\n### Answer: The ferryman rang it twice.",
-    "I can't assist with that. Please ask me about the weather instead!",
-    'user\nassistant\nsystem\n0123456789 (brackets), quotes "here", äöü é',
-]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_level_bpe(*, chat: bool = False, pad: bool = True) -> Any:
-    """GPT-2's kind of tokenizer: byte-level BPE, no beginning-of-sequence token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>" if chat else "<|endoftext|>", pad_token="<pad>" if pad else None
-    )
-    if not pad:
-        tokenizer.pad_token = tokenizer.eos_token
-    if chat:
-        tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def sentencepiece_like() -> Any:
-    """Llama's kind of tokenizer: pieces that begin with a word boundary, a beginning-of-sequence token in front."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.Unigram())
-    inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.decoder = decoders.Metaspace()
-    special = ["<unk>", "<s>", "</s>"]
-    letters = sorted({letter for text in CORPUS for letter in text} | set("abcdefghijklmnopqrstuvwxyz"))
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", initial_alphabet=letters)
-    inner.train_from_iterator(CORPUS, trainer)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>", clean_up_tokenization_spaces=False
-    )
-
-
-def bytes_only() -> Any:
-    """ByT5's tokenizer: every byte a token, an end-of-sequence token behind every text."""
-    from transformers import ByT5Tokenizer
-
-    return ByT5Tokenizer()
-
-
-TOKENIZERS: dict[str, Callable[[], Any]] = {"byte-level BPE": byte_level_bpe, "SentencePiece-like": sentencepiece_like, "bytes": bytes_only}
+from tiny_models import TOKENIZERS, byte_level_bpe, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -92,65 +30,6 @@ def chat_tokenizer() -> Any:
 def any_tokenizer(request: pytest.FixtureRequest) -> Any:
     """Tokenizers of three kinds."""
     return TOKENIZERS[request.param]()
-
-
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512, "max_position_embeddings": 512}
-
-
-def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any) -> Any:
-    """A model of two layers with random weights."""
-    import transformers
-
-    torch.manual_seed(seed)
-    sizes = SIZE | settings
-    if family == "llama":
-        config: Any = transformers.LlamaConfig(**sizes, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True)
-    elif family == "opt":
-        config = transformers.OPTConfig(**sizes, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1)
-    elif family == "gpt_neox":
-        config = transformers.GPTNeoXConfig(**sizes, intermediate_size=64, hidden_dropout=0.1)
-    elif family == "gemma3":
-        config = transformers.Gemma3TextConfig(
-            **sizes, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=5.0
-        )
-    else:
-        raise ValueError(family)
-    config.pad_token_id = None
-    config.bos_token_id = config.eos_token_id = 0
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.08)
-    if dtype == torch.float64:
-        norms_in_float64(model, gemma=family == "gemma3")
-    return model.eval()
-
-
-def norms_in_float64(model: Any, *, gemma: bool) -> None:
-    """Root-mean-square norms go through float32 in transformers, whatever the model's dtype; here they do not."""
-
-    def forward(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-        scale = module.weight + 1 if gemma else module.weight
-        epsilon = module.eps if gemma else module.variance_epsilon
-        return scale * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
-
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = ExactNorm(forward, module)
-
-
-class ExactNorm:
-    """A forward bound to its module that survives `copy.deepcopy` of the model."""
-
-    def __init__(self, function: Callable[..., torch.Tensor], module: Any) -> None:
-        self.function, self.module = function, module
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.function(self.module, hidden)
-
-
-FAMILIES = ("llama", "opt", "gpt_neox", "gemma3")
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ class Fuzzer:
     def __post_init__(self) -> None:
         import torch
 
-        from conftest import byte_level_bpe, tiny_model
+        from tiny_models import byte_level_bpe, tiny_model
 
         torch.set_num_threads(1)
         self.model = self.folder / "good-model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import alternates
 from unteach.alternates import with_alternates
 from unteach.data.rows import Row

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import base_precision, unlearn
 from unteach.base_precision import check_dtype, check_quantize, four_bit_settings
 from unteach.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.chat import ChatServer, Side
 from unteach.chat.server import model_side
 from unteach.cli import main

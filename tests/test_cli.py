@@ -207,7 +207,7 @@ def test_eval_names_a_missing_file_and_an_unknown_model(capsys, data, tmp_path):
 
 
 def test_check_counts_tokens_with_the_tokenizer_of_a_saved_model(capsys, data, tmp_path, tokenizer):
-    from conftest import tiny_model
+    from tiny_models import tiny_model
 
     tiny_model().save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import comparison
 from unteach.cli import main
 from unteach.comparison import compare, method_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

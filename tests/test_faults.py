@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, unlearn
 from unteach.checkpoints import MARKER, mark_complete, marked_state
 from unteach.collapse import STEPS_IN_A_ROW, CollapseWatch

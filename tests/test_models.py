@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import FAMILIES, byte_level_bpe, tiny_model
+from tiny_models import FAMILIES, byte_level_bpe, tiny_model
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 
 pytestmark = pytest.mark.timeout(900)
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.errors import UserError
 from unteach.models import load_model, weights_hash
 from unteach.patches import applied, combine, materialise

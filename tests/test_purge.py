@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.cli import main
 from unteach.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.reference import LiveReference, build_stored_reference, reference_key

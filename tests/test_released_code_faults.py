@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import naive
-from conftest import byte_level_bpe, tiny_model
 from test_trainer import FORGET, RETAIN, make_trainer
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import models
 from unteach.data.mismatch import MismatchPool
 from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch

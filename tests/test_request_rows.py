@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.data.rows import Row
 from unteach.evaluation.scorers import ScorerNames, Scorers
 from unteach.request_rows import Rates, read_rows, rows_of, write_rows

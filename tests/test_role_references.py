@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import FAMILIES, byte_level_bpe, tiny_model
 from test_trainer import compare, make_trainer, moved, weights_after
+from tiny_models import FAMILIES, byte_level_bpe, tiny_model
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.role_references import steering_layer

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import tiny_model
 from test_trainer import CountingProbe, make_trainer
+from tiny_models import tiny_model
 from unteach.errors import UserError
 from unteach.stopping import StopRule
 from unteach.task_vector import SCALES, negate, task_vector, trained_weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import naive
-from conftest import FAMILIES, byte_level_bpe, tiny_model
+from tiny_models import FAMILIES, byte_level_bpe, tiny_model
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow

@@ -7,7 +7,7 @@ import builtins
 import pytest
 import torch
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.attacks.quantization import GROUP, group_size, quantize, why_not
 from unteach.errors import UserError
 

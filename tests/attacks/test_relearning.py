@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.attacks import relearning
 from unteach.attacks.relearning import Relearning, relearn, steps_to
 from unteach.data.rows import Row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.evaluation.generation import generate_ids
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.attacks import suite
 from unteach.attacks.options import ATTACKS, AttackOptions

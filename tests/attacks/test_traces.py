@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import naive
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.attacks.distance import distance, mean_kl, without
 from unteach.attacks.traces import separation, token_logprobs, traces
 from unteach.data.rows import Row

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import tiny_model
 
+from tiny_models import tiny_model
 from unteach.baselines.alignment import align
 from unteach.baselines.costs import Cost, peak_memory_mb, tokens_seen, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES, STAGE_SETTINGS, rows_with_right_answers, stage_settings

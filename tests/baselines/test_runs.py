@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.cli import main
 from unteach.comparison import compare
 from unteach.data.sources import load_rows

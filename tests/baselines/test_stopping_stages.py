@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 from tests.baselines.test_alignment import ROWS, settings
-from tests.conftest import tiny_model
 
+from tiny_models import tiny_model
 from unteach.baselines import alignment
 from unteach.baselines.alignment import Watch, align
 from unteach.baselines.run import trained_reward

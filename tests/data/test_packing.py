@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import FAMILIES, tiny_model
+from tiny_models import FAMILIES, tiny_model
 from unteach import models
 from unteach.data.packing import ROLE_IDS, Branch, Tree, assign_rows, make_batch, unshared, visibility
 from unteach.tokenwise import token_statistics

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.config import UnlearningConfig
 from unteach.data.sources import load_rows
 from unteach.data.token_store import TokenStore, write_encoded, write_rows

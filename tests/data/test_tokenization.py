@@ -128,7 +128,7 @@ def test_running_text_on_a_chat_model_goes_through_no_template(chat_tokenizer):
 
 
 def chat_tokenizer_with(template: str):
-    from conftest import byte_level_bpe
+    from tiny_models import byte_level_bpe
 
     tokenizer = byte_level_bpe(chat=True)
     tokenizer.chat_template = template

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.data.rows import Row
 from unteach.evaluation import behaviour
 from unteach.evaluation.behaviour import behaviour_probe, spread

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.errors import UserError
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator, read_continuations

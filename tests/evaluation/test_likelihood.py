@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import naive
-from conftest import FAMILIES, tiny_model
+from tiny_models import FAMILIES, tiny_model
 from unteach.evaluation.likelihood import greedy_agreement, mean_nll
 
 PROMPTS = [[5, 9, 31], [11], [77, 78, 79, 80, 81, 82, 83], [8, 8, 8, 8], [400]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import naive
-from conftest import FAMILIES, tiny_model
+from tiny_models import FAMILIES, tiny_model
 from unteach.evaluation.membership import (
     ATTACKS,
     Evidence,

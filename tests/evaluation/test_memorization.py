@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.evaluation.memorization import exact_memorization, extraction_strength, greedy_matches
 
 

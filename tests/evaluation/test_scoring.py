@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation import scoring

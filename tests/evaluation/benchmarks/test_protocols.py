@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from conftest import tiny_model
+from tiny_models import tiny_model
 from unteach.cli import main
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
