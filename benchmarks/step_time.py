@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import record
+import torch
 from steps.cases import Case, chosen, has_bf16, pair
 
 
@@ -54,6 +55,8 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         "ratio_to_naive_fp32": statistics.median(b / a for a, b in zip(own, others_fp32, strict=True)),
         "loss_difference": abs(loss - wanted),
         "bf16_in_hardware": has_bf16(),
+        "packed": ours.trainer.collator.packed,
+        "threads": torch.get_num_threads(),
         "steps": steps,
     }
 

@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"output_head", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "command_parsers"},
+    {"output_head", "kernels", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "command_parsers"},
     {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock", "base_precision"},
     {"parallel", "config"},

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from unteach.data.packing import visibility
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
+from unteach.kernels import chosen_kernels
 from unteach.output_head import OutputHead
 
 
@@ -302,7 +303,8 @@ def predicting_states(model: Any, batch: dict[str, Tensor], *, packed: bool) -> 
     """Final hidden states at the positions that predict a completion token, shape (tokens, hidden), in the batch's order."""
     body = decoder(model)
     inputs = model_inputs(batch, packed=packed, dtype=next(body.parameters()).dtype)
-    hidden: Tensor = body(**inputs, use_cache=False, return_dict=True).last_hidden_state
+    with chosen_kernels(body, inputs["input_ids"].device.type, inputs["input_ids"].shape[1]):
+        hidden: Tensor = body(**inputs, use_cache=False, return_dict=True).last_hidden_state
     return hidden.flatten(0, 1)[batch["predictor"]]
 
 

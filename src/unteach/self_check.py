@@ -9,17 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unteach import models
 from unteach.data.packing import Tree, make_batch
 from unteach.data.stream import Collator
 from unteach.errors import UserError
+from unteach.kernels import chosen_kernels
 from unteach.tokenwise import token_statistics
 
 EXACT_TOLERANCE = 1e-3
 """Largest accepted difference of a log-probability, in nats, of weights in full precision."""
 MEAN_TOLERANCE = 0.05
-"""Largest accepted mean absolute difference of the log-probabilities, in nats, of weights of 16 or fewer bits."""
+"""Largest accepted mean absolute difference of the log-probabilities, in nats, of weights of 16 or fewer bits ..."""
+TIMES_ROUNDING = 3.0
+"""... or this many times what another attention kernel changes on the same rows.
+
+On SmolLM2 in bfloat16 rounding alone makes 0.02 to 0.05 nats, positions that do not restart 0.3 to 0.4.
+"""
 
 
 @torch.no_grad()
@@ -28,7 +35,7 @@ def check_fast_path(model: Any, trees: Sequence[Tree], collator: Collator, *, au
 
     Where the packed ones differ, training goes on with plain rows, and a warning says so. Weights in full precision are compared without
     autocast, whose rounding would hide what the check looks for; weights of 16 bits by the mean difference, as single tokens differ by
-    tenths of a nat from the order of additions alone.
+    tenths of a nat from the order of additions alone; how much that makes is measured with another attention kernel.
 
     Args:
         model: the model without its data-parallel wrapper.
@@ -49,10 +56,18 @@ def check_fast_path(model: Any, trees: Sequence[Tree], collator: Collator, *, au
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
     plain = batch_of(packed=False)
-    with precision():
-        inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[plain["predictor"]].float()
-    wanted = logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
+
+    def from_logits(kernels: AbstractContextManager[Any]) -> Tensor:
+        with precision():
+            inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
+            with kernels:
+                logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[plain["predictor"]].float()
+        return logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
+
+    wanted = from_logits(chosen_kernels(model, device.type, plain["input_ids"].shape[1]))
+    if not exact:
+        rounding = (from_logits(nullcontext()) - from_logits(sdpa_kernel(SDPBackend.MATH))).abs().mean()
+        tolerance = max(tolerance, TIMES_ROUNDING * float(rounding))
 
     def difference(batch: dict[str, Tensor], *, packed: bool) -> float:
         with precision():

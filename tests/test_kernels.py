@@ -1,0 +1,89 @@
+"""Kernels of a training step's forward pass: the same result, and nothing left changed behind it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.backends.cuda import math_sdp_enabled
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tiny_models import FAMILIES, tiny_model
+from unteach.kernels import LONGEST_WRITTEN_OUT, chosen_kernels
+
+IDS = torch.arange(48).reshape(2, 24) % 300
+
+
+def with_adapter(family="llama"):
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_model(family), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    return model.eval()
+
+
+def loss_and_gradients(model, *, kernels, autocast=True):
+    precision = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
+    model.zero_grad()
+    with precision, chosen_kernels(model, "cpu", IDS.shape[1]) if kernels else contextlib.nullcontext():
+        loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def apart(gradients, others):
+    """Distance of all gradients together, as a share of their length."""
+    names = gradients.keys() & others.keys()
+    difference = sum(float((gradients[name] - others[name]).double().square().sum()) for name in names)
+    return (difference / sum(float(others[name].double().square().sum()) for name in names)) ** 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_loss_and_gradients_are_as_near_to_float32_s_as_with_the_libraries_own_kernels(family, lora):
+    model = with_adapter(family) if lora else tiny_model(family).eval()
+    exact, wanted = loss_and_gradients(model, kernels=False, autocast=False)
+    loss, gradients = loss_and_gradients(model, kernels=True)
+    other, others = loss_and_gradients(model, kernels=False)
+    assert gradients.keys() == others.keys() == wanted.keys()
+    assert abs(loss - exact) <= abs(other - exact) + 2e-3
+    assert apart(gradients, wanted) <= 2 * apart(others, wanted) < 0.2  # which rounding flips a ReLU is chance
+
+
+def test_an_adapter_s_input_is_not_cast_and_everything_is_put_back():
+    model = with_adapter()
+    layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    before = math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ZeroDivisionError), chosen_kernels(model, "cpu", 24):
+            assert layers and not any(layer.cast_input_dtype_enabled for layer in layers)
+            assert not torch.backends.cuda.flash_sdp_enabled()
+            raise ZeroDivisionError
+        with chosen_kernels(model, "cpu", LONGEST_WRITTEN_OUT + 1):
+            assert torch.backends.cuda.flash_sdp_enabled()
+    assert all(layer.cast_input_dtype_enabled for layer in layers)
+    assert (math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def test_without_autocast_nothing_changes():
+    model = with_adapter()
+    with chosen_kernels(model, "cpu", 24):
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert all(module.cast_input_dtype_enabled for module in model.modules() if hasattr(module, "cast_input_dtype_enabled"))
+
+
+def test_the_user_s_own_choice_of_attention_outlives_it():
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with chosen_kernels(tiny_model(), "cpu", 24):
+            pass
+        assert not math_sdp_enabled()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_that_are_computed_again_find_the_same_kernels(reentrant):
+    model = with_adapter()
+    model.enable_input_require_grads()
+    plain = loss_and_gradients(model, kernels=True)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    again = loss_and_gradients(model, kernels=True)
+    assert again[0] == pytest.approx(plain[0], abs=2e-3)
