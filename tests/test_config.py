@@ -45,3 +45,9 @@ def test_weights_default_to_the_method_s(tmp_path):
 def test_a_wrong_option_is_named_with_what_would_be_right(settings, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         UnlearningConfig(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize(("named", "wanted"), [({}, "constant_with_warmup"), ({"lr_scheduler_type": "linear"}, "linear")])
+def test_a_warm_up_is_never_left_out(named, wanted, tmp_path):
+    config = UnlearningConfig(output_dir=str(tmp_path), warmup_steps=5, **named)
+    assert config.lr_scheduler_type == wanted and UnlearningConfig(output_dir=str(tmp_path)).lr_scheduler_type == "constant"

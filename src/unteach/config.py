@@ -113,6 +113,8 @@ class UnlearningConfig(TrainingArguments):
         self._check_method_options()
         if self.bf16 is True and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants it said where there is nothing else
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            self.lr_scheduler_type = "constant_with_warmup"  # the other one leaves warmup_steps out without a word
         method = self.objective
         defaults = dict(zip(("forget", "mismatch", "retain"), method.weights, strict=True))
         for role, default in defaults.items():

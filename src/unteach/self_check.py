@@ -62,7 +62,8 @@ def check_fast_path(model: Any, trees: Sequence[Tree], collator: Collator, *, au
             inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
             with kernels:
                 logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[plain["predictor"]].float()
-        return logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
+        logp: Tensor = logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
+        return logp
 
     wanted = from_logits(chosen_kernels(model, device.type, plain["input_ids"].shape[1]))
     if not exact:
