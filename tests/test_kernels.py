@@ -11,7 +11,9 @@ from torch.backends.cuda import math_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tiny_models import FAMILIES, tiny_model
-from unteach.kernels import LONGEST_WRITTEN_OUT, chosen_kernels
+from unteach import UnlearningConfig, models
+from unteach.errors import UserError
+from unteach.kernels import LONGEST_WRITTEN_OUT, CompiledLayers, chosen_kernels, compiled_layers
 
 IDS = torch.arange(48).reshape(2, 24) % 300
 
@@ -87,3 +89,55 @@ def test_activations_that_are_computed_again_find_the_same_kernels(reentrant):
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     again = loss_and_gradients(model, kernels=True)
     assert again[0] == pytest.approx(plain[0], abs=2e-3)
+
+
+def layers_that_count(model, monkeypatch):
+    """The model's layers, as `CompiledLayers` with a compiler that only counts the calls, and the calls."""
+    calls = []
+
+    def compiler(forward, *, dynamic):
+        assert dynamic
+        return lambda *inputs, **options: (calls.append(1), forward(*inputs, **options))[1]
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    return CompiledLayers(models.layer_list(model)), calls
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_layers_are_compiled_for_training_alone(lora, monkeypatch):
+    model = with_adapter() if lora else tiny_model()
+    layers, calls = layers_that_count(model, monkeypatch)
+    plain = model(input_ids=IDS).logits
+    assert not calls
+    with layers.used():
+        torch.testing.assert_close(model(input_ids=IDS).logits, plain, rtol=0, atol=0)
+    assert len(calls) == 2
+    with torch.no_grad(), layers.used():
+        model(input_ids=IDS)
+    model(input_ids=IDS)
+    assert len(calls) == 2 and not any("forward" in vars(layer) for layer, _ in layers.forwards)
+
+
+def test_a_forward_of_somebody_else_s_is_put_back(monkeypatch):
+    model = tiny_model()
+    first = models.layer_list(model)[0]
+    own = first.forward = first.forward
+    layers, _ = layers_that_count(model, monkeypatch)
+    with layers.used():
+        assert first.forward is not own
+    assert first.forward is own
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [((None, "cpu", 1), "no list of layers"), (([], "cpu", 2), "one process"), (([], "cpu", 1), "a C\\+\\+ compiler is needed")],
+)
+def test_where_layers_cannot_be_compiled_it_is_said(where, words, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=words):
+        compiled_layers(*where)
+
+
+def test_the_name_that_transformers_gives_it_is_understood(tmp_path):
+    config = UnlearningConfig(output_dir=str(tmp_path), torch_compile=True)
+    assert config.compile_layers and not config.torch_compile

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from typing import Any
 
 import pytest
@@ -421,3 +423,15 @@ def test_losses_on_what_the_model_is_sure_of_equal_the_twin(method, dtype, toler
     roles = trainer.role_statistics(model, trainer.collator([trainer.training_stream()[i] for i in range(3)]))
     assert roles["forget"].statistics.logp.exp().max() > 0.1
     compare(trainer, tolerance)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX") or "g++"), reason="there is no C++ compiler")
+def test_compiled_layers_train_to_the_same_weights(tmp_path):
+    """With packed rows, whose number and length change from step to step."""
+    settings = {"method": "ga_mismatch", "max_steps": 3, "learning_rate": 1e-2, "optim": "sgd", "retain_per_forget": 0.5}
+    plain = make_trainer(tmp_path / "plain", **settings)
+    compiled = make_trainer(tmp_path / "compiled", compile_layers=True, **settings)
+    for trainer in (plain, compiled):
+        trainer.train()
+    for (name, wanted), found in zip(plain.model.named_parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=name)

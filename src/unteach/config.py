@@ -49,6 +49,8 @@ class UnlearningConfig(TrainingArguments):
         reference_dtype (`"float32"` or `"bfloat16"`, *optional*, defaults to `"float32"`): precision of the stored states.
         packing (`bool`, *optional*, defaults to `True`): share each prompt among its completions and fill rows; checked on the first batch.
         row_tokens (`int`, *optional*, defaults to 256): length of a packed row.
+        compile_layers (`bool`, *optional*, defaults to `False`): `torch.compile` of the decoder's layers for training, which takes about
+            a minute and then saves time in every step; in one process. `torch_compile`, as transformers calls it, is taken for this.
         logits_budget_mb (`int`, *optional*, defaults to 256): most memory of one (tokens, vocabulary) matrix.
         probe_steps (`int` or `float`, *optional*, defaults to 10): behaviour is measured every so many steps (if the trainer is given a
             probe); under 1: after every such share of the planned steps.
@@ -91,6 +93,7 @@ class UnlearningConfig(TrainingArguments):
     reference_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "precision of stored states"})
     packing: bool = field(default=True, metadata={"help": "share prompts and fill rows"})
     row_tokens: int = field(default=256, metadata={"help": "length of a packed row"})
+    compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the decoder's layers for training"})
     logits_budget_mb: int = field(default=256, metadata={"help": "most MiB of one (tokens, vocabulary) matrix"})
     probe_steps: float = field(default=10, metadata={"help": "measure behaviour every so many steps; under 1: that share of all"})
     target_rate: float = field(default=0.0, metadata={"help": "forget rate at which the run may stop"})
@@ -115,6 +118,8 @@ class UnlearningConfig(TrainingArguments):
             self.use_cpu = True  # transformers wants it said where there is nothing else
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
             self.lr_scheduler_type = "constant_with_warmup"  # the other one leaves warmup_steps out without a word
+        if self.torch_compile:
+            self.compile_layers, self.torch_compile = True, False  # of the whole model it would be passed by: the step calls its parts
         method = self.objective
         defaults = dict(zip(("forget", "mismatch", "retain"), method.weights, strict=True))
         for role, default in defaults.items():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from unteach.errors import UserError
 
 LONGEST_WRITTEN_OUT = 512
 """Longest row whose attention is written out: its scores are kept for the backward pass, heads x length^2 of them."""
@@ -43,3 +48,53 @@ def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[N
         if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+class CompiledLayers:
+    """Layers whose forward is compiled where it trains; asked otherwise, while generating for instance, they are as they were.
+
+    All layers share one compiled function, for rows of any number and length.
+
+    Args:
+        layers (`Sequence[nn.Module]`)
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (layer, torch.compile(layer.forward, dynamic=True)) for layer in layers
+        ]
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """A forward pass inside the block that keeps what the backward pass needs is compiled; it may be slow the first time."""
+        if not torch.is_grad_enabled():
+            yield
+            return
+        before = [(layer, vars(layer).get("forward")) for layer, _ in self.forwards]
+        for layer, forward in self.forwards:
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer, own in before:
+                if own is None:
+                    del layer.forward
+                else:
+                    layer.forward = own
+
+
+def compiled_layers(layers: Sequence[nn.Module] | None, device_type: str, processes: int) -> CompiledLayers:
+    """The decoder's layers, to be compiled at the first step.
+
+    Raises:
+        UserError: where they cannot be: they are not known, there are several processes, or there is no compiler for a CPU.
+    """
+    if layers is None:
+        raise UserError("compile_layers: this model has no list of layers that is known; leave it out")
+    if processes > 1:
+        raise UserError("compile_layers is for one process; leave it out")
+    if device_type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+        raise UserError(
+            "compile_layers: a C++ compiler is needed on a CPU, and neither g++ nor clang++ is there; install one or leave it out"
+        )
+    return CompiledLayers(layers)

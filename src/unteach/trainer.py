@@ -23,6 +23,7 @@ from unteach.collapse import CollapseWatch, nonfinite_loss
 from unteach.config import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
+from unteach.kernels import compiled_layers
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
 from unteach.parallel import WholeCopy, local, through_wrapper, with_forward
 from unteach.processes import decided
@@ -133,6 +134,8 @@ class UnlearningTrainer(Trainer):
             optimizers=optimizers,
         )
         check_sharding(self)
+        where = models.layer_list(self.model), args.device.type, args.world_size
+        self.compiled = compiled_layers(*where) if args.compile_layers else None
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in `Trainer`, with FSDP on CPUs too."""
@@ -177,7 +180,7 @@ class UnlearningTrainer(Trainer):
 
     def states(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """Final hidden states that predict the batch's completion tokens, in the precision of training, shape (tokens, hidden)."""
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.compiled.used() if self.compiled else nullcontext():
             return models.predicting_states(model, batch, packed=self.collator.packed)
 
     def build_reference(self) -> reference.Reference | None:
