@@ -30,12 +30,14 @@ class Case:
         bf16 (`bool`): under bfloat16 autocast, on both sides.
         lora (`bool`): an adapter on all linear layers instead of all weights, on both sides. With `bf16` too, our side holds the frozen
             weights in bfloat16 (`--dtype bfloat16`), which autocast would round them to at every step anyhow.
+        compiled (`bool`): our side's layers are compiled (`compile_layers=true`), before the time is taken.
     """
 
     name: str
     shape: shapes.Shape
     bf16: bool = False
     lora: bool = False
+    compiled: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,6 +51,8 @@ CASES = [
     Case("lora-fp32", shapes.PAPER, lora=True),
     Case("lora-bf16", shapes.PAPER, bf16=True, lora=True),
     Case("prompt-heavy-fp32", shapes.PROMPT_HEAVY),
+    Case("full-bf16-compiled", shapes.PAPER, bf16=True, compiled=True),
+    Case("lora-bf16-compiled", shapes.PAPER, bf16=True, lora=True, compiled=True),
 ]
 
 
@@ -72,6 +76,7 @@ def our_step(case: Case, model: Any, **settings: Any) -> OurStep:
         "per_device_train_batch_size": case.shape.batch,
         "learning_rate": LEARNING_RATE,
         "bf16": case.bf16,
+        "compile_layers": case.compiled,
     }
     return OurStep(model, forget, retain, peft_config, **(defaults | settings))
 

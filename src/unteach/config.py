@@ -38,7 +38,7 @@ class UnlearningConfig(TrainingArguments):
             templated variant with one fixed sentence.
         retain_per_forget (`float`, *optional*, defaults to 1.0): retain rows in a batch for each forget row.
         least_steps (`int`, *optional*, defaults to 0): where `max_steps` is not given, epochs go on until there were so many steps.
-        max_retain_kl (`float`, *optional*, defaults to 0.05): budget of the retain KL in nats per token; the trainer multiplies eps3 by
+        max_retain_kl (`float`, *optional*, defaults to 0.15): budget of the retain KL in nats per token; the trainer multiplies eps3 by
             1.15 after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
         collapse_kl (`float`, *optional*, defaults to 3.0): a retain KL over this, in nats per token, in five steps in a row means that the
             model has collapsed: training ends, and the best probe's weights are kept. `None`: never.
@@ -85,7 +85,7 @@ class UnlearningConfig(TrainingArguments):
     mismatch_source: Literal["retain", "refusal"] = field(default="retain", metadata={"help": "retain or refusal"})
     retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
     least_steps: int = field(default=0, metadata={"help": "steps that epochs come to at least; max_steps overrides it"})
-    max_retain_kl: float | None = field(default=0.05, metadata={"help": "budget of the retain KL, nats per token"})
+    max_retain_kl: float | None = field(default=0.15, metadata={"help": "budget of the retain KL, nats per token"})
     collapse_kl: float | None = field(default=3.0, metadata={"help": "retain KL that means collapse, nats per token"})
     max_length: int = field(default=1024, metadata={"help": "most tokens of prompt and completion"})
     long_rows: Literal["error", "truncate_prompt", "drop"] = field(default="error", metadata={"help": "what to do with longer rows"})
