@@ -16,7 +16,7 @@ FLOORS = [
     {"output_head", "kernels", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "command_parsers"},
     {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock", "base_precision"},
-    {"parallel", "config"},
+    {"parallel", "layers", "config"},
     {"run_defaults"},
     {
         "self_check",

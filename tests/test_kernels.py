@@ -11,9 +11,10 @@ from torch.backends.cuda import math_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tiny_models import FAMILIES, tiny_model
-from unteach import UnlearningConfig, models
+from unteach import UnlearningConfig
 from unteach.errors import UserError
 from unteach.kernels import LONGEST_WRITTEN_OUT, CompiledLayers, chosen_kernels, compiled_layers
+from unteach.layers import layer_list
 
 IDS = torch.arange(48).reshape(2, 24) % 300
 
@@ -100,7 +101,7 @@ def layers_that_count(model, monkeypatch):
         return lambda *inputs, **options: (calls.append(1), forward(*inputs, **options))[1]
 
     monkeypatch.setattr(torch, "compile", compiler)
-    return CompiledLayers(models.layer_list(model)), calls
+    return CompiledLayers(layer_list(model)), calls
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -120,7 +121,7 @@ def test_layers_are_compiled_for_training_alone(lora, monkeypatch):
 
 def test_a_forward_of_somebody_else_s_is_put_back(monkeypatch):
     model = tiny_model()
-    first = models.layer_list(model)[0]
+    first = layer_list(model)[0]
     own = first.forward = first.forward
     layers, _ = layers_that_count(model, monkeypatch)
     with layers.used():

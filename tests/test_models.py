@@ -12,6 +12,7 @@ from tiny_models import FAMILIES, byte_level_bpe, tiny_model
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.errors import UserError
+from unteach.layers import freeze_lower_layers, unfreeze
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,13 +90,13 @@ def test_dropout_is_off_inside_the_block_in_training_mode_too():
 
 def test_frozen_layers_leave_training_and_come_back():
     model = tiny_model()
-    frozen = models.freeze_lower_layers(model, 1)
+    frozen = freeze_lower_layers(model, 1)
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names and all(name.startswith(("model.layers.1", "model.norm")) for name in names)
-    models.unfreeze(frozen)
+    unfreeze(frozen)
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(UserError, match="frozen_layers is 2, but the model has 2 layers"):
-        models.freeze_lower_layers(model, 2)
+        freeze_lower_layers(model, 2)
 
 
 def wheel_with(folder, content: bytes) -> None:

@@ -38,6 +38,7 @@ from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.folder_lock import FolderLock
+from unteach.layers import freeze_lower_layers, unfreeze
 from unteach.method_picking import pick
 from unteach.method_search import AUTO, Bench, candidates, check_search, with_given
 from unteach.objectives import get_method
@@ -211,7 +212,7 @@ class Run:
         title = "Collecting answers that teaching must not change"
         own = self.collection.with_completions(model, tokenizer, self.scenario.teach_own_prompts, title)
         settings = dict(self.scenario.presets.get("teach", {}))
-        frozen = models.freeze_lower_layers(model, settings.pop("frozen_layers", 0))
+        frozen = freeze_lower_layers(model, settings.pop("frozen_layers", 0))
         saving = {"save_steps": 40, "save_strategy": "steps", "save_total_limit": 2}
         if own:
             config = self.config(self.work / "teach", **{"method": "teaching", "max_retain_kl": None, **saving, **settings})
@@ -223,7 +224,7 @@ class Run:
         with self.display.stage("Teaching the texts to the model", config.max_steps) as stage:
             trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['loss']:.2f}")
             trainer.train(resume_from_checkpoint=True)
-        models.unfreeze(frozen)
+        unfreeze(frozen)
         model = trainer.model
 
         def keep() -> None:
@@ -243,7 +244,7 @@ class Run:
         if self.baseline is not None:
             return self.align(self.baseline, model, tokenizer, forget, retain, scorers)
         options, peft_config = self.options, self.adapter()
-        frozen = [] if options.lora else models.freeze_lower_layers(model, options.frozen_layers)
+        frozen = [] if options.lora else freeze_lower_layers(model, options.frozen_layers)
         if options.settings.get("method") == AUTO:
             bench = Bench(
                 model,
@@ -282,7 +283,7 @@ class Run:
                 raise
         if trainer.fault:
             self.display.say(f"Stopped: {trainer.fault}. What is kept are the weights of step {trainer.rule.best_step}.")
-        models.unfreeze(frozen)
+        unfreeze(frozen)
         rule = trainer.rule
         text = decided(lambda: (trainer.output / "metrics.jsonl").read_text(encoding="utf-8"))
         lines = [json.loads(line) for line in text.splitlines()]

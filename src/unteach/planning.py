@@ -17,6 +17,7 @@ from unteach.base_precision import DTYPES, check_dtype
 from unteach.config import UnlearningConfig
 from unteach.data.packing import assign_rows
 from unteach.errors import UserError
+from unteach.layers import layer_list
 from unteach.run_defaults import complete
 
 PROCESS_BYTES = {"cpu": 600 * 2**20, "gpu": 600 * 2**20}
@@ -110,7 +111,7 @@ def model_shape(config: Any, *, lora_rank: int = 0) -> ModelShape:
     model.tie_weights()
     head, body = models.output_layer(model).weight, model.get_input_embeddings().weight
     total = sum(parameter.numel() for parameter in model.parameters())
-    layers = models.layer_list(model)
+    layers = layer_list(model)
     if layers is None:
         raise UserError(f"{type(model).__name__} has no list of layers that is known; unteach plan cannot lay it out")
     inner = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]

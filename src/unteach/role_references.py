@@ -14,6 +14,7 @@ from unteach import models, reference
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.data.stream import forget_branches
 from unteach.errors import UserError
+from unteach.layers import layer_list, layer_outputs
 from unteach.output_head import OutputHead
 from unteach.processes import own_batches
 from unteach.processes import total as sum_of
@@ -44,7 +45,7 @@ def steering_layer(model: Any, chosen: int | None) -> int:
     Raises:
         UserError: if the model has no such layer.
     """
-    layers = models.layer_list(model)
+    layers = layer_list(model)
     if layers is None or not 0 <= (chosen or 0) < len(layers):
         there = "no list of layers that is known" if layers is None else f"{len(layers)} layers, counted from 0"
         raise UserError(f"steering_layer is {chosen}, but the model has {there}")
@@ -60,7 +61,7 @@ def states_of_layer(model: Any, layer: int, batch: dict[str, Tensor], final_stat
         batch: see `make_batch`.
         final_states (`Callable`): runs the forward, returns its final states of shape (tokens, hidden).
     """
-    with models.layer_outputs(model, layer) as kept:
+    with layer_outputs(model, layer) as kept:
         final = final_states()
     return final, kept[-1].flatten(0, 1)[batch["predictor"]]
 

@@ -24,6 +24,7 @@ from unteach.config import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
 from unteach.kernels import compiled_layers
+from unteach.layers import freeze_all_but, layer_list, unfreeze
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
 from unteach.parallel import WholeCopy, local, through_wrapper, with_forward
 from unteach.processes import decided
@@ -134,7 +135,7 @@ class UnlearningTrainer(Trainer):
             optimizers=optimizers,
         )
         check_sharding(self)
-        where = models.layer_list(self.model), args.device.type, args.world_size
+        where = layer_list(self.model), args.device.type, args.world_size
         self.compiled = compiled_layers(*where) if args.compile_layers else None
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -368,7 +369,7 @@ class UnlearningTrainer(Trainer):
                 self.rule.reason = ""
             frozen: list[Any] = []
             if self.method.level == "state" and self.config.steering_update == "three_layers":
-                frozen = models.freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
+                frozen = freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
             self.whole = WholeCopy(model) if shards_weights(self) else None
             try:
                 with with_forward(model, self.own_forward):
@@ -376,7 +377,7 @@ class UnlearningTrainer(Trainer):
             except pickle.UnpicklingError:
                 raise UserError(f"checkpoint {found} holds something other than tensors and plain data; it is not loaded") from None
             finally:
-                models.unfreeze(frozen)
+                unfreeze(frozen)
         model = take_whole(self)
         if self.fault:
             raise TrainingFault(self.fault)
