@@ -66,7 +66,8 @@ LEGEND = """Made by `python benchmarks/methods.py`, whose head says how. Rates a
 - **fluency**: nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing.
 - **relearning steps**: of fine-tuning on four passages, until the others are said half as often as by the original; "never": not in 24.
 - **4 bits**: share of the passages said with weights rounded to 4 bits.
-- **seconds**: of the unlearning alone. **sum of ranks**: over all columns but the seconds; lower is better."""
+- **seconds**: of the unlearning alone. **sum of ranks**: over all columns but the seconds; lower is better.
+- **tried**: learning rates that the search had time for; where it is 1, another rate may do better. Ours have the demo's, without a search."""
 RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
@@ -217,6 +218,12 @@ def ranks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return sums
 
 
+def _relearning(steps: float, never: int, seeds: int) -> str:
+    if never == seeds:
+        return "never"
+    return f"{steps:.0f}" + (f" ({never} never)" if never else "")
+
+
 def _cost_of(row: Mapping[str, Any], key: str, higher: bool) -> float:
     value = row[key]
     if key == "fluency":
@@ -245,16 +252,18 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str
                 interval = row.get(f"{key}_interval")
                 cells.append("" if value is None else f"{value:.0%}" + (f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""))
             elif key == "relearning":
-                cells.append("" if value is None else f"{value:.0f}" + (f" ({row['never_back']} never)" if row["never_back"] else ""))
+                cells.append("" if value is None else _relearning(value, row["never_back"], len([r for r in rows if r["method"] == name])))
             elif key == "seconds":
                 cells.append(f"{value:.0f}")
             elif key == "fluency":
                 cells.append("NM" if value is None else f"{value:.2f}")
             else:
                 cells.append("" if value is None else f"{value:.2f}")
-        rates = sorted({item["learning_rate"] for item in rows if item["method"] == name})
-        lines.append([*cells, f"{sums[name]:.1f}", ", ".join(f"{rate:g}" for rate in rates), str(row["seeds"])])
-    header = ["method", *(title for _, title, _ in COLUMNS), "sum of ranks", "learning rate", "seeds"]
+        own = [item for item in rows if item["method"] == name]
+        rates = ", ".join(f"{rate:g}" for rate in sorted({item["learning_rate"] for item in own}))
+        tried = max(len(item.get("trials") or []) for item in own)
+        lines.append([*cells, f"{sums[name]:.1f}", rates, str(tried) if tried else "", str(row["seeds"])])
+    header = ["method", *(title for _, title, _ in COLUMNS), "sum of ranks", "learning rate", "tried", "seeds"]
     return f"# Methods on the scenario {scenario}\n\n{LEGEND}\n\n{markdown_table(header, lines)}"
 
 
