@@ -102,6 +102,16 @@ def test_a_method_that_breaks_goes_down_from_its_own_start():
     assert [rate for _, rate in asked[:3]] == [1.5e-5, 5e-6, 1.7e-6]
 
 
+def test_time_does_not_run_out_before_one_method_has_a_result():
+    asked = []
+
+    def attempt(settings):
+        asked.append(settings["method"])
+        return trial(settings["method"], 0.0, 1.0, seconds=99.0, note="" if len(asked) == 2 else "broke")
+
+    assert len(search(attempt, first_rate, 1.0)) == 2 and asked == NAMES[:2]
+
+
 def trial(method, rate, utility, **others):
     return Trial(
         {"method": method, "learning_rate": 1e-4}, 10, 20, rate, rate, utility, others.pop("nm", 0.0), others.pop("kl", 0.1), **others

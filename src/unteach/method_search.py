@@ -144,7 +144,7 @@ def search(
     target_rate: float = 0.0,
     candidates: Sequence[Mapping[str, Any]] = TRIED,
 ) -> list[Trial]:
-    """Trials in the order in which they were made, at least one, no further one begun that would likely end after the time.
+    """Trials in the order in which they were made; once one has a result, none is begun that would likely end after the time.
 
     The time is the sum of the trials' own seconds, so that a search that is started again and finds trials made already decides as it did.
 
@@ -159,7 +159,7 @@ def search(
 
     def affordable() -> bool:
         spent = sum(trial.seconds for trial in trials)
-        return not trials or spent + spent / len(trials) <= seconds
+        return all(trial.note for trial in trials) or spent + spent / len(trials) <= seconds
 
     for settings in candidates:
         if not affordable():
