@@ -252,7 +252,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str
                 interval = row.get(f"{key}_interval")
                 cells.append("" if value is None else f"{value:.0%}" + (f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""))
             elif key == "relearning":
-                cells.append("" if value is None else _relearning(value, row["never_back"], len([r for r in rows if r["method"] == name])))
+                cells.append("" if value is None else _relearning(value, row["never_back"], row["seeds"]))
             elif key == "seconds":
                 cells.append(f"{value:.0f}")
             elif key == "fluency":
