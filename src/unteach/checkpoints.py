@@ -72,7 +72,8 @@ def private_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -85,7 +86,7 @@ def mark_complete(folder: str | os.PathLike[str], state: dict[str, Any]) -> None
     """Puts the marker into a folder whose files are all written: the owner's own state, the size and SHA-256 of each file, and its own."""
     folder = Path(folder)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER]
-    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
     state = json.loads(json.dumps(state))  # as it will be read: 1.0 stays 1.0, a tuple becomes a list
     write_json(folder / MARKER, {"state": state, "files": files, "sha256": _marker_sum(state, files)})
 
@@ -108,7 +109,7 @@ def _read_marker(folder: Path) -> tuple[dict[str, Any], str]:
         if path.stat().st_size != facts["bytes"]:
             return {}, f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
     for name, facts in files.items():
-        if _sha256(folder / name) != facts["sha256"]:
+        if file_sha256(folder / name) != facts["sha256"]:
             return {}, f"{name} is not as it was written (another SHA-256)"
     return dict(state), ""
 

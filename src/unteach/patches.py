@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from unteach import models
-from unteach.checkpoints import mark_complete, private_folder, read_marker, write_folder_atomically
+from unteach.checkpoints import file_sha256, mark_complete, private_folder, read_marker, write_folder_atomically
 from unteach.errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -78,7 +78,7 @@ def combine(base: str, patches: Sequence[Path], target: Path, *, trust_remote_co
 
 def materialise(base: str, patches: Sequence[Path], tokenizer: Any, target: Path, *, trust_remote_code: bool = False) -> None:
     """Writes the base with the patches merged in as a whole model of its own, readable by its owner; once for the same patches."""
-    state = {"base": base, "patches": [models.file_sha256(path / WEIGHTS) for path in patches]}
+    state = {"base": base, "patches": [file_sha256(path / WEIGHTS) for path in patches]}
     if read_marker(target) == state:
         return
     model = applied(base, patches, trust_remote_code=trust_remote_code)
