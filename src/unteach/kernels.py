@@ -18,9 +18,22 @@ LONGEST_WRITTEN_OUT = 512
 """Longest row whose attention is written out: its scores are kept for the backward pass, heads x length^2 of them."""
 
 
-def recomputes_activations(model: nn.Module) -> bool:
-    """Whether parts of the model run again in the backward pass, where they must find what they found in the forward one."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+def _flag(module: nn.Module, name: str) -> Any:
+    """A plain attribute of a module or its class, else `None`; `getattr` looks among parameters, buffers and children too, at each miss."""
+    return vars(module).get(name, getattr(type(module), name, None))
+
+
+@contextlib.contextmanager
+def uncast_inputs(adapters: Sequence[Any]) -> Iterator[None]:
+    """Inside the block these adapter layers take their input as it is: PEFT's `disable_input_dtype_casting`, for layers already found."""
+    before = [adapter.cast_input_dtype_enabled for adapter in adapters]
+    for adapter in adapters:
+        adapter.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for adapter, enabled in zip(adapters, before, strict=True):
+            adapter.cast_input_dtype_enabled = enabled
 
 
 @contextlib.contextmanager
@@ -37,14 +50,12 @@ def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[N
         device_type (`str`): of the inputs.
         width (`int`): tokens in a row.
     """
-    if not torch.is_autocast_enabled(device_type) or recomputes_activations(model):
+    modules = list(model.modules()) if torch.is_autocast_enabled(device_type) else []
+    if not modules or any(_flag(module, "gradient_checkpointing") for module in modules):
         yield
         return
     with contextlib.ExitStack() as stack:
-        if any(hasattr(module, "cast_input_dtype_enabled") for module in model.modules()):
-            from peft.helpers import disable_input_dtype_casting
-
-            stack.enter_context(disable_input_dtype_casting(model))
+        stack.enter_context(uncast_inputs([module for module in modules if "cast_input_dtype_enabled" in vars(module)]))
         if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
