@@ -18,9 +18,10 @@ LONGEST_WRITTEN_OUT = 512
 """Longest row whose attention is written out: its scores are kept for the backward pass, heads x length^2 of them."""
 
 
-def _flag(module: nn.Module, name: str) -> Any:
-    """A plain attribute of a module or its class, else `None`; `getattr` looks among parameters, buffers and children too, at each miss."""
-    return vars(module).get(name, getattr(type(module), name, None))
+def _recomputes(module: nn.Module) -> bool:
+    """Whether a module runs again in the backward pass; read without `getattr`, which looks among parameters and children at each miss."""
+    name = "gradient_checkpointing"
+    return bool(vars(module).get(name, getattr(type(module), name, False)))
 
 
 @contextlib.contextmanager
@@ -51,7 +52,7 @@ def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[N
         width (`int`): tokens in a row.
     """
     modules = list(model.modules()) if torch.is_autocast_enabled(device_type) else []
-    if not modules or any(_flag(module, "gradient_checkpointing") for module in modules):
+    if not modules or any(map(_recomputes, modules)):
         yield
         return
     with contextlib.ExitStack() as stack:
