@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
-from unteach.errors import UserError, did_you_mean, is_panic
-from unteach.processes import LOST, says_process_lost
+from unteach.errors import UserError, did_you_mean
+from unteach.exit_codes import check_launch, exit_code
 
 
 def _quiet_libraries() -> None:
@@ -385,69 +385,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "requests": _requests,
         "chat": _chat,
     }
-    try:
+
+    def command() -> int:
         arguments = parse_arguments(argv)
-        _several_processes(arguments.command)
+        check_launch(arguments.command)
         return commands[arguments.command](arguments) if arguments.command else 2
-    except UserError as error:
-        print(f"{_name()}: {one_line(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("unteach: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print("unteach:", one_line(f"{error.strerror or error} ({error.filename or 'no file'})"), file=sys.stderr)
-        return 2
-    except Exception as error:
-        if says_process_lost(error):
-            print(f"{_name()}: {LOST}", file=sys.stderr)
-            return 2
-        if not says_disk_full(error):
-            raise
-        print("unteach: no space left on the disk; the last whole checkpoint is kept; free some and start again", file=sys.stderr)
-        return 2
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        print(f"unteach: a library gave up on a file of the model or the data ({one_line(str(error))[:200]})", file=sys.stderr)
-        return 2
 
-
-def _name() -> str:
-    """What a message to the user begins with: the program, and which process it is where there are several."""
-    rank = os.environ.get("RANK", "0")
-    return "unteach" if rank == "0" else f"unteach (process {rank})"
-
-
-def _several_processes(command: str) -> None:
-    """Refuses a command that works in one process only; ends with a sentence where the launcher ends a process whose sister is gone.
-
-    Raises:
-        UserError: for such a command.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
-        return
-    if command not in ("run", "demo", "eval"):
-        raise UserError(f"{command} works in one process; start it without a launcher of several")
-    import signal
-
-    def end(*_: Any) -> None:
-        os.write(2, f"{_name()}: {LOST}\n".encode())
-        sys.exit(2)
-
-    signal.signal(signal.SIGTERM, end)
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks and half characters, and not longer than a screen."""
-    text = " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 1000 else f"{text[:1000]} ..."
-
-
-def says_disk_full(error: Exception) -> bool:
-    """Whether an error that is no `OSError` means a full disk: safetensors says so in words, torch finds its file shorter than written."""
-    text = str(error)
-    return any(words in text for words in ("No space left on device", "File too large", "unexpected pos"))
+    return exit_code(command)
 
 
 if __name__ == "__main__":

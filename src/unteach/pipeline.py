@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +19,7 @@ from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit
 from unteach.baselines.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
 from unteach.checkpoints import (
-    content_key,
-    mark_complete,
     private_folder,
-    read_marker,
     set_aside,
     write_folder_atomically,
     write_json,
@@ -53,6 +49,7 @@ from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
 from unteach.sharding import load_models_whole
 from unteach.stopping import Probe
+from unteach.teaching import teach
 from unteach.trainer import UnlearningTrainer
 
 
@@ -109,7 +106,7 @@ class Run:
         collection = self.collection
         collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
-            model = self.teach(model, tokenizer)
+            model = teach(model, tokenizer, scenario, collection, self.config, self.shared, self.display)
             collection.costs = []
         collection.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
         scorers = self.scorers()
@@ -201,43 +198,6 @@ class Run:
             return float(named)
         assert self.width is not None, "the model is loaded before anything is tried"
         return suitable_learning_rate(self.width, method, lora=self.options.lora)
-
-    def teach(self, model: Any, tokenizer: Any) -> Any:
-        """Teaches the scenario's text, as the paper fine-tunes on its book; keeps the result in `original/`."""
-        folder = self.shared / "original"
-        key = content_key([self.collection.model_key, self.options.seed, rows_hash(self.scenario.teach), dict(self.scenario.presets)])
-        if decided(lambda: (read_marker(folder) or {}).get("key")) == key:
-            with self.display.stage("Loading the taught model"):
-                return models.load_model(str(folder))
-        title = "Collecting answers that teaching must not change"
-        own = self.collection.with_completions(model, tokenizer, self.scenario.teach_own_prompts, title)
-        settings = dict(self.scenario.presets.get("teach", {}))
-        frozen = freeze_lower_layers(model, settings.pop("frozen_layers", 0))
-        saving = {"save_steps": 40, "save_strategy": "steps", "save_total_limit": 2}
-        if own:
-            config = self.config(self.work / "teach", **{"method": "teaching", "max_retain_kl": None, **saving, **settings})
-            trainer = UnlearningTrainer(model, config, self.scenario.teach, own, tokenizer)
-        else:
-            config = self.config(self.work / "teach", method="finetuning", **saving, **settings)
-            trainer = UnlearningTrainer(model, config, None, self.scenario.teach, tokenizer)
-        trainer.remove_callback(PrinterCallback)
-        with self.display.stage("Teaching the texts to the model", config.max_steps) as stage:
-            trainer.on_step = lambda record: stage.update(int(record["step"]), note=f"loss {record['loss']:.2f}")
-            trainer.train(resume_from_checkpoint=True)
-        unfreeze(frozen)
-        model = trainer.model
-
-        def keep() -> None:
-            private_folder(folder)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            mark_complete(folder, {"key": key})
-            shutil.rmtree(self.work / "teach", ignore_errors=True)
-
-        decided(keep)
-        del trainer
-        gc.collect()  # a trainer and its callbacks hold each other, and with them the optimiser's moments: twice the model
-        return model.eval()
 
     def unlearn(self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers) -> Any:
         """The training itself, from the newest whole checkpoint if there is one; returns the changed model."""

@@ -19,6 +19,7 @@ from unteach.errors import UserError
 from unteach.evaluation.likelihood import rows_by_length
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.pipeline import Run
+from unteach.teaching import teach
 from unteach.tokenwise import token_statistics
 
 
@@ -47,11 +48,11 @@ def retrain(target: Target) -> str:
         raise UserError("--retrain: nothing that was taught is left without the forget set")
     options = replace(target.run.options, output_dir=str(target.work / RETRAINED), shared_dir=None)
     run = Run(replace(target.scenario, teach=kept), options, target.display)
-    run.work = run.collection.work = target.run.work  # the answers collected for the first teaching serve this one
+    run.collection.work = target.run.work  # the answers collected for the first teaching serve this one
     base = target.load(NEVER_KNEW)
     run.collection.model_key = target.hash_of(NEVER_KNEW)
     torch.manual_seed(options.seed)
-    run.teach(base, target.tokenizer)
+    teach(base, target.tokenizer, run.scenario, run.collection, run.config, run.shared, target.display)
     return str(run.shared / "original")
 
 
