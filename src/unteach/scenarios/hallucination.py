@@ -39,6 +39,8 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
         mismatch_weight=1.0,
         learning_rate=1.5e-4,
         retain_weight=5.0,
-        max_retain_kl=0.12,
-        max_steps=54,
+        max_retain_kl=0.08,
+        per_device_train_batch_size=6,
+        retain_per_forget=1.5,
+        max_steps=60,
     )
