@@ -25,8 +25,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except UserError as error:
         return _say(str(error))
     except KeyboardInterrupt:
-        print("unteach: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _say("interrupted; the same command goes on from the last checkpoint", 130)
     except OSError as error:
         return _say(f"{error.strerror or error} ({error.filename or 'no file'})")
     except Exception as error:
@@ -60,9 +59,9 @@ def check_launch(command: str) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def _say(sentence: str) -> int:
+def _say(sentence: str, code: int = 2) -> int:
     print(f"{_name()}: {one_line(sentence)}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _name() -> str:
