@@ -133,7 +133,7 @@ def test_any_number_of_mismatch_completions_equals_the_twin(count, tmp_path):
 def test_padding_side_and_a_pad_token_that_is_a_real_token_change_nothing(side, pad, tmp_path):
     tokenizer = byte_level_bpe(pad=pad)
     tokenizer.padding_side = side
-    trainer = make_trainer(tmp_path, tiny_model(dtype=torch.float64), tokenizer, packing=False)
+    trainer = make_trainer(tmp_path, tiny_model(dtype=torch.float64), tokenizer, packing=False, forget_end_of_turn=True)
     assert (tokenizer.pad_token_id == tokenizer.eos_token_id) is not pad
     assert all(row.completion_ids[-1] == tokenizer.eos_token_id for row in trainer.forget_rows)
     compare(trainer, 1e-9)

@@ -33,6 +33,8 @@ class UnlearningConfig(TrainingArguments):
         dual_step_size (`float`, *optional*, defaults to 5.0): how much eps3 grows for each nat above the limit.
         dual_wait (`int`, *optional*, defaults to 0): steps before its first update.
         task_vector_scale (`float`, *optional*): alpha of `task_vector`; by default the best of ten on the probe.
+        forget_end_of_turn (`bool`, *optional*): whether the token that ends an answer is forgotten with it. Default is the method's: the
+            published ones forget every token of the row, ours leave the end alone, so that answers still come to one.
         mismatch_completions (`int`, *optional*, defaults to 5): K, random completions for each forget prompt.
         mismatch_source (`"retain"` or `"refusal"`, *optional*, defaults to `"retain"`): where they come from; `refusal` is the paper's
             templated variant with one fixed sentence.
@@ -81,6 +83,7 @@ class UnlearningConfig(TrainingArguments):
     dual_step_size: float = field(default=5.0, metadata={"help": "PDU: step size of eps3"})
     dual_wait: int = field(default=0, metadata={"help": "PDU: steps before the first update of eps3"})
     task_vector_scale: float | None = field(default=None, metadata={"help": "task_vector: alpha; default: by the probe"})
+    forget_end_of_turn: bool | None = field(default=None, metadata={"help": "forget the end of the answer too; default: the method's"})
     mismatch_completions: int = field(default=5, metadata={"help": "random completions for each forget prompt (K)"})
     mismatch_source: Literal["retain", "refusal"] = field(default="retain", metadata={"help": "retain or refusal"})
     retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
@@ -130,6 +133,8 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}, but method {self.method!r} has no {role} term; leave it out")
             elif getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
+        if self.forget_end_of_turn is None:
+            self.forget_end_of_turn = method.forgets_end
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}, it must be a finite number")

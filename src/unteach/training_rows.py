@@ -28,6 +28,8 @@ def used_roles(method: Method) -> list[str]:
 def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any) -> Sequence[EncodedRow]:
     """The rows of one set as token ids, each forget row with its preferred completion where the method has one.
 
+    Forget rows come without the token that ends an answer unless `forget_end_of_turn` is on.
+
     Args:
         dataset: anything that `load_rows` reads, rows, rows that are encoded already, or a `TokenStore`; `None` gives no rows.
         tokenizer: a Hugging Face tokenizer.
@@ -37,12 +39,13 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     if dataset is None:
         return []
     method = config.objective
+    end_id = end_of_turn_id(tokenizer) if name == "forget" and not config.forget_end_of_turn else None
     if isinstance(dataset, TokenStore):
         if name == "forget" and method.preferred:
             raise UserError(f"method {config.method!r} needs preferred completions, which a token store does not hold; give a list of rows")
         if config.reference == "stored":
             raise UserError("reference is 'stored', which keeps states of every row; with a token store use adapter_off or live")
-        return dataset
+        return dataset if end_id is None else TokenStore(dataset.folder, end_id)
     rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
     if rows and not isinstance(rows[0], Row | EncodedRow):
         rows = load_rows(rows, name)
@@ -51,7 +54,7 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     if name == "forget" and method.preferred:
         settings: dict[str, Any] = {"method": config.method, "max_length": config.max_length, "seed": config.seed}
         return with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
-    return [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
+    return [(replace(row, preferred_ids=()) if row.preferred_ids else row).without_end(end_id) for row in encoded]
 
 
 def check_rows(config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow]) -> None:

@@ -14,7 +14,7 @@ from tiny_models import byte_level_bpe, tiny_model
 from unteach.config import UnlearningConfig
 from unteach.data.sources import load_rows
 from unteach.data.token_store import TokenStore, write_encoded, write_rows
-from unteach.data.tokenization import encode_rows
+from unteach.data.tokenization import encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.trainer import UnlearningTrainer
 
@@ -35,6 +35,14 @@ def test_a_store_gives_the_rows_that_a_list_holds(file, tmp_path, tokenizer):
     assert list(TokenStore(tmp_path / "store")) == wanted
     with pytest.raises(IndexError):
         store[10]
+
+
+def test_a_store_reads_rows_without_their_end_as_a_list_is_cut(file, tmp_path, tokenizer):
+    end = end_of_turn_id(tokenizer)
+    store = write_rows(file, tokenizer, tmp_path / "store")
+    cut = list(TokenStore(store.folder, end))
+    assert cut == [row.without_end(end) for row in store]
+    assert [len(whole) - len(row) for whole, row in zip(store, cut, strict=True)] == [1] * 9 + [0]  # the last is a text, which has no end
 
 
 def test_what_is_no_whole_store_is_refused(file, tmp_path, tokenizer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,3 +183,12 @@ def test_no_maximum_length_ever_cuts_a_completion(tokenizer, prompt, completion,
         assert item.completion_ids == whole.completion_ids and len(item) <= max_length
         assert item.prompt_ids == whole.prompt_ids[-len(item.prompt_ids) :] and item.prompt_ids
         assert item == whole or choice == "truncate_prompt"
+
+
+def test_a_completion_loses_only_the_token_that_ends_it(tokenizer):
+    end = end_of_turn_id(tokenizer)
+    row = encode_row(Row("Who is it?", "The ferryman."), tokenizer, end)
+    assert row.without_end(end).completion_ids == row.completion_ids[:-1] and row.completion_ids[-1] == end
+    assert row.without_end(end).without_end(end) == row.without_end(end) and row.without_end(None) == row
+    alone = replace(row, completion_ids=(end,))
+    assert alone.without_end(end) == alone

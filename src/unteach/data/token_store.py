@@ -27,13 +27,14 @@ class TokenStore(Sequence[EncodedRow]):
 
     Args:
         folder (path)
+        end_id (`int`, *optional*): a token that rows are read without where they end with it, see `EncodedRow.without_end`.
 
     Raises:
         UserError: if the folder holds no whole store.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], end_id: int | None = None) -> None:
+        self.folder, self.end_id = Path(folder), end_id
         try:
             index, tokens = ((self.folder / name).stat().st_size for name in ("index", "tokens"))
         except OSError:
@@ -66,7 +67,8 @@ class TokenStore(Sequence[EncodedRow]):
         entry = self._entry(number % len(self))
         prompt, completion = int(entry["prompt"]), int(entry["completion"])
         ids = np.frombuffer(self._read("tokens", 4 * (prompt + completion), 4 * int(entry["start"])), "<i4").tolist()
-        return EncodedRow(bytes(entry["key"]).decode(), tuple(ids[:prompt]), tuple(ids[prompt:]), KINDS[int(entry["kind"])])
+        row = EncodedRow(bytes(entry["key"]).decode(), tuple(ids[:prompt]), tuple(ids[prompt:]), KINDS[int(entry["kind"])])
+        return row.without_end(self.end_id)
 
 
 def write_encoded(rows: Iterable[EncodedRow], folder: str | os.PathLike[str]) -> TokenStore:

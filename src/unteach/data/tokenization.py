@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -32,6 +32,12 @@ class EncodedRow:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    def without_end(self, end_id: int | None) -> EncodedRow:
+        """The same row with its completion cut before the token that ends an answer; a completion of that token alone stays."""
+        if len(self.completion_ids) < 2 or self.completion_ids[-1] != end_id:
+            return self
+        return replace(self, completion_ids=self.completion_ids[:-1])
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:

@@ -54,6 +54,7 @@ class Method:
             answer, a sentence of not knowing, or another answer of the model's own.
         dual (`bool`): eps3 is a dual variable that the trainer updates, see `unteach.stopping.DualWeight`.
         rate (`float`): its learning rate as a share of that which a run takes by itself, see `unteach.run_defaults`.
+        forgets_end (`bool`): whether the token that ends an answer is by default among those to forget.
         negate (`bool`): what training has changed is taken off the start afterwards, see `unteach.task_vector`.
     """
 
@@ -70,6 +71,7 @@ class Method:
     reference: Literal["logp", "logits"] | None = None
     preferred: Preferred | None = None
     dual: bool = False
+    forgets_end: bool = True
     negate: bool = False
     rate: float = 1.0
 
@@ -176,6 +178,7 @@ METHODS: dict[str, Method] = {
         "By default: bounded, strongest on what is known by heart, and over when that is gone.",
         "ours",
         complement=True,
+        forgets_end=False,
     ),
     "unlikelihood_mismatch": Method(
         unlikelihood,
@@ -186,6 +189,7 @@ METHODS: dict[str, Method] = {
         "Where the answers to forgotten prompts should stay readable.",
         "ours",
         complement=True,
+        forgets_end=False,
     ),
     "log_odds": Method(
         clamped_log_odds,
@@ -196,6 +200,7 @@ METHODS: dict[str, Method] = {
         "Where unlikelihood leaves too much: it forgets more and keeps less at the same learning rate.",
         "ours",
         complement=True,
+        forgets_end=False,
     ),
     "log_odds_mismatch": Method(
         clamped_log_odds,
@@ -206,6 +211,7 @@ METHODS: dict[str, Method] = {
         "As `log_odds`, where the answers should stay readable.",
         "ours",
         complement=True,
+        forgets_end=False,
     ),
     "npo": Method(
         negative_preference,
