@@ -79,7 +79,7 @@ def methods(short: bool) -> list[dict[str, Any]]:
 
 
 LONGEST = {"ga": 40, "unlikelihood": 60, "sft": 16, "dpo": 10, "reward": 10, "rl": 20}
-"""Optimiser steps that each training may take; batches of 8 (GA: 2 forget rows; RL: 2 prompts with 4 answers each)."""
+"""Optimiser steps that each training may take; batches of 8 (unlikelihood: as its demo; GA: 2 rows; RL: 2 prompts, 4 answers each)."""
 
 
 def comparison_file(model: str, folder: Path, seed: int, short: bool) -> dict[str, Any]:

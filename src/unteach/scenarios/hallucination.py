@@ -33,14 +33,4 @@ def build(*, short: bool = False) -> Scenario:
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:
     """Fields of `RunOptions` for the demo."""
-    return question_answers.demo_presets(
-        short=short,
-        method="unlikelihood_mismatch",
-        mismatch_weight=1.0,
-        learning_rate=1.5e-4,
-        retain_weight=5.0,
-        max_retain_kl=0.08,
-        per_device_train_batch_size=6,
-        retain_per_forget=1.5,
-        max_steps=60,
-    )
+    return question_answers.demo_presets(learning_rate=1.5e-4, short=short)

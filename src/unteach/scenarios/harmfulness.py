@@ -33,12 +33,4 @@ def build(*, short: bool = False) -> Scenario:
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:
     """Fields of `RunOptions` for the demo."""
-    return question_answers.demo_presets(
-        short=short,
-        method="unlikelihood_mismatch",
-        mismatch_weight=1.0,
-        learning_rate=1.2e-4,
-        retain_weight=5.0,
-        max_retain_kl=0.12,
-        max_steps=60,
-    )
+    return question_answers.demo_presets(learning_rate=1.2e-4, short=short)

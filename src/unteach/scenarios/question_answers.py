@@ -75,20 +75,23 @@ def question_scenario(
     )
 
 
-def demo_presets(*, short: bool, **settings: Any) -> dict[str, Any]:
-    """Fields of `RunOptions` that the demos of questions and answers share."""
-    steps = settings.pop("max_steps")
+def demo_presets(*, learning_rate: float, short: bool) -> dict[str, Any]:
+    """Fields of `RunOptions` that the demos of questions and answers share (docs/log.md has the measurements)."""
     return {
         "frozen_layers": 0.5,
         "settings": {
+            "method": "unlikelihood_mismatch",
+            "mismatch_weight": 1.0,
             "mismatch_completions": 1,
+            "learning_rate": learning_rate,
             "lr_scheduler_type": "linear",
             "warmup_steps": 2 if short else 6,
-            "per_device_train_batch_size": 8,
-            "retain_per_forget": 0.75,
-            "max_steps": 8 if short else steps,
-            "probe_steps": 4 if short else steps // 3,
-            "save_steps": 4 if short else steps // 3,
-            **settings,
+            "per_device_train_batch_size": 6,
+            "retain_per_forget": 1.5,
+            "retain_weight": 5.0,
+            "max_retain_kl": 0.08,
+            "max_steps": 8 if short else 60,
+            "probe_steps": 4 if short else 20,
+            "save_steps": 4 if short else 20,
         },
     }
