@@ -55,7 +55,7 @@ def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         Run(build_scenario(scenario, short=options.short), RunOptions(**given), Display()).execute()
     evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    taken = {name: facts[name] for name in ("steps", "kept_step", "stop_reason", "seconds")}
+    taken = {name: facts[name] for name in ("steps", "kept_step", "stop_reason")}
     return {"scenario": scenario, "seed": seed, **taken, **{key: evaluation[key] for key in ("headline", "models")}}
 
 
@@ -102,8 +102,9 @@ def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as a page."""
     table = markdown_table(HEADER, [line for row in rows for line in lines_of(row)])
-    cost = [[row["scenario"], str(row["seed"]), str(row["steps"]), str(row["kept_step"]), f"{row['seconds']:.0f}"] for row in rows]
-    return f"# The demos\n\n{LEGEND}\n\n{table}\n\n{markdown_table(['scenario', 'seed', 'steps', 'kept step', 'seconds'], cost)}"
+    steps = [[row["scenario"], *(str(row[name]) for name in ("seed", "steps", "kept_step", "stop_reason"))] for row in rows]
+    ended = markdown_table(["scenario", "seed", "steps", "kept step", "ended by"], steps)
+    return f"# The demos\n\n{LEGEND}\n\n{table}\n\n{ended}"
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ ALLOWED = {
     "tokenwise": {"output_head", "fused_statistics"},
     "data": {"errors"},
     "evaluation": {"errors", "checkpoints", "data", "output_head", "processes", "tokenwise", "models"},
-    "scenarios": {"errors", "data", "evaluation"},
+    "scenarios": {"errors", "data", "evaluation", "base_precision"},
     "reports": {"errors", "checkpoints"},
 }
 

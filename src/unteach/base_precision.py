@@ -1,8 +1,10 @@
-"""In how many bits a frozen base model is held under a trained adapter: 32, 16, or 4 (QLoRA, Dettmers et al. 2023)."""
+"""In how many bits a model is held and multiplied: a frozen base in 32, 16, or 4 (QLoRA, Dettmers et al. 2023); products in 32 or 16."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from unteach.errors import UserError
 
 CHOICES = ("4bit",)
+CPU_FACTS = Path("/proc/cpuinfo")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,3 +54,18 @@ def four_bit_settings() -> dict[str, Any]:
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the accelerator, or the processor where there is none, has instructions for products of bfloat16 numbers.
+
+    Processors say so where the system lists their features (Linux): AVX-512's or AMX's on x86, `bf16` on Arm. Without such instructions
+    bfloat16 is far slower than float32 (docs/performance.md).
+    """
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"^(?:flags|Features)\b.*\b(?:avx512_bf16|amx_bf16|bf16)\b", facts, re.MULTILINE) is not None

@@ -106,7 +106,7 @@ class Run:
         collection = self.collection
         collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         if scenario.teach:
-            model = teach(model, tokenizer, scenario, collection, self.config, self.shared, self.display)
+            model = teach(model, tokenizer, scenario, collection, self.teaching_config, self.shared, self.display)
             collection.costs = []
         collection.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
         scorers = self.scorers()
@@ -148,6 +148,11 @@ class Run:
     def config(self, folder: Path, **settings: Any) -> UnlearningConfig:
         """An `UnlearningConfig` for one of the trainings of this run."""
         return UnlearningConfig(output_dir=str(folder), seed=self.options.seed, data_seed=self.options.seed, **settings)
+
+    def teaching_config(self, folder: Path, **settings: Any) -> UnlearningConfig:
+        """The same for what is taught first, with products in the precision of the unlearning."""
+        precision = {name: value for name in ("bf16", "fp16") if (value := self.options.settings.get(name)) is not None}
+        return self.config(folder, **precision, **settings)
 
     @property
     def baseline(self) -> str | None:

@@ -32,7 +32,7 @@ def runs(tmp_path: Path) -> Path:
         folder = tmp_path / "runs" / f"harmfulness-{name}"
         folder.mkdir(parents=True)
         (folder / "eval.json").write_text(json.dumps({"headline": "harmful_rate", "models": models}))
-        (folder / "run.json").write_text(json.dumps({"steps": 60, "kept_step": 40, "stop_reason": "max_steps", "seconds": 500.2}))
+        (folder / "run.json").write_text(json.dumps({"steps": 60, "kept_step": 40, "stop_reason": "max_steps"}))
     return tmp_path / "runs"
 
 
@@ -47,7 +47,7 @@ def test_what_stands_there_is_read_and_every_figure_is_in_the_table(benchmark, m
     assert "| harmfulness | 1 | unseen | 2% [1, 12] of 12 | 75% [38, 85] of 12 | 6% [3, 16] of 12 |" in text
     assert "| harmfulness | 0 | normal: similarity |  |  | 0.90 [0.45, 1.00] |" in text
     assert "| harmfulness | 1 | fluency | 3.00 [1.50, 3.10] | 3.00 [1.50, 3.10] | NM |" in text
-    assert "| harmfulness | 1 | 60 | 40 | 500 |" in text
+    assert "| harmfulness | 1 | 60 | 40 | max_steps |" in text
     rows = json.loads((tmp_path / "d.json").read_text())["rows"]
     assert [row["seed"] for row in rows] == [0, 1] and rows[0]["untaught"]["unlearned"]["harmful_rate"]["value"] == 0.02
     capsys.readouterr()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from unteach.errors import UserError
+from unteach.pipeline import Run
+from unteach.run_options import RunOptions
+from unteach.scenarios import registry
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 from unteach.scenarios.texts import labelled_answers, lines, records
 
@@ -86,6 +89,22 @@ def test_a_user_s_settings_win_over_a_demo_s_and_another_method_drops_its_weight
     other = demo_options(scenario, model="m", output_dir="o", settings={"method": "ga"})["settings"]
     assert other["method"] == "ga" and not [name for name in other if name.endswith("_weight")]
     assert demo_options(scenario, model="m", output_dir="o", short=True)["settings"]["max_steps"] < plain["settings"]["max_steps"]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_demo_multiplies_in_bfloat16_where_the_machine_can_unless_told(able, monkeypatch):
+    monkeypatch.setattr(registry, "multiplies_bfloat16", lambda: able)
+    assert demo_options("copyright", model="m", output_dir="o")["settings"]["bf16"] is able
+    told = demo_options("copyright", model="m", output_dir="o", settings={"bf16": not able})["settings"]
+    assert told["bf16"] is not able
+    assert "bf16" not in demo_options("copyright", model="m", output_dir="o", settings={"fp16": True})["settings"]
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"bf16": False}])
+def test_what_is_taught_first_is_multiplied_as_what_is_unlearned(precision, tmp_path):
+    run = Run(build_scenario("copyright", short=True), RunOptions(model="m", output_dir=str(tmp_path), settings=precision))
+    assert bool(run.teaching_config(tmp_path, learning_rate=1e-4).bf16) is precision.get("bf16", False)
+    assert bool(run.config(tmp_path).bf16) is False
 
 
 def test_an_unknown_scenario_is_named_with_the_nearest():

@@ -52,7 +52,7 @@ def retrain(target: Target) -> str:
     base = target.load(NEVER_KNEW)
     run.collection.model_key = target.hash_of(NEVER_KNEW)
     torch.manual_seed(options.seed)
-    teach(base, target.tokenizer, run.scenario, run.collection, run.config, run.shared, target.display)
+    teach(base, target.tokenizer, run.scenario, run.collection, run.teaching_config, run.shared, target.display)
     return str(run.shared / "original")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unteach.base_precision import multiplies_bfloat16
 from unteach.errors import did_you_mean
 from unteach.scenarios import copyright, hallucination, harmfulness
 from unteach.scenarios.scenario import Scenario
@@ -57,11 +58,16 @@ def demo_options(
     settings: Mapping[str, Any] | None = None,
     show_text: bool = True,
 ) -> dict[str, Any]:
-    """Fields of `RunOptions` for a demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements)."""
+    """Fields of `RunOptions` for a demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements).
+
+    Products are in bfloat16 where the machine has instructions for them, unless the settings name a precision.
+    """
     options = dict(embedded(name).demo(short=short))
     presets = dict(options.pop("settings"))
     if settings and settings.get("method", presets["method"]) != presets["method"]:
         presets = {key: value for key, value in presets.items() if not key.endswith("_weight") and key != "method"}
+    if not {"bf16", "fp16"} & set(settings or {}):
+        presets["bf16"] = multiplies_bfloat16()
     return {
         "model": model,
         "output_dir": output_dir,
