@@ -64,7 +64,11 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark."""
     options = record.options(__doc__, cases=True)
-    rows = [measure(case, 2 if options.short else 7) for case in chosen(options.case)]
+    rows: list[dict[str, Any]] = []
+    for case in chosen(options.case):
+        rows.append(measure(case, 2 if options.short else 7))
+        record.write(rows, options.json)  # what is measured stays, whatever becomes of the next case
+        print(f"{case.name} is measured", flush=True)
     record.finish(rows, options.json)
 
 
