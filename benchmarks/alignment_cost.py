@@ -32,7 +32,7 @@ from unteach.reports.cost_figure import cost_figure
 from unteach.reports.tables import markdown_table
 from unteach.scenarios.texts import labelled_answers
 
-MODEL, MEASURED = "smollm2-135m-instruct", "SmolLM2-135M"
+MEASURED = "SmolLM2-135M"
 HEADLINE = "harmful_rate"
 OTHER_REWARD = "utility_reward_independent"
 SHARE_OF_THE_PAPER = 0.02
@@ -42,9 +42,7 @@ HEAVY = ("checkpoints", "model", "stages", "work", "original")
 
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
-    parser.add_argument("--seeds", default="0", help="seeds, separated by commas (default: %(default)s)")
-    parser.add_argument("--model", default=MODEL, help="the model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/alignment_cost"), help="folder of the runs (default: %(default)s)")
+    record.run_options(parser, "alignment_cost")
     parser.add_argument("--keep", action="store_true", help="keep models and checkpoints of finished seeds")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import record
@@ -22,13 +21,11 @@ from unteach.checkpoints import write_text_atomically
 from unteach.model_evaluation import evaluate_models
 from unteach.pipeline import Run
 from unteach.progress import Display
-from unteach.reports.tables import markdown_table
+from unteach.reports.comparison import shown
+from unteach.reports.tables import FORGET_SETS, markdown_table
 from unteach.run_options import RunOptions
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options
 
-MODEL = "smollm2-135m-instruct"
-RATED = ("unlearned", "unseen", "other_facts")
-"""Sets with a headline rate."""
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]
 LEGEND = """Made by `python benchmarks/demos.py`. *untaught*: the model before anything was taught to it, which scores by its own mistakes;
 *taught*: with the texts to forget; *unlearned*: after the demo. Rates: share of the set's prompts at which the text to forget, or its
@@ -39,10 +36,8 @@ model. Not meaningful: answers to forget prompts that mean nothing."""
 
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
-    parser.add_argument("--seeds", default="0", help="separated by commas (default: %(default)s)")
+    record.run_options(parser, "demos")
     parser.add_argument("--scenarios", help="names, separated by commas (default: all; with --short: the first)")
-    parser.add_argument("--model", default=MODEL, help="the model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demos"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("settings", nargs="*", help="fields of UnlearningConfig for all demos, as key=value")
 
 
@@ -75,26 +70,21 @@ def rate(metrics: Mapping[str, Any] | None) -> str:
     return f"{metrics['value']:.0%} [{100 * metrics['ci_low']:.0f}, {100 * metrics['ci_high']:.0f}] of {metrics['n']}"
 
 
-def mean(metrics: Mapping[str, Any] | None) -> str:
-    """`3.42 [2.49, 4.31]`."""
-    if not metrics or metrics["value"] is None:
-        return ""
-    return f"{metrics['value']:.2f} [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
-
-
 def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
     """The table's lines for one demo."""
     columns = [row["untaught"], row["models"]["original"], row["models"]["unlearned"]]
     head = [row["scenario"], str(row["seed"])]
-    lines = [[*head, name, *(rate(sets[name].get(row["headline"])) for sets in columns)] for name in RATED if name in columns[1]]
+    lines = [[*head, name, *(rate(sets[name].get(row["headline"])) for sets in columns)] for name in FORGET_SETS if name in columns[1]]
     for name in ("kept", "kept_unseen"):
         if name in columns[1]:
-            lines.append([*head, f"{name}: ROUGE-L recall", *(mean(sets.get(name, {}).get("rouge_l_recall")) for sets in columns)])
+            lines.append(
+                [*head, f"{name}: ROUGE-L recall", *(shown(sets.get(name, {}).get("rouge_l_recall"), "rouge_l_recall") for sets in columns)]
+            )
     normal, forget = [sets["normal"] for sets in columns], [sets["unlearned"] for sets in columns]
-    lines.append([*head, "normal: similarity", "", "", mean(normal[2].get("similarity"))])
+    lines.append([*head, "normal: similarity", "", "", shown(normal[2].get("similarity"), "similarity")])
     if "utility_reward" in normal[1]:
-        lines.append([*head, "normal: reward", *(mean(sets.get("utility_reward")) for sets in normal)])
-    lines.append([*head, "fluency", *(mean(sets.get("fluency")) or "NM" for sets in forget)])
+        lines.append([*head, "normal: reward", *(shown(sets.get("utility_reward"), "utility_reward") for sets in normal)])
+    lines.append([*head, "fluency", *(shown(sets.get("fluency"), "fluency") for sets in forget)])
     lines.append([*head, "not meaningful", *(rate(sets.get("not_meaningful_rate")) for sets in forget)])
     return lines
 

@@ -39,7 +39,7 @@ from unteach.reports.tables import markdown_table
 from unteach.run_options import RunOptions
 from unteach.scenarios.registry import build_scenario, demo_options
 
-MODEL, SCENARIO = "smollm2-135m-instruct", "copyright"
+SCENARIO = "copyright"
 OURS = ("unlikelihood_mismatch", "unlikelihood", "log_odds_mismatch")
 """Methods that run with the demo's budget, retain weight and learning rate."""
 PUBLISHED = (
@@ -85,10 +85,8 @@ COLUMNS: tuple[tuple[str, str, bool], ...] = (
 
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
-    parser.add_argument("--seeds", default="0", help="separated by commas; the first finds the learning rates (default: %(default)s)")
+    record.run_options(parser, "methods")
     parser.add_argument("--methods", help="names, separated by commas (default: all)")
-    parser.add_argument("--model", default=MODEL, help="the model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the steps of unlearning, for CPUs that multiply it fast")
     parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate (default: %(default)s)")
 

@@ -91,6 +91,7 @@ def page(name: str, method: Method) -> str:
     parts += ["## What it needs", "\n".join(f"- {need}" for need in needs)]
     table = ["| option | default |", "| --- | --- |"]
     table += [f"| `{role}_weight` | {value:g} |" for role, value in zip(("forget", "mismatch", "retain"), method.weights, strict=True)]
+    table += [f"| `forget_end_of_turn` | {str(method.forgets_end).lower()} |"] if method.forget is not None else []
     table += [f"| `retain_loss` | {method.retain or 'none'} |", *options(method)]
     own = "[what a run takes by itself](../methods.md#what-each-setting-of-a-run-is-for)"
     table.append(f"| `learning_rate` of a run | {method.rate:g} times {own} |")

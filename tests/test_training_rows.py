@@ -38,3 +38,10 @@ def test_forget_rows_with_and_without_their_end(given, asked, tokenizer, tmp_pat
     assert list(encoded_rows(dataset, tokenizer, settings, "forget")) == wanted
     assert list(encoded_rows(dataset, tokenizer, settings, "retain")) == whole, "what is kept is kept whole"
     assert [row.completion_ids[-1] == end for row in wanted] == [bool(asked), False]
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_where_something_is_preferred_only_what_is_forgotten_loses_its_end(asked, tokenizer, tmp_path):
+    end = end_of_turn_id(tokenizer)
+    rows = encoded_rows(ROWS[:1], tokenizer, config(tmp_path, method="dpo_idk", forget_end_of_turn=asked), "forget")
+    assert (rows[0].completion_ids[-1] == end) is (asked is not False) and rows[0].preferred_ids[-1] == end

@@ -29,6 +29,13 @@ def options(
     return parser.parse_args()
 
 
+def run_options(parser: argparse.ArgumentParser, folder: str) -> None:
+    """`--seeds`, `--model` and `--out`, of benchmarks that make whole runs."""
+    parser.add_argument("--seeds", default="0", help="separated by commas (default: %(default)s)")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="the model (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs") / folder, help="folder of the runs (default: %(default)s)")
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, threads that torch uses, accelerator."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]

@@ -53,8 +53,10 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     encoded = rows if ready else encode_rows(rows, tokenizer, max_length=config.max_length, long_rows=config.long_rows, name=name)
     if name == "forget" and method.preferred:
         settings: dict[str, Any] = {"method": config.method, "max_length": config.max_length, "seed": config.seed}
-        return with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
-    return [(replace(row, preferred_ids=()) if row.preferred_ids else row).without_end(end_id) for row in encoded]
+        encoded = with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
+    else:
+        encoded = [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
+    return [row.without_end(end_id) for row in encoded]
 
 
 def check_rows(config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow]) -> None:

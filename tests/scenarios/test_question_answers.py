@@ -97,7 +97,10 @@ def test_a_demo_multiplies_in_bfloat16_where_the_machine_can_unless_told(able, m
     assert demo_options("copyright", model="m", output_dir="o")["settings"]["bf16"] is able
     told = demo_options("copyright", model="m", output_dir="o", settings={"bf16": not able})["settings"]
     assert told["bf16"] is not able
-    assert "bf16" not in demo_options("copyright", model="m", output_dir="o", settings={"fp16": True})["settings"]
+    for other in ({"fp16": True}, {"deepspeed": "zero2.json"}):
+        assert "bf16" not in demo_options("copyright", model="m", output_dir="o", settings=other)["settings"]
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert "bf16" not in demo_options("copyright", model="m", output_dir="o")["settings"]
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"bf16": False}])

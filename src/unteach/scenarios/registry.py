@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +59,17 @@ def demo_options(
     settings: Mapping[str, Any] | None = None,
     show_text: bool = True,
 ) -> dict[str, Any]:
-    """Fields of `RunOptions` for a demo: what brings it under twelve minutes on two cores (docs/log.md has the measurements).
+    """Fields of `RunOptions` for a demo: what suits two cores (docs/log.md has the measurements).
 
-    Products are in bfloat16 where the machine has instructions for them, unless the settings name a precision.
+    Products are in bfloat16 where the machine has instructions for them, unless the settings name a precision or DeepSpeed trains, which
+    would hold the weights in 16 bits too.
     """
     options = dict(embedded(name).demo(short=short))
     presets = dict(options.pop("settings"))
     if settings and settings.get("method", presets["method"]) != presets["method"]:
         presets = {key: value for key, value in presets.items() if not key.endswith("_weight") and key != "method"}
-    if not {"bf16", "fp16"} & set(settings or {}):
+    by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if not by_deepspeed and not {"bf16", "fp16", "deepspeed"} & set(settings or {}):
         presets["bf16"] = multiplies_bfloat16()
     return {
         "model": model,
