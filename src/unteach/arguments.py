@@ -206,7 +206,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     evaluate.add_argument("--retain", help="rows that are to be kept")
     _add_scorers(evaluate)
     evaluate.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="who generates (default: %(default)s)")
-    evaluate.add_argument("--batch-size", type=int, default=24, help="prompts at a time (default: %(default)s)")
+    evaluate.add_argument("--batch-size", type=int, help="prompts at a time (default: 24 to 96, by the size of their cache)")
     evaluate.add_argument("--out", required=True, help="folder for what it writes")
     evaluate.add_argument("--show-text", action="store_true", help="let forget texts stand in generations.jsonl")
 

@@ -27,7 +27,7 @@ def evaluate_benchmark(
     limit: int | None = None,
     output_dir: str,
     engine: str = "transformers",
-    batch_size: int = 24,
+    batch_size: int | None = None,
     show_text: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def evaluate_benchmark(
         limit (`int`, *optional*): at most so many rows of each set.
         output_dir (`str`)
         engine (`str`): `transformers`, or `vllm`.
-        batch_size (`int`)
+        batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
         show_text (`bool`): whether prompts, right answers and answers are written.
         display (`Display`, *optional*)
 

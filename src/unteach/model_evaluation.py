@@ -59,7 +59,7 @@ def evaluate_models(
     retain: Any = None,
     output_dir: str,
     engine: str = "transformers",
-    batch_size: int = 24,
+    batch_size: int | None = None,
     show_text: bool = False,
     display: Display | None = None,
     **scorers: Any,
@@ -75,7 +75,7 @@ def evaluate_models(
         forget, retain (*optional*): rows of the sets `unlearned` and `retain` instead.
         output_dir (`str`)
         engine (`str`): `transformers`, or `vllm`.
-        batch_size (`int`)
+        batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
         show_text (`bool`): whether forget texts are written.
         display (`Display`, *optional*)
         scorers: fields of `ScorerNames` that replace the scenario's.
@@ -94,7 +94,7 @@ def _evaluate(
     forget: Any,
     retain: Any,
     engine: str,
-    batch_size: int,
+    batch_size: int | None,
     show_text: bool,
     display: Display,
     scorers: Mapping[str, Any],

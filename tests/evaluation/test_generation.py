@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import wraps
+from itertools import combinations
+
 import pytest
 import torch
 
 from tiny_models import FAMILIES, tiny_model
+from unteach.data.packing import common_opening
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation import generation
@@ -43,6 +47,81 @@ def test_an_answer_stops_before_its_end_token_and_the_others_go_on(family):
     assert min(map(len, wanted)) < 4 and wanted != free
     found = generate_ids(model, PROMPTS, max_new_tokens=8, pad_id=0, end_ids=sorted(ends), batch_size=3)
     assert found == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_answers_that_end_leave_the_batch_and_the_others_stay_as_they_are(family, cached, stride, monkeypatch):
+    model = tiny_model(family)
+    model.config.use_cache = model.generation_config.use_cache = cached
+    free = [naive_answer(model, prompt, 14) for prompt in PROMPTS]
+    said = sorted({token for answer in free for token in answer})
+    ends = max(combinations(said, 2), key=lambda pair: len({len(generation.until_end(answer, pair)) for answer in free}))
+    wanted = [naive_answer(model, prompt, 14, ends) for prompt in PROMPTS]
+    assert len({len(answer) for answer in wanted}) > 2
+    sizes, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: sizes.append(len(inputs["input_ids"])) or generate(**inputs))
+    monkeypatch.setattr(generation, "STRIDE", stride)
+    kept: list[dict[int, list[int]]] = []
+    found = generate_ids(model, PROMPTS, max_new_tokens=14, pad_id=0, end_ids=sorted(ends), on_batch=kept.append)
+    assert found == wanted
+    assert sizes[0] == len(PROMPTS) and sizes == sorted(sizes, reverse=True) and sizes[-1] < len(PROMPTS)
+    assert sorted(key for part in kept for key in part) == list(range(len(PROMPTS))) and len(kept) > 1
+
+
+OPENING = [7, 301, 22, 9, 9, 45, 300, 6, 12]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prompts", [PROMPTS, [[], *PROMPTS], [[*OPENING[:2], *prompt] for prompt in PROMPTS], [PROMPTS[0]] * 3])
+def test_an_opening_that_all_prompts_share_is_forwarded_once(family, prompts, monkeypatch):
+    """A system prompt, for instance; also where a prompt is nothing but the opening, and where all prompts are the same."""
+    model = tiny_model(family)
+    prompts = [[*OPENING, *prompt] for prompt in prompts]
+    wanted = [naive_answer(model, prompt, 12, [13]) for prompt in prompts]
+    lengths, forward = [], model.forward
+
+    @wraps(forward)  # transformers reads which arguments there are
+    def counted(**inputs):
+        lengths.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    assert generate_ids(model, prompts, max_new_tokens=12, pad_id=0, end_ids=[13]) == wanted
+    opening = len(common_opening(prompts))
+    assert lengths[0] == (1, opening) and opening >= 8
+    if family != "gemma3":  # whose layers with a window begin anew
+        assert lengths[1] == (len(prompts), max(map(len, prompts)) - opening)
+
+
+def test_an_opening_is_as_long_as_all_agree_and_leaves_each_text_a_token():
+    assert common_opening([[1, 2, 3, 4], [1, 2, 5]]) == [1, 2]
+    assert common_opening([[1, 2, 3], [1, 2]]) == [1]
+    assert common_opening([[1, 2, 3]] * 2) == [1, 2]
+    assert common_opening([[4], [1, 2]]) == common_opening([[1], [1, 2]]) == []
+
+
+def test_a_sliding_window_s_cache_is_thinned_out_too():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=2, sliding_window=6)).eval()
+    model.generation_config.pad_token_id = 0
+    prompts = [[*OPENING, *ids] for ids in ([5, 9, 31], [77, 78, 5], [3, 3, 3])]
+    free = [naive_answer(model, prompt, 20) for prompt in prompts]
+    ends = [free[1][5]]
+    assert generate_ids(model, prompts, max_new_tokens=20, pad_id=0, end_ids=ends) == [naive_answer(model, p, 20, ends) for p in prompts]
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(1, 96), (2**13 // 30, 30), (10**6, 24)])
+def test_a_batch_is_as_large_as_its_cache_allows(length, wanted, monkeypatch):
+    model = tiny_model()
+    config = model.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * 4
+    monkeypatch.setattr(generation, "CACHE_MB", token / 2**7)
+    assert generation.batch_that_fits(model, length) == wanted
 
 
 def test_padding_with_the_end_token_changes_nothing_even_where_prompts_contain_it():

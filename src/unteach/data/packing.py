@@ -43,6 +43,13 @@ class Tree:
         return len(self.prompt_ids) + sum(len(branch.ids) - 1 for branch in self.branches)
 
 
+def common_opening(texts: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all texts begin with, and after which each still has one."""
+    first, last = min(map(list, texts)), max(map(list, texts))
+    most = min(map(len, texts)) - 1
+    return first[: next((place for place in range(most) if first[place] != last[place]), most)]
+
+
 def unshared(trees: Sequence[Tree]) -> list[Tree]:
     """The same branches, each with a copy of its prompt to itself."""
     return [Tree(tree.prompt_ids, (branch,)) for tree in trees for branch in tree.branches]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from unteach.data.packing import common_opening
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -34,6 +37,14 @@ HABITS = (
     "forced_eos_token_id",
 )
 """What a model's own `generation_config` may bend its answers with; a greedy answer has none of it."""
+STRIDE = 8
+"""New tokens after which the answers that have ended leave a batch."""
+WORTH_SHARING = 8
+"""Tokens that all prompts of a batch begin with, from which on they are forwarded once."""
+FEWEST, MOST = 24, 96
+"""Prompts at a time where nobody says how many."""
+CACHE_MB = 1024
+"""Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts."""
 
 
 @torch.no_grad()
@@ -44,7 +55,7 @@ def generate_ids(
     max_new_tokens: int,
     pad_id: int,
     end_ids: Sequence[int],
-    batch_size: int = 24,
+    batch_size: int | None = None,
     temperature: float = 0.0,
     starts: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -58,52 +69,110 @@ def generate_ids(
         max_new_tokens (`int`)
         pad_id (`int`)
         end_ids: tokens that end an answer.
-        batch_size (`int`)
+        batch_size (`int`, *optional*): default: `batch_that_fits`.
         temperature (`float`): 0: greedy; above: drawn, with torch's global generator, from the whole distribution at that temperature.
         starts (*optional*): for each prompt, tokens that its continuation is known to begin with (`agreed_starts`): not generated again.
         progress (`Callable`, *optional*): called with (done, of) prompts.
-        on_batch (`Callable`, *optional*): given each batch's continuations by the prompt's place, as soon as they are there.
+        on_batch (`Callable`, *optional*): given continuations by the prompt's place, as soon as they are there.
     """
     known = [list(start)[:max_new_tokens] for start in starts] if starts else [[] for _ in prompts]
     outputs = [until_end(start, end_ids) for start in known]
     open_rows = [i for i, start in enumerate(known) if len(start) < max_new_tokens and len(outputs[i]) == len(start)]
     order = sorted(open_rows, key=lambda i: (len(known[i]), len(prompts[i])))
-    device = next(model.parameters()).device
     training = model.training
     model.eval()
     # top_k is named because transformers fills in 50 where it is None
     drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     if on_batch and len(order) < len(prompts):
         on_batch({i: outputs[i] for i in sorted(set(range(len(prompts))) - set(order))})
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        width = max(len(prompts[i]) + len(known[i]) for i in part)
-        ids = torch.full((len(part), width), pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(part):
-            given = [*prompts[index], *known[index]]
-            ids[row, width - len(given) :] = torch.tensor(given)
-            mask[row, width - len(given) :] = 1
+    done = len(prompts) - len(order)
+    size = batch_size or batch_that_fits(model, max(map(len, prompts), default=0) + max_new_tokens)
+    for start in range(0, len(order), size):
+        part = {i: [*prompts[i], *known[i]] for i in order[start : start + size]}
+        ends_at = {i: len(prompts[i]) + max_new_tokens for i in part}
+        for finished in _finished_rows(model, part, ends_at, pad_id, end_ids, {"do_sample": temperature > 0, **drawn}):
+            made = {i: until_end(ids[len(prompts[i]) :], end_ids) for i, ids in finished.items()}
+            for i, ids in made.items():
+                outputs[i] = ids
+            done += len(made)
+            if on_batch:
+                on_batch(made)
+            if progress:
+                progress(done, len(prompts))
+    model.train(training)
+    return outputs
+
+
+def _finished_rows(
+    model: Any, texts: Mapping[int, Sequence[int]], ends_at: Mapping[int, int], pad_id: int, end_ids: Sequence[int], how: Mapping[str, Any]
+) -> Iterator[dict[int, list[int]]]:
+    """Continues one batch of texts and gives each, by its key, as soon as it is at its end.
+
+    Tokens that all texts begin with (a system prompt) are forwarded once; the padding that aligns the texts' ends follows them. Every
+    `STRIDE` tokens the texts that have ended leave the batch and its cache, so that nothing is computed for them while others go on.
+    """
+    rows = {key: list(ids) for key, ids in texts.items()}
+    width, device = max(map(len, rows.values())), next(model.parameters()).device
+    opening, cache = common_opening(list(rows.values())), None
+    if len(rows) > 1 and len(opening) >= WORTH_SHARING:
+        cache = _opened_cache(model, torch.tensor([opening], device=device), len(rows))
+    start = len(opening) if cache else 0
+    gaps = {key: width - len(given) for key, given in rows.items()}
+    ids = torch.tensor([given[:start] + [pad_id] * gaps[key] + given[start:] for key, given in rows.items()], device=device)
+    mask = torch.tensor([[1] * start + [0] * gaps[key] + [1] * (len(given) - start) for key, given in rows.items()], device=device)
+    while rows:
         made = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            do_sample=temperature > 0,
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
             num_beams=1,
-            max_new_tokens=max_new_tokens - min(len(known[i]) for i in part),
+            max_new_tokens=min(STRIDE, max(ends_at[key] - len(given) for key, given in rows.items())),
             pad_token_id=pad_id,
             eos_token_id=list(end_ids) or None,
             synced_gpus=False,  # each process has prompts of its own, and their number differs
-            **(dict.fromkeys(HABITS) | drawn),
+            return_dict_in_generate=True,
+            **{**dict.fromkeys(HABITS), **how},
         )
-        for row, index in enumerate(part):
-            continuation = [*known[index], *made[row, width:].tolist()][:max_new_tokens]
-            outputs[index] = until_end(continuation, end_ids)
-        if on_batch:
-            on_batch({index: outputs[index] for index in part})
-        if progress:
-            progress(len(prompts) - len(order) + min(start + batch_size, len(order)), len(prompts))
-    model.train(training)
-    return outputs
+        new, finished, stay = made.sequences[:, ids.shape[1] :].tolist(), {}, []
+        for place, (key, tokens) in enumerate(zip(list(rows), new, strict=True)):
+            rows[key] = [*rows[key], *tokens][: ends_at[key]]
+            if len(rows[key]) == ends_at[key] or any(token in end_ids for token in tokens):
+                finished[key] = rows.pop(key)
+            else:
+                stay.append(place)
+        kept = torch.tensor(stay, dtype=torch.long, device=device)
+        cache = made.get("past_key_values")
+        if cache is not None and len(stay) < len(new) and rows:
+            cache.batch_select_indices(kept)
+        ids = made.sequences[kept]
+        mask = torch.cat([mask[kept], mask.new_ones(len(stay), len(new[0]))], dim=1)
+        if finished:
+            yield finished
+
+
+def _opened_cache(model: Any, opening: Tensor, count: int) -> Any:
+    """The cache after an `opening` (1, length), for `count` rows that begin with it; `None` where not all keys and values are kept."""
+    if model.generation_config.use_cache is False:
+        return None
+    cache = model(input_ids=opening, use_cache=True).get("past_key_values")
+    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None  # a recurrent state would run on over the padding, a sliding window be filled by it
+    cache.batch_repeat_interleave(count)
+    return cache
+
+
+def batch_that_fits(model: Any, length: int) -> int:
+    """Prompts at a time whose cache of keys and values, over `length` tokens each, stays within `CACHE_MB`; `FEWEST` to `MOST`.
+
+    Products of a few rows run at a fraction of a processor's rate, so that a batch should be large; the cache is what it costs.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return FEWEST
+    size = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (getattr(config, "num_key_value_heads", None) or heads)
+    row_bytes = int(2 * config.num_hidden_layers * size * next(model.parameters()).element_size() * length)
+    return max(FEWEST, min(MOST, CACHE_MB * 2**20 // max(1, row_bytes)))
 
 
 def until_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
@@ -162,12 +231,12 @@ class TransformersGenerator:
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        batch_size (`int`)
+        batch_size (`int`, *optional*): default: `batch_that_fits`.
     """
 
     model: Any
     tokenizer: Any
-    batch_size: int = 24
+    batch_size: int | None = None
     on_batch: Callable[[dict[int, list[int]]], None] | None = None
 
     def __call__(
@@ -199,12 +268,12 @@ class SharedGenerator:
     Args:
         model: a causal language model, whole in every process.
         tokenizer: its tokenizer.
-        batch_size (`int`)
+        batch_size (`int`, *optional*): default: `batch_that_fits`.
     """
 
     model: Any
     tokenizer: Any
-    batch_size: int = 24
+    batch_size: int | None = None
 
     def __call__(
         self,

@@ -25,7 +25,7 @@ class Subject:
         before (`Any`, *optional*): the model before any change, with the same tokenizer: the reference of one attack, and the language
             model under which fluency is taken. `None` if it is the subject itself.
         progress (`Callable`, *optional*): called with (done, of) prompts.
-        batch_size (`int`)
+        batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
     """
 
     model: Any
@@ -33,7 +33,7 @@ class Subject:
     generator: Generator
     before: Any = None
     progress: Progress | None = None
-    batch_size: int = 24
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)

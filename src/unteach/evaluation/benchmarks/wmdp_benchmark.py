@@ -7,6 +7,7 @@ from typing import Any
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Results, Subject, row_lines, summary
 from unteach.evaluation.benchmarks.sources import local_files
+from unteach.evaluation.generation import FEWEST
 from unteach.evaluation.wmdp import HAZARDS, UTILITY, harness_hits, harness_task, require_harness
 
 Tasks = tuple[tuple[Any, ...], int | None]
@@ -30,7 +31,7 @@ def load(source: str | None, limit: int | None = None) -> Tasks:
 def measure(subject: Subject, tasks: Tasks) -> Measured:
     """Accuracy on each task; MMLU's subjects together, as one set that is to be kept."""
     names, limit = tasks
-    hits = harness_hits(subject.model, subject.tokenizer, names, limit=limit, batch_size=subject.batch_size)
+    hits = harness_hits(subject.model, subject.tokenizer, names, limit=limit, batch_size=subject.batch_size or FEWEST)
     groups: dict[str, list[tuple[str, float]]] = {}
     for task, rows in hits.items():
         groups.setdefault(UTILITY if task.startswith(f"{UTILITY}_") else task, []).extend(rows)
