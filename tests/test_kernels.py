@@ -1,4 +1,4 @@
-"""Kernels of a training step's forward pass: the same result, and nothing left changed behind it."""
+"""Kernels of a training step: the same result, and nothing left changed behind it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tiny_models import FAMILIES, tiny_model
 from unteach import UnlearningConfig
 from unteach.errors import UserError
-from unteach.kernels import LONGEST_WRITTEN_OUT, CompiledLayers, chosen_kernels, compiled_layers
+from unteach.kernels import LONGEST_WRITTEN_OUT, CompiledLayers, chosen_kernels, compiled_layers, lookup_in_place
 from unteach.layers import layer_list
 
 IDS = torch.arange(48).reshape(2, 24) % 300
@@ -142,3 +142,35 @@ def test_where_layers_cannot_be_compiled_it_is_said(where, words, monkeypatch):
 def test_the_name_that_transformers_gives_it_is_understood(tmp_path):
     config = UnlearningConfig(output_dir=str(tmp_path), torch_compile=True)
     assert config.compile_layers and not config.torch_compile
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_look_up_adds_its_rows_to_the_gradient_that_the_head_gave(padding, dtype):
+    torch.manual_seed(0)
+    layer = torch.nn.Embedding(11, 5, padding_idx=padding, dtype=dtype)
+    ids = torch.tensor([[3, 1, 1, 7], [0, 3, 1, 10]])
+
+    def step():
+        (layer(ids).tanh() @ layer.weight.T).logsumexp(-1).sum().backward()
+
+    step()
+    step()
+    wanted, layer.weight.grad = layer.weight.grad, None
+    with lookup_in_place(layer):
+        step()
+        step()
+    torch.testing.assert_close(layer.weight.grad, wanted)
+    assert "forward" not in vars(layer)
+    layer.weight.grad = None
+    step()
+    torch.testing.assert_close(2 * layer.weight.grad, wanted)
+
+
+def test_a_look_up_is_put_back_after_an_error():
+    layer = torch.nn.Embedding(4, 2)
+    with pytest.raises(RuntimeError, match="out"), lookup_in_place(layer):
+        raise RuntimeError("out")
+    assert "forward" not in vars(layer)
+    layer(torch.tensor([1])).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad[1].tolist() == [1.0, 1.0]

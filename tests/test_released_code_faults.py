@@ -14,7 +14,7 @@ from test_trainer import FORGET, RETAIN, make_trainer
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import models
 from unteach.data.mismatch import MismatchPool
-from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
+from unteach.data.packing import PADDING, ROLE_IDS, Branch, Tree, common_opening, make_batch
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
@@ -156,7 +156,10 @@ def test_a_prompt_is_forwarded_once_and_not_once_for_each_of_its_completions(tmp
     completions = [(i.forget.completion_ids, *i.mismatch) for i in items if i.forget]
     once = sum(len(i.forget.prompt_ids) for i in items if i.forget) + sum(len(ids) - 1 for group in completions for ids in group)
     retain = sum(len(trainer.retain_rows[index]) - 1 for item in items for index in item.retain)
-    assert int((batch["tree"] > 0).sum()) == once + retain
+    rows = [*(i.forget for i in items if i.forget), *(trainer.retain_rows[index] for i in items for index in i.retain)]
+    prompts = [row.prompt_ids for row in rows]
+    opening = len(common_opening(prompts)) * (len(prompts) - len(batch["input_ids"]))
+    assert int((batch["tree"] != PADDING).sum()) == once + retain - opening
 
 
 def test_nothing_is_tokenised_and_no_second_model_is_held_while_it_trains(tmp_path, monkeypatch):

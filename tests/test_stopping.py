@@ -163,7 +163,21 @@ def test_the_weight_rises_above_the_budget_and_falls_at_it_and_below():
     budget = RetainBudget(0.05, 2.0)
     assert budget.update(0.06) == pytest.approx(2.3)
     assert budget.update(0.05) == pytest.approx(2.3 * 0.95)
-    assert budget.update(0.0) == pytest.approx(2.3 * 0.95**2) == budget.weight
+    assert budget.update(0.0) == pytest.approx(2.0) == budget.weight
+    assert budget.update(0.0) == pytest.approx(2.0 * 0.95)
+    assert budget.update(0.0) == pytest.approx(2.0 * 0.95**2)
+
+
+def test_a_weight_that_was_driven_up_comes_down_as_fast_as_it_rose_but_slowly_below_where_it_began():
+    budget = RetainBudget(0.05, 3.0)
+    driven = [budget.update(0.2) for _ in range(20)][-1]
+    assert driven == pytest.approx(3 * 1.15**20)
+    assert budget.update(0.049) == pytest.approx(driven * 0.95)
+    assert budget.update(0.05 * 0.6) == pytest.approx(driven * 0.95 * 0.6**0.2)
+    assert budget.update(0.001) == pytest.approx(driven * 0.95 * 0.6**0.2 / 1.15)
+    falling = [budget.update(0.001) for _ in range(20)]
+    assert falling == sorted(falling, reverse=True) and 3.0 in falling
+    assert falling[falling.index(3.0) + 1] == pytest.approx(3 * 0.95)
 
 
 def test_the_weight_stays_without_a_budget_and_at_zero():

@@ -51,6 +51,8 @@ CASES = [
     Case("lora-fp32", shapes.PAPER, lora=True),
     Case("lora-bf16", shapes.PAPER, bf16=True, lora=True),
     Case("prompt-heavy-fp32", shapes.PROMPT_HEAVY),
+    Case("chat-fp32", shapes.CHAT),
+    Case("chat-bf16", shapes.CHAT, bf16=True),
     Case("full-bf16-compiled", shapes.PAPER, bf16=True, compiled=True),
     Case("lora-bf16-compiled", shapes.PAPER, bf16=True, lora=True, compiled=True),
 ]

@@ -19,6 +19,7 @@ class Shape:
         prompt, completion (`int`): of a forget row.
         retain_prompt, retain_completion (`int`): of a retain row; its completions are the mismatch completions too.
         rows (`int`): rows of each set.
+        opening (`int`): tokens that every prompt begins with, besides.
     """
 
     batch: int = 2
@@ -28,11 +29,14 @@ class Shape:
     retain_prompt: int = 20
     retain_completion: int = 13
     rows: int = 64
+    opening: int = 0
 
 
 PAPER = Shape()
 """The released code's default: two short questions and answers a step, K = 5; forget rows of about 60 tokens, retain rows of about 33."""
 PROMPT_HEAVY = Shape(prompt=128, completion=24, retain_prompt=128, retain_completion=24)
+CHAT = Shape(batch=6, mismatch=1, prompt=16, completion=36, retain_prompt=16, retain_completion=36, opening=24)
+"""Short questions behind a chat template with a system prompt, about as the demos of questions and answers have them."""
 
 
 def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[list[EncodedRow], list[EncodedRow]]:
@@ -43,8 +47,10 @@ def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[list[EncodedRow]
         length = int(draw.integers(max(1, round(0.75 * mean)), round(1.25 * mean) + 1))
         return tuple(int(token) for token in draw.integers(3, vocabulary, length))
 
+    opening = tuple(range(3, 3 + shape.opening))
+
     def row(name: str, number: int, prompt: int, completion: int) -> EncodedRow:
-        return EncodedRow(f"{name}-{number}", ids(prompt), ids(completion), "chat")
+        return EncodedRow(f"{name}-{number}", (*opening, *ids(prompt)), ids(completion), "chat")
 
     forget = [row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows)]
     retain = [row("retain", number, shape.retain_prompt, shape.retain_completion) for number in range(shape.rows)]

@@ -41,7 +41,8 @@ class UnlearningConfig(TrainingArguments):
         retain_per_forget (`float`, *optional*, defaults to 1.0): retain rows in a batch for each forget row.
         least_steps (`int`, *optional*, defaults to 0): where `max_steps` is not given, epochs go on until there were so many steps.
         max_retain_kl (`float`, *optional*, defaults to 0.15): budget of the retain KL in nats per token; the trainer multiplies eps3 by
-            1.15 after a step above it and by 0.95 after a step below it. `None` keeps eps3 as it is.
+            1.15 after a step above it and by 0.95 after a step below it; above its first value it falls faster where the KL is low.
+            `None` keeps eps3 as it is.
         collapse_kl (`float`, *optional*, defaults to 3.0): a retain KL over this, in nats per token, in five steps in a row means that the
             model has collapsed: training ends, and the best probe's weights are kept. `None`: never.
         max_length (`int`, *optional*, defaults to 1024): most tokens of prompt and completion together.

@@ -1,4 +1,4 @@
-"""Which kernels a training step's forward pass runs on, where the libraries' own choice is not the fastest."""
+"""Which kernels a training step runs on, where the libraries' own choice is not the fastest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unteach.errors import UserError
@@ -60,6 +61,60 @@ def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[N
         if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a matrix, whose gradient is put aside instead of being handed on."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, aside: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Rows `ids` of `weight`; the backward pass appends (ids, gradient of the rows) to `aside`."""
+        ctx.ids, ctx.aside = ids, aside
+        return weight[ids]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """None for the weight: see `lookup_in_place`."""
+        ctx.aside.append((ctx.ids.flatten(), upstream[0].flatten(0, -2)))
+        return None, None, None
+
+
+@contextlib.contextmanager
+def lookup_in_place(layer: nn.Embedding) -> Iterator[None]:
+    """Inside the block the gradient of looking up input tokens is added to the rows of the weight's own gradient, once that is there.
+
+    For a matrix that is the output head's too, which gives it a dense gradient. Autograd would make a second matrix of that size, dense or
+    for the sum with a sparse one. A forward pass and its backward pass must both be inside the block.
+
+    Args:
+        layer (`nn.Embedding`): a plain one; its rows of `padding_idx` get nothing from a look-up.
+    """
+    aside: list[tuple[Tensor, Tensor]] = []
+    weight, own = layer.weight, vars(layer).get("forward")
+
+    def add(parameter: Tensor) -> None:
+        for ids, rows in aside:
+            if layer.padding_idx is not None:
+                rows = rows.masked_fill((ids == layer.padding_idx)[:, None], 0.0)
+            assert parameter.grad is not None
+            parameter.grad.index_add_(0, ids, rows.to(parameter.grad.dtype))
+        aside.clear()
+
+    def forward(ids: Tensor) -> Tensor:
+        found: Tensor = _Lookup.apply(weight, ids, aside)  # type: ignore[no-untyped-call]
+        return found
+
+    handle = weight.register_post_accumulate_grad_hook(add)
+    layer.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        handle.remove()
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own  # type: ignore[method-assign]
 
 
 class CompiledLayers:

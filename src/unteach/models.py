@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from unteach import packaged_models
-from unteach.data.packing import visibility
+from unteach.data.packing import PADDING, visibility
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
-from unteach.kernels import chosen_kernels
+from unteach.kernels import chosen_kernels, lookup_in_place
 from unteach.output_head import OutputHead
 from unteach.packaged_models import PACKAGED
 
@@ -183,7 +183,7 @@ def model_inputs(batch: dict[str, Tensor], *, packed: bool, dtype: torch.dtype) 
     """What the decoder is called with: ids, restarting positions, and a mask (4-D and additive if packed, else 2-D)."""
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     if not packed:
-        return inputs | {"attention_mask": (batch["tree"] > 0).long()}
+        return inputs | {"attention_mask": (batch["tree"] != PADDING).long()}
     device_type = batch["input_ids"].device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
@@ -221,19 +221,15 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sparse_lookup_gradient(model: Any) -> Iterator[None]:
-    """Inside the block, on a CPU, the gradient of looking up input tokens holds their rows alone, if the matrix is the output head's too.
+def shared_lookup(model: Any) -> Iterator[None]:
+    """For training steps inside the block, on a CPU: `lookup_in_place`, if the matrix that input tokens are looked up in is the head's too.
 
-    Autograd adds those rows to the dense gradient that the head gives. Otherwise it makes a second matrix of the size of the vocabulary,
-    fills it with zeros and adds all of it. The sum is the same, and dense. Only for a loss that goes through the head, in one process.
+    Only for a loss that goes through the head, in one process.
     """
     layer = without_adapter(model).get_input_embeddings()
-    shared = isinstance(layer, nn.Embedding) and layer.weight is output_layer(model).weight
-    if not shared or not layer.weight.requires_grad or layer.weight.device.type != "cpu" or layer.sparse:
+    plain = type(layer) is nn.Embedding and type(layer.weight) is nn.Parameter and layer.max_norm is None and not layer.scale_grad_by_freq
+    shared = plain and layer.weight is output_layer(model).weight
+    with (
+        lookup_in_place(layer) if shared and layer.weight.requires_grad and layer.weight.device.type == "cpu" else contextlib.nullcontext()
+    ):
         yield
-        return
-    layer.sparse = True
-    try:
-        yield
-    finally:
-        layer.sparse = False

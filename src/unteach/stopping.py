@@ -15,10 +15,14 @@ Probe = Callable[[Any], Mapping[str, float]]
 class RetainBudget:
     """Holds the retain KL at a budget by adapting its weight eps3.
 
+    A weight that has been driven up comes down again as fast as it went up where the KL is far under the budget, down to the weight that
+    it started from: else it stays high long after there is reason to (integral wind-up), and nothing more is forgotten.
+
     Args:
         budget (`float`, *optional*): nats per token; `None`: the weight stays.
         weight (`float`): eps3 now.
         up, down (`float`): factors after a step above and below the budget.
+        unwinding (`float`): above the first weight the factor after a step below is (KL / budget)^unwinding, between 1 / up and `down`.
         least, most (`float`): bounds of the weight.
     """
 
@@ -26,14 +30,25 @@ class RetainBudget:
     weight: float
     up: float = 1.15
     down: float = 0.95
+    unwinding: float = 0.2
     least: float = 0.1
     most: float = 100.0
 
+    def __post_init__(self) -> None:
+        self._first = self.weight
+
     def update(self, kl: float) -> float:
         """The weight for the next step, after a step whose mean retain KL was `kl`."""
-        if self.budget is not None and self.weight > 0:
-            factor = self.up if kl > self.budget else self.down
-            self.weight = min(self.most, max(self.least, self.weight * factor))
+        if self.budget is None or self.weight <= 0:
+            return self.weight
+        if kl > self.budget:
+            weight = self.weight * self.up
+        else:
+            weight = self.weight * self.down
+            if weight > self._first:
+                unwound = self.weight * max(1 / self.up, max(0.0, kl / self.budget) ** self.unwinding)
+                weight = min(weight, max(self._first, unwound))
+        self.weight = min(self.most, max(self.least, weight))
         return self.weight
 
 

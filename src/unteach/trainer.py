@@ -21,6 +21,7 @@ from unteach import checkpoints, models, reference, task_vector
 from unteach.best_weights import BestWeights
 from unteach.collapse import CollapseWatch, nonfinite_loss
 from unteach.config import UnlearningConfig
+from unteach.data.packing import PADDING
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
 from unteach.kernels import compiled_layers
@@ -221,14 +222,19 @@ class UnlearningTrainer(Trainer):
         """One forward over the batch; per-token statistics of each role that it holds."""
         return role_statistics(self, model, batch)
 
+    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward of one micro-batch."""
+        through_the_head = self.method.level != "state" and self.args.world_size == 1 and not self.is_deepspeed_enabled
+        with models.shared_lookup(self.accelerator.unwrap_model(model)) if through_the_head else nullcontext():
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """The objective of one micro-batch, divided by the counts of the whole step, times the number of processes that average it."""
         inner = self.accelerator.unwrap_model(model)
-        through_the_head = self.method.level != "state" and self.args.world_size == 1
-        with models.sparse_lookup_gradient(inner) if through_the_head else nullcontext():
-            roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
+        roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = step_counts(self.method, inputs).to(self.args.device)
@@ -258,7 +264,7 @@ class UnlearningTrainer(Trainer):
         if "forget" in terms:
             add("forget_loss", terms["forget"][0].detach().double(), terms["forget"][1].double())
         add("loss", loss.detach().double() / self.args.world_size, one)
-        add("tokens", (inputs["tree"] > 0).sum().double(), one)
+        add("tokens", (inputs["tree"] != PADDING).sum().double(), one)
         add("padded_tokens", one * inputs["tree"].numel(), one)
 
     def take_window(self) -> dict[str, float]:

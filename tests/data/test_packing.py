@@ -11,19 +11,15 @@ from hypothesis import strategies as st
 
 from tiny_models import FAMILIES, tiny_model
 from unteach import models
-from unteach.data.packing import ROLE_IDS, Branch, Tree, assign_rows, make_batch, unshared, visibility
+from unteach.data.packing import PADDING, ROLE_IDS, WIDER, Branch, Tree, assign_rows, common_opening, make_batch, unshared, visibility
 from unteach.tokenwise import token_statistics
 
 ids = st.lists(st.integers(1, 500), min_size=1, max_size=9).map(tuple)
-trees = st.lists(
-    st.builds(
-        Tree,
-        ids,
-        st.lists(st.builds(Branch, st.sampled_from(["forget", "mismatch", "retain"]), ids), min_size=1, max_size=7).map(tuple),
-    ),
-    min_size=1,
-    max_size=5,
-)
+branches = st.lists(st.builds(Branch, st.sampled_from(["forget", "mismatch", "retain"]), ids), min_size=1, max_size=7).map(tuple)
+some_trees = st.lists(st.builds(Tree, ids, branches), min_size=1, max_size=5)
+trees = st.builds(
+    lambda opening, made: [Tree((*opening, *tree.prompt_ids), tree.branches) for tree in made], ids | st.just(()), some_trees
+)  # of prompts with an opening in common, and without
 
 
 def test_the_mask_of_a_prompt_with_two_completions():
@@ -48,6 +44,29 @@ def test_the_mask_of_a_prompt_with_two_completions():
     assert batch["predictor"].tolist() == [1, 2, 3, 1, 4] and batch["target"].tolist() == [7, 8, 3, 9, 4]
 
 
+def test_the_mask_of_two_prompts_with_an_opening_in_common():
+    """o o q b b p a .     o: what both prompts begin with; b sees o and q, a sees o and p, padding sees itself.
+
+    o  x . . . . . . .
+    o  x x . . . . . .
+    q  x x x . . . . .
+    b  x x x x . . . .
+    b  x x x x x . . .
+    p  x x . . . x . .
+    a  x x . . . x x .
+    .  . . . . . . . x
+    """
+    two = [Tree((5, 6, 7), (Branch("forget", (8, 3)),)), Tree((5, 6, 9), (Branch("retain", (4, 2, 3)),))]
+    batch = make_batch(two, packed=True, pad_id=0, row_tokens=16)
+    assert batch["input_ids"].tolist() == [[5, 6, 9, 4, 2, 7, 8]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    assert batch["predictor"].tolist() == [5, 6, 2, 3, 4] and batch["target"].tolist() == [8, 3, 4, 2, 3]
+    padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
+    wanted = ["x.......", "xx......", "xxx.....", "xxxx....", "xxxxx...", "xx...x..", "xx...xx.", ".......x"]
+    seen = visibility(padded["tree"], padded["branch"])[0, 0]
+    assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
+
+
 @settings(max_examples=60, deadline=None)
 @given(trees, st.booleans(), st.integers(8, 64))
 def test_every_completion_token_is_predicted_once_from_the_token_before_it(some, packed, row_tokens):
@@ -61,33 +80,49 @@ def test_every_completion_token_is_predicted_once_from_the_token_before_it(some,
             wanted += [(left, right, ROLE_IDS[branch.role]) for left, right in zip(before, branch.ids, strict=True)]
     assert found == sorted(wanted)
     used = sum(map(len, some if packed else unshared(some)))
-    assert int((batch["tree"] > 0).sum()) == used
+    if packed and len(some) > 1:  # the opening stands once in each row, not once in each tree
+        used -= len(common_opening([tree.prompt_ids for tree in some])) * (len(some) - len(batch["input_ids"]))
+    assert int((batch["tree"] != PADDING).sum()) == used
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 300))
-def test_rows_hold_every_item_once_and_no_more_than_they_may(lengths, row_tokens):
-    rows = assign_rows(lengths, row_tokens)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 300), st.just(0) | st.integers(1, 300))
+def test_rows_hold_every_item_once_and_no_more_than_they_may(lengths, row_tokens, opening):
+    rows = assign_rows(lengths, row_tokens, opening)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    assert all(sum(lengths[index] for index in row) <= max(row_tokens, *lengths) for row in rows)
+    widest = max(row_tokens, *(opening + length for length in lengths))
+    assert all(opening + sum(lengths[index] for index in row) <= round(WIDER * widest) for row in rows)
 
 
-def random_trees(seed: int) -> list[Tree]:
+def test_rows_are_wider_than_asked_where_that_saves_padding():
+    """Two prompts with six completions and two with one: four rows would be a fifth of padding."""
+    rows = assign_rows([266, 266, 151, 151], 256)
+    assert sorted(map(sorted, rows)) == [[0], [1], [2, 3]]
+    assert len(assign_rows([100, 100, 100, 100], 200)) == 2  # no padding, so no wider
+    assert len(assign_rows([300, 10], 256)) == 1
+
+
+def random_trees(seed: int, opening: tuple[int, ...] = ()) -> list[Tree]:
+    """Three prompts with three completions, three with one; all begin with `opening`."""
     generator = random.Random(seed)
 
     def some(low: int, high: int) -> tuple[int, ...]:
         return tuple(generator.randrange(1, 500) for _ in range(generator.randint(low, high)))
 
-    made = [Tree(some(1, 9), (Branch("forget", some(1, 6)), *(Branch("mismatch", some(1, 6), 0.5) for _ in range(2)))) for _ in range(3)]
-    return [*made, *(Tree(some(1, 5), (Branch("retain", some(1, 7), 1.0, i),)) for i in range(3))]
+    made = [
+        Tree((*opening, *some(1, 9)), (Branch("forget", some(1, 6)), *(Branch("mismatch", some(1, 6), 0.5) for _ in range(2))))
+        for _ in range(3)
+    ]
+    return [*made, *(Tree((*opening, *some(1, 5)), (Branch("retain", some(1, 7), 1.0, i),)) for i in range(3))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_and_plain_rows_give_the_same_states_and_gradients(family):
+@pytest.mark.parametrize("opening", [(), (9, 300, 4, 4, 77)], ids=["no opening", "an opening"])
+def test_packed_and_plain_rows_give_the_same_states_and_gradients(family, opening):
     model = tiny_model(family, dtype=torch.float64)
     results = []
     for packed in (True, False):
-        batch = make_batch(random_trees(1), packed=packed, pad_id=0, row_tokens=24)
+        batch = make_batch(random_trees(1, opening), packed=packed, pad_id=0, row_tokens=24)
         hidden = models.predicting_states(model, batch, packed=packed)
         logp = token_statistics(hidden, batch["target"], models.output_head(model)).logp
         model.zero_grad()

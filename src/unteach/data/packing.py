@@ -4,7 +4,8 @@
     branch 1      a a a        p p p p a a b b b | q q q c c | . .
     branch 2      b b b b      position of a branch continues its prompt's
 
-A token sees its own tree's prompt and its own branch, nothing else. The last token of a branch is predicted but predicts nothing, so it
+A token sees its own tree's prompt and its own branch, nothing else. What all prompts of a batch begin with (a chat template's system
+prompt) opens each row once instead, and is seen by all trees in it. The last token of a branch is predicted but predicts nothing, so it
 is no input. The plain layout gives each branch a row of its own, prompt included, and is what the packed one is checked against.
 """
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 ROLE_IDS = {"forget": 0, "mismatch": 1, "preferred": 2, "retain": 3}
+PADDING, OPENING = 0, -1
+"""What `tree` holds where there is no tree; trees count from 1."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +58,53 @@ def unshared(trees: Sequence[Tree]) -> list[Tree]:
     return [Tree(tree.prompt_ids, (branch,)) for tree in trees for branch in tree.branches]
 
 
-def assign_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+WIDER = 1.5
+"""How much wider than asked rows may be where the padding is over `LITTLE_PADDING` otherwise."""
+LITTLE_PADDING = 0.05
+ATTENTION = 1e-3
+"""Roughly what attention to one more position costs of a token's whole cost, for choosing among widths."""
+
+
+def assign_rows(lengths: Sequence[int], row_tokens: int, opening: int = 0) -> list[list[int]]:
     """Which items go together in rows of about `row_tokens`, so that the padded rectangle is as small as it can be had.
 
     For each number of rows the longest item goes to the emptiest row, and so on; the number with the smallest rows x width is taken, among
-    those whose width is at most `row_tokens` or the longest item's, whichever is more (attention costs the square of the width).
+    those whose width is at most `row_tokens` or the longest item's, whichever is more (attention costs the square of the width). Where
+    more than `LITTLE_PADDING` of that is padding, rows up to `WIDER` are tried, and taken if they cost less all the same.
+
+    Args:
+        lengths: tokens of each item, without the opening.
+        row_tokens (`int`)
+        opening (`int`): tokens that every row begins with.
     """
+    widest = max(row_tokens, opening + max(lengths))
+    rows, width = _smallest_rectangle(lengths, widest, opening)
+    if len(rows) * width > (1 + LITTLE_PADDING) * (sum(lengths) + opening * len(rows)):
+        wider, its_width = _smallest_rectangle(lengths, round(WIDER * widest), opening)
+        if len(wider) * its_width * (1 + ATTENTION * its_width) < len(rows) * width * (1 + ATTENTION * width):
+            return wider
+    return rows
+
+
+def _smallest_rectangle(lengths: Sequence[int], widest: int, opening: int) -> tuple[list[list[int]], int]:
+    """(rows of items, their width): the smallest rectangle that is no wider than `widest`."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    widest = max(row_tokens, max(lengths))
-    best: tuple[int, list[list[int]]] | None = None
-    fewest = -(-sum(lengths) // widest)
+    best: tuple[int, list[list[int]], int] | None = None
+    fewest = -(-sum(lengths) // (widest - opening))
     for count in range(max(1, fewest), len(lengths) + 1):
         rows: list[list[int]] = [[] for _ in range(count)]
-        loads = [0] * count
+        loads = [opening] * count
         for index in order:
             row = loads.index(min(loads))
             rows[row].append(index)
             loads[row] += lengths[index]
         size = count * max(loads)
         if max(loads) <= widest and (best is None or size < best[0]):
-            best = size, rows
-            if size <= 1.02 * sum(lengths):
+            best = size, rows, max(loads)
+            if size <= 1.02 * (sum(lengths) + opening):
                 break
     assert best is not None, "one item a row always fits"
-    return best[1]
+    return best[1:]
 
 
 def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: int = 256) -> dict[str, Tensor]:
@@ -86,38 +112,44 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
 
     Args:
         trees (`Sequence[Tree]`)
-        packed (`bool`): share prompts and put several trees in a row; else one branch a row.
+        packed (`bool`): share prompts and their opening, and put several trees in a row; else one branch a row.
         pad_id (`int`): what fills the ends of rows; it may be a real token too, nothing is read off it.
         row_tokens (`int`): length of a packed row (or the longest tree's, if that is more).
 
     Returns:
-        `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` 0 is padding, `branch` 0 is prompt) and,
-        one entry for each completion token, sorted by role: `predictor` (flat index of the position whose hidden state predicts it),
-        `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number of its completion, growing with the trees and the branches in
-        them), `row` and `offset` (its place in the stored reference values of its role; `row` is -1 for none).
+        `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` is `PADDING` or `OPENING` where it is no
+        single tree's, `branch` 0 is prompt) and, one entry for each completion token, sorted by role: `predictor` (flat index of the
+        position whose hidden state predicts it), `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number of its completion,
+        growing with the trees and the branches in them), `row` and `offset` (its place in the stored reference values of its role; `row`
+        is -1 for none).
     """
     trees = list(trees) if packed else unshared(trees)
-    rows = assign_rows([len(tree) for tree in trees], row_tokens) if packed else [[i] for i in range(len(trees))]
-    width = max(sum(len(trees[index]) for index in row) for row in rows)
+    opening = common_opening([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
+    shared = len(opening)
+    lengths = [len(tree) - shared for tree in trees]
+    rows = assign_rows(lengths, row_tokens, shared) if packed else [[i] for i in range(len(trees))]
+    width = shared + max(sum(lengths[index] for index in row) for row in rows)
     input_ids = np.full((len(rows), width), pad_id)
     position_ids, tree_ids, branch_ids = np.zeros((3, len(rows), width), dtype=np.int64)
     first_branch = [0, *accumulate(len(tree.branches) for tree in trees)]
     pieces: list[tuple[int, int, Branch, np.ndarray]] = []
+    input_ids[:, :shared], position_ids[:, :shared], tree_ids[:, :shared] = opening, np.arange(shared), OPENING
     for row, members in enumerate(rows):
-        column = 0
+        column = shared
         for number, index in enumerate(members, 1):
             tree = trees[index]
             start, length = column, len(tree.prompt_ids)
-            column += length
-            input_ids[row, start:column] = tree.prompt_ids
-            position_ids[row, start:column] = np.arange(length)
+            column += length - shared
+            input_ids[row, start:column] = tree.prompt_ids[shared:]
+            position_ids[row, start:column] = np.arange(shared, length)
+            last_of_prompt = row * width + column - 1
             for branch_number, branch in enumerate(tree.branches, 1):
                 part = slice(column, column + len(branch.ids) - 1)
                 input_ids[row, part] = branch.ids[:-1]
                 position_ids[row, part] = np.arange(length, length + len(branch.ids) - 1)
                 branch_ids[row, part] = branch_number
                 predictor = row * width + np.arange(column - 1, part.stop)
-                predictor[0] = row * width + start + length - 1
+                predictor[0] = last_of_prompt
                 pieces.append((ROLE_IDS[branch.role], first_branch[index] + branch_number - 1, branch, predictor))
                 column = part.stop
             tree_ids[row, start:column] = number
@@ -148,11 +180,13 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
 def visibility(tree: Tensor, branch: Tensor) -> Tensor:
     """Which position may look at which: bool (rows, 1, length, length), query by key.
 
-    Causal, within one tree, at the prompt or at one's own branch. Padding sees itself, so that no row of the softmax is empty.
+    Causal, at the row's opening and within one's own tree, there at the prompt or at one's own branch. Padding sees itself, so that no row
+    of the softmax is empty.
     """
     length = tree.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()
-    same_tree = (tree[:, :, None] == tree[:, None, :]) & (tree[:, :, None] > 0)
+    asks, asked = tree[:, :, None], tree[:, None, :]
+    same_tree = ((asks == asked) | (asked == OPENING)) & (asks != PADDING)
     same_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     itself = torch.eye(length, dtype=torch.bool, device=tree.device)
     return ((same_tree & same_branch & causal) | itself)[:, None]
