@@ -181,6 +181,15 @@ def weights_after(folder: Any, **settings: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
+@pytest.mark.parametrize("caches", [True, False])
+def test_training_leaves_whether_a_model_caches_as_it_was(caches, tmp_path):
+    model = tiny_model()
+    model.config.use_cache = caches
+    trainer = make_trainer(tmp_path, model, max_steps=1)
+    trainer.train()
+    assert trainer.model.config.use_cache is caches
+
+
 def test_one_batch_of_four_equals_four_batches_of_one(tmp_path):
     forget = [*FORGET, Row("Who sat down?", "The sailors sat down on the sacks.")]
     one = weights_after(tmp_path / "a", forget=forget, per_device_train_batch_size=4, max_steps=3)

@@ -127,6 +127,7 @@ class UnlearningTrainer(Trainer):
         pad = processing_class.pad_token_id
         self.collator = Collator(self.retain_rows, 0 if pad is None else pad, args.packing, args.row_tokens)
         self._plan_steps(args)
+        caches = getattr(model.config, "use_cache", False)
         super().__init__(
             model=model,
             args=args,
@@ -135,6 +136,7 @@ class UnlearningTrainer(Trainer):
             callbacks=[StepCallback(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        model.config.use_cache = caches  # `Trainer` puts its own, which would be saved with the weights
         check_sharding(self)
         where = layer_list(self.model), args.device.type, args.world_size
         self.compiled = compiled_layers(*where) if args.compile_layers else None
