@@ -67,7 +67,8 @@ LEGEND = """Made by `python benchmarks/methods.py`, whose head says how. Rates a
 - **relearning steps**: of fine-tuning on four passages, until the others are said half as often as by the original; "never": not in 24.
 - **4 bits**: share of the passages said with weights rounded to 4 bits.
 - **seconds**: of the unlearning alone. **sum of ranks**: over all columns but the seconds; lower is better.
-- **tried**: learning rates that the search had time for; where it is 1, another may do better. Ours have the demo's."""
+- **tried**: learning rates that the search had time for; where it is 1, another may do better. Ours have the demo's.
+- **seeds**: those measured so far; a rank compares fairly among methods of as many."""
 RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
