@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unteach.errors import UserError
+from unteach.forwards import with_forward
 
 LONGEST_WRITTEN_OUT = 512
 """Longest row whose attention is written out: its scores are kept for the backward pass, heads x length^2 of them."""
@@ -91,7 +92,7 @@ def lookup_in_place(layer: nn.Embedding) -> Iterator[None]:
         layer (`nn.Embedding`): a plain one; its rows of `padding_idx` get nothing from a look-up.
     """
     aside: list[tuple[Tensor, Tensor]] = []
-    weight, own = layer.weight, vars(layer).get("forward")
+    weight = layer.weight
 
     def add(parameter: Tensor) -> None:
         for ids, rows in aside:
@@ -106,15 +107,11 @@ def lookup_in_place(layer: nn.Embedding) -> Iterator[None]:
         return found
 
     handle = weight.register_post_accumulate_grad_hook(add)
-    layer.forward = forward  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with with_forward(layer, forward):
+            yield
     finally:
         handle.remove()
-        if own is None:
-            del layer.forward
-        else:
-            layer.forward = own  # type: ignore[method-assign]
 
 
 class CompiledLayers:
@@ -137,17 +134,10 @@ class CompiledLayers:
         if not torch.is_grad_enabled():
             yield
             return
-        before = [(layer, vars(layer).get("forward")) for layer, _ in self.forwards]
-        for layer, forward in self.forwards:
-            layer.forward = forward
-        try:
+        with contextlib.ExitStack() as stack:
+            for layer, forward in self.forwards:
+                stack.enter_context(with_forward(layer, forward))
             yield
-        finally:
-            for layer, own in before:
-                if own is None:
-                    del layer.forward
-                else:
-                    layer.forward = own
 
 
 def compiled_layers(layers: Sequence[nn.Module] | None, device_type: str, processes: int) -> CompiledLayers:

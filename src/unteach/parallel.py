@@ -13,31 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from unteach.forwards import set_forward, with_forward
 from unteach.objectives import RoleTokens
 from unteach.tokenwise import TokenStatistics
 
 FIELDS = [item.name for item in fields(TokenStatistics)]
-
-
-@contextlib.contextmanager
-def with_forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """`module` with that `forward` of its own (`None`: its class's); afterwards with what stood there before, whatever was put there since.
-
-    Mixed precision, for one, puts a forward with autocast in its place and leaves it there after training.
-    """
-    before = vars(module).get("forward")
-    _set_forward(module, forward)
-    try:
-        yield
-    finally:
-        _set_forward(module, before)
-
-
-def _set_forward(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        vars(module).pop("forward", None)
-    else:
-        module.forward = forward
 
 
 def inside_forward(called: nn.Module, replaced: nn.Module, compute: Callable[[Tensor], Any], argument: Tensor) -> Any:
@@ -55,7 +35,7 @@ def inside_forward(called: nn.Module, replaced: nn.Module, compute: Callable[[Te
     own = vars(replaced).get("forward")
 
     def forward(given: Tensor) -> Any:
-        _set_forward(replaced, own)
+        set_forward(replaced, own)
         return compute(given)
 
     with with_forward(replaced, forward):

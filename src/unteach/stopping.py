@@ -44,10 +44,8 @@ class RetainBudget:
         if kl > self.budget:
             weight = self.weight * self.up
         else:
-            weight = self.weight * self.down
-            if weight > self._first:
-                unwound = self.weight * max(1 / self.up, max(0.0, kl / self.budget) ** self.unwinding)
-                weight = min(weight, max(self._first, unwound))
+            unwound = self.weight * max(1 / self.up, max(0.0, kl / self.budget) ** self.unwinding)
+            weight = min(self.weight * self.down, max(self._first, unwound))
         self.weight = min(self.most, max(self.least, weight))
         return self.weight
 

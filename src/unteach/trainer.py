@@ -24,10 +24,11 @@ from unteach.config import UnlearningConfig
 from unteach.data.packing import PADDING
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
+from unteach.forwards import with_forward
 from unteach.kernels import compiled_layers
 from unteach.layers import freeze_all_but, layer_list, unfreeze
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
-from unteach.parallel import WholeCopy, local, through_wrapper, with_forward
+from unteach.parallel import WholeCopy, local, through_wrapper
 from unteach.processes import decided
 from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
 from unteach.role_statistics import role_statistics
