@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from unteach import packaged_models
 from unteach.data.packing import PADDING, visibility
@@ -192,12 +193,24 @@ def model_inputs(batch: dict[str, Tensor], *, packed: bool, dtype: torch.dtype) 
     return inputs | {"attention_mask": mask}
 
 
-def predicting_states(model: Any, batch: dict[str, Tensor], *, packed: bool) -> Tensor:
-    """Final hidden states at the positions that predict a completion token, shape (tokens, hidden), in the batch's order."""
+def predicting_states(model: Any, batch: dict[str, Tensor], *, packed: bool, opening: tuple[int, Any] = (0, None)) -> Tensor:
+    """Final hidden states at the positions that predict a completion token, shape (tokens, hidden), in the batch's order.
+
+    Args:
+        model: a causal language model.
+        batch: of `make_batch`.
+        packed (`bool`): its layout.
+        opening: tokens that come before each row of an unpacked batch, and their cache with a row for each (`opened_cache`).
+    """
     body = decoder(model)
-    inputs = model_inputs(batch, packed=packed, dtype=next(body.parameters()).dtype)
-    with chosen_kernels(body, inputs["input_ids"].device.type, inputs["input_ids"].shape[1]):
-        hidden: Tensor = body(**inputs, use_cache=False, return_dict=True).last_hidden_state
+    inputs: dict[str, Any] = dict(model_inputs(batch, packed=packed, dtype=next(body.parameters()).dtype))
+    before, cache = opening
+    if before:
+        inputs["position_ids"] = inputs["position_ids"] + before
+        inputs["attention_mask"] = functional.pad(inputs["attention_mask"], (before, 0), value=1)
+        inputs["past_key_values"] = cache
+    with chosen_kernels(body, inputs["input_ids"].device.type, inputs["input_ids"].shape[1] + before):
+        hidden: Tensor = body(**inputs, use_cache=bool(before), return_dict=True).last_hidden_state
     return hidden.flatten(0, 1)[batch["predictor"]]
 
 

@@ -11,9 +11,11 @@ import torch
 from tiny_models import FAMILIES, tiny_model
 from unteach.data.packing import common_opening
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.evaluation import generation
-from unteach.evaluation.generation import agreed_starts, answer, end_ids, generate_ids
+from unteach.evaluation.generation import agreed_starts, answer, draft, end_ids, generate_ids
+from unteach.evaluation.likelihood import greedy_matches
+from unteach.models import decoder
 
 PROMPTS = [[5, 9, 31, 7, 400, 2, 8], [11], [77, 78], [3, 3, 3, 3], [250, 14, 90, 91, 92, 93, 94, 95, 96, 17, 18], [500, 1]]
 
@@ -80,14 +82,15 @@ def test_an_opening_that_all_prompts_share_is_forwarded_once(family, prompts, mo
     model = tiny_model(family)
     prompts = [[*OPENING, *prompt] for prompt in prompts]
     wanted = [naive_answer(model, prompt, 12, [13]) for prompt in prompts]
-    lengths, forward = [], model.forward
+    body = decoder(model)
+    lengths, forward = [], body.forward
 
     @wraps(forward)  # transformers reads which arguments there are
-    def counted(**inputs):
-        lengths.append(tuple(inputs["input_ids"].shape))
-        return forward(**inputs)
+    def counted(*ids, **inputs):
+        lengths.append(tuple((ids[0] if ids else inputs["input_ids"]).shape))
+        return forward(*ids, **inputs)
 
-    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(body, "forward", counted)
     assert generate_ids(model, prompts, max_new_tokens=12, pad_id=0, end_ids=[13]) == wanted
     opening = len(common_opening(prompts))
     assert lengths[0] == (1, opening) and opening >= 8
@@ -213,7 +216,8 @@ def test_an_answer_is_the_same_whatever_its_draft_was(family, how, ends):
     without = generate_ids(model, PROMPTS, end_ids=[], **settings)
     stop = [without[1][4]] if ends == "an end" else []
     without = generate_ids(model, PROMPTS, end_ids=stop, **settings)
-    starts = agreed_starts(model, PROMPTS, drafts_of(without, how))
+    drafts = drafts_of(without, how)
+    starts = agreed_starts(drafts, greedy_matches(model, PROMPTS, drafts))
     batches: dict[int, list[int]] = {}
     assert generate_ids(model, PROMPTS, end_ids=stop, starts=starts, on_batch=batches.update, **settings) == without
     assert [batches[i] for i in range(len(PROMPTS))] == without
@@ -222,7 +226,7 @@ def test_an_answer_is_the_same_whatever_its_draft_was(family, how, ends):
 def test_an_expected_answer_costs_no_generation(monkeypatch):
     model = tiny_model()
     said = generate_ids(model, PROMPTS, max_new_tokens=5, pad_id=0, end_ids=[])
-    starts = agreed_starts(model, PROMPTS, said)
+    starts = agreed_starts(said, greedy_matches(model, PROMPTS, said))
     assert starts == said
     monkeypatch.setattr(type(model), "generate", None)
     assert generate_ids(model, PROMPTS, max_new_tokens=5, pad_id=0, end_ids=[], starts=starts) == said
@@ -235,20 +239,43 @@ def test_a_draft_that_ends_ends_the_answer_there(tokenizer):
     assert made[:2] == [[9, 8], []] and made[2][0] == 9
 
 
-def test_verifying_a_draft_leaves_the_training_mode_as_it_was():
-    model = tiny_model().train()
-    agreed_starts(model, PROMPTS, [[1, 2] for _ in PROMPTS])
-    assert model.training
+def test_rows_completions_and_expected_answers_are_the_drafts(monkeypatch, tokenizer):
+
+    def matches(model, prompts, drafts):
+        return [[True] * len(draft) for draft in drafts]
+
+    def generator(prompts, *, max_new_tokens, starts=None, progress=None):
+        found = starts(range(len(prompts)))
+        assert starts([2, 0]) == [found[2], found[0]]
+        return found
+
+    monkeypatch.setattr(generation, "greedy_matches", matches)
+    rows = [Row("The miller kept", " a grey cat.", "text"), Row("Who slept", " on the sacks?", "text"), Row("And then", "", "text")]
+    said = answer(None, tokenizer, rows, max_new_tokens=4, generator=generator, expected={rows[1].key: " badly?"})
+    assert said[0].startswith(" a grey cat.") and said[1].startswith(" badly?") and said[2] == ""
 
 
-def test_rows_completions_and_expected_answers_are_the_drafts(tokenizer):
-    seen = []
+def test_matches_that_are_known_cost_no_second_forward(monkeypatch, tokenizer):
+    rows = [Row("The miller kept", " a grey cat.", "text"), Row("Who slept", " on the sacks?", "text")]
+    starts_found = []
 
-    def generator(prompts, *, max_new_tokens, drafts=None, progress=None):
-        seen.append(drafts)
+    def generator(prompts, *, max_new_tokens, starts=None, progress=None):
+        starts_found.extend(starts(range(len(prompts))))
         return [[] for _ in prompts]
 
-    rows = [Row("The miller kept", " a grey cat.", "text"), Row("Who slept", " on the sacks?", "text"), Row("And then", "", "text")]
-    answer(None, tokenizer, rows, max_new_tokens=4, generator=generator, expected={rows[1].key: " badly?"})
-    texts = [tokenizer.decode(list(draft)) for draft in seen[0]]
-    assert texts[0].startswith(" a grey cat.") and texts[1].startswith(" badly?") and texts[2] == ""
+    length = len(draft(rows[0], encode_prompt(rows[0], tokenizer), rows[0].completion, tokenizer, None))
+    known = [[True, False] + [True] * (length - 2), None]
+    monkeypatch.setattr(generation, "greedy_matches", lambda *_: pytest.fail("measured again"))
+    answer(None, tokenizer, rows, max_new_tokens=4, generator=generator, matches=known)
+    assert len(starts_found[0]) == 1 and starts_found[1] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_question_is_answered_the_same_with_matches_and_without(family, chat_tokenizer):
+    model = tiny_model(family)
+    rows = [Row(f"Who kept {animal}?", f"The {animal}.") for animal in ("cats", "owls", "a mule", "bees")]
+    plain = answer(model, chat_tokenizer, rows, max_new_tokens=7)
+    prompts = [encode_prompt(row, chat_tokenizer) for row in rows]
+    end = end_of_turn_id(chat_tokenizer)
+    drafts = [draft(row, prompt, row.completion, chat_tokenizer, end) for row, prompt in zip(rows, prompts, strict=True)]
+    assert answer(model, chat_tokenizer, rows, max_new_tokens=7, matches=greedy_matches(model, prompts, drafts)) == plain

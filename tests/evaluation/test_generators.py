@@ -21,7 +21,7 @@ class Counting:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, prompts, *, max_new_tokens, progress=None):
+    def __call__(self, prompts, *, max_new_tokens, starts=None, progress=None):
         self.asked += [tuple(prompt) for prompt in prompts]
         return [[len(prompt)] for prompt in prompts]
 
@@ -58,6 +58,20 @@ def test_what_an_interruption_left_is_kept_and_half_a_line_is_not(tmp_path):
     assert CachedGenerator(inner, tmp_path, "model")(PROMPTS, max_new_tokens=4) == [[3], [2], [3], [4]]
     assert len(inner.asked) == 1 and sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
     assert len(read_continuations(path)) == 3
+
+
+def test_starts_are_asked_for_by_the_prompts_places_among_all(tmp_path):
+    """Of what is read from the cache, and of a prompt's second time, nothing is asked."""
+    places = []
+
+    class Asking(Counting):
+        def __call__(self, prompts, *, max_new_tokens, starts=None, progress=None):
+            places.append(starts(range(len(prompts))))
+            return super().__call__(prompts, max_new_tokens=max_new_tokens)
+
+    CachedGenerator(Counting(), tmp_path, "model")([[8, 9]], max_new_tokens=4)
+    CachedGenerator(Asking(), tmp_path, "model")(PROMPTS, max_new_tokens=4, starts=lambda wanted: [[i] for i in wanted])
+    assert places == [[[0], [3]]]
 
 
 def test_batches_are_kept_as_they_come(tmp_path, tokenizer):

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from unteach.data.packing import common_opening
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
-from unteach.evaluation.memorization import greedy_matches
+from unteach.evaluation.likelihood import greedy_matches
+from unteach.evaluation.openings import opened_cache
 from unteach.processes import from_shares, own_share
 
 Progress = Callable[[int, int], None]
@@ -39,8 +37,6 @@ HABITS = (
 """What a model's own `generation_config` may bend its answers with; a greedy answer has none of it."""
 STRIDE = 8
 """New tokens after which the answers that have ended leave a batch."""
-WORTH_SHARING = 8
-"""Tokens that all prompts of a batch begin with, from which on they are forwarded once."""
 FEWEST, MOST = 24, 96
 """Prompts at a time where nobody says how many."""
 CACHE_MB = 1024
@@ -113,10 +109,7 @@ def _finished_rows(
     """
     rows = {key: list(ids) for key, ids in texts.items()}
     width, device = max(map(len, rows.values())), next(model.parameters()).device
-    opening, cache = common_opening(list(rows.values())), None
-    if len(rows) > 1 and len(opening) >= WORTH_SHARING:
-        cache = _opened_cache(model, torch.tensor([opening], device=device), len(rows))
-    start = len(opening) if cache else 0
+    start, cache = opened_cache(model, list(rows.values()))
     gaps = {key: width - len(given) for key, given in rows.items()}
     ids = torch.tensor([given[:start] + [pad_id] * gaps[key] + given[start:] for key, given in rows.items()], device=device)
     mask = torch.tensor([[1] * start + [0] * gaps[key] + [1] * (len(given) - start) for key, given in rows.items()], device=device)
@@ -150,17 +143,6 @@ def _finished_rows(
             yield finished
 
 
-def _opened_cache(model: Any, opening: Tensor, count: int) -> Any:
-    """The cache after an `opening` (1, length), for `count` rows that begin with it; `None` where not all keys and values are kept."""
-    if model.generation_config.use_cache is False:
-        return None
-    cache = model(input_ids=opening, use_cache=True).get("past_key_values")
-    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None  # a recurrent state would run on over the padding, a sliding window be filled by it
-    cache.batch_repeat_interleave(count)
-    return cache
-
-
 def batch_that_fits(model: Any, length: int) -> int:
     """Prompts at a time whose cache of keys and values, over `length` tokens each, stays within `CACHE_MB`; `FEWEST` to `MOST`.
 
@@ -180,29 +162,26 @@ def until_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
     return list(ids[: next((place for place, token in enumerate(ids) if token in end_ids), len(ids))])
 
 
-def agreed_starts(
-    model: Any, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], *, tokens_per_batch: int = 2048
-) -> list[list[int]]:
+def agreed_starts(drafts: Sequence[Sequence[int]], matches: Sequence[Sequence[bool] | None]) -> list[list[int]]:
     """How far each draft is what the model itself would say: its longest beginning of tokens that are all the model's greedy choice.
 
-    One forward over prompt and draft finds it. A greedy continuation that is expected (the text that a model is asked whether it still
-    knows, the answer that it gave before) so costs one forward, not one for each token; a draft that is wrong from its first token costs
-    that forward. It is the verification step of speculative decoding (Leviathan et al. 2023), a text standing in for the draft model.
+    One forward over prompt and draft finds the matches (`greedy_matches`). A greedy continuation that is expected (the text that a model is
+    asked whether it still knows, the answer that it gave before) so costs one forward, not one for each token; a draft that is wrong from
+    its first token costs that forward. It is the verification step of speculative decoding (Leviathan et al. 2023), a text standing in for
+    the draft model.
 
     Args:
-        model: a causal language model.
-        prompts: token ids of each prompt.
         drafts: token ids of each draft; empty where there is none.
-        tokens_per_batch (`int`): prompts and drafts are batched up to so many tokens.
+        matches: for each draft's tokens whether the model would choose them; `None` where there is no draft.
     """
-    training = model.training
-    model.eval()
-    matches = greedy_matches(model, prompts, drafts, tokens_per_batch=tokens_per_batch)
-    model.train(training)
     return [
-        [] if found is None else list(draft[: len(draft) if found.all() else int(found.argmin())])
+        list(draft)[: next((place for place, match in enumerate(found) if not match), len(draft))] if found is not None else []
         for draft, found in zip(drafts, matches, strict=True)
     ]
+
+
+Starts = Callable[[Sequence[int]], Sequence[Sequence[int]]]
+"""By places of prompts, tokens that their continuations are known to begin with."""
 
 
 def end_ids(tokenizer: Any) -> list[int]:
@@ -218,10 +197,10 @@ class Generator(Protocol):
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        drafts: Sequence[Sequence[int]] | None = None,
+        starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """Continuations of token ids, without the end token. `drafts` are what they may turn out to be: they save work, change nothing."""
+        """Continuations of token ids, without the end token. `starts` saves work and changes nothing; asked only for what is generated."""
 
 
 @dataclass(frozen=True)
@@ -244,14 +223,14 @@ class TransformersGenerator:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        drafts: Sequence[Sequence[int]] | None = None,
+        starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """See `Generator`."""
         return generate_ids(
             self.model,
             prompts,
-            starts=agreed_starts(self.model, prompts, drafts) if drafts and any(drafts) else None,
+            starts=starts(range(len(prompts))) if starts else None,
             max_new_tokens=max_new_tokens,
             pad_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
             end_ids=end_ids(self.tokenizer),
@@ -280,16 +259,22 @@ class SharedGenerator:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        drafts: Sequence[Sequence[int]] | None = None,
+        starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """See `Generator`."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
         share = own_share(order)
-        hints = {"drafts": [drafts[i] for i in share]} if drafts else {}
-        made = from_shares(generate([prompts[i] for i in share], max_new_tokens=max_new_tokens, progress=progress, **hints), len(prompts))
+        theirs = [prompts[i] for i in share]
+        outputs = generate(theirs, max_new_tokens=max_new_tokens, starts=starts_of(share, starts), progress=progress)
+        made = from_shares(outputs, len(prompts))
         return [ids for _, ids in sorted(zip(order, made, strict=True))]
+
+
+def starts_of(share: Sequence[int], starts: Starts | None) -> Starts | None:
+    """`starts` for a part of the prompts, which are at the places `share` among all."""
+    return starts and (lambda places: starts([share[place] for place in places]))
 
 
 def answer(
@@ -300,6 +285,7 @@ def answer(
     max_new_tokens: int,
     generator: Generator | None = None,
     expected: Mapping[str, str] | None = None,
+    matches: Sequence[Sequence[bool] | None] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends (with its space, if it has one).
@@ -311,14 +297,23 @@ def answer(
         max_new_tokens (`int`)
         generator (`Generator`, *optional*): who generates; default: the model itself.
         expected (*optional*): drafts by the rows' keys, before those in the rows: answers of this model or of one like it.
+        matches (*optional*): `greedy_matches` of the rows' completions, where the caller has them: no forward is made to find them again.
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
     prompts = [encode_prompt(row, tokenizer) for row in rows]
     end_id = end_of_turn_id(tokenizer)
     texts = [(expected or {}).get(row.key, row.completion) for row in rows]
     drafts = [draft(*item, tokenizer, end_id) for item in zip(rows, prompts, texts, strict=True)]
+
+    def starts(places: Sequence[int]) -> list[list[int]]:
+        known = {i: matches[i] for i in places if texts[i] == rows[i].completion} if matches else {}
+        todo = [i for i in places if drafts[i] and i not in known]
+        if todo:
+            known |= dict(zip(todo, greedy_matches(model, [prompts[i] for i in todo], [drafts[i] for i in todo]), strict=True))
+        return agreed_starts([drafts[i] for i in places], [known[i] if drafts[i] else None for i in places])
+
     generator = generator or SharedGenerator(model, tokenizer)
-    outputs = generator(prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
+    outputs = generator(prompts, max_new_tokens=max_new_tokens, starts=starts, progress=progress)
     return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.errors import UserError
-from unteach.evaluation.generation import Generator, Progress, TransformersGenerator, end_ids
+from unteach.evaluation.generation import Generator, Progress, Starts, TransformersGenerator, end_ids, starts_of
 
 
 class CachedGenerator:
@@ -35,7 +35,7 @@ class CachedGenerator:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        drafts: Sequence[Sequence[int]] | None = None,
+        starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """See `Generator`."""
@@ -64,11 +64,11 @@ class CachedGenerator:
 
         if share:
             generator, todo = self.generator, [prompts[i] for i in share]
-            hints = {"drafts": [drafts[i] for i in share]} if drafts else {}
-            if isinstance(generator, TransformersGenerator):
-                replace(generator, on_batch=keep)(todo, max_new_tokens=max_new_tokens, progress=progress, **hints)
-            else:
-                keep(dict(enumerate(generator(todo, max_new_tokens=max_new_tokens, progress=progress, **hints))))
+            own = isinstance(generator, TransformersGenerator)
+            generate = replace(generator, on_batch=keep) if isinstance(generator, TransformersGenerator) else generator
+            outputs = generate(todo, max_new_tokens=max_new_tokens, starts=starts_of(share, starts), progress=progress)
+            if not own:
+                keep(dict(enumerate(outputs)))
         if state.num_processes > 1:
             made = dict(gather_object(list(made.items())))
         known |= made
@@ -119,10 +119,10 @@ class VllmGenerator:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        drafts: Sequence[Sequence[int]] | None = None,
+        starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """See `Generator`; drafts are not used."""
+        """See `Generator`; `starts` is not used."""
         settings = self._params(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self._ends, detokenize=False)
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = [list(made.outputs[0].token_ids) for made in self._engine.generate(requests, settings, use_tqdm=False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.output_head import OutputHead
+from unteach.evaluation.openings import opened_cache
 from unteach.tokenwise import token_statistics
 
 Tokens = Sequence[Sequence[int]]
@@ -29,21 +29,29 @@ def rows_by_length(prompts: Tokens, completions: Tokens, tokens_per_batch: int) 
         yield part
 
 
-def _per_row(
-    model: Any, prompts: Tokens, completions: Tokens, measure: Callable[[Tensor, Tensor, OutputHead], Tensor], tokens_per_batch: int
-) -> list[float | None]:
-    """Mean over each row's completion tokens of `measure(hidden, targets, head)`; `None` for a row without completion."""
-    results: list[float | None] = [None] * len(prompts)
-    device = next(model.parameters()).device
-    head = models.output_head(model)
-    for part in rows_by_length(prompts, completions, tokens_per_batch):
-        trees = [Tree(tuple(prompts[i]), (Branch("retain", tuple(completions[i])),)) for i in part]
-        batch = {name: tensor.to(device) for name, tensor in make_batch(trees, packed=False, pad_id=0).items()}
-        hidden = models.predicting_states(model, batch, packed=False)
-        values = measure(hidden, batch["target"], head).double().cpu()
-        for index, row in zip(part, values.split([len(completions[i]) for i in part]), strict=True):
-            results[index] = float(row.mean())
-    return results
+@torch.no_grad()
+def completion_states(
+    model: Any, prompts: Tokens, completions: Tokens, tokens_per_batch: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batch for batch: the rows' indices, the final hidden states that predict their completions' tokens, these tokens, row after row.
+
+    What the prompts of a batch all begin with is forwarded once. Rows without completion are in no batch.
+
+    Args:
+        model: a causal language model; measured in evaluation mode, left in the mode that it was in.
+        prompts, completions: token ids; a prompt has at least one.
+        tokens_per_batch (`int`): rows are batched up to so many tokens.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        for part in rows_by_length(prompts, completions, tokens_per_batch):
+            start, cache = opened_cache(model, [prompts[i] for i in part])
+            trees = [Tree(tuple(prompts[i][start:]), (Branch("retain", tuple(completions[i])),)) for i in part]
+            batch = {name: tensor.to(device) for name, tensor in make_batch(trees, packed=False, pad_id=0).items()}
+            yield part, models.predicting_states(model, batch, packed=False, opening=(start, cache)), batch["target"]
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -55,18 +63,37 @@ def mean_nll(model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_bat
         prompts, completions: token ids; a prompt has at least one.
         tokens_per_batch (`int`): rows are batched up to so many tokens.
     """
-    return _per_row(model, prompts, completions, lambda *states: -token_statistics(*states).logp, tokens_per_batch)
+    means: list[float | None] = [None] * len(prompts)
+    head = models.output_head(model)
+    for part, hidden, targets in completion_states(model, prompts, completions, tokens_per_batch):
+        nll = -token_statistics(hidden, targets, head).logp.double().cpu()
+        for index, row in zip(part, nll.split([len(completions[i]) for i in part]), strict=True):
+            means[index] = float(row.mean())
+    return means
 
 
 @torch.no_grad()
+def greedy_matches(model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048) -> list[list[bool] | None]:
+    """For each completion's tokens, whether the model would choose them greedily, given the prompt and the true tokens before.
+
+    Args: as for `mean_nll`.
+
+    Returns:
+        as many as the completion's tokens for each row; `None` for one without completion.
+    """
+    found: list[list[bool] | None] = [None] * len(prompts)
+    head = models.output_head(model)
+    for part, hidden, targets in completion_states(model, prompts, completions, tokens_per_batch):
+        right = torch.cat([head.logits(piece).argmax(-1) for piece in hidden.split(512)]) == targets
+        for index, row in zip(part, right.cpu().split([len(completions[i]) for i in part]), strict=True):
+            found[index] = row.tolist()
+    return found
+
+
 def greedy_agreement(model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048) -> list[float | None]:
     """Share of each completion's tokens that the model would choose greedily, given the tokens before them; `None` for an empty one.
 
     Args: as for `mean_nll`.
     """
-
-    def chosen(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
-        pieces = [head.logits(part).argmax(-1) for part in hidden.split(512)]
-        return torch.cat(pieces) == targets
-
-    return _per_row(model, prompts, completions, chosen, tokens_per_batch)
+    matches = greedy_matches(model, prompts, completions, tokens_per_batch=tokens_per_batch)
+    return [None if found is None else sum(found) / len(found) for found in matches]

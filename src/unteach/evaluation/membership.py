@@ -15,7 +15,7 @@ from torch import Tensor
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.evaluation.arrays import Floats, checked_array
-from unteach.evaluation.likelihood import Tokens, rows_by_length
+from unteach.evaluation.likelihood import Tokens, completion_states
 from unteach.tokenwise import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
 DEFAULT_K = 0.4
@@ -187,13 +187,11 @@ def token_moments(
         three arrays of shape (tokens,) for each row; `None` for one without completion.
     """
     found: list[tuple[Floats, Floats, Floats] | None] = [None] * len(prompts)
-    device, head = next(model.parameters()).device, models.output_head(model)
+    head = models.output_head(model)
     rows = max(1, budget_bytes // (head.weight.shape[0] * 4))
-    for part in rows_by_length(prompts, completions, tokens_per_batch):
-        batch = _batch(prompts, completions, part, device)
-        hidden = models.predicting_states(model, batch, packed=False)
+    for part, hidden, wanted in completion_states(model, prompts, completions, tokens_per_batch):
         pieces = []
-        for states, targets in zip(hidden.split(rows), batch["target"].split(rows), strict=True):
+        for states, targets in zip(hidden.split(rows), wanted.split(rows), strict=True):
             logits = head.logits(states)
             pieces.append(torch.stack([log_probability(logits, targets), *vocabulary_moments(logits)]))
         numbers = torch.cat(pieces, 1).double().cpu().split([len(completions[i]) for i in part], dim=1)
@@ -201,11 +199,6 @@ def token_moments(
             logp, mean, std = row.numpy()
             found[index] = (logp, mean, std)
     return found
-
-
-def _batch(prompts: Tokens, completions: Tokens, part: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-    trees = [Tree(tuple(prompts[i]), (Branch("retain", tuple(completions[i])),)) for i in part]
-    return {name: tensor.to(device) for name, tensor in make_batch(trees, packed=False, pad_id=0).items()}
 
 
 @torch.enable_grad()
@@ -232,7 +225,8 @@ def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[flo
         for index in range(len(prompts)):
             if not completions[index]:
                 continue
-            batch = _batch(prompts, completions, [index], device)
+            tree = Tree(tuple(prompts[index]), (Branch("retain", tuple(completions[index])),))
+            batch = {name: tensor.to(device) for name, tensor in make_batch([tree], packed=False, pad_id=0).items()}
             hidden = models.predicting_states(model, batch, packed=False)
             loss = -token_statistics(hidden, batch["target"], head).logp.mean()
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)

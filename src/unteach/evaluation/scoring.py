@@ -14,8 +14,7 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, Progress, answer
-from unteach.evaluation.likelihood import mean_nll
-from unteach.evaluation.memorization import greedy_matches
+from unteach.evaluation.likelihood import greedy_matches, mean_nll
 from unteach.evaluation.metrics import FORGET_SETS, Answer, as_eval_json, score_set
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers
@@ -68,11 +67,21 @@ def ask(
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
     rows = [row for part in sets.values() for row in part]
-    outputs = iter(answer(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS, generator=generator, expected=expected, progress=progress))
-    matches = iter(greedy_matches(model, *_encoded(rows, [row.completion for row in rows], tokenizer)))
+    matches = greedy_matches(model, *_encoded(rows, [row.completion for row in rows], tokenizer))
+    said = answer(
+        model,
+        tokenizer,
+        rows,
+        max_new_tokens=ANSWER_TOKENS,
+        generator=generator,
+        expected=expected,
+        matches=matches,
+        progress=progress,
+    )
+    outputs, correct = iter(said), iter(matches)
     return Said(
         {name: [next(outputs) for _ in part] for name, part in sets.items()},
-        {name: [None if (found := next(matches)) is None else [bool(x) for x in found] for _ in part] for name, part in sets.items()},
+        {name: [next(correct) for _ in part] for name, part in sets.items()},
     )
 
 

@@ -22,8 +22,8 @@ from unteach.evaluation.benchmarks.benchmark import (
     summary,
 )
 from unteach.evaluation.benchmarks.sources import SetFile, load_sets, text_of
-from unteach.evaluation.likelihood import mean_nll
-from unteach.evaluation.memorization import exact_memorization, extraction_strength, greedy_matches
+from unteach.evaluation.likelihood import greedy_matches, mean_nll
+from unteach.evaluation.memorization import exact_memorization, extraction_strength
 from unteach.evaluation.results import MetricResult
 
 ANSWER_TOKENS = 128
