@@ -137,8 +137,6 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     for option, value in clashing.items():
         if value is not None:
             raise UserError(f"option {option} does not go with --benchmark, which has its own sets and numbers: leave one of them out")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"option --batch-size is {arguments.batch_size}, it must be positive")
     _quiet_libraries()
     from unteach.benchmark_evaluation import evaluate_benchmark
     from unteach.progress import Display
@@ -164,6 +162,8 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UserError(f"option --batch-size is {arguments.batch_size}, it must be positive")
     if arguments.benchmark:
         return _benchmark(arguments)
     for option, value in {"--retrained": arguments.retrained, "--limit": arguments.limit}.items():
@@ -177,8 +177,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     from unteach.reports.tables import print_table
 
     display = Display()
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"option --batch-size is {arguments.batch_size}, it must be positive")
     scorers = {
         "headline": arguments.headline,
         "judge": arguments.judge,

@@ -240,6 +240,8 @@ def test_wmdp_on_local_files_makes_a_task_of_each(tmp_path, saved, harness):
         (["--benchmark", "tofu", "--scenario", "copyright"], "option --scenario does not go with --benchmark"),
         (["--benchmark", "tofu", "--judge", "trained"], "option --judge does not go with --benchmark"),
         (["--benchmark", "tofu", "--limit", "0"], "option --limit is 0"),
+        (["--benchmark", "tofu", "--batch-size", "0"], "option --batch-size is 0, it must be positive"),
+        (["--scenario", "copyright", "--batch-size", "-1"], "option --batch-size is -1, it must be positive"),
         (["--benchmark", "rwku", "--retrained", "m"], "has no number that needs a retrained model"),
         (["--forget", "f.jsonl", "--limit", "3"], "option --limit needs --benchmark"),
         (["--forget", "f.jsonl", "--retrained", "m"], "option --retrained needs --benchmark"),
