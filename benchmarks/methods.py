@@ -1,15 +1,16 @@
 """Every method on one scenario: what is forgotten, what is kept, how the rest reads, and whether it lasts.
 
-All methods start from the same taught model and read the same rows in batches of the same size, for at most as many steps; a probe at every
-seventh of them stops each by the same rule, and what counts are the weights of the best probe. Ours have the demo's settings. The others
-have the weights and the retain term of their papers, no KL budget, and a learning rate that a short search on the first seed finds
-(`method=auto` with one candidate), as the papers' rates are for other models. Then each model is fine-tuned on four of the forget rows,
-until the other rows are back at half of their rate, and asked with weights of 4 bits.
+All methods start from the same taught model and read the same rows in batches of the same size, for at most as many steps; a probe now and
+then (copyright: at every seventh step, else at every twentieth) stops each by the same rule, and what counts are the weights of the best
+probe. Ours have the demo's settings. The others have the weights and the retain term of their papers, no KL budget, and a learning rate
+that a short search on the first seed finds (`method=auto` with one candidate), as the papers' rates are for other models; with
+`--search-minutes 0` the demo's. Then each model is fine-tuned on four of the forget rows, until the other rows are back at half of their
+rate, and asked with weights of 4 bits, unless `--no-attacks` is given.
 
-    python benchmarks/methods.py --seeds 0,1,2 --json docs/results/methods.json [--methods npo,ga] [--out DIR]
+    python benchmarks/methods.py --seeds 0,1,2 --json docs/results/methods.json [--scenario copyright] [--methods npo,ga] [--out DIR]
 
-A method and seed whose result stands in DIR are not run again, so calls may follow each other, or share the work once a seed's model
-is taught. Beside FILE it writes the table as Markdown, with ranks.
+DIR is of one scenario. A method and seed whose result stands in it are not run again, so calls may follow each other, or share the work
+once a seed's model is taught. Beside FILE it writes the table as Markdown, with ranks.
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
 from unteach.run_options import RunOptions
-from unteach.scenarios.registry import build_scenario, demo_options
+from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 
-SCENARIO = "copyright"
 OURS = ("unlikelihood_mismatch", "unlikelihood", "log_odds_mismatch")
 """Methods that run with the demo's budget, retain weight and learning rate."""
 PUBLISHED = (
@@ -58,48 +58,85 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-LEGEND = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else means.
-
-- **unlearned**, **unseen**: share of the story's passages (trained on, held out) that the model still says; before, nearly all.
-- **kept**, **kept unseen**: what it recites of the other story (shown while unlearning, not shown), as a share of what it recited before.
-- **normal**: similarity of its answers to everyday questions to the original's.
-- **fluency**: nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing.
-- **relearning steps**: of fine-tuning on four passages, until the others are said half as often as by the original; "never": not in 24.
-- **4 bits**: share of the passages said with weights rounded to 4 bits.
-- **seconds**: of the unlearning alone. **sum of ranks**: over all columns but the seconds; lower is better.
-- **tried**: learning rates that the search had time for; where it is 1, another may do better. Ours have the demo's.
-- **seeds**: those measured so far; a rank compares fairly among methods of as many."""
-RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
+HEAD = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else means.
+"""
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
     ("unseen", "unseen", False),
     ("kept", "kept", True),
     ("kept_unseen", "kept unseen", True),
     ("normal", "normal", True),
+    ("reward", "reward", True),
     ("fluency", "fluency", False),
     ("relearning", "relearning steps", True),
     ("four_bits", "4 bits", False),
     ("seconds", "seconds", False),
 )
-"""Key in the results, title, whether higher is better."""
+"""Key in the results, title, whether higher is better. A table has those that its scenario has."""
+LEGEND = {
+    "unlearned": "share of the prompts to forget at which the model still says it (the scenario's headline rate)",
+    "unseen": "the same of prompts that were not trained on",
+    "kept": "what it recites of the other story, as a share of what it recited before: passages shown while unlearning",
+    "kept_unseen": "the same of passages that were not shown",
+    "normal": "similarity of its answers to everyday questions to the original's",
+    "reward": "of the same answers",
+    "fluency": "nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing",
+    "relearning": 'steps of fine-tuning on four rows, until the others are said half as often as by the original; "never": not in 24',
+    "four_bits": "share of the prompts to forget still said with weights rounded to 4 bits",
+    "seconds": "of the unlearning alone",
+}
+FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
+- **front**: no other method both forgets more (unlearned and unseen, mean) and keeps more (the mean of kept, kept unseen and normal).
+- **tried**: learning rates that the search had time for; where it is 1, another may do better. Where it is empty, the demo's was taken.
+- **seeds**: those measured so far; a rank compares fairly among methods of as many."""
+KEPT = ("kept", "kept_unseen", "normal")
+RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
 
 
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
     record.run_options(parser, "methods")
     parser.add_argument("--methods", help="names, separated by commas (default: all)")
+    parser.add_argument("--scenario", default="copyright", choices=list(SCENARIOS), help="(default: %(default)s)")
+    parser.add_argument("--no-attacks", action="store_true", help="without relearning and 4 bits")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the steps of unlearning, for CPUs that multiply it fast")
-    parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate (default: %(default)s)")
+    parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate; 0: the demo's (default: %(default)s)")
 
 
-def settings_of(method: str, short: bool, bf16: bool = False) -> dict[str, Any]:
+def settings_of(scenario: str, method: str, short: bool, bf16: bool = False) -> dict[str, Any]:
     """Fields of `UnlearningConfig` beside those of the scenario's demo."""
-    steps = {"max_steps": 4, "probe_steps": 2} if short else {"max_steps": 42, "probe_steps": 7}
-    rule = {**steps, "save_strategy": "no", "bf16": bf16}
+    demo = embedded(scenario).demo(short=short)["settings"]
+    probe_steps = 2 if short else 7 if scenario == "copyright" else demo["probe_steps"]
+    rule = {"max_steps": 4 if short else demo["max_steps"], "probe_steps": probe_steps, "save_strategy": "no", "bf16": bf16}
     if method in OURS:
-        own = {"mismatch_weight": 0.08} if method.endswith("mismatch") else {}
-        return {**rule, "method": method, "retain_weight": 5.0, **own}
+        names = ("retain_weight", "mismatch_weight") if method.endswith("mismatch") else ("retain_weight",)
+        return {**rule, "method": method, **{name: demo[name] for name in names}}
     return {**rule, "method": method, "max_retain_kl": None}
+
+
+def numbers_of(folder: Path) -> dict[str, Any]:
+    """A finished run's numbers."""
+    facts, evaluation = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("run.json", "eval.json"))
+    before, after = (evaluation["models"][name] for name in ("original", "unlearned"))
+    numbers: dict[str, Any] = {name: after[name][evaluation["headline"]] for name in ("unlearned", "unseen")}
+    for name in ("kept", "kept_unseen"):
+        if name in after:
+            numbers[name] = after[name]["rouge_l_recall"]["value"] / max(1e-9, before[name]["rouge_l_recall"]["value"])
+    for name, metric in (("normal", "similarity"), ("reward", "utility_reward")):
+        if metric in after["normal"]:
+            numbers[name] = after["normal"][metric]["value"]
+    training = next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")
+    return numbers | {
+        "fluency": after["unlearned"]["fluency"]["value"],
+        "not_meaningful": after["unlearned"]["not_meaningful_rate"]["value"],
+        "fluency_before": before["unlearned"]["fluency"]["value"],
+        "seconds": training["seconds"],
+        "learning_rate": facts["learning_rate"],
+        "steps": facts["steps"],
+        "kept_step": facts["kept_step"],
+        "stop_reason": facts["stop_reason"],
+        "trials": facts.get("search", {}).get("trials", []),
+    }
 
 
 class Seed:
@@ -117,45 +154,26 @@ class Seed:
 
     def run(self, method: str, learning_rate: float | None) -> dict[str, Any]:
         """One method's numbers; without a learning rate one is searched for first."""
-        settings = settings_of(method, self.options.short, self.options.bf16)
+        options = self.options
+        settings = settings_of(options.scenario, method, options.short, options.bf16)
         folder = self.folder / method
         shutil.rmtree(folder, ignore_errors=True)
         search: dict[str, Any] = {}
-        if learning_rate is None and method not in (*OURS, "task_vector"):  # no probe watches a task vector while it trains
-            minutes = 0.05 if self.options.short else self.options.search_minutes
-            search = {"candidates": settings.pop("method"), "search_minutes": minutes, "search_steps": 2 if self.options.short else 20}
+        searched = method not in (*OURS, "task_vector")  # no probe watches a task vector while it trains
+        if learning_rate is None and options.search_minutes > 0 and searched:
+            minutes = 0.05 if options.short else options.search_minutes
+            search = {"candidates": settings.pop("method"), "search_minutes": minutes, "search_steps": 2 if options.short else 20}
             settings["method"] = "auto"
         elif learning_rate is not None:
             settings["learning_rate"] = learning_rate
         given = demo_options(
-            SCENARIO, model=self.options.model, output_dir=str(folder), seed=self.seed, short=self.options.short, settings=settings
+            options.scenario, model=options.model, output_dir=str(folder), seed=self.seed, short=options.short, settings=settings
         )
         given |= {"shared_dir": str(self.folder / "shared"), **search}
         if method == "rmu":
             given["frozen_layers"] = 0  # its layer is among the lower half
-        result = Run(build_scenario(SCENARIO, short=self.options.short), RunOptions(**given), self.display).execute()
-        sets = result.evaluation["models"]
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        before, after = sets["original"], sets["unlearned"]
-        numbers: dict[str, Any] = {name: after[name]["leak_rate"] for name in ("unlearned", "unseen")}
-        for name in ("kept", "kept_unseen"):
-            numbers[name] = after[name]["rouge_l_recall"]["value"] / max(1e-9, before[name]["rouge_l_recall"]["value"])
-        numbers["normal"] = after["normal"]["similarity"]["value"] if "similarity" in after["normal"] else None
-        numbers["fluency"] = after["unlearned"]["fluency"]["value"]
-        numbers["not_meaningful"] = after["unlearned"]["not_meaningful_rate"]["value"]
-        numbers["fluency_before"] = before["unlearned"]["fluency"]["value"]
-        training = next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")
-        picked = facts.get("search", {}).get("picked", {})
-        numbers |= {
-            "seconds": training["seconds"],
-            "learning_rate": picked.get("learning_rate", settings.get("learning_rate", given["settings"]["learning_rate"])),
-            "steps": facts["steps"],
-            "bf16": self.options.bf16,
-            "kept_step": facts["kept_step"],
-            "stop_reason": facts["stop_reason"],
-            "trials": facts.get("search", {}).get("trials", []),
-        }
-        numbers |= self.attacked(folder)
+        Run(build_scenario(options.scenario, short=options.short), RunOptions(**given), self.display).execute()
+        numbers = {**numbers_of(folder), "bf16": options.bf16, **({} if options.no_attacks else self.attacked(folder))}
         for name in ("model", "checkpoints", "work"):
             shutil.rmtree(folder / name, ignore_errors=True)
         return numbers
@@ -200,13 +218,31 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def columns_of(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
+    """The columns in which some method has a number."""
+    return [column for column in COLUMNS if any(row[column[0]] is not None for row in table.values())]
+
+
+def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The methods that no other is better than both in forgetting and in keeping, nor better in one and equal in the other."""
+    points = {}
+    for name, row in table.items():
+        kept = [row[key] for key in KEPT if row[key] is not None]
+        points[name] = round((row["unlearned"] + row["unseen"]) / 2, 3), -round(sum(kept) / len(kept), 3)
+    return {
+        name
+        for name, (said, lost) in points.items()
+        if not any(other != (said, lost) and other[0] <= said and other[1] <= lost for other in points.values())
+    }
+
+
 def ranks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Sum over the columns of each method's rank, 1 for the best; equal values share the mean of their ranks. Seconds do not count.
 
     An answer's fluency ranks by how little the NLL rises above the original's there: a lower one is no gain.
     """
     sums = dict.fromkeys(table, 0.0)
-    for key, _, higher in COLUMNS:
+    for key, _, higher in columns_of(table):
         if key == "seconds":
             continue
         values = {name: _cost_of(row, key, higher) for name, row in table.items()}
@@ -232,7 +268,7 @@ def _cost_of(row: Mapping[str, Any], key: str, higher: bool) -> float:
     return -round(value, 3) if higher else round(value, 3)
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
     """The table as a page."""
     names = list(dict.fromkeys(row["method"] for row in rows))
     table: dict[str, dict[str, Any]] = {}
@@ -240,12 +276,12 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str
         own = [row for row in rows if row["method"] == name]
         before = [row["fluency_before"] for row in own if row["fluency_before"] is not None]
         table[name] = {**pooled(own), "fluency_before": sum(before) / len(before) if before else 0.0}
-    sums = ranks(table)
+    sums, front, columns = ranks(table), on_the_front(table), columns_of(table)
     lines = []
     for name in sorted(names, key=lambda name: sums[name]):
         row = table[name]
         cells = [f"`{name}`"]
-        for key, _, _ in COLUMNS:
+        for key, _, _ in columns:
             value = row[key]
             if key in ("unlearned", "unseen", "four_bits"):
                 interval = row.get(f"{key}_interval")
@@ -261,9 +297,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str = SCENARIO) -> str
         own = [item for item in rows if item["method"] == name]
         rates = ", ".join(f"{rate:g}" for rate in sorted({item["learning_rate"] for item in own}))
         tried = max(len(item.get("trials") or []) for item in own)
-        lines.append([*cells, f"{sums[name]:.1f}", rates, str(tried) if tried else "", str(row["seeds"])])
-    header = ["method", *(title for _, title, _ in COLUMNS), "sum of ranks", "learning rate", "tried", "seeds"]
-    return f"# Methods on the scenario {scenario}\n\n{LEGEND}\n\n{markdown_table(header, lines)}"
+        lines.append([*cells, f"{sums[name]:.1f}", "yes" if name in front else "", rates, str(tried) if tried else "", str(row["seeds"])])
+    header = ["method", *(title for _, title, _ in columns), "sum of ranks", "front", "learning rate", "tried", "seeds"]
+    legend = "\n".join([HEAD, *(f"- **{title}**: {LEGEND[key]}." for key, title, _ in columns), FOOT])
+    return f"# Methods on the scenario {scenario}\n\n{legend}\n\n{markdown_table(header, lines)}"
 
 
 def main() -> None:
@@ -288,7 +325,7 @@ def main() -> None:
     rows.sort(key=lambda row: (order.get(row["method"], 99), row["seed"]))
     if len({row["bf16"] for row in rows}) > 1:
         raise SystemExit(f"{results} holds runs with --bf16 and without; one table is of either")
-    page = markdown(rows)
+    page = markdown(rows, options.scenario)
     print(page)
     if options.json:
         record.write(rows, options.json)

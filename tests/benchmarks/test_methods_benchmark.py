@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from unteach.objectives import METHODS
+from unteach.scenarios.registry import embedded
 
 SCRIPT = "methods.py"
 
@@ -78,6 +79,38 @@ def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(bench
     benchmark.main()
     assert ran == [(0, "ga", None), (1, "npo", 1e-4), (1, "ga", 1e-4)], "the first seed finds the learning rate"
     text = (tmp_path / "m.md").read_text(encoding="utf-8")
-    assert all(title in text for _, title, _ in benchmark.COLUMNS) and "| never |" in text and "`ga`" in text
+    assert (
+        all(title in text for key, title, _ in benchmark.COLUMNS if key != "reward")
+        and "reward" not in text
+        and "| never |" in text
+        and "`ga`" in text
+    )
     assert len(json.loads((tmp_path / "m.json").read_text())["rows"]) == 4
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("scenario", ["copyright", "harmfulness", "hallucination"])
+def test_ours_have_the_weights_of_the_scenario_s_demo_and_the_others_those_of_their_papers(benchmark, scenario):
+    demo = embedded(scenario).demo()["settings"]
+    ours = benchmark.settings_of(scenario, "unlikelihood_mismatch", False)
+    assert (ours["retain_weight"], ours["mismatch_weight"]) == (demo["retain_weight"], demo["mismatch_weight"])
+    assert "max_retain_kl" not in ours and ours["max_steps"] == demo["max_steps"]
+    assert "mismatch_weight" not in benchmark.settings_of(scenario, "unlikelihood", False)
+    published = benchmark.settings_of(scenario, "npo", False)
+    assert published["max_retain_kl"] is None and not [name for name in published if name.endswith("_weight")]
+
+
+def test_the_front_holds_what_no_other_method_forgets_and_keeps_more_than(benchmark):
+    points = {"best": (0.0, 1.0), "worse": (0.1, 0.9), "keeps": (0.4, 1.2), "same": (0.0, 1.0), "forgets less": (0.2, 1.0)}
+    table = {name: benchmark.pooled([result(name, unlearned=2 * said, kept=kept)]) for name, (said, kept) in points.items()}
+    assert benchmark.on_the_front(table) == {"best", "same", "keeps"}
+
+
+def test_a_scenario_without_another_story_has_its_reward_and_no_column_for_what_is_not_there(benchmark):
+    rows = []
+    for method in ("ga", "npo"):
+        row = {key: value for key, value in result(method).items() if key not in ("kept", "kept_unseen", "relearning_curve", "four_bits")}
+        rows.append(row | {"reward": 3.21})
+    text = benchmark.markdown(rows, "harmfulness")
+    header = next(line for line in text.splitlines() if line.startswith("| method"))
+    assert "reward" in header and "3.21" in text and not any(word in header for word in ("kept", "4 bits", "relearning"))
