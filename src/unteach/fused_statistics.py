@@ -42,9 +42,38 @@ def _columns(size: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + block, size)) for start in range(0, size, block)]
 
 
-def _norm(blocks: list[Tensor]) -> Tensor:
-    """logsumexp over the columns of all blocks, shape (rows,)."""
-    return torch.stack([block.logsumexp(-1) for block in blocks]).logsumexp(0)
+class _Scratch:
+    """Memory that is written again for every block of columns.
+
+    Tensors of a block are some megabytes large; made anew for each, they would be pages that the process must be given, and that is
+    slower than the work on them.
+
+    Args:
+        like (`Tensor`): the device, and the type where none is named.
+        size (`int`): entries of the largest block.
+    """
+
+    def __init__(self, like: Tensor, size: int) -> None:
+        self.like, self.size = like, size
+        self.flat: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(self, shape: torch.Size, number: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """Space of this shape; with another number space beside it."""
+        key = number, dtype or self.like.dtype
+        if key not in self.flat:
+            self.flat[key] = self.like.new_empty(self.size, dtype=key[1])
+        return self.flat[key][: shape[0] * shape[1]].view(shape)
+
+    def logsumexp(self, block: Tensor) -> Tensor:
+        """Over the columns, shape (rows,)."""
+        most = block.amax(-1, keepdim=True)
+        most = torch.where(most.isinf(), 0.0, most)  # a block that is -inf all over
+        space = torch.sub(block, most, out=self(block.shape)).exp_()
+        return space.sum(-1).log_().add_(most[:, 0])
+
+    def norm(self, blocks: list[Tensor]) -> Tensor:
+        """logsumexp over the columns of all blocks, shape (rows,)."""
+        return torch.stack([self.logsumexp(block) for block in blocks]).logsumexp(0)
 
 
 class FusedStatistics(torch.autograd.Function):
@@ -101,19 +130,19 @@ class FusedStatistics(torch.autograd.Function):
         """The logits of the rows from `start` on."""
         stop, first = min(start + ctx.rows, hidden.shape[0]), ctx.unreferenced
         rows, wanted = hidden[start:stop], targets[start:stop]
-        blocks = [ctx.head.block(columns).logits(rows) for columns in ctx.columns]
+        blocks = _all_logits(ctx.head, ctx.columns, rows)
         chosen = torch.empty(len(rows), dtype=blocks[0].dtype, device=rows.device)
-        others = []
+        others, scratch = [], _Scratch(chosen, blocks[0].numel())
         for columns, block in zip(ctx.columns, blocks, strict=True):
             row, column = _inside(wanted, columns)
             chosen[row] = block[row, column]
             block[row, column] = float("-inf")
-            others.append(block.logsumexp(-1))
+            others.append(scratch.logsumexp(block))
             block[row, column] = chosen[row]
         reference: list[Tensor] = []
         if reference_hidden is not None and stop > first:
             states = reference_hidden[max(start, first) - first : stop - first]
-            reference = [ctx.reference_head.block(columns).logits(states).to(chosen.dtype) for columns in ctx.columns]
+            reference = [block.to(chosen.dtype) for block in _all_logits(ctx.reference_head, ctx.columns, states)]
         tail = [block[len(rows) - len(reference[0]) :] for block in blocks] if reference else []
         empty = chosen.new_zeros(0)
         return _Logits(
@@ -121,8 +150,8 @@ class FusedStatistics(torch.autograd.Function):
             reference,
             chosen,
             torch.stack(others).logsumexp(0),
-            _norm(tail) if reference else empty,
-            _norm(reference) if reference else empty,
+            scratch.norm(tail) if reference else empty,
+            scratch.norm(reference) if reference else empty,
         )
 
     @staticmethod
@@ -144,7 +173,7 @@ class FusedStatistics(torch.autograd.Function):
         for number, start in enumerate(range(0, hidden.shape[0], ctx.rows)):
             part = slice(start, min(start + ctx.rows, hidden.shape[0]))
             made = kept[number] if kept else FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
-            states, size = hidden[part].to(dtype), len(made.reference_norm)
+            states, size, scratch = hidden[part].to(dtype), len(made.reference_norm), _Scratch(made.chosen, made.blocks[0].numel())
             for index, (columns, block) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
                 slope = ctx.head.slope(block)
                 row, column = _inside(targets[part], columns)
@@ -154,8 +183,12 @@ class FusedStatistics(torch.autograd.Function):
                 if size:
                     likely = made.reference[index].sub_(made.reference_norm[:, None]).exp_()
                     block[-size:].addcmul_(likely, pull[part][-size:, None], value=-1)
-                gradient = (block if slope is None else block.mul_(slope)).to(dtype)
-                if to_hidden is not None:
+                gradient = block if slope is None else block.mul_(slope)
+                if gradient.dtype != dtype:
+                    gradient = scratch(block.shape, dtype=dtype).copy_(gradient)
+                if to_hidden is not None and to_hidden.dtype == dtype:
+                    to_hidden[part].addmm_(gradient, ctx.head.weight[columns])
+                elif to_hidden is not None:
                     to_hidden[part] += gradient @ ctx.head.weight[columns]
                 if to_weight is not None and start == 0:
                     torch.mm(gradient.T, states, out=to_weight[columns])
@@ -173,12 +206,27 @@ def _inside(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     return row, targets[row] - columns.start
 
 
+def _all_logits(head: OutputHead, columns: list[slice], hidden: Tensor) -> list[Tensor]:
+    """The logits of these rows in blocks of columns, in one piece of memory where a device has several blocks."""
+    if len(columns) == 1:
+        return [head.logits(hidden)]
+    rows = len(hidden)
+    dtype = torch.promote_types(head.weight.dtype, torch.float32)
+    memory = torch.empty(rows * columns[-1].stop, dtype=dtype, device=hidden.device)
+    places = [memory[rows * part.start : rows * part.stop].view(rows, part.stop - part.start) for part in columns]
+    return [head.block(part).logits(hidden, out=place) for part, place in zip(columns, places, strict=True)]
+
+
 def _divergence(made: _Logits) -> Tensor:
     """KL(reference || model) of the rows that have a reference, shape (n,)."""
     kl = torch.zeros_like(made.norm)
-    for reference, block in zip(made.reference, made.blocks, strict=False):
-        log_r = reference - made.reference_norm[:, None]
-        log_q = block[len(block) - len(reference) :] - made.norm[:, None]
-        r = log_r.exp()
-        kl += torch.where(r > 0, r * (log_r - log_q), 0.0).sum(-1)
+    if not made.reference:
+        return kl
+    scratch = _Scratch(made.chosen, made.reference[0].numel())
+    for reference, block in zip(made.reference, made.blocks, strict=True):
+        r = torch.sub(reference, made.reference_norm[:, None], out=scratch(reference.shape))
+        q = torch.sub(block[len(block) - len(reference) :], made.norm[:, None], out=scratch(reference.shape, 1))
+        ratio = torch.sub(r, q, out=q)
+        r.exp_()
+        kl += ratio.mul_(r).masked_fill_(r == 0, 0.0).sum(-1)
     return kl

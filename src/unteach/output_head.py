@@ -24,13 +24,26 @@ class OutputHead:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of shape (tokens, vocabulary) for hidden states (tokens, hidden), in float32 or wider."""
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits of shape (tokens, vocabulary) for hidden states (tokens, hidden), in float32 or wider.
+
+        Args:
+            hidden (`Tensor` of shape (tokens, hidden))
+            out (`Tensor` of shape (tokens, vocabulary), *optional*): where they are written; without gradients.
+        """
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.weight.dtype)
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if out is not None and out.dtype == hidden.dtype == self.weight.dtype:
+            torch.mm(hidden, self.weight.T, out=out)
+            logits = out if self.bias is None else out.add_(self.bias)
+        else:
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+            logits = logits if out is None else out.copy_(logits)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        if out is not None:
+            logits = logits if self.scale == 1.0 else logits.mul_(self.scale)
+            return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
