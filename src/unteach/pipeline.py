@@ -78,6 +78,8 @@ class Run:
         self.reward: Reward | None = None
         self.picked: Mapping[str, Any] | None = None
         self.width: int | None = None
+        self.heard: dict[str, str] = {}
+        """What the original answered, by a row's key: a draft of what others will."""
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -118,9 +120,11 @@ class Run:
         if self.options.recite_tokens:
             forget = collection.extend(model, tokenizer, forget, retain, self.options.recite_tokens)
         before = self.answers(model, tokenizer, "original")
+        for set_name, rows in scenario.sets.items():
+            self.heard |= {row.key: text for row, text in zip(rows, before.outputs[set_name], strict=True)}
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
         gc.collect()
-        after = self.answers(model, tokenizer, "unlearned", before)
+        after = self.answers(model, tokenizer, "unlearned")
         if self.reward:
             scorers = replace(scorers, reward=self.reward)
         evaluation = decided(lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers))
@@ -298,6 +302,7 @@ class Run:
             retain,
             still_said=scorers.still_said,
             forget_rows=self.options.probe_rows,
+            expected=self.heard,
             on_outputs=keep,
         )
 
@@ -325,14 +330,11 @@ class Run:
         with self.display.stage("Preparing the scorers"):
             return build_scorers(names, scenario.leak_corpus, scenario.labelled, self.display.say)
 
-    def answers(self, model: Any, tokenizer: Any, name: str, before: Said | None = None) -> Said:
-        """The model's answers to all prompt sets. What the last probe heard, or else the model before, is a draft of them."""
-        sets = self.scenario.sets
-        drafts: dict[str, str] = {}
-        if before:
-            drafts = {row.key: text for set_name, rows in sets.items() for row, text in zip(rows, before.outputs[set_name], strict=True)}
-            probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
-            drafts |= json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else {}
+    def answers(self, model: Any, tokenizer: Any, name: str) -> Said:
+        """The model's answers to all prompt sets. What the probe of its step heard, or else the original, is a draft of them."""
+        sets, drafts = self.scenario.sets, dict(self.heard)
+        probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
+        drafts |= json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else {}
 
         def make() -> dict[str, Any]:
             with self.display.stage(f"Asking the {name} model", sum(map(len, sets.values()))) as stage:

@@ -59,3 +59,18 @@ def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
     rates = behaviour_probe(tokenizer, FORGET, HELD_OUT, RETAIN, still_said=by_heart, forget_rows=2)(tiny_model())
     assert set(rates) == {"forget_rate", "utility", "train_rate", "validation_rate"}
     assert all(0.0 <= value <= 1.0 for value in rates.values())
+
+
+def test_a_probe_expects_what_was_heard_before(monkeypatch, tokenizer):
+    expectations = []
+
+    def heard(model, tokenizer, rows, *, expected, **_):
+        expectations.append(dict(expected))
+        return [f"{len(expectations)} {row.prompt}" for row in rows]
+
+    monkeypatch.setattr(behaviour, "answer", heard)
+    measure = behaviour_probe(tokenizer, FORGET[:2], HELD_OUT, RETAIN, still_said=by_heart, expected={FORGET[0].key: "from the original"})
+    for _ in range(2):
+        measure(tiny_model())
+    assert expectations[0] == {FORGET[0].key: "from the original"}
+    assert expectations[1] == {row.key: f"1 {row.prompt}" for row in [*FORGET[:2], HELD_OUT[0]]}

@@ -69,3 +69,13 @@ def test_bertscore_with_the_packaged_encoder():
     """Equal meaning scores high, an unrelated text low."""
     high, low = bert_scores(["The capital is Rome.", "I like cats"], ["Rome is the capital.", "The moon is grey."])
     assert high > 0.9 and low < 0.2
+
+
+def test_a_text_that_comes_again_is_embedded_once(monkeypatch):
+    class Encoder:
+        def encode(self, texts, **_):
+            assert texts == ["a", "bb"]
+            return [[float(len(text)), 0.5] for text in texts]
+
+    monkeypatch.setattr(similarity, "_encoder", lambda name: Encoder())
+    assert similarity.embeddings(["a", "bb", "a", "a"]).tolist() == [[1.0, 0.5], [2.0, 0.5], [1.0, 0.5], [1.0, 0.5]]

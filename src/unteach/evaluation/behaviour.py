@@ -29,6 +29,7 @@ def behaviour_probe(
     *,
     still_said: StillSaid,
     forget_rows: int = 24,
+    expected: Mapping[str, str] | None = None,
     on_outputs: OnOutputs | None = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
@@ -41,15 +42,18 @@ def behaviour_probe(
         training, validation, retain: rows with completions; of each at most `forget_rows`.
         still_said: from rows and answers to whether each answer still says it: the scenario's headline metric.
         forget_rows (`int`)
+        expected (*optional*): by a row's key, what the first probe may well hear, which saves time; later ones expect what was heard.
         on_outputs (*optional*): is given the forget rows asked and their answers, at each probe.
     """
     asked, held_out = spread(training, forget_rows), spread([row for row in validation if row.completion], forget_rows)
     end_id = end_of_turn_id(tokenizer)
     kept = [encode_row(row, tokenizer, end_id) for row in spread(retain, forget_rows)]
+    drafts = dict(expected or {})
 
     def measure(model: Any) -> Mapping[str, float]:
         rows = [*asked, *held_out]
-        outputs = answer(model, tokenizer, rows, max_new_tokens=PROBE_TOKENS)
+        outputs = answer(model, tokenizer, rows, max_new_tokens=PROBE_TOKENS, expected=drafts)
+        drafts.update({row.key: output for row, output in zip(rows, outputs, strict=True)})
         if on_outputs:
             on_outputs(rows, outputs)
         said = still_said(rows, outputs)

@@ -42,7 +42,9 @@ def embeddings(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> npt.N
         texts: at least one.
         encoder (`str`): a sentence-transformers model: folder, hub id or packaged name.
     """
-    return np.asarray(_encoder(encoder).encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float64)
+    once = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    vectors = _encoder(encoder).encode(list(once), normalize_embeddings=True, show_progress_bar=False)
+    return np.asarray(vectors, dtype=np.float64)[[once[text] for text in texts]]
 
 
 def embedding_similarity(left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> list[float]:
