@@ -11,9 +11,9 @@ from torch.backends.cuda import math_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tiny_models import FAMILIES, tiny_model
-from unteach import UnlearningConfig
+from unteach import UnlearningConfig, kernels
 from unteach.errors import UserError
-from unteach.kernels import LONGEST_WRITTEN_OUT, CompiledLayers, chosen_kernels, compiled_layers, lookup_in_place
+from unteach.kernels import LONGEST_WRITTEN_OUT, CompiledLayers, chosen_kernels, compiled_layers, lookup_in_place, written_out_attention
 from unteach.layers import layer_list
 
 IDS = torch.arange(48).reshape(2, 24) % 300
@@ -66,6 +66,65 @@ def test_an_adapter_s_input_is_not_cast_and_everything_is_put_back():
             assert torch.backends.cuda.flash_sdp_enabled()
     assert all(layer.cast_input_dtype_enabled for layer in layers)
     assert (math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def inputs_of_attention(dtype, length=9):
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, length, 8, generator=generator).mul(1.5).to(dtype).requires_grad_() for _ in range(3)]
+    seen = torch.rand(2, 1, length, length, generator=generator).gt(0.5) | torch.eye(length, dtype=torch.bool)
+    return parts, torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def exact_attention(query, key, value, mask):
+    """Softmax over the positions seen, one query at a time, in float64."""
+    rows = []
+    for place in range(query.shape[2]):
+        scores = (query[:, :, place : place + 1].double() * key.double()).sum(-1) / query.shape[-1] ** 0.5
+        weights = scores.masked_fill(mask[:, :, place] < -1e30, float("-inf")).softmax(-1)
+        rows.append((weights[..., None] * value.double()).sum(2))
+    return torch.stack(rows, 2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_written_out_attention_equals_its_float64_twin_in_value_and_gradient(dtype, tolerance, autocast):
+    parts, mask = inputs_of_attention(dtype)
+    upstream = torch.randn(parts[0].shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for attention in (written_out_attention, exact_attention):
+        with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+            out = attention(*parts, mask)
+        found.append([out, *torch.autograd.grad(out, parts, upstream.to(out.dtype))])
+    for ours, exact in zip(*found, strict=True):
+        assert (ours.double() - exact.double()).norm() <= tolerance * exact.double().norm()
+    assert found[0][0].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "ours"),
+    [
+        ({}, True),
+        ({"attn_mask": None}, False),
+        ({"attn_mask": None, "is_causal": True}, False),
+        ({"dropout_p": 0.1}, False),
+        ({"attn_mask": torch.ones(9, 9, dtype=torch.bool).tril()}, False),
+        ({"enable_gqa": True, "key": 1, "value": 1}, False),
+        ({"dtype": torch.float32}, False),
+    ],
+)
+def test_attention_is_written_out_for_a_mask_that_is_added_and_left_to_torch_else(monkeypatch, change, ours):
+    calls = []
+    monkeypatch.setattr(kernels, "written_out_attention", lambda *inputs: (calls.append(1), written_out_attention(*inputs))[1])
+    parts, mask = inputs_of_attention(change.get("dtype", torch.bfloat16))
+    query, key, value = parts
+    options = {"attn_mask": mask} | {name: given for name, given in change.items() if name not in ("key", "value", "dtype")}
+    if "key" in change:
+        key, value = key[:, :1], value[:, :1]
+    with torch.autocast("cpu", torch.bfloat16, enabled="dtype" not in change):
+        inside = chosen_kernels(tiny_model(), "cpu", 9) if "dtype" not in change else kernels._WrittenOut()
+        with inside:
+            out = torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+    assert out.shape == query.shape and bool(calls) == ours
 
 
 def test_without_autocast_nothing_changes():

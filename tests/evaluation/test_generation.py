@@ -118,7 +118,7 @@ def test_a_sliding_window_s_cache_is_thinned_out_too():
     assert generate_ids(model, prompts, max_new_tokens=20, pad_id=0, end_ids=ends) == [naive_answer(model, p, 20, ends) for p in prompts]
 
 
-@pytest.mark.parametrize(("length", "wanted"), [(1, 96), (2**13 // 30, 30), (10**6, 24)])
+@pytest.mark.parametrize(("length", "wanted"), [(1, 192), (2**13 // 30, 30), (10**6, 24)])
 def test_a_batch_is_as_large_as_its_cache_allows(length, wanted, monkeypatch):
     model = tiny_model()
     config = model.config

@@ -37,7 +37,7 @@ HABITS = (
 """What a model's own `generation_config` may bend its answers with; a greedy answer has none of it."""
 STRIDE = 8
 """New tokens after which the answers that have ended leave a batch."""
-FEWEST, MOST = 24, 96
+FEWEST, MOST = 24, 192
 """Prompts at a time where nobody says how many."""
 CACHE_MB = 1024
 """Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts."""
