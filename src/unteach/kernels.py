@@ -78,11 +78,11 @@ class _WrittenOut(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor | None:
-        added = attn_mask is not None and attn_mask.is_floating_point() and not attn_mask.requires_grad
-        same_heads = query.dim() == 4 and query.shape[1] == key.shape[1] == value.shape[1]
-        if not added or not same_heads or dropout_p or is_causal or value.dtype not in (torch.bfloat16, torch.float16):
+        if attn_mask is None or not attn_mask.is_floating_point() or attn_mask.requires_grad:
             return None
-        assert attn_mask is not None
+        same_heads = query.dim() == 4 and query.shape[1] == key.shape[1] == value.shape[1]
+        if not same_heads or dropout_p or is_causal or value.dtype not in (torch.bfloat16, torch.float16):
+            return None
         return written_out_attention(query, key, value, attn_mask, scale)
 
 

@@ -64,10 +64,10 @@ class CachedGenerator:
 
         if share:
             generator, todo = self.generator, [prompts[i] for i in share]
-            own = isinstance(generator, TransformersGenerator)
-            generate = replace(generator, on_batch=keep) if isinstance(generator, TransformersGenerator) else generator
-            outputs = generate(todo, max_new_tokens=max_new_tokens, starts=starts_of(share, starts), progress=progress)
-            if not own:
+            if isinstance(generator, TransformersGenerator):
+                generator = replace(generator, on_batch=keep)
+            outputs = generator(todo, max_new_tokens=max_new_tokens, starts=starts_of(share, starts), progress=progress)
+            if not made:
                 keep(dict(enumerate(outputs)))
         if state.num_processes > 1:
             made = dict(gather_object(list(made.items())))
