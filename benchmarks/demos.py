@@ -16,14 +16,14 @@ from typing import Any
 
 import record
 
-from unteach.arguments import parse_settings
-from unteach.checkpoints import write_text_atomically
-from unteach.model_evaluation import evaluate_models
+from unteach.commands.arguments import parse_settings
+from unteach.commands.model_evaluation import evaluate_models
+from unteach.files.checkpoints import write_text_atomically
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import shown
 from unteach.reports.tables import FORGET_SETS, markdown_table
-from unteach.run_options import RunOptions
+from unteach.runs.options import RunOptions
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options
 
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]

@@ -25,9 +25,9 @@ from unteach.evaluation.generation import answer
 from unteach.evaluation.likelihood import greedy_agreement
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.evaluation.similarity import pair_similarity
-from unteach.forget_requests import change_patch, forget_request, merge_patches
-from unteach.ledger import read_ledger
 from unteach.progress import Display
+from unteach.requests.forget_requests import change_patch, forget_request, merge_patches
+from unteach.requests.ledger import read_ledger
 from unteach.scenarios.registry import build_scenario
 
 REQUESTS = 5

@@ -25,8 +25,8 @@ from typing import Any
 import record
 import torch
 
-from unteach.checkpoints import MARKER
 from unteach.cli import main as unteach
+from unteach.files.checkpoints import MARKER
 
 STEPS, SAVE_STEPS = 12, 2
 SETTINGS = [f"max_steps={STEPS}", f"save_steps={SAVE_STEPS}", "probe_steps=6", "learning_rate=1e-3", "min_utility=0", "hold=99"]

@@ -31,13 +31,13 @@ from unteach.attacks.options import AttackOptions
 from unteach.attacks.relearning import Relearning, relearn, steps_to
 from unteach.attacks.suite import Suite
 from unteach.attacks.target import Target
-from unteach.checkpoints import write_json, write_text_atomically
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import wilson_interval
+from unteach.files.checkpoints import write_json, write_text_atomically
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
-from unteach.run_options import RunOptions
+from unteach.runs.options import RunOptions
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 
 OURS = ("unlikelihood_mismatch", "unlikelihood", "log_odds_mismatch")

@@ -15,7 +15,7 @@ from unteach.objectives import METHODS, Method
 from unteach.objectives.state_losses import state_drift, steering_vector
 from unteach.objectives.token_losses import forward_kl_to_reference, negative_log_likelihood
 from unteach.stopping import DualWeight
-from unteach.task_vector import subtract
+from unteach.training.task_vector import subtract
 
 FOLDER = Path(__file__).parent / "methods"
 RESULTS = Path(__file__).parent / "results" / "methods.md"

@@ -3,7 +3,7 @@
 import sys
 
 from unteach import unlearn
-from unteach.arguments import parse_settings
+from unteach.commands.arguments import parse_settings
 
 model, forget, out, *settings = sys.argv[1:]
 result = unlearn(model, forget=forget, output_dir=out, **parse_settings(settings))

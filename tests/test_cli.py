@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from unteach.arguments import RUN_KEYS, parse_settings
 from unteach.cli import main
+from unteach.commands.arguments import RUN_KEYS, parse_settings
 
 SCORERS = {"--headline", "--judge", "--reward-model", "--similarity-model", "--fluency-model"}
 OPTIONS = {

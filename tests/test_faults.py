@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, unlearn
-from unteach.checkpoints import MARKER, mark_complete, marked_state
-from unteach.collapse import STEPS_IN_A_ROW, CollapseWatch
 from unteach.errors import TrainingFault, UserError
+from unteach.files.checkpoints import MARKER, mark_complete, marked_state
+from unteach.training.collapse import STEPS_IN_A_ROW, CollapseWatch
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]

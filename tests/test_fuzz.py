@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz import Fuzzer
-from unteach.arguments import parse_settings, read_yaml
+from unteach.commands.arguments import parse_settings, read_yaml
 from unteach.data.check import check_files
 from unteach.data.rows import Row, row_from_mapping
 from unteach.data.sources import SUFFIXES, load_rows

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.timeout(900)
 KILL = "import os, signal; kill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
 POINTS = {
     "before the first checkpoint": """
-from unteach import step_callback
+from unteach.training import step_callback
 after = step_callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     return kill() if state.global_step == 2 else after(self, args, state, control, **kwargs)
 step_callback.StepCallback.on_step_end = on_step_end
 """,
     "while a checkpoint is written": """
-from unteach import checkpoints
+from unteach.files import checkpoints
 right = checkpoints.mark_complete
 checkpoints.mark_complete = lambda folder, state: kill() if str(folder).endswith("checkpoint-6") else right(folder, state)
 """,

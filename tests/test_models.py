@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, byte_level_bpe, tiny_model
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.errors import UserError
-from unteach.layers import freeze_lower_layers, unfreeze
+from unteach.training.layers import freeze_lower_layers, unfreeze
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from unteach import unlearn
+from unteach.commands.model_evaluation import evaluate_models
 from unteach.errors import UserError
-from unteach.model_evaluation import evaluate_models
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
@@ -116,7 +116,7 @@ def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatc
 def test_altpo_samples_its_alternates_once(model, tmp_path, monkeypatch):
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
     assert list((tmp_path / "out" / "work").glob("alternates-*.json"))
-    monkeypatch.setattr("unteach.collecting.with_alternates", lambda *_, **__: pytest.fail("sampled again"))
+    monkeypatch.setattr("unteach.preparation.collecting.with_alternates", lambda *_, **__: pytest.fail("sampled again"))
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
 
 

@@ -13,14 +13,14 @@ import naive
 from test_trainer import FORGET, RETAIN, make_trainer
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import models
+from unteach.compute.output_head import OutputHead
 from unteach.data.mismatch import MismatchPool
 from unteach.data.packing import PADDING, ROLE_IDS, Branch, Tree, common_opening, make_batch
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
-from unteach.output_head import OutputHead
-from unteach.state_file import StateFile
+from unteach.files.state_file import StateFile
 from unteach.tokenwise import forward_kl, token_statistics
 
 

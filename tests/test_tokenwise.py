@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.output_head import OutputHead
+from unteach.compute.output_head import OutputHead
 from unteach.tokenwise import forward_kl, log_complement, log_probability, token_statistics, weighted_sum_and_count
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from unteach.run_record import versions
+from unteach.runs.record import versions
 
 
 def options(

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unteach.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
+from unteach.commands.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
+from unteach.commands.exit_codes import check_launch, exit_code
 from unteach.errors import UserError, did_you_mean
-from unteach.exit_codes import check_launch, exit_code
 
 
 def _quiet_libraries() -> None:
@@ -34,7 +34,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from unteach.pipeline import Run
     from unteach.progress import Display
-    from unteach.run_options import RunOptions
+    from unteach.runs.options import RunOptions
     from unteach.scenarios.registry import build_scenario, demo_options
 
     display = Display()
@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = checked_settings(options | ({"method": method} if method else {}), RUN_KEYS)
     from unteach.pipeline import unlearn
     from unteach.progress import Display
-    from unteach.run_options import RunOptions
+    from unteach.runs.options import RunOptions
 
     check_types({name: value for name, value in own.items() if name in RunOptions.__dataclass_fields__}, RunOptions)
     check_types({"output_dir": own["out"]}, RunOptions)
@@ -138,7 +138,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         if value is not None:
             raise UserError(f"option {option} does not go with --benchmark, which has its own sets and numbers: leave one of them out")
     _quiet_libraries()
-    from unteach.benchmark_evaluation import evaluate_benchmark
+    from unteach.commands.benchmark_evaluation import evaluate_benchmark
     from unteach.progress import Display
     from unteach.reports.benchmark_table import print_benchmark
 
@@ -172,7 +172,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if not arguments.scenario and not arguments.forget:
         raise UserError("give --scenario, or --forget with the rows to ask")
     _quiet_libraries()
-    from unteach.model_evaluation import evaluate_models
+    from unteach.commands.model_evaluation import evaluate_models
     from unteach.progress import Display
     from unteach.reports.tables import print_table
 
@@ -207,7 +207,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.out:
         options["out"] = arguments.out
     _quiet_libraries()
-    from unteach.comparison import compare
+    from unteach.commands.comparison import compare
     from unteach.progress import Display
 
     display = Display()
@@ -263,7 +263,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _purge(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from unteach.purge import purge, set_aside_copies
+    from unteach.commands.purge import purge, set_aside_copies
 
     removed = purge(Path(arguments.folder))
     for line in removed:
@@ -276,7 +276,7 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
-    from unteach.planning import plan_run
+    from unteach.commands.planning import plan_run
 
     if arguments.tflops is not None and not arguments.tflops > 0:
         raise UserError(f"option --tflops is {arguments.tflops}, it must be positive")
@@ -314,8 +314,8 @@ def _request(arguments: argparse.Namespace) -> int:
     if arguments.method:
         settings["method"] = arguments.method
     _quiet_libraries()
-    from unteach.forget_requests import forget_request
     from unteach.progress import Display
+    from unteach.requests.forget_requests import forget_request
 
     display = Display()
     names = ("model", "full", "target", "rounds", "seed", "lora_rank", "trust_remote_code")
@@ -330,21 +330,21 @@ def _request(arguments: argparse.Namespace) -> int:
 def _requests(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from unteach.ledger import read_ledger
     from unteach.reports.request_table import print_requests
+    from unteach.requests.ledger import read_ledger
 
     folder = Path(arguments.folder)
     if arguments.remove is not None or arguments.restore is not None:
         _quiet_libraries()
-        from unteach.forget_requests import change_patch
         from unteach.progress import Display
+        from unteach.requests.forget_requests import change_patch
 
         out = arguments.remove is not None
         number = arguments.remove if out else arguments.restore
         change_patch(folder, number, remove=out, trust_remote_code=arguments.trust_remote_code, display=Display())
     elif arguments.merge:
         _quiet_libraries()
-        from unteach.forget_requests import merge_patches
+        from unteach.requests.forget_requests import merge_patches
 
         merge_patches(folder, arguments.merge, trust_remote_code=arguments.trust_remote_code)
         print(f"Model: {arguments.merge}")

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unteach import packaged_models
+from unteach.compute.kernels import chosen_kernels, lookup_in_place
+from unteach.compute.output_head import OutputHead
 from unteach.data.packing import PADDING, visibility
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
-from unteach.kernels import chosen_kernels, lookup_in_place
-from unteach.output_head import OutputHead
 from unteach.packaged_models import PACKAGED
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from unteach.checkpoints import file_sha256
 from unteach.errors import UserError
+from unteach.files.checkpoints import file_sha256
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,6 @@ from unteach import models
 from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit_settings
 from unteach.baselines.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
-from unteach.checkpoints import (
-    private_folder,
-    set_aside,
-    write_folder_atomically,
-    write_json,
-    write_text_atomically,
-)
-from unteach.collecting import Collection
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.errors import TrainingFault, UserError
@@ -33,24 +25,32 @@ from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
-from unteach.folder_lock import FolderLock
-from unteach.layers import freeze_lower_layers, unfreeze
-from unteach.method_picking import pick
-from unteach.method_search import AUTO, Bench, candidates, check_search, with_given
+from unteach.files.checkpoints import (
+    private_folder,
+    set_aside,
+    write_folder_atomically,
+    write_json,
+    write_text_atomically,
+)
+from unteach.files.folder_lock import FolderLock
 from unteach.objectives import get_method
+from unteach.preparation.collecting import Collection
+from unteach.preparation.method_picking import pick
+from unteach.preparation.method_search import AUTO, Bench, candidates, check_search, with_given
+from unteach.preparation.teaching import teach
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
-from unteach.run_defaults import complete, suitable_learning_rate
-from unteach.run_options import RunOptions
-from unteach.run_record import config_text, rows_hash, write_run_record
+from unteach.runs.defaults import complete, suitable_learning_rate
+from unteach.runs.options import RunOptions
+from unteach.runs.record import config_text, rows_hash, write_run_record
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
-from unteach.sharding import load_models_whole
 from unteach.stopping import Probe
-from unteach.teaching import teach
 from unteach.trainer import UnlearningTrainer
+from unteach.training.layers import freeze_lower_layers, unfreeze
+from unteach.training.sharding import load_models_whole
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Run:
         check_baseline(self.baseline, self.options, self.scenario)
 
     def unlearning_config(self) -> UnlearningConfig:
-        """The scenario's presets, overridden by the user's settings; what neither names by `unteach.run_defaults`."""
+        """The scenario's presets, overridden by the user's settings; what neither names by `unteach.runs.defaults`."""
         presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
         saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
         settings = {**saving, **presets, **self.options.settings}

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unteach.compute.output_head import OutputHead
 from unteach.data.packing import ROLE_IDS
-from unteach.output_head import OutputHead
+from unteach.files.state_file import StateFile
 from unteach.processes import all_of, is_local_main_process, own_batches, process_count, put_together, wait_for_everyone
-from unteach.state_file import StateFile
 
 HiddenStates = Callable[[dict[str, Tensor]], Tensor]
 TokenValues = Callable[[dict[str, Tensor]], Tensor]

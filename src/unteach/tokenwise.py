@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from unteach.fused_statistics import FusedStatistics
-from unteach.output_head import OutputHead
+from unteach.compute.fused_statistics import FusedStatistics
+from unteach.compute.output_head import OutputHead
 
 LOGITS_BUDGET_BYTES = 256 * 2**20
 

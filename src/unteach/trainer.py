@@ -17,23 +17,25 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from unteach import checkpoints, models, reference, task_vector
-from unteach.best_weights import BestWeights
-from unteach.collapse import CollapseWatch, nonfinite_loss
+from unteach import models, reference
+from unteach.compute.forwards import with_forward
+from unteach.compute.kernels import compiled_layers
 from unteach.config import UnlearningConfig
-from unteach.data.packing import PADDING
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
-from unteach.forwards import with_forward
-from unteach.kernels import compiled_layers
-from unteach.layers import freeze_all_but, layer_list, unfreeze
+from unteach.files import checkpoints
 from unteach.objectives import ROLES, RoleTokens, objective_terms, step_counts, total_loss
-from unteach.parallel import WholeCopy, local, through_wrapper
 from unteach.processes import decided
-from unteach.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
-from unteach.role_statistics import role_statistics
-from unteach.self_check import check_fast_path
-from unteach.sharding import (
+from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
+from unteach.training import task_vector
+from unteach.training.best_weights import BestWeights
+from unteach.training.collapse import CollapseWatch, nonfinite_loss
+from unteach.training.layers import freeze_all_but, layer_list, unfreeze
+from unteach.training.parallel import WholeCopy, local, through_wrapper
+from unteach.training.role_references import RoleReferences, build_retain_reference, build_role_references, retain_nll, steering_layer
+from unteach.training.role_statistics import role_statistics
+from unteach.training.self_check import check_fast_path
+from unteach.training.sharding import (
     check_sharding,
     load_models_whole,
     place_for_preparation,
@@ -42,9 +44,9 @@ from unteach.sharding import (
     take_whole,
     whole_model,
 )
-from unteach.step_callback import StepCallback
-from unteach.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
-from unteach.training_rows import check_rows, encoded_rows, mismatch_pool
+from unteach.training.step_callback import StepCallback
+from unteach.training.step_means import StepMeans
+from unteach.training.training_rows import check_rows, encoded_rows, mismatch_pool
 
 StepHook = Callable[[dict[str, float]], None]
 
@@ -123,7 +125,7 @@ class UnlearningTrainer(Trainer):
         self.sharded = False
         self.own_forward: Any = None
         self.reference_seconds: float | None = None
-        self._window: dict[str, list[Tensor]] = {}
+        self.means = StepMeans()
         self.step_started = time.perf_counter()
         pad = processing_class.pad_token_id
         self.collator = Collator(self.retain_rows, 0 if pad is None else pad, args.packing, args.row_tokens)
@@ -244,43 +246,14 @@ class UnlearningTrainer(Trainer):
         terms = objective_terms(self.method, roles)
         weights = self.weights | {"retain": self.budget.weight}
         loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * self.args.world_size
-        self._observe(roles, inputs, loss, terms)
+        self.means.add(roles, inputs["tree"], loss / self.args.world_size, terms)
         if self.args.world_size == 1 and not torch.isfinite(loss):  # several processes must end together, so they look after the step
             raise TrainingFault(nonfinite_loss(self.state.global_step + 1, loss.item()))
         return (loss, roles) if return_outputs else loss
 
-    @torch.no_grad()
-    def _observe(
-        self, roles: dict[str, RoleTokens], inputs: dict[str, Tensor], loss: Tensor, terms: dict[str, tuple[Tensor, Tensor]]
-    ) -> None:
-        def add(name: str, value: Tensor, count: Tensor) -> None:
-            total = self._window.setdefault(name, [torch.zeros_like(value), torch.zeros_like(count)])
-            total[0] += value
-            total[1] += count
-
-        one = loss.new_ones((), dtype=torch.float64)
-        for role, tokens in roles.items():
-            weights = tokens.weights
-            add(f"{role}_nll", -(tokens.statistics.logp.double() * weights).sum(), weights.sum())
-            if role == "retain" and tokens.statistics.kl is not None:
-                add("retain_kl", (tokens.statistics.kl.double() * weights).sum(), weights.sum())
-        if "forget" in terms:
-            add("forget_loss", terms["forget"][0].detach().double(), terms["forget"][1].double())
-        add("loss", loss.detach().double() / self.args.world_size, one)
-        add("tokens", (inputs["tree"] != PADDING).sum().double(), one)
-        add("padded_tokens", one * inputs["tree"].numel(), one)
-
-    def take_window(self) -> dict[str, float]:
+    def take_means(self) -> dict[str, float]:
         """Means over the tokens of the step just done, over all micro-batches and processes; clears them."""
-        sums = {"loss", "tokens", "padded_tokens"}
-        names = sorted(self._window)
-        if not names:
-            return {}
-        stacked = torch.stack([torch.stack(self._window[name]) for name in names])
-        if self.args.world_size > 1:
-            stacked = self.accelerator.reduce(stacked, "sum")
-        self._window = {}
-        return {name: float(value) if name in sums else float(value / count) for name, (value, count) in zip(names, stacked, strict=True)}
+        return self.means.take((lambda sums: self.accelerator.reduce(sums, "sum")) if self.args.world_size > 1 else None)
 
     def update_budget(self, means: dict[str, float]) -> None:
         """Moves eps3 after a step with these means: towards the KL budget, or as the dual variable of the retain loss."""
@@ -366,7 +339,7 @@ class UnlearningTrainer(Trainer):
                 output.mkdir(parents=True, exist_ok=True, mode=0o700)
                 (output / "metrics.jsonl").touch()
                 checkpoints.truncate_metrics(output / "metrics.jsonl", state.get("step", -1))
-            self._window = {}
+            self.means.clear()
             if state and self.probe and (self.rule.should_stop or state["step"] >= self.args.max_steps):
                 self.state = TrainerState.load_from_json(str(Path(str(found)) / "trainer_state.json"))
                 self.best.load(model, self.rule.best_step)

@@ -135,7 +135,7 @@ def test_an_adapter_is_attacked_merged_into_the_model_it_was_made_for(finished, 
 
 def test_a_run_that_taught_its_model_has_one_that_never_knew_and_can_be_retrained(finished, tmp_path):
     from unteach.pipeline import Run
-    from unteach.run_options import RunOptions
+    from unteach.runs.options import RunOptions
     from unteach.scenarios.user_rows import user_scenario
 
     root = finished.parent

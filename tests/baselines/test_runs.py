@@ -8,7 +8,7 @@ import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.cli import main
-from unteach.comparison import compare
+from unteach.commands.comparison import compare
 from unteach.data.sources import load_rows
 
 STAGE = {"max_steps": 2, "per_device_train_batch_size": 2}

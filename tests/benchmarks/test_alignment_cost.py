@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unteach.comparison import method_rows
+from unteach.commands.comparison import method_rows
 
 SCRIPT = "alignment_cost.py"
 

@@ -6,7 +6,7 @@ import pytest
 
 from unteach.errors import UserError
 from unteach.pipeline import Run
-from unteach.run_options import RunOptions
+from unteach.runs.options import RunOptions
 from unteach.scenarios import registry
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 from unteach.scenarios.texts import labelled_answers, lines, records

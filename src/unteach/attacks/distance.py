@@ -19,7 +19,7 @@ from unteach.errors import UserError
 from unteach.evaluation.likelihood import rows_by_length
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.pipeline import Run
-from unteach.teaching import teach
+from unteach.preparation.teaching import teach
 from unteach.tokenwise import token_statistics
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from unteach.checkpoints import latest_checkpoint, write_json
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.evaluation.results import MetricResult
+from unteach.files.checkpoints import latest_checkpoint, write_json
 from unteach.trainer import UnlearningTrainer
 
 SOURCES = ("forget", "related", "unrelated")

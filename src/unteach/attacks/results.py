@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unteach.attacks.target import Target
-from unteach.checkpoints import content_key, write_json
-from unteach.run_record import rows_hash, versions
+from unteach.files.checkpoints import content_key, write_json
+from unteach.runs.record import rows_hash, versions
 
 SCHEMA_VERSION = 1
 Metrics = dict[str, Any]

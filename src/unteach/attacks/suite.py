@@ -17,15 +17,15 @@ from unteach.attacks.results import Metrics, Results
 from unteach.attacks.sampling import repeated
 from unteach.attacks.target import NEVER_KNEW, RETRAINED, Target
 from unteach.attacks.traces import traces
-from unteach.checkpoints import content_key
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scoring import ANSWER_TOKENS
+from unteach.files.checkpoints import content_key
 from unteach.progress import Display
 from unteach.reports.report import write_report
-from unteach.run_record import rows_hash
+from unteach.runs.record import rows_hash
 
 PAIR = ("original", "unlearned")
 

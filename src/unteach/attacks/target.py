@@ -17,8 +17,8 @@ from unteach.evaluation.behaviour import spread
 from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
 from unteach.pipeline import Run
 from unteach.progress import Display
-from unteach.run_options import RunOptions
-from unteach.run_record import rows_hash
+from unteach.runs.options import RunOptions
+from unteach.runs.record import rows_hash
 from unteach.scenarios.registry import SCENARIOS, build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario

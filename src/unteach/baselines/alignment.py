@@ -17,10 +17,10 @@ from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, to
 from unteach.baselines.pipelines import PIPELINES
 from unteach.baselines.stage_callback import OnStage, StageCallback
 from unteach.baselines.stages import make_trainer, pair_error, read_tokens, stage_config
-from unteach.best_weights import load_weights
-from unteach.checkpoints import latest_checkpoint, mark_complete, read_marker
 from unteach.data.rows import Row
+from unteach.files.checkpoints import latest_checkpoint, mark_complete, read_marker
 from unteach.stopping import Probe, StopRule
+from unteach.training.best_weights import load_weights
 
 
 @dataclass(frozen=True)

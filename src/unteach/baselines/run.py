@@ -10,13 +10,13 @@ from unteach.baselines.alignment import Aligned, Watch, align
 from unteach.baselines.costs import total
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS, rows_with_right_answers, stage_settings, stop_settings
 from unteach.baselines.stages import stage_config
-from unteach.checkpoints import content_key, read_marker
 from unteach.config import UnlearningConfig
 from unteach.errors import UserError
 from unteach.evaluation.rewards import ModelReward
+from unteach.files.checkpoints import content_key, read_marker
 from unteach.progress import Display
-from unteach.run_options import RunOptions
-from unteach.run_record import rows_hash
+from unteach.runs.options import RunOptions
+from unteach.runs.record import rows_hash
 from unteach.scenarios.scenario import Scenario
 from unteach.stopping import Probe
 

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from unteach.baselines.stages import TokenCounter
-from unteach.best_weights import BestWeights
-from unteach.checkpoints import mark_complete
+from unteach.files.checkpoints import mark_complete
 from unteach.stopping import Probe, StopRule, probe_interval
+from unteach.training.best_weights import BestWeights
 
 OnStage = Callable[[str, int, int], None]
 """Called with (stage, step, steps)."""

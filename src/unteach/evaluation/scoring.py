@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unteach.checkpoints import write_json, write_text_atomically
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -19,6 +18,7 @@ from unteach.evaluation.metrics import FORGET_SETS, Answer, as_eval_json, score_
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.similarity import pair_similarity
+from unteach.files.checkpoints import write_json, write_text_atomically
 
 ANSWER_TOKENS = 56
 Sets = Mapping[str, Sequence[Row]]

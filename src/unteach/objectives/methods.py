@@ -53,9 +53,9 @@ class Method:
         preferred (`"right"`, `"idk"`, `"alternate"` or `None`): the completion that is preferred to the one to forget: the row's right
             answer, a sentence of not knowing, or another answer of the model's own.
         dual (`bool`): eps3 is a dual variable that the trainer updates, see `unteach.stopping.DualWeight`.
-        rate (`float`): its learning rate as a share of that which a run takes by itself, see `unteach.run_defaults`.
+        rate (`float`): its learning rate as a share of that which a run takes by itself, see `unteach.runs.defaults`.
         forgets_end (`bool`): whether the token that ends an answer is by default among those to forget.
-        negate (`bool`): what training has changed is taken off the start afterwards, see `unteach.task_vector`.
+        negate (`bool`): what training has changed is taken off the start afterwards, see `unteach.training.task_vector`.
     """
 
     forget: Callable[..., Tensor] | None

@@ -1,0 +1,1 @@
+"""What the command line takes, how a command ends, and the commands that are no run."""

@@ -1,0 +1,1 @@
+"""Forget requests over time: their ledger, their rows, their adapters as patches."""

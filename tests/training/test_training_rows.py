@@ -1,0 +1,47 @@
+"""What of a forget row is trained on: all of it, or all but the token that ends the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unteach.config import UnlearningConfig
+from unteach.data.rows import Row
+from unteach.data.token_store import write_encoded
+from unteach.data.tokenization import encode_rows, end_of_turn_id
+from unteach.objectives import METHODS
+from unteach.training.training_rows import encoded_rows
+
+ROWS = [Row("Who rang the bell?", "The ferryman rang it twice."), Row("The miller", " kept a grey cat.", "text")]
+OURS = {"unlikelihood", "unlikelihood_mismatch", "log_odds", "log_odds_mismatch"}
+
+
+def config(folder: Path, **settings: Any) -> UnlearningConfig:
+    return UnlearningConfig(output_dir=str(folder), use_cpu=True, reference="live", **settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_published_methods_forget_every_token_and_ours_leave_the_end(method, tmp_path):
+    assert config(tmp_path, method=method).forget_end_of_turn is (method not in OURS)
+
+
+@pytest.mark.parametrize("given", ["rows", "encoded", "store"])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_forget_rows_with_and_without_their_end(given, asked, tokenizer, tmp_path):
+    whole = encode_rows(ROWS, tokenizer)
+    end = end_of_turn_id(tokenizer)
+    dataset = {"rows": ROWS, "encoded": whole, "store": None}[given] or write_encoded(whole, tmp_path / "store")
+    settings = config(tmp_path, method="unlikelihood", forget_end_of_turn=asked)
+    wanted = whole if asked else [row.without_end(end) for row in whole]
+    assert list(encoded_rows(dataset, tokenizer, settings, "forget")) == wanted
+    assert list(encoded_rows(dataset, tokenizer, settings, "retain")) == whole, "what is kept is kept whole"
+    assert [row.completion_ids[-1] == end for row in wanted] == [bool(asked), False]
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_where_something_is_preferred_only_what_is_forgotten_loses_its_end(asked, tokenizer, tmp_path):
+    end = end_of_turn_id(tokenizer)
+    rows = encoded_rows(ROWS[:1], tokenizer, config(tmp_path, method="dpo_idk", forget_end_of_turn=asked), "forget")
+    assert (rows[0].completion_ids[-1] == end) is (asked is not False) and rows[0].preferred_ids[-1] == end
