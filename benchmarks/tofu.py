@@ -1,0 +1,274 @@
+"""TOFU on a small model: what methods leave of forget10's first authors, what they keep, how far they are from a model that never knew.
+
+The model is fine-tuned on the first 40 rows of forget10 and the first 120 of retain90 (`full`), and another on the 120 alone
+(`retrained`). Each method then unlearns the 40 with the 120 as retain set, in batches of the same size and for at most as many steps; the
+best probe's weights count. Ours runs with what a run takes by itself; the others have the weights and the retain term of their papers, no
+KL budget, and the learning rate that a run takes for them by itself. All are measured as `unteach eval --benchmark tofu` does: the 40 rows,
+40 of the 120, 30 of real authors and 30 of world facts.
+
+    python benchmarks/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga] [--seeds 0] [--bf16] [--out DIR]
+
+The folder holds forget10, retain90 and the four `..._perturbed` files as JSONL. A model whose result stands in DIR is not made again.
+Beside FILE it writes the table as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import record
+import torch
+
+from unteach import models
+from unteach.data.rows import Row
+from unteach.data.sources import load_rows
+from unteach.evaluation import tofu
+from unteach.evaluation.benchmarks import tofu_benchmark
+from unteach.evaluation.benchmarks.benchmark import Subject
+from unteach.evaluation.generation import TransformersGenerator
+from unteach.files.checkpoints import write_json, write_text_atomically
+from unteach.pipeline import Run
+from unteach.preparation.teaching import teach
+from unteach.progress import Display
+from unteach.reports.tables import markdown_table
+from unteach.runs.options import RunOptions
+from unteach.scenarios.registry import build_scenario
+from unteach.scenarios.scenario import Scenario
+
+OURS = ("unlikelihood_mismatch",)
+METHODS = (*OURS, "ga", "ga_mismatch", "grad_diff", "npo")
+BEFORE = ("full", "retrained")
+TEACHING = {
+    "learning_rate": 1.5e-4,
+    "lr_scheduler_type": "polynomial",
+    "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 7,
+}
+UNLEARNING = {"per_device_train_batch_size": 4, "retain_per_forget": 1.5, "max_steps": 60, "probe_steps": 10, "save_strategy": "no"}
+COLUMNS = (
+    ("forget", "probability", "forget: probability"),
+    ("forget", "rouge_l_recall", "ROUGE-L recall"),
+    ("forget", "truth_ratio_score", "truth ratio"),
+    ("forget", "extraction_strength", "extraction"),
+    ("retain", "probability", "retain: probability"),
+    ("retain", "rouge_l_recall", "ROUGE-L recall"),
+    ("real_authors", "rouge_l_recall", "real authors: ROUGE-L recall"),
+    ("world_facts", "rouge_l_recall", "world facts: ROUGE-L recall"),
+    ("all", "model_utility", "model utility"),
+)
+LEGEND = """Made by `python benchmarks/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu).
+
+- **full**: the model that was taught all rows; **retrained**: the one that was taught the retain rows alone, which is what to be like.
+- **distance**: of the forget rows' truth ratios to the retrained model's (Kolmogorov-Smirnov), 0 is best.
+- **forget quality**: that test's p-value.
+- **still said**: leak rate of the forget rows; **normal**: similarity of everyday answers to the full model's.
+- **fluency**: nats a token of the answers to forget rows under the untaught model (NM: they mean nothing).
+- **front**: no other method is both nearer to the retrained model and of higher utility.
+- **seconds**: of the unlearning alone."""
+
+
+def more_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
+    record.run_options(parser, "tofu")
+    parser.add_argument("--data", type=Path, default=Path("data") / "tofu", help="folder of TOFU's files (default: %(default)s)")
+    parser.add_argument("--methods", help="names, separated by commas (default: all)")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast while training, for CPUs that multiply it fast")
+
+
+def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
+    """Fields of `UnlearningConfig`."""
+    steps = {"max_steps": 2, "probe_steps": 1} if short else {}
+    return {**UNLEARNING, **steps, "method": method, "bf16": bf16, **({} if method in OURS else {"max_retain_kl": None})}
+
+
+class Protocol:
+    """One seed: the rows, the two taught models, and a run for each method."""
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.options, self.seed, self.display = options, seed, Display()
+        self.folder = options.out / f"seed-{seed}"
+        forgotten, kept, others = (4, 6, 2) if options.short else (40, 120, 30)
+        self.forget: list[Row] = load_rows(str(options.data / "forget10.jsonl"), "forget")[:forgotten]
+        self.retain: list[Row] = load_rows(str(options.data / "retain90.jsonl"), "retain")[:kept]
+        sets = tofu_benchmark.load(str(options.data), None)
+        known = {"forget": {row.prompt_text for row in self.forget}, "retain": {row.prompt_text for row in self.retain[::3]}}
+        self.sets = {
+            name: [question for question in questions if question.row.prompt_text in known[name]]
+            if name in known
+            else questions[:: max(1, len(questions) // others)][:others]
+            for name, questions in sets.items()
+        }
+        teaching = {**TEACHING, **({"num_train_epochs": 1} if options.short else {})}
+        normal = build_scenario("copyright").sets["normal"]
+        self.scenario = Scenario(
+            name="tofu",
+            forget=self.forget,
+            validation=[],
+            retain=self.retain,
+            sets={"unlearned": self.forget, "kept": self.retain[::3], "normal": normal[:2] if options.short else normal},
+            teach=[*self.forget, *self.retain],
+            leak_corpus=[row.completion for row in [*self.forget, *self.retain[::3]]],
+            presets={"teach": teaching},
+        )
+
+    def run(self, name: str, scenario: Scenario, settings: Mapping[str, Any]) -> Run:
+        """A run of this seed, in a folder of its own; the full model is shared."""
+        shared = self.folder / ("retrained" if name == "retrained" else "full")
+        options = RunOptions(
+            self.options.model, str(self.folder / name), self.seed, dict(settings), frozen_layers=0, shared_dir=str(shared), show_text=True
+        )
+        return Run(scenario, options, self.display)
+
+    def taught(self, name: str) -> Path:
+        """The folder of a taught model: of all rows, or of the retain rows alone."""
+        scenario = self.scenario if name == "full" else replace(self.scenario, teach=list(self.retain))
+        run = self.run(name, scenario, {"bf16": self.options.bf16})
+        model = models.load_model(self.options.model)
+        run.collection.model_key = models.weights_hash(model)
+        torch.manual_seed(self.seed)
+        teach(model, models.load_tokenizer(self.options.model), scenario, run.collection, run.teaching_config, run.shared, self.display)
+        return run.shared / "original"
+
+    def measured(self, folder: Path) -> dict[str, Any]:
+        """TOFU's numbers of a model, and its forget rows' truth ratios by key."""
+        model, tokenizer = models.load_model(str(folder)), models.load_tokenizer(str(folder))
+        with self.display.stage(f"Measuring {folder.parent.name}") as stage:
+            found = tofu_benchmark.measure(
+                Subject(model, tokenizer, TransformersGenerator(model, tokenizer), progress=stage.update), self.sets
+            )
+        numbers = {name: {metric: result.as_json() for metric, result in metrics.items()} for name, metrics in found.results.items()}
+        said = {name: [dict(line.texts) for line in lines] for name, lines in found.lines.items()}
+        write_json(folder.parent / "tofu-answers.json", said)
+        return {"sets": numbers, "truth_ratios": {line.key: line.metrics["truth_ratio"] for line in found.lines["forget"]}}
+
+    def cell(self, name: str) -> dict[str, Any]:
+        """One row of the table."""
+        if name in BEFORE:
+            return self.measured(self.taught(name))
+        settings = settings_of(name, self.options.short, self.options.bf16)
+        self.run(name, self.scenario, settings).execute()
+        folder = self.folder / name
+        facts, evaluation = (json.loads((folder / file).read_text(encoding="utf-8")) for file in ("run.json", "eval.json"))
+        after = evaluation["models"]["unlearned"]
+        numbers = {
+            **self.measured(folder / "model"),
+            "still_said": after["unlearned"][evaluation["headline"]],
+            "normal": after["normal"]["similarity"]["value"],
+            "fluency": after["unlearned"]["fluency"]["value"],
+            "seconds": next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")["seconds"],
+            **{key: facts[key] for key in ("learning_rate", "steps", "kept_step", "stop_reason")},
+        }
+        for done in ("model", "checkpoints"):
+            shutil.rmtree(folder / done, ignore_errors=True)
+        return numbers
+
+
+def against_retrained(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> tuple[float, float]:
+    """(distance, p-value) of a model's truth ratios to the retrained model's."""
+    found = tofu.forget_quality(row["truth_ratios"], retrained["truth_ratios"])
+    return float(found.statistic), float(found.pvalue)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """`None` where there is nothing, or one of them is nothing."""
+    given = [value for value in values if value is not None]
+    return sum(given) / len(given) if given and len(given) == len(values) else None
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Model or method to its numbers, means over seeds."""
+    retrained = {row["seed"]: row for row in rows if row["name"] == "retrained"}
+    table: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        found = [against_retrained(row, retrained[row["seed"]]) for row in own if row["seed"] in retrained]
+        table[name] = {
+            "columns": [mean([row["sets"][part][metric]["value"] for row in own]) for part, metric, _ in COLUMNS],
+            "distance": mean([distance for distance, _ in found]),
+            "quality": mean([p for _, p in found]),
+            "utility": mean([row["sets"]["all"]["model_utility"]["value"] for row in own]),
+            "still_said": mean([row["still_said"]["value"] for row in own if "still_said" in row]),
+            **{key: mean([row[key] for row in own if key in row]) for key in ("normal", "fluency", "seconds")},
+            "rates": sorted({row["learning_rate"] for row in own if "learning_rate" in row}),
+            "seeds": len(own),
+        }
+    return table
+
+
+def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The methods that no other beats: nearer to the retrained model and of higher utility, or equal in one and better in the other."""
+    points = {
+        name: (round(row["distance"], 3), -round(row["utility"], 3))
+        for name, row in table.items()
+        if name not in BEFORE and row["distance"] is not None
+    }
+    return {
+        name
+        for name, (far, lost) in points.items()
+        if not any(other != (far, lost) and other[0] <= far and other[1] <= lost for other in points.values())
+    }
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as a page."""
+    table = table_of(rows)
+    front = on_the_front(table)
+
+    def shown(value: float | None, digits: int = 2) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    lines = []
+    for name, row in table.items():
+        fluency = "" if name in BEFORE else "NM" if row["fluency"] is None else shown(row["fluency"])
+        lines.append(
+            [
+                f"`{name}`",
+                *map(shown, row["columns"]),
+                shown(row["distance"]),
+                "" if row["quality"] is None else f"{row['quality']:.2g}",
+                "" if row["still_said"] is None else f"{row['still_said']:.0%}",
+                shown(row["normal"]),
+                fluency,
+                shown(row["seconds"], 0),
+                "yes" if name in front else "",
+                ", ".join(f"{rate:g}" for rate in row["rates"]),
+                str(row["seeds"]),
+            ]
+        )
+    header = ["model", *(title for *_, title in COLUMNS), "distance", "forget quality", "still said", "normal", "fluency", "seconds"]
+    return f"# TOFU\n\n{LEGEND}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], lines)}"
+
+
+def main() -> None:
+    """Makes and measures what is not there yet."""
+    options = record.options(__doc__, more_options)
+    if not (options.data / "forget10.jsonl").exists():
+        print(f"{options.data} does not hold TOFU's files; nothing to measure")
+        return
+    wanted = [*BEFORE, *(options.methods.split(",") if options.methods else METHODS[: 1 if options.short else None])]
+    results = options.out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for seed in map(int, options.seeds.split(",")):
+        for name in wanted:
+            path = results / f"{name}-{seed}.json"
+            if not path.exists():
+                write_json(path, {"name": name, "seed": seed, "bf16": options.bf16, **Protocol(options, seed).cell(name)})
+    order = {name: place for place, name in enumerate([*BEFORE, *METHODS])}
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    rows.sort(key=lambda row: (order.get(row["name"], 99), row["name"], row["seed"]))
+    page = markdown(rows)
+    print(page)
+    record.write(rows, options.json)
+    if options.json:
+        write_text_atomically(options.json.with_suffix(".md"), page + "\n")
+
+
+if __name__ == "__main__":
+    main()
