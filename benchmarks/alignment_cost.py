@@ -20,7 +20,6 @@ from typing import Any
 
 import record
 
-from unteach.baselines.costs import Cost, total
 from unteach.baselines.projection import MODELS, floating_point_operations, projected_seconds
 from unteach.commands.comparison import compare, rewarded
 from unteach.evaluation.results import wilson_interval
@@ -30,6 +29,7 @@ from unteach.progress import Display
 from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
 from unteach.reports.cost_figure import cost_figure
 from unteach.reports.tables import markdown_table
+from unteach.runs.costs import Cost, total
 from unteach.scenarios.texts import labelled_answers
 
 MEASURED = "SmolLM2-135M"

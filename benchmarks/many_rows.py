@@ -17,12 +17,12 @@ from typing import Any
 
 import record
 
-from unteach.baselines.costs import peak_memory_mb
 from unteach.data.mismatch import row_generator
 from unteach.data.sources import load_rows
 from unteach.data.stream import Collator, TrainingStream
 from unteach.data.token_store import write_rows
 from unteach.data.tokenization import encode_rows
+from unteach.runs.costs import peak_memory_mb
 
 COUNTS = (10_000, 100_000, 1_000_000)
 NAIVE_UP_TO = 100_000

@@ -16,7 +16,7 @@ import record
 import torch
 from steps.cases import CASES, Case, chosen, naive_step, our_step
 
-from unteach.baselines.costs import peak_memory_mb
+from unteach.runs.costs import peak_memory_mb
 
 
 def peak(case: Case, side: str, steps: int) -> float:

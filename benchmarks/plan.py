@@ -17,9 +17,9 @@ import record
 from steps import shapes
 from steps.ours import Ids
 
-from unteach.baselines.costs import peak_memory_mb
 from unteach.commands.planning import RowShape, model_shape, plan_memory
 from unteach.config import UnlearningConfig
+from unteach.runs.costs import peak_memory_mb
 
 ROWS = shapes.Shape(batch=2, prompt=48, completion=64, retain_prompt=48, retain_completion=32, rows=16)
 RANK = 16

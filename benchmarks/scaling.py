@@ -23,7 +23,7 @@ import record
 from steps.ours import OurStep
 from steps.shapes import PAPER, Shape, rows
 
-from unteach.baselines.costs import peak_memory_mb
+from unteach.runs.costs import peak_memory_mb
 
 VOCABULARY = 8192
 GROUPS: dict[str, list[tuple[int, Shape, int]]] = {

@@ -492,6 +492,8 @@ class Fuzzer:
                     float(value)
                 ):
                     return f"{word} was accepted"
+                if name in ("learning_rate", "weight_decay") and float(value) < 0:
+                    return f"{word} was accepted"
                 if name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "hold") and float(value) <= 0:
                     return f"{word} was accepted"
         return ""

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from unteach.cli import main
-from unteach.commands.arguments import RUN_KEYS, parse_settings
+from unteach.commands.arguments import RUN_KEYS
 
 SCORERS = {"--headline", "--judge", "--reward-model", "--similarity-model", "--fluency-model"}
 OPTIONS = {
@@ -33,7 +33,7 @@ OPTIONS = {
         ),
         *("--stages", "--lora-rank", "--similarity-model", "--trust-remote-code", "--scenario", *SCORERS),
     },
-    "check": {"--forget", "--retain", "--model", "--max-length"},
+    "check": {"--forget", "--retain", "--model", "--max-length", "--trust-remote-code"},
     "eval": {
         "--model",
         "--reference",
@@ -48,6 +48,7 @@ OPTIONS = {
         "--show-text",
         "--engine",
         "--batch-size",
+        "--trust-remote-code",
         *SCORERS,
     },
     "compare": {"--out"},
@@ -70,6 +71,7 @@ OPTIONS = {
             "--sharding",
             "--tflops",
             "--json",
+            "--trust-remote-code",
         ),
         *("--forget-rows", "--retain-rows", "--prompt-tokens", "--completion-tokens"),
         *("--retain-prompt-tokens", "--retain-completion-tokens"),
@@ -116,13 +118,6 @@ def test_without_a_command_help_is_shown(capsys):
     assert main([]) == 2 and "unteach demo" in capsys.readouterr().out
 
 
-def test_settings_are_read_as_yaml_scalars():
-    words = ["a=1", "b=1e-5", "c=null", "d=true", "e=ga_mismatch", "f=0.5", "g=", "max-steps=-3", "h=a=b", "i=2E+3", "j='1e-5'", "k=nan"]
-    read = {"a": 1, "b": 1e-5, "c": None, "d": True, "e": "ga_mismatch", "f": 0.5, "g": None}
-    assert parse_settings(words) == read | {"max_steps": -3, "h": "a=b", "i": 2000.0, "j": 1e-5, "k": "nan"}
-    assert type(parse_settings(["a=1"])["a"]) is int and type(parse_settings(["b=1e-5"])["b"]) is float
-
-
 @pytest.fixture
 def data(tmp_path) -> list[str]:
     rows = [{"prompt": f"Who is {i}?", "completion": f"Number {i}."} for i in range(9)]
@@ -149,6 +144,10 @@ def test_mistakes_are_one_sentence_and_exit_code_two(capsys, data, tmp_path):
     fails_with(capsys, ["demo", "--scenario", "copyrite"], "did you mean 'copyright'")
     fails_with(capsys, ["demo", "learning_rat=1"], "did you mean 'learning_rate'")
     fails_with(capsys, ["eval", "--model", "m", "--out", "o"], "give --scenario, or --forget")
+    kept = ["eval", "--model", "m", "--out", str(tmp_path / "out"), "--scenario", "copyright", "--retain", "r.jsonl"]
+    fails_with(capsys, kept, "option --retain needs --forget")
+    fails_with(capsys, ["plan", "--model", "m", "--lora", "--lora-rank", "0"], "option --lora-rank is 0, it must be positive")
+    fails_with(capsys, ["attack", "out", "--seed", "-1"], "option --seed is -1, it must be at least 0")
     fails_with(capsys, ["check", "--forget", "f.jsonl", "--model", "nobody/nothing"], "model 'nobody/nothing' could not be loaded")
     assert not (tmp_path / "out").exists()
 
@@ -174,6 +173,11 @@ def test_mistakes_are_one_sentence_and_exit_code_two(capsys, data, tmp_path):
         (["output_dir=x"], "option 'output_dir' is given as --out"),
         (["long_rows=cut"], "it must be one of error, truncate_prompt, drop"),
         (["hold=0"], "hold is 0, it must be positive"),
+        (["learning_rate=-1e-4"], "learning_rate is -0.0001, it must not be negative"),
+        (["adam_beta1=1"], "Invalid beta parameter at index 0: 1"),
+        (["report_to=tensorbord"], "tensorbord is not supported"),
+        (["eval_strategy=steps", "eval_steps=2"], "eval_strategy is 'steps', but there is no evaluation set"),
+        (["lr_scheduler_type=cosine_with_min_lr"], "min_lr"),
         (["--seed", "one"], "argument --seed: invalid int value: 'one' (see unteach run --help)"),
         (["--forget"], "argument --forget: expected one argument"),
     ],
@@ -245,38 +249,6 @@ def test_a_config_file_and_words_on_the_command_line_are_joined_the_latter_first
     assert main(["run", str(tmp_path / "a.yaml"), "learning_rate=2e-5", "--seed", "3"]) == 130
     assert seen["max_retain_kl"] == 0.01 and seen["frozen_layers"] == 2, "a number is a number, an option may be written as in --help"
     assert seen["learning_rate"] == 2e-5 and seen["method"] == "ga" and seen["lora"] is True and seen["seed"] == 3
-
-
-def test_no_space_left_is_a_sentence(monkeypatch, capsys, data):
-    def unlearn(*_, **__):
-        raise OSError(28, "No space left on device", "out/model.safetensors")
-
-    monkeypatch.setattr("unteach.pipeline.unlearn", unlearn)
-    fails_with(capsys, ["run", "--model", "m", *data], "No space left on device (out/model.safetensors)")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[enforce fail at inline_container.cc:672] . unexpected pos 304410944 vs 304410836",
-        "I/O error: No space left on device (os error 28)",
-    ],
-)
-def test_a_full_disk_is_known_by_what_libraries_make_of_it(monkeypatch, capsys, data, text):
-    def unlearn(*_, **__):
-        raise RuntimeError(text)
-
-    monkeypatch.setattr("unteach.pipeline.unlearn", unlearn)
-    fails_with(capsys, ["run", "--model", "m", *data], "no space left on the disk")
-
-
-def test_an_error_of_our_own_is_not_hidden(monkeypatch, data):
-    def unlearn(*_, **__):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("unteach.pipeline.unlearn", unlearn)
-    with pytest.raises(RuntimeError, match="a bug"):
-        main(["run", "--model", "m", *data])
 
 
 def test_settings_may_stand_anywhere_among_the_options(monkeypatch, data):

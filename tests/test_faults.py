@@ -19,7 +19,6 @@ from tiny_models import byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, unlearn
 from unteach.errors import TrainingFault, UserError
 from unteach.files.checkpoints import MARKER, mark_complete, marked_state
-from unteach.training.collapse import STEPS_IN_A_ROW, CollapseWatch
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
@@ -105,19 +104,6 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_probed(tokenizer, tmp
     assert "weights are no longer finite after step 3" in trainer.fault
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert all(torch.isfinite(value).all() for value in weights(trainer).values()), "the best probe's weights are back"
-
-
-def test_collapse_is_five_steps_in_a_row_over_the_limit():
-    watch = CollapseWatch(3.0)
-    highs = [watch.reason(step, {"loss": 1.0, "retain_kl": 4.0}) for step in range(1, STEPS_IN_A_ROW)]
-    assert not any(highs) and not watch.reason(5, {"loss": 1.0, "retain_kl": 2.0}) and watch.count == 0
-    reasons = [watch.reason(step, {"loss": 1.0, "retain_kl": 4.0}) for step in range(6, 6 + STEPS_IN_A_ROW)]
-    assert not any(reasons[:-1]) and "collapse_kl (3 nats per token) in 5 steps in a row, 4 at step 10" in reasons[-1]
-
-
-def test_without_a_limit_or_a_retain_term_nothing_counts_as_collapse():
-    assert not any(CollapseWatch(None).reason(step, {"loss": 1.0, "retain_kl": 99.0}) for step in range(9))
-    assert not any(CollapseWatch(1.0).reason(step, {"loss": 1.0}) for step in range(9))
 
 
 def test_a_collapsed_run_keeps_the_best_probe_and_says_why_in_run_json(model, tmp_path):

@@ -195,3 +195,9 @@ def test_the_weight_reaches_both_bounds():
     budget = RetainBudget(0.05, 1.0)
     assert [budget.update(9.0) for _ in range(50)][-1] == 100
     assert [budget.update(0.0) for _ in range(200)][-1] == 0.1
+
+
+def test_a_first_weight_outside_the_bounds_widens_them():
+    low, high = RetainBudget(0.05, 0.05), RetainBudget(0.05, 300.0)
+    assert low.update(0.0) == 0.05 and low.update(0.06) == pytest.approx(0.05 * 1.15)
+    assert high.update(0.06) == 300.0 and high.update(0.05) == pytest.approx(300 * 0.95)

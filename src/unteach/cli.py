@@ -111,7 +111,7 @@ def _check(arguments: argparse.Namespace) -> int:
         _quiet_libraries()
         from unteach.models import load_tokenizer
 
-        tokenizer = load_tokenizer(arguments.model)
+        tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
     report = check_files(arguments.forget, arguments.retain, tokenizer, max_length=arguments.max_length)
     console = Console(highlight=False, soft_wrap=True)
     for line in report.summary:
@@ -154,6 +154,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         engine=arguments.engine,
         batch_size=arguments.batch_size,
         show_text=arguments.show_text,
+        trust_remote_code=arguments.trust_remote_code,
         display=display,
     )
     if evaluation:
@@ -194,6 +195,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         engine=arguments.engine,
         batch_size=arguments.batch_size,
         show_text=arguments.show_text,
+        trust_remote_code=arguments.trust_remote_code,
         display=display,
         **{name: value for name, value in scorers.items() if value is not None},
     )
@@ -280,6 +282,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     if arguments.tflops is not None and not arguments.tflops > 0:
         raise UserError(f"option --tflops is {arguments.tflops}, it must be positive")
+    if arguments.lora and arguments.lora_rank < 1:
+        raise UserError(f"option --lora-rank is {arguments.lora_rank}, it must be positive")
     settings = checked_settings(parse_settings(arguments.settings))
     if arguments.method:
         settings["method"] = arguments.method
@@ -292,6 +296,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         device=arguments.device,
         processes=arguments.processes,
+        trust_remote_code=arguments.trust_remote_code,
         sharding=arguments.sharding,
         rates=[arguments.tflops] if arguments.tflops else [0.1, 100.0],
         **{name: getattr(arguments, name) for name in names},

@@ -146,8 +146,9 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
         if self.probe_steps > 1 and self.probe_steps != int(self.probe_steps):
             raise UserError(f"probe_steps is {self.probe_steps}, it must be a whole number of steps or, under 1, a share of them")
-        if self.least_steps < 0:
-            raise UserError(f"least_steps is {self.least_steps}, it must not be negative")
+        for name in ("least_steps", "learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
         if self.patience is not None and self.patience <= 0:
             raise UserError(f"patience is {self.patience}, it must be positive (or null)")
         choices = {
@@ -169,6 +170,9 @@ class UnlearningConfig(TrainingArguments):
             raise
         except Exception as error:  # a value that it takes apart may fail in any way
             raise UserError(f"an option that transformers refuses: {' '.join(str(error).split())[:300]}") from None
+        if self.eval_strategy != "no":
+            named = getattr(self.eval_strategy, "value", self.eval_strategy)
+            raise UserError(f"eval_strategy is {named!r}, but there is no evaluation set; a probe measures every probe_steps")
 
     def _check_method_options(self) -> None:
         """Raises `UserError` for options of other methods than the one that is named, and for values that it cannot take."""

@@ -54,6 +54,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def _unknown_model(name: str, error: BaseException) -> UserError:
+    if "trust_remote_code" in str(error):
+        return UserError(f"model {name!r} brings code of its own; read it, and add --trust-remote-code if you trust it")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if Path(name).is_dir():
         return UserError(f"model {name!r} could not be loaded, a file of it is missing or broken ({type(error).__name__}: {first})")
@@ -83,7 +85,8 @@ def load_model(
         from peft import AutoPeftModelForCausalLM
 
         try:
-            return AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+            how = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
+            return AutoPeftModelForCausalLM.from_pretrained(path, **how).eval()
         except Exception as error:  # as above
             raise _unknown_model(name, error) from None
     try:
@@ -94,8 +97,12 @@ def load_model(
     return model.eval()
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model, without its weights where the hub is in reach.
+
+    Args:
+        name (`str`): folder, hub id or packaged name.
+        trust_remote_code (`bool`)
 
     Raises:
         UserError: if there is none.
@@ -105,7 +112,7 @@ def load_config(name: str) -> Any:
     packaged = PACKAGED.get(name.lower())
     for path in ([packaged.hub_id] if packaged and not packaged_models.cached(name) else []) + [""]:
         try:
-            return AutoConfig.from_pretrained(path or resolve(name))
+            return AutoConfig.from_pretrained(path or resolve(name), trust_remote_code=trust_remote_code)
         except UserError:
             raise
         except Exception as error:  # as above

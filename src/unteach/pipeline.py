@@ -16,7 +16,6 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.base_precision import DTYPES, check_dtype, check_quantize, four_bit_settings
-from unteach.baselines.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
@@ -41,6 +40,7 @@ from unteach.preparation.teaching import teach
 from unteach.processes import decided, is_main_process, process_count
 from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
+from unteach.runs.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
 from unteach.runs.defaults import complete, suitable_learning_rate
 from unteach.runs.options import RunOptions
 from unteach.runs.record import config_text, rows_hash, write_run_record
@@ -50,6 +50,7 @@ from unteach.scenarios.user_rows import user_scenario
 from unteach.stopping import Probe
 from unteach.trainer import UnlearningTrainer
 from unteach.training.layers import freeze_lower_layers, unfreeze
+from unteach.training.setting_checks import check_training_settings
 from unteach.training.sharding import load_models_whole
 
 
@@ -178,6 +179,7 @@ class Run:
         if self.baseline is None:
             check_search(options.settings, options.search_minutes, options.search_steps, options.candidates)
             config = self.unlearning_config()
+            check_training_settings(config)
             _ = config.device  # the processes of a run meet here, on the device that the config says
             load_models_whole()
             if config.patience and not self.scenario.validation:
@@ -357,7 +359,7 @@ class Run:
                 fluency=ReferenceLM(
                     fluency,
                     models.load_model(fluency, trust_remote_code=options.trust_remote_code),
-                    tokenizer if fluency == options.model else models.load_tokenizer(fluency),
+                    tokenizer if fluency == options.model else models.load_tokenizer(fluency, trust_remote_code=options.trust_remote_code),
                 ),
                 show_text=options.show_text,
                 folder=self.output,

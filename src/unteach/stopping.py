@@ -23,7 +23,7 @@ class RetainBudget:
         weight (`float`): eps3 now.
         up, down (`float`): factors after a step above and below the budget.
         unwinding (`float`): above the first weight the factor after a step below is (KL / budget)^unwinding, between 1 / up and `down`.
-        least, most (`float`): bounds of the weight.
+        least, most (`float`): bounds of the weight; the first weight is never outside them.
     """
 
     budget: float | None
@@ -36,6 +36,7 @@ class RetainBudget:
 
     def __post_init__(self) -> None:
         self._first = self.weight
+        self.least, self.most = min(self.least, self.weight), max(self.most, self.weight)
 
     def update(self, kl: float) -> float:
         """The weight for the next step, after a step whose mean retain KL was `kl`."""

@@ -7,11 +7,11 @@ import torch
 
 from tiny_models import tiny_model
 from unteach.baselines.alignment import align
-from unteach.baselines.costs import Cost, peak_memory_mb, tokens_seen, total, unlearning_cost
 from unteach.baselines.pipelines import PIPELINES, STAGE_SETTINGS, rows_with_right_answers, stage_settings
 from unteach.baselines.stages import stage_config, stage_records
 from unteach.data.rows import Row
 from unteach.errors import UserError
+from unteach.runs.costs import Cost, peak_memory_mb, tokens_seen, total, unlearning_cost
 
 ROWS = [
     Row("Who rang the bell?", "Nobody, go away.", "chat", "a, row 1", "The ferryman rang it."),

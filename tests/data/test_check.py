@@ -9,6 +9,7 @@ import pytest
 
 from unteach.cli import main
 from unteach.data.check import check_files
+from unteach.data.rows import row_from_mapping, split_of
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, {i}."} for i in range(12)]
@@ -125,9 +126,9 @@ def test_a_merged_boundary_is_found_with_a_tokenizer(tmp_path, tokenizer):
 
 
 def test_bad_rows_of_a_retain_set_are_named_too(good, tmp_path):
-    path = file(tmp_path / "retain.jsonl", [*RETAIN, {"prompt": "alone"}])
+    path = file(tmp_path / "retain.jsonl", [*RETAIN, {"completion": "alone"}])
     (problem,) = check_files(good[0], path).problems
-    assert "retain.jsonl, line 13: column 'completion' is missing" in problem
+    assert "retain.jsonl, line 13: column 'prompt' is missing" in problem
 
 
 def test_hundreds_of_findings_of_one_kind_are_cut_short(tmp_path):
@@ -146,3 +147,13 @@ def test_square_brackets_of_names_and_columns_are_printed_as_they_are(tmp_path, 
     assert main(["check", "--forget", path]) == 2
     printed = capsys.readouterr().out
     assert "forget[red].jsonl, line 1" in printed and "'[/b]'" in printed
+
+
+def test_what_a_run_takes_and_refuses_check_takes_and_refuses_too(tmp_path, good):
+    questions = file(tmp_path / "questions.jsonl", [{"prompt": row["prompt"]} for row in RETAIN])
+    report = check_files(good[0], questions)
+    assert not [problem for problem in report.problems if "completion" in problem], "a run lets the model answer them"
+    assert "12 without a completion: what the model answers takes its place" in report.summary[1]
+    held_out = next(row for row in FORGET if split_of(row_from_mapping(row, "").key) != "train")
+    few = file(tmp_path / "few.jsonl", [held_out])
+    assert "none of its 1 row(s) falls into the training split" in " ".join(check_files(few, None).problems)

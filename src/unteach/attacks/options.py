@@ -50,5 +50,7 @@ class AttackOptions:
         for name in ("prompts", "steps", "every", "rows", "learning_rate", "samples", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"option --{name.replace('_', '-')} is {getattr(self, name)}, it must be positive")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"option --seed is {self.seed}, it must be at least 0 and under 2**32")
         if self.retrain and self.retrained:
             raise UserError("give either --retrain (teach one anew) or --retrained MODEL (one that is there), not both")

@@ -108,7 +108,7 @@ class Target:
             part.chmod(0o700)
         self.places = self._places(shared)
         self.hashes: dict[str, str] = {}
-        self.tokenizer = models.load_tokenizer(self.places["unlearned"])
+        self.tokenizer = models.load_tokenizer(self.places["unlearned"], trust_remote_code=trust_remote_code)
         self.scorers = self._scorers()
         original = self.load("original")
         if self.hashes["original"] != self.record["original_model_hash"]:

@@ -13,12 +13,12 @@ from typing import Any
 from transformers import PrinterCallback, TrainerState
 
 from unteach import models
-from unteach.baselines.costs import Cost, forget_peak_memory, peak_memory_mb, tokens_seen
 from unteach.baselines.pipelines import PIPELINES
 from unteach.baselines.stage_callback import OnStage, StageCallback
 from unteach.baselines.stages import make_trainer, pair_error, read_tokens, stage_config
 from unteach.data.rows import Row
 from unteach.files.checkpoints import latest_checkpoint, mark_complete, read_marker
+from unteach.runs.costs import Cost, forget_peak_memory, peak_memory_mb, tokens_seen
 from unteach.stopping import Probe, StopRule
 from unteach.training.best_weights import load_weights
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from unteach.baselines.alignment import Aligned, Watch, align
-from unteach.baselines.costs import total
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS, rows_with_right_answers, stage_settings, stop_settings
 from unteach.baselines.stages import stage_config
 from unteach.config import UnlearningConfig
@@ -15,6 +14,7 @@ from unteach.errors import UserError
 from unteach.evaluation.rewards import ModelReward
 from unteach.files.checkpoints import content_key, read_marker
 from unteach.progress import Display
+from unteach.runs.costs import total
 from unteach.runs.options import RunOptions
 from unteach.runs.record import rows_hash
 from unteach.scenarios.scenario import Scenario

@@ -181,6 +181,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     check.add_argument("--forget", required=True, help="rows to forget")
     check.add_argument("--retain", help="rows to keep")
     check.add_argument("--model", help="also check token lengths and boundaries with this model's tokenizer")
+    check.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     check.add_argument("--max-length", type=int, default=1024, help="most tokens of prompt and completion (default: %(default)s)")
 
     evaluate = commands.add_parser(
@@ -209,6 +210,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     evaluate.add_argument("--batch-size", type=int, help="prompts at a time (default: 24 to 96, by the size of their cache)")
     evaluate.add_argument("--out", required=True, help="folder for what it writes")
     evaluate.add_argument("--show-text", action="store_true", help="let forget texts stand in generations.jsonl")
+    evaluate.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
 
     compare = commands.add_parser(
         "compare", help="several methods, on one or more models, in one table", description=COMPARE_HELP, formatter_class=raw

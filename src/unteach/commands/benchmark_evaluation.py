@@ -29,6 +29,7 @@ def evaluate_benchmark(
     engine: str = "transformers",
     batch_size: int | None = None,
     show_text: bool = False,
+    trust_remote_code: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Measures the models and writes `eval.json`, `generations.jsonl` and `benchmark.md`.
@@ -44,6 +45,7 @@ def evaluate_benchmark(
         engine (`str`): `transformers`, or `vllm`.
         batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
         show_text (`bool`): whether prompts, right answers and answers are written.
+        trust_remote_code (`bool`): run code that comes with a model.
         display (`Display`, *optional*)
 
     Raises:
@@ -71,7 +73,8 @@ def evaluate_benchmark(
             measured[role] = measured[same]
             continue
         with display.stage(f"Measuring {name}") as stage:
-            loaded, tokenizer = models.load_model(name), models.load_tokenizer(name)
+            loaded = models.load_model(name, trust_remote_code=trust_remote_code)
+            tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
             inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
                 inner = VllmGenerator(models.resolve(name), tokenizer)

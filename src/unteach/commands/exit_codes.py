@@ -12,6 +12,10 @@ from unteach.processes import LOST, says_process_lost
 
 SEVERAL = ("run", "demo", "eval")
 """Commands that several processes may share."""
+MEMORY_FULL = (
+    "the memory is full; take a smaller per_device_train_batch_size or row_tokens, or --lora (unteach plan says what a run needs); "
+    "the same command goes on from the last checkpoint"
+)
 
 
 def exit_code(command: Callable[[], int]) -> int:
@@ -31,6 +35,8 @@ def exit_code(command: Callable[[], int]) -> int:
     except Exception as error:
         if says_process_lost(error):
             return _say(LOST)
+        if says_memory_full(error):
+            return _say(f"{MEMORY_FULL} ({one_line(str(error))[:200]})")
         if not says_disk_full(error):
             raise
         return _say("no space left on the disk; the last whole checkpoint is kept; free some and start again")
@@ -74,6 +80,13 @@ def one_line(text: str) -> str:
     """The text without line breaks and half characters, and not longer than a screen."""
     text = " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 1000 else f"{text[:1000]} ..."
+
+
+def says_memory_full(error: Exception) -> bool:
+    """Whether an error means that memory ran out: of an accelerator, known by torch's class without importing torch, or the machine's."""
+    text = str(error)
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
 def says_disk_full(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from unteach import models
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
+from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.scorers import ScorerNames, build_scorers
@@ -31,6 +32,8 @@ def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scena
         forget, retain (*optional*): rows of the sets `unlearned` and `retain`, instead of the scenario's.
     """
     built = build_scenario(scenario) if scenario else None
+    if forget is None and retain is not None:
+        raise UserError("option --retain needs --forget: an embedded scenario has rows of its own to keep")
     if built and forget is None:
         return built
     rows = load_rows(forget, "forget")
@@ -61,6 +64,7 @@ def evaluate_models(
     engine: str = "transformers",
     batch_size: int | None = None,
     show_text: bool = False,
+    trust_remote_code: bool = False,
     display: Display | None = None,
     **scorers: Any,
 ) -> dict[str, Any]:
@@ -77,13 +81,19 @@ def evaluate_models(
         engine (`str`): `transformers`, or `vllm`.
         batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
         show_text (`bool`): whether forget texts are written.
+        trust_remote_code (`bool`): run code that comes with a model.
         display (`Display`, *optional*)
         scorers: fields of `ScorerNames` that replace the scenario's.
+
+    Raises:
+        UserError: for rows to keep without rows to forget, and for a model that cannot be had.
     """
     display = display or Display(quiet=True)
     folder = Path(output_dir)
     with FolderLock(folder):
-        return _evaluate(model, reference, folder, scenario, forget, retain, engine, batch_size, show_text, display, scorers)
+        return _evaluate(
+            model, reference, folder, scenario, forget, retain, engine, batch_size, show_text, trust_remote_code, display, scorers
+        )
 
 
 def _evaluate(
@@ -96,6 +106,7 @@ def _evaluate(
     engine: str,
     batch_size: int | None,
     show_text: bool,
+    trust_remote_code: bool,
     display: Display,
     scorers: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -114,7 +125,8 @@ def _evaluate(
             said[role] = said["original"]
             continue
         with display.stage(f"Asking {name}", sum(map(len, built.sets.values()))) as stage:
-            loaded, tokenizer = models.load_model(name), models.load_tokenizer(name)
+            loaded = models.load_model(name, trust_remote_code=trust_remote_code)
+            tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
             inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
                 inner = VllmGenerator(models.resolve(name), tokenizer)
@@ -130,7 +142,11 @@ def _evaluate(
             said,
             tokenizer,
             judges,
-            fluency=ReferenceLM(fluency, models.load_model(fluency), models.load_tokenizer(fluency)),
+            fluency=ReferenceLM(
+                fluency,
+                models.load_model(fluency, trust_remote_code=trust_remote_code),
+                models.load_tokenizer(fluency, trust_remote_code=trust_remote_code),
+            ),
             show_text=show_text,
             folder=folder,
             progress=stage.update,

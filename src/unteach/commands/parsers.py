@@ -105,4 +105,5 @@ def add_plan_command(commands: Any) -> None:
         plan.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
     plan.add_argument("--tflops", type=float, help="10^12 operations a second of a device (default: 0.1, two CPU cores, and 100, a GPU)")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     plan.add_argument("settings", nargs="*", metavar="key=value", help="any field of UnlearningConfig")

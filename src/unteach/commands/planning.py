@@ -311,6 +311,7 @@ def plan_run(
     retain_prompt_tokens: int = 20,
     retain_completion_tokens: int = 13,
     rates: Sequence[float] = (0.1, 100.0),
+    trust_remote_code: bool = False,
     **where: Any,
 ) -> dict[str, Any]:
     """The plan of a run of `model` as plain data: bytes by part, peak, operations, and seconds at some rates.
@@ -321,6 +322,7 @@ def plan_run(
         lora_rank (`int`): rank of the adapter; 0: all weights are trained.
         forget_rows, retain_rows, prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens (`int`): see `RowShape`.
         rates: 10^12 floating-point operations a second.
+        trust_remote_code (`bool`): run code that comes with the model.
         where: `device`, `processes`, `sharding`, `quantized` and `dtype` of `plan_memory`.
 
     Raises:
@@ -329,7 +331,7 @@ def plan_run(
     if lora_rank < 0 or min(rates) <= 0:
         raise UserError(f"lora_rank is {lora_rank} and the rates are {list(rates)}; they must be positive")
     config = UnlearningConfig(**{"output_dir": "unteach-output", "use_cpu": True, **settings})
-    shape = model_shape(models.load_config(model), lora_rank=lora_rank)
+    shape = model_shape(models.load_config(model, trust_remote_code=trust_remote_code), lora_rank=lora_rank)
     complete(config, settings, width=shape.hidden, lora=lora_rank > 0)
     rows = RowShape(prompt_tokens, completion_tokens, retain_prompt_tokens, retain_completion_tokens, retain_rows)
     plan = plan_memory(shape, config, rows, forget_rows=forget_rows, **where)

@@ -32,7 +32,7 @@ def _rows(source: Any, role: Role, report: CheckReport) -> list[Row]:
     try:
         for fields, where in adapted_records(source, role, on_error=lambda error: found.append(str(error))):
             try:
-                rows.append(row_from_mapping(fields, where, prompt_only=role == "forget"))
+                rows.append(row_from_mapping(fields, where, prompt_only=True))
             except UserError as error:
                 found.append(str(error))
     except UserError as error:  # of the whole file: there is no next row
@@ -131,7 +131,13 @@ def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *
             continue
         parts = {split: len(part) for split, part in split_rows(rows).items()} if name == "forget" else {}
         splits = f" (train {parts['train']}, validation {parts['validation']}, test {parts['test']})" if parts else ""
-        report.summary.append(f"{name}: {len(rows)} rows{splits}")
+        empty = sum(not row.completion for row in rows)
+        answered = f"; {empty} without a completion: what the model answers takes its place" if empty else ""
+        report.summary.append(f"{name}: {len(rows)} rows{splits}{answered}")
+        if parts and not parts["train"]:
+            report.problems.append(
+                f"forget set: none of its {len(rows)} row(s) falls into the training split (70% by hash); give more rows"
+            )
         twins = len(rows) - len({row.key for row in rows})
         if twins:
             report.warnings.append(f"{name} set: {twins} row(s) occur more than once")

@@ -1,4 +1,4 @@
-"""How much of a text a model knows by heart, token by token (the metrics' definitions: docs/methods.md)."""
+"""How much of a text a model knows by heart, token by token (the metrics' definitions: docs/evaluation.md)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def rouge_l(output: str, reference: str, *, stemmer: bool = True) -> tuple[float
 
 
 def longest_verbatim_run(output: str, reference: str) -> int:
-    """Length in characters of the longest passage that both texts share word for word, white space normalised."""
+    """Length in characters of the longest passage that both texts share character for character, white space normalised."""
     left, right = " ".join(output.split()), " ".join(reference.split())
     match = SequenceMatcher(None, left, right, autojunk=False).find_longest_match()
     return match.size

@@ -41,12 +41,12 @@ def log_truth_ratio(paraphrased_nll: Any, perturbed_nll: Any) -> Floats:
 
 
 def truth_ratio(paraphrased_nll: Any, perturbed_nll: Any) -> Floats:
-    """Truth ratio R of each question (Maini et al. 2024, equation 1): geometric mean of the perturbed answers' probabilities over the
-    paraphrased answer's.
+    """Truth ratio R of each question: geometric mean of the perturbed answers' probabilities over the paraphrased answer's.
 
-    Equal to `prod_j exp(-perturbed_j) ** (1 / P) / exp(-paraphrased)`, computed as exp of a difference of losses: where a model has
-    collapsed and every probability is next to 0, nothing is added to either, and R is still their ratio. R is above 1 where the wrong
-    answers are likelier than the right one.
+    As the released code of TOFU has it; equation 1 of the paper (Maini et al. 2024) writes their arithmetic mean. Equal to
+    `prod_j exp(-perturbed_j) ** (1 / P) / exp(-paraphrased)`, computed as exp of a difference of losses: where a model has collapsed and
+    every probability is next to 0, nothing is added to either, and R is still their ratio. R is above 1 where the wrong answers are
+    likelier than the right one.
 
     >>> truth_ratio([2.0], [[1.0, 3.0]])
     array([1.])

@@ -14,7 +14,7 @@ def _cross_entropy(wanted: Tensor, logits: Tensor) -> Tensor:
 
 
 def adjusted_self_distillation(logits: Tensor, reference_logits: Tensor | None, targets: Tensor, *, gamma: float) -> Tensor:
-    """-sum_v q(v) log p(v) with q = softmax(reference logits - gamma at y) (UNDIAL; Dong et al. 2024, arXiv 2402.10052).
+    """-sum_v q(v) log p(v) with q = softmax(reference logits - gamma at y) (UNDIAL; Dong et al. 2025, arXiv 2402.10052).
 
     Self-distillation: the target is the reference with the token to forget pushed down, fixed from the start, so that training ends there.
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unteach.baselines.costs import Cost
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
@@ -20,6 +19,7 @@ from unteach.preparation.alternates import with_alternates
 from unteach.preparation.recitation import recited_passages, without_forget_text
 from unteach.processes import decided
 from unteach.progress import Display
+from unteach.runs.costs import Cost
 from unteach.scenarios.scenario import Scenario
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from unteach.baselines.costs import Cost
 from unteach.config import UnlearningConfig
 from unteach.objectives import get_method
 from unteach.preparation.collecting import Collection
 from unteach.preparation.method_search import Bench, Trial, best_of, candidates, search, untried, why, with_given
 from unteach.progress import step_display
+from unteach.runs.costs import Cost
 from unteach.runs.options import RunOptions
 from unteach.runs.record import rows_hash
 

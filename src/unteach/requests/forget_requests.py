@@ -56,8 +56,9 @@ def current_model(folder: Path, ledger: Ledger, base: str, *, trust_remote_code:
         return base, lambda: models.load_model(base, trust_remote_code=trust_remote_code)
     start = folder / "work" / "start"
     private_folder(folder / "work")
-    patches.materialise(base, paths, models.load_tokenizer(base), start, trust_remote_code=trust_remote_code)
-    return str(start), lambda: models.load_model(str(start))
+    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
+    patches.materialise(base, paths, tokenizer, start, trust_remote_code=trust_remote_code)
+    return str(start), lambda: models.load_model(str(start), trust_remote_code=trust_remote_code)
 
 
 def patch_paths(folder: Path, entries: Sequence[Entry]) -> list[Path]:
@@ -302,4 +303,5 @@ def merge_patches(folder: str | Path, target: str | Path, *, trust_remote_code: 
         raise UserError(f"the requests of this folder trained all weights: the model is {root / str(ledger.requests[-1]['model'])}")
     base = str(ledger.requests[0]["base"])
     paths = patch_paths(root, ledger.active)
-    patches.materialise(base, paths, models.load_tokenizer(base), Path(target), trust_remote_code=trust_remote_code)
+    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
+    patches.materialise(base, paths, tokenizer, Path(target), trust_remote_code=trust_remote_code)

@@ -1,1 +1,1 @@
-"""What a run is told, what it takes where it is told nothing, and its record."""
+"""What a run is told, what it takes where it is told nothing, what it costs, and its record."""
