@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -103,3 +105,12 @@ def test_the_packaged_model_loads_saves_and_loads_again(tmp_path):
     model = models.load_model("smollm2-135m-instruct")
     model.save_pretrained(tmp_path)
     assert models.weights_hash(models.load_model(str(tmp_path))) == models.weights_hash(model)
+
+
+def test_a_model_with_code_of_its_own_says_that_it_needs_to_be_trusted(tmp_path):
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": code}))
+    (tmp_path / "own.py").write_text("raise SystemExit('this code ran')\n")
+    for load in (models.load_model, models.load_config):
+        with pytest.raises(UserError, match="brings code of its own; read it, and add --trust-remote-code if you trust it"):
+            load(str(tmp_path))
