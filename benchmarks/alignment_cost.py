@@ -24,7 +24,8 @@ from unteach.baselines.projection import MODELS, floating_point_operations, proj
 from unteach.commands.comparison import compare, rewarded
 from unteach.evaluation.results import wilson_interval
 from unteach.evaluation.rewards import load_reward
-from unteach.files.checkpoints import content_key, write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
 from unteach.reports.cost_figure import cost_figure

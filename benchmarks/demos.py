@@ -18,7 +18,7 @@ import record
 
 from unteach.commands.arguments import parse_settings
 from unteach.commands.model_evaluation import evaluate_models
-from unteach.files.checkpoints import write_text_atomically
+from unteach.files.atomic import write_text_atomically
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import shown

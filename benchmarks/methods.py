@@ -33,7 +33,7 @@ from unteach.attacks.suite import Suite
 from unteach.attacks.target import Target
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import wilson_interval
-from unteach.files.checkpoints import write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table

@@ -35,7 +35,8 @@ from unteach.evaluation import tofu
 from unteach.evaluation.benchmarks import tofu_benchmark
 from unteach.evaluation.benchmarks.benchmark import Subject
 from unteach.evaluation.generation import TransformersGenerator
-from unteach.files.checkpoints import content_key, write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.folders import content_key
 from unteach.objectives import get_method
 from unteach.pipeline import Run
 from unteach.preparation.teaching import teach

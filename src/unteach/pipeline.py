@@ -24,14 +24,9 @@ from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
-from unteach.files.checkpoints import (
-    private_folder,
-    set_aside,
-    write_folder_atomically,
-    write_json,
-    write_text_atomically,
-)
+from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock
+from unteach.files.folders import private_folder, set_aside
 from unteach.objectives import get_method
 from unteach.preparation.collecting import Collection
 from unteach.preparation.method_picking import pick

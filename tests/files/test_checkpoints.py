@@ -1,25 +1,12 @@
-"""Checkpoints that are whole or do not count, and files that are replaced in one go."""
+"""Checkpoints that are whole or do not count."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
-from unteach.files import checkpoints
-from unteach.files.checkpoints import (
-    MARKER,
-    content_key,
-    latest_checkpoint,
-    mark_complete,
-    read_marker,
-    set_aside,
-    truncate_metrics,
-    write_json,
-    write_text_atomically,
-)
-from unteach.training.best_weights import BestWeights
+from unteach.files.checkpoints import MARKER, latest_checkpoint, mark_complete, read_marker, truncate_metrics
 
 
 @pytest.fixture
@@ -97,57 +84,3 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
 def test_no_metrics_file_is_nothing_to_cut(tmp_path):
     truncate_metrics(tmp_path / "metrics.jsonl", 2)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "new" / "a.json"
-    write_json(path, {"a": "äöü"})
-    write_json(path, {"a": [1, None]})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, None]}
-    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
-
-
-def test_a_write_that_is_cut_off_leaves_the_old_content(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_text_atomically(path, "old")
-
-    def crash(*_):
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(checkpoints.os, "fsync", crash)
-        write_text_atomically(path, "new")
-    assert path.read_text() == "old"
-    write_text_atomically(path, "newer")
-    assert path.read_text() == "newer" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_a_content_key_depends_on_the_content_and_not_on_the_order_of_names():
-    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1}) != content_key({"a": 1, "b": [3]})
-    assert len(content_key(None)) == 16
-
-
-def test_a_folder_with_the_same_config_is_not_set_aside(tmp_path):
-    folder = tmp_path / "run"
-    assert set_aside(folder, "config.yaml", "a: 1") is None
-    folder.mkdir()
-    assert set_aside(folder, "config.yaml", "a: 1") is None
-    (folder / "config.yaml").write_text("a: 1")
-    assert set_aside(folder, "config.yaml", "a: 1") is None and folder.exists()
-
-
-def test_a_folder_with_another_config_takes_the_first_free_name(tmp_path):
-    folder = tmp_path / "run"
-    for number in (1, 2):
-        folder.mkdir()
-        (folder / "config.yaml").write_text(f"a: {number}")
-        assert set_aside(folder, "config.yaml", "a: 9") == tmp_path / f"run-{number}"
-        assert not folder.exists() and (tmp_path / f"run-{number}" / "config.yaml").read_text() == f"a: {number}"
-
-
-def test_only_the_best_weights_stay(tmp_path):
-    best = BestWeights(tmp_path)
-    for step in (2, 4):
-        best.folder(step).mkdir()
-    best.keep_only({4})
-    assert [path.name for path in tmp_path.iterdir()] == ["best-4"]

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import set_aside
 from unteach.files.folder_lock import HOLDER, LOCK, FolderLock
+from unteach.files.folders import set_aside
 
 HOLD = """
 import sys, time

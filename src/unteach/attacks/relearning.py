@@ -14,7 +14,8 @@ from transformers import PrinterCallback, TrainerCallback
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.evaluation.results import MetricResult
-from unteach.files.checkpoints import latest_checkpoint, write_json
+from unteach.files.atomic import write_json
+from unteach.files.checkpoints import latest_checkpoint
 from unteach.trainer import UnlearningTrainer
 
 SOURCES = ("forget", "related", "unrelated")

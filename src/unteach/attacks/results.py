@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unteach.attacks.target import Target
-from unteach.files.checkpoints import content_key, write_json
+from unteach.files.atomic import write_json
+from unteach.files.folders import content_key
 from unteach.runs.record import rows_hash, versions
 
 SCHEMA_VERSION = 1

@@ -22,7 +22,7 @@ from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.checkpoints import content_key
+from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.report import write_report
 from unteach.runs.record import rows_hash

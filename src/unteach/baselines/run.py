@@ -12,7 +12,8 @@ from unteach.baselines.stages import stage_config
 from unteach.config import UnlearningConfig
 from unteach.errors import UserError
 from unteach.evaluation.rewards import ModelReward
-from unteach.files.checkpoints import content_key, read_marker
+from unteach.files.checkpoints import read_marker
+from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.runs.costs import total
 from unteach.runs.options import RunOptions

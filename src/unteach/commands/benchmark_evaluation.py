@@ -13,7 +13,7 @@ from unteach.evaluation.benchmarks.known import BENCHMARKS
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import as_eval_json
-from unteach.files.checkpoints import write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
 from unteach.progress import Display
 
 

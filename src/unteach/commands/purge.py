@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import write_text_atomically
+from unteach.files.atomic import write_text_atomically
 from unteach.files.folder_lock import LOCK, FolderLock
 from unteach.requests.ledger import ROWS, superseded_models
 

@@ -18,7 +18,7 @@ from unteach.evaluation.metrics import FORGET_SETS, Answer, as_eval_json, score_
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.similarity import pair_similarity
-from unteach.files.checkpoints import write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
 
 ANSWER_TOKENS = 56
 Sets = Mapping[str, Sequence[Row]]

@@ -1,8 +1,7 @@
-"""Checkpoints that are either whole or do not count, and files and folders that are replaced in one go."""
+"""Checkpoints that are either whole or do not count."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -13,63 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.folders import free_name
+
 MARKER = "unteach_state.json"
 Accept = Callable[[Mapping[str, Any]], str]
 """From a marker's state to what is wrong with what it needs outside the checkpoint; empty if nothing is."""
 
 logger = logging.getLogger(__name__)
-
-
-def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """`value` as indented JSON, atomically."""
-    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
-
-
-def write_folder_atomically(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a new folder and puts it in the place of `folder`; if `write` fails, `folder` is as it was.
-
-    Between the old folder and the new one there is a moment without either, never one with a part.
-    """
-    folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    old = folder.with_name(f".{folder.name}.old.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        write(part)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def private_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made if it is not there, open to its owner only."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    return folder
 
 
 def file_sha256(path: Path) -> str:
@@ -149,7 +99,7 @@ def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = No
         wrong = wrong or (accept(state) if accept else "")
         if not wrong:
             return path
-        target = _free_name(path.with_name(f"damaged-{path.name}"))
+        target = free_name(path.with_name(f"damaged-{path.name}"))
         os.rename(path, target)
         logger.warning("checkpoint %d is damaged: %s; it is set aside as %s, and the one before it counts", step, wrong, target.name)
     return None
@@ -191,28 +141,3 @@ def truncate_metrics(path: str | os.PathLike[str], last_step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     write_text_atomically(path, "".join(line + "\n" for line in kept))
-
-
-def content_key(value: Any) -> str:
-    """16 hexadecimal digits that name plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _free_name(path: Path) -> Path:
-    """The path, or the first free `PATH-N`."""
-    number, target = 0, path
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}-{number}")
-    return target
-
-
-def set_aside(folder: str | os.PathLike[str], name: str, text: str) -> Path | None:
-    """Renames a folder whose file `name` holds another text than `text`, to the first free `FOLDER-N`; returns the new name, if any."""
-    folder = Path(folder).absolute()
-    file = folder / name
-    if not file.exists() or file.read_text(encoding="utf-8", errors="replace") == text:
-        return None
-    target = _free_name(folder)
-    os.rename(folder, target)
-    return target

@@ -13,7 +13,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import write_json
+from unteach.files.atomic import write_json
 
 LOCK = ".unteach.lock"
 HOLDER = ".unteach.lock.json"

@@ -14,7 +14,8 @@ from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
 from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.checkpoints import content_key, write_json
+from unteach.files.atomic import write_json
+from unteach.files.folders import content_key
 from unteach.preparation.alternates import with_alternates
 from unteach.preparation.recitation import recited_passages, without_forget_text
 from unteach.processes import decided

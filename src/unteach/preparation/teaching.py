@@ -12,7 +12,8 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.config import UnlearningConfig
-from unteach.files.checkpoints import content_key, mark_complete, private_folder, read_marker
+from unteach.files.checkpoints import mark_complete, read_marker
+from unteach.files.folders import content_key, private_folder
 from unteach.preparation.collecting import Collection
 from unteach.processes import decided
 from unteach.progress import Display

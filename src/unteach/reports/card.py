@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import write_text_atomically
+from unteach.files.atomic import write_text_atomically
 from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unteach.files.checkpoints import write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
 from unteach.reports.tables import FORGET_SETS, markdown_table, scorer_text
 
 TITLES = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unteach.files.checkpoints import write_text_atomically
+from unteach.files.atomic import write_text_atomically
 from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, read_attacks
 from unteach.reports.card import RunFolder, fact_groups, read_folder, scored
 from unteach.reports.search import HEADER, NOTE, picked, search_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import write_text_atomically
+from unteach.files.atomic import write_text_atomically
 from unteach.reports.attacks import attack_section
 from unteach.reports.card import write_card
 from unteach.reports.checkpoints import checkpoint_table

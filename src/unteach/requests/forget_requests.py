@@ -21,8 +21,9 @@ from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
 from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.checkpoints import file_sha256, mark_complete, private_folder, read_marker
+from unteach.files.checkpoints import file_sha256, mark_complete, read_marker
 from unteach.files.folder_lock import FolderLock
+from unteach.files.folders import private_folder
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.requests import ledger as ledgers

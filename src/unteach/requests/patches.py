@@ -14,7 +14,9 @@ import torch
 
 from unteach import models
 from unteach.errors import UserError
-from unteach.files.checkpoints import file_sha256, mark_complete, private_folder, read_marker, write_folder_atomically
+from unteach.files.atomic import write_folder_atomically
+from unteach.files.checkpoints import file_sha256, mark_complete, read_marker
+from unteach.files.folders import private_folder
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -15,7 +15,8 @@ from unteach.errors import UserError
 from unteach.evaluation.generation import Progress, answer
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.checkpoints import content_key, private_folder, write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.folders import content_key, private_folder
 from unteach.requests.ledger import ROWS, Entry, folder_name
 from unteach.runs.record import rows_hash
 

@@ -17,7 +17,7 @@ import yaml
 
 from unteach import __version__
 from unteach.data.rows import Row
-from unteach.files.checkpoints import write_json, write_text_atomically
+from unteach.files.atomic import write_json, write_text_atomically
 from unteach.runs.defaults import rules
 from unteach.runs.options import RunOptions
 from unteach.scenarios.scenario import Scenario

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import damage, mark_complete, write_folder_atomically
+from unteach.files.atomic import write_folder_atomically
+from unteach.files.checkpoints import damage, mark_complete
 
 
 class BestWeights:
