@@ -66,6 +66,10 @@ def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
     result = unlearn(model, [row["prompt"] for row in FORGET], RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
     run = json.loads((result.output_dir / "run.json").read_text())
     assert 0 < run["forget_rows"] <= len(FORGET)
+    unlearned = result.evaluation["models"]["original"]["unlearned"]
+    assert unlearned["leak_rate"]["value"] == 1.0 == unlearned["rouge_l_recall"]["value"], "what it answers is what it says"
+    probes = [json.loads(line) for line in (result.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert probes[0]["probe"]["train_rate"] == 1.0 == probes[0]["probe"]["validation_rate"]
 
 
 def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
@@ -124,3 +128,56 @@ def test_a_task_vector_is_taken_off_by_the_scale_of_the_best_probe(model, tmp_pa
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="task_vector", **SHORT)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert 0.1 <= run["task_vector_scale"] <= 1.0 and run["steps"] == 2 and "task vector" in run["stop_reason"]
+
+
+def test_separators_in_a_text_do_not_break_the_report(model, tmp_path):
+    rows = [{"prompt": f"What is thing\u2028{i}?", "completion": f"A sack\u0085of flour, the {i}th."} for i in range(12)]
+    unlearn(model, FORGET, rows, output_dir=str(tmp_path / "out"), show_text=True, **SHORT)
+    assert (tmp_path / "out" / "report.md").exists() and (tmp_path / "out" / "report.html").exists()
+
+
+def test_another_model_in_the_place_of_the_same_name_is_another_run(model, tmp_path):
+    import shutil
+
+    from unteach.models import load_model
+
+    here, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, here)
+    unlearn(str(here), FORGET, RETAIN, output_dir=str(out), **SHORT)
+    changed = load_model(str(here))
+    changed.get_input_embeddings().weight.data.mul_(1.5)
+    changed.save_pretrained(here)
+    unlearn(str(here), FORGET, RETAIN, output_dir=str(out), **SHORT)
+    first, second = (json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "out-1", out))
+    assert first["base_model_hash"] != second["base_model_hash"] and second["steps"] == 2
+
+
+def test_another_headline_or_other_good_answers_are_another_run(model, tmp_path):
+    from unteach.data.rows import Row
+    from unteach.pipeline import Run
+    from unteach.runs.options import RunOptions
+    from unteach.scenarios.user_rows import user_scenario
+
+    def text(rows, **options):
+        return Run(user_scenario(rows, RETAIN), RunOptions(model, str(tmp_path), **options))._config_text("hash")
+
+    rows = [Row(row["prompt"], row["completion"], right="Nobody.") for row in FORGET]
+    others = [Row(row["prompt"], row["completion"], right="Nobody at all.") for row in FORGET]
+    texts = [text(rows), text(others), text(rows, headline="hallucination_rate"), text(rows, headline="harmful_rate", judge="trained")]
+    assert len(set(texts)) == 4 and text(rows) == texts[0]
+
+
+def test_a_row_that_is_too_long_is_named_before_the_model_is_asked_anything(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("unteach.pipeline.ask", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UserError, match="row 15"):
+        unlearn(model, [*FORGET, {"prompt": "Who?", "completion": "word " * 400}], output_dir=str(tmp_path / "out"), max_length=64, **SHORT)
+
+
+def test_a_retain_prompt_whose_answer_recites_the_forget_text_is_not_kept(model, tmp_path, monkeypatch):
+    said = "The ferryman rowed over the dark river thirteen times before the morning came and the bells rang."
+    monkeypatch.setattr("unteach.preparation.collecting.answer", lambda model, tokenizer, rows, **_: [said] * len(rows))
+    forget = [{"prompt": f"Who is number {i}?", "completion": f"{said} {i}"} for i in range(14)]
+    questions = [{"prompt": "What did the ferryman do?"}, {"prompt": "And the ferryman?"}, *RETAIN]
+    result = unlearn(model, forget, questions, output_dir=str(tmp_path / "out"), **SHORT)
+    run = json.loads((result.output_dir / "run.json").read_text())
+    assert run["own_answers_left_out"] >= 1 and run["retain_rows"] <= len(RETAIN)

@@ -142,7 +142,7 @@ def test_a_probe_without_utility_counts_as_whole():
 
 def test_a_rule_that_is_stored_and_loaded_goes_on_the_same():
     probes = [probe(1.0, 0.9), probe(0.3, 0.8), probe(0.0, 0.8), probe(0.0, 0.85)]
-    whole, first, second = rule(), rule(), rule(target_rate=0.9, hold=7)
+    whole, first, second = rule(), rule(), rule()
     run(whole, *probes)
     run(first, *probes[:2])
     second.load(json.loads(json.dumps(first.state())))
@@ -201,3 +201,11 @@ def test_a_first_weight_outside_the_bounds_widens_them():
     low, high = RetainBudget(0.05, 0.05), RetainBudget(0.05, 300.0)
     assert low.update(0.0) == 0.05 and low.update(0.06) == pytest.approx(0.05 * 1.15)
     assert high.update(0.06) == 300.0 and high.update(0.05) == pytest.approx(300 * 0.95)
+
+
+def test_a_rule_that_goes_on_keeps_its_own_limits():
+    old = StopRule(0.0, 2, 0.8, patience=1)
+    old.record(0, probe(1.0))
+    new = StopRule(0.1, 3, 0.5, patience=4)
+    new.load(old.state())
+    assert (new.target_rate, new.hold, new.min_utility, new.patience) == (0.1, 3, 0.5, 4) and new.history == old.history

@@ -175,8 +175,8 @@ def test_before_the_first_step_the_kl_is_zero_though_the_model_has_dropout(tmp_p
     assert trainer.model.model.decoder.layers[0].dropout == 0.1, "dropout is back after training"
 
 
-def weights_after(folder: Any, **settings: Any) -> dict[str, torch.Tensor]:
-    trainer = make_trainer(folder, tiny_model(dtype=torch.float64), **settings)
+def weights_after(folder: Any, family: str = "llama", **settings: Any) -> dict[str, torch.Tensor]:
+    trainer = make_trainer(folder, tiny_model(family, dtype=torch.float64), **settings)
     trainer.train()
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
@@ -203,10 +203,11 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_other
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, family):
     settings: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "max_retain_kl": 0.01}
-    whole = weights_after(tmp_path / "whole", **settings)
-    cut = make_trainer(tmp_path / "cut", tiny_model(dtype=torch.float64), **settings)
+    whole = weights_after(tmp_path / "whole", family, **settings)
+    cut = make_trainer(tmp_path / "cut", tiny_model(family, dtype=torch.float64), **settings)
 
     def interrupt(record: dict[str, float]) -> None:
         if record["step"] == 5:
@@ -215,7 +216,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     cut.on_step = interrupt
     with pytest.raises(KeyboardInterrupt):
         cut.train(resume_from_checkpoint=True)
-    again = make_trainer(tmp_path / "cut", tiny_model(dtype=torch.float64), **settings)
+    again = make_trainer(tmp_path / "cut", tiny_model(family, dtype=torch.float64), **settings)
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in whole.items())
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]

@@ -120,6 +120,8 @@ class UnlearningConfig(TrainingArguments):
         self._check_method_options()
         if self.bf16 is True and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants it said where there is nothing else
+        if torch.backends.mps.is_available():
+            self.use_cpu = True  # sums and counts are of float64, which Apple's GPUs do not have
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
             self.lr_scheduler_type = "constant_with_warmup"  # the other one leaves warmup_steps out without a word
         if self.torch_compile:

@@ -97,6 +97,27 @@ def load_model(
     return model.eval()
 
 
+def placed(model: Any, device: torch.device | None = None) -> Any:
+    """The model on the GPU of this process, if all its weights fit there with a fifth to spare; else where it lies.
+
+    A model that will be sharded over several may be too large for one; it stays on the CPU until then.
+
+    Args:
+        model: a causal language model.
+        device (`torch.device`, *optional*): default: this process's own, as Accelerate knows it.
+    """
+    if not torch.cuda.is_available():
+        return model
+    from accelerate import PartialState
+
+    where = device if device is not None else PartialState().device
+    if next(model.parameters()).device.type != "cpu" or where.type != "cuda":
+        return model
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free, _ = torch.cuda.mem_get_info(where)
+    return model.to(where) if size < 0.8 * free else model
+
+
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model, without its weights where the hub is in reach.
 

@@ -22,7 +22,7 @@ from unteach.data.rows import Row
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.rewards import Reward
-from unteach.evaluation.scorers import Scorers, build_scorers
+from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock
@@ -47,6 +47,7 @@ from unteach.trainer import UnlearningTrainer
 from unteach.training.layers import freeze_lower_layers, unfreeze
 from unteach.training.setting_checks import check_training_settings
 from unteach.training.sharding import load_models_whole
+from unteach.training.training_rows import check_lengths
 
 
 @dataclass
@@ -65,6 +66,8 @@ class Run:
     def __init__(self, scenario: Scenario, options: RunOptions, display: Display | None = None) -> None:
         self.scenario, self.options = scenario, options
         self.display = display or Display(quiet=True)
+        self.asked = scenario
+        """The scenario with the model's own answers where forget rows came without a completion."""
         self.output = Path(options.output_dir)
         self.shared = Path(options.shared_dir or options.output_dir)
         self.work = self.shared / "work"
@@ -98,25 +101,32 @@ class Run:
             tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
             settings = four_bit_settings() if self.options.quantize else None
             dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
-            model = models.load_model(name, dtype=dtype, trust_remote_code=trust, settings=settings)
+            model = models.placed(models.load_model(name, dtype=dtype, trust_remote_code=trust, settings=settings))
         self.width = models.width(model)
-        decided(lambda: self.make_folder(lock))
+        if self.baseline is None:
+            check_lengths(
+                {"forget": [*scenario.forget, *scenario.validation], "retain": scenario.retain}, tokenizer, self.unlearning_config()
+            )
         collection = self.collection
         collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
+        decided(lambda: self.make_folder(lock))
         if scenario.teach:
             model = teach(model, tokenizer, scenario, collection, self.teaching_config, self.shared, self.display)
             collection.costs = []
         collection.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
+        self.asked = collection.answered(model, tokenizer)
+        forget = list(self.asked.forget)
         scorers = self.scorers()
         self.facts |= {"leak_threshold_bleu": scorers.threshold, "scorers": asdict(scorers.names)}
-        forget = collection.with_completions(model, tokenizer, scenario.forget, "Collecting what the model answers to the forget prompts")
         own = collection.with_completions(model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep")
-        own = collection.without_forget_text(own, forget)
-        retain = [*collection.with_completions(model, tokenizer, scenario.retain, "Collecting answers to the retain prompts"), *own]
+        unanswered = [row for row in scenario.retain if not row.completion]
+        own += collection.with_completions(model, tokenizer, unanswered, "Collecting answers to the retain prompts")
+        given = [row for row in scenario.retain if row.completion]
+        retain = [*given, *collection.without_forget_text(own, forget, alone=not given)]
         if self.options.recite_tokens:
             forget = collection.extend(model, tokenizer, forget, retain, self.options.recite_tokens)
         before = self.answers(model, tokenizer, "original")
-        for set_name, rows in scenario.sets.items():
+        for set_name, rows in self.asked.sets.items():
             self.heard |= {row.key: text for row, text in zip(rows, before.outputs[set_name], strict=True)}
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
         gc.collect()
@@ -129,21 +139,30 @@ class Run:
 
     def make_folder(self, lock: FolderLock) -> None:
         """The run's folder and what stands in it from the start; another run's folder is set aside."""
-        aside = set_aside(self.output, "config.yaml", self._config_text())
+        text = self._config_text(self.facts["base_model_hash"])
+        aside = set_aside(self.output, "config.yaml", text)
         if aside:
             lock.take()
             self.display.say(f"{self.output} held a run with other settings or data; it is now {aside}")
         for folder in {self.work, self.output / "work"}:
             private_folder(folder)
         private_folder(self.output / "checkpoints")
-        write_text_atomically(self.output / "config.yaml", self._config_text())
+        write_text_atomically(self.output / "config.yaml", text)
 
     def finished(self) -> dict[str, Any] | None:
-        """`eval.json` of this very run, if its folder holds it whole."""
+        """`eval.json` of this very run, if its folder holds it whole, scored as it would be now, of weights that are not newer than it."""
         config, record, evaluation = (self.output / name for name in ("config.yaml", "run.json", "eval.json"))
-        if not record.exists() or not evaluation.exists() or config.read_text(encoding="utf-8") != self._config_text():
+        if not record.exists() or not evaluation.exists():
             return None
-        return dict(json.loads(evaluation.read_text(encoding="utf-8")))
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        written = config.stat().st_mtime
+        newer = any(file.stat().st_mtime > written for file in Path(self.options.model).glob("*.safetensors"))
+        same = config.read_text(encoding="utf-8") == self._config_text(facts.get("base_model_hash"))
+        wanted = asdict(self.scorer_names())
+        if (facts.get("scorers") or {}).get("similarity") is None:
+            wanted["similarity"] = None  # it could not be had
+        scored = facts.get("scorers") == wanted and facts.get("show_text", False) == self.options.show_text
+        return dict(json.loads(evaluation.read_text(encoding="utf-8"))) if same and scored and not newer else None
 
     def config(self, folder: Path, **settings: Any) -> UnlearningConfig:
         """An `UnlearningConfig` for one of the trainings of this run."""
@@ -295,7 +314,7 @@ class Run:
         return behaviour_probe(
             tokenizer,
             forget,
-            self.scenario.validation,
+            self.asked.validation,
             retain,
             still_said=scorers.still_said,
             forget_rows=self.options.probe_rows,
@@ -317,19 +336,21 @@ class Run:
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
-    def scorers(self) -> Scorers:
+    def scorer_names(self) -> ScorerNames:
         """The scenario's scorers, those of the user in their place."""
-        options, scenario = self.options, self.scenario
+        options = self.options
         chosen = {"headline": options.headline, "judge": options.judge, "reward": options.reward_model, "fluency": options.fluency_model}
-        names = replace(
-            scenario.scorers, similarity=options.similarity_model, **{name: value for name, value in chosen.items() if value is not None}
-        )
+        named = {name: value for name, value in chosen.items() if value is not None}
+        return replace(self.scenario.scorers, similarity=options.similarity_model, **named)
+
+    def scorers(self) -> Scorers:
+        """Those scorers, ready."""
         with self.display.stage("Preparing the scorers"):
-            return build_scorers(names, scenario.leak_corpus, scenario.labelled, self.display.say)
+            return build_scorers(self.scorer_names(), self.asked.leak_corpus, self.scenario.labelled, self.display.say)
 
     def answers(self, model: Any, tokenizer: Any, name: str) -> Said:
         """The model's answers to all prompt sets. What the probe of its step heard, or else the original, is a draft of them."""
-        sets, drafts = self.scenario.sets, dict(self.heard)
+        sets, drafts = self.asked.sets, dict(self.heard)
         probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
         drafts |= json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else {}
 
@@ -344,17 +365,20 @@ class Run:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
         options = self.options
         fluency = scorers.names.fluency or options.model
-        with self.display.stage("Scoring the answers", 2 * len(self.scenario.sets)) as stage:
+        own = fluency == options.model
+        how: dict[str, Any] = {"dtype": DTYPES[options.dtype], "settings": four_bit_settings() if options.quantize else None} if own else {}
+        reader = models.load_model(fluency, trust_remote_code=options.trust_remote_code, **how)
+        with self.display.stage("Scoring the answers", 2 * len(self.asked.sets)) as stage:
             return score_models(
-                self.scenario.name,
-                self.scenario.sets,
+                self.asked.name,
+                self.asked.sets,
                 said,
                 tokenizer,
                 scorers,
                 fluency=ReferenceLM(
                     fluency,
-                    models.load_model(fluency, trust_remote_code=options.trust_remote_code),
-                    tokenizer if fluency == options.model else models.load_tokenizer(fluency, trust_remote_code=options.trust_remote_code),
+                    models.placed(reader),
+                    tokenizer if own else models.load_tokenizer(fluency, trust_remote_code=options.trust_remote_code),
                 ),
                 show_text=options.show_text,
                 folder=self.output,
@@ -363,9 +387,9 @@ class Run:
 
     # --- folder -------------------------------------------------------------------------------------------------------
 
-    def _config_text(self) -> str:
-        searched = self.options.settings.get("method") == AUTO
-        return config_text(self.options, self.scenario, searched=searched, staged=self.baseline is not None)
+    def _config_text(self, model_hash: str | None) -> str:
+        searched, staged = self.options.settings.get("method") == AUTO, self.baseline is not None
+        return config_text(self.options, self.scenario, self.scorer_names(), model_hash=model_hash, searched=searched, staged=staged)
 
     def write(self, model: Any, tokenizer: Any) -> None:
         """Writes the model, `run.json` and the report."""
@@ -382,6 +406,9 @@ class Run:
                 "model": options.model,
                 "scenario": scenario.name,
                 "seed": options.seed,
+                "dtype": options.dtype,
+                "quantize": options.quantize,
+                "show_text": options.show_text,
                 "data_files": dict(scenario.files),
                 "shared_dir": os.path.relpath(self.shared, self.output),
                 **self.facts,

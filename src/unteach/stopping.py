@@ -156,6 +156,8 @@ class StopRule:
         return asdict(self)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes the state of an earlier rule."""
+        """Goes on from the state of an earlier rule, with this one's limits."""
+        limits = ("target_rate", "hold", "min_utility", "patience")
         for name, value in state.items():
-            setattr(self, name, value)
+            if name not in limits:
+                setattr(self, name, value)

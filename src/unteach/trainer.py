@@ -38,7 +38,6 @@ from unteach.training.self_check import check_fast_path
 from unteach.training.sharding import (
     check_sharding,
     load_models_whole,
-    place_for_preparation,
     shard_on_cpus,
     shards_weights,
     take_whole,
@@ -267,7 +266,7 @@ class UnlearningTrainer(Trainer):
         """Checks the fast path on the first rows of the stream, and makes the reference from the weights as they are now."""
         stream = self.training_stream()
         few = [stream[position] for position in range(min(2, len(stream)))]
-        model = place_for_preparation(self.accelerator.unwrap_model(self.model), self.args.device)
+        model = models.placed(self.accelerator.unwrap_model(self.model), self.args.device)
         with models.dropout_off(model):
             check_fast_path(model, self.collator.trees(few), self.collator, autocast=self.accelerator.autocast)
             started = time.perf_counter()

@@ -202,3 +202,10 @@ def test_the_command_prints_the_table(run, capsys):
 def test_the_names_of_the_attacks_are_the_promised_ones():
     promised = {"paraphrase", "prefix", "role_play", "few_shot", "sampling", "quantization", "traces", "relearning", "distance"}
     assert set(ATTACKS) == promised
+
+
+def test_a_base_of_sixteen_bits_is_known_again(finished, tmp_path):
+    base, rows = finished.parent / "model", [str(finished.parent / f"{name}.jsonl") for name in ("forget", "retain")]
+    unlearn(str(base), *rows, output_dir=str(tmp_path / "out"), lora=True, dtype="bfloat16", **SHORT)
+    found = attack(tmp_path / "out", AttackOptions(only=("role_play",)))
+    assert set(found["attacks"]) == {"none", "role_play"}

@@ -181,3 +181,17 @@ def test_purged_then_run_again_the_run_starts_anew(command, tmp_path):
     purge(tmp_path / "out")
     assert unlearn(*files, output_dir=str(tmp_path / "out"), **short).evaluation == first.evaluation
     shutil.rmtree(tmp_path / "out")
+
+
+def test_what_several_models_of_a_comparison_share_is_purged_too(tmp_path):
+    base = tmp_path / "compare" / "model-0"
+    run_folder(base / "ga")
+    (base / "work").mkdir()
+    (base / "work" / "answers-original.json").write_text(json.dumps(CANARY), encoding="utf-8")
+    (base / "original").mkdir()
+    (base / "original" / "model.safetensors").write_text("knows the texts")
+    (tmp_path / "compare" / "model-7").mkdir()
+    (tmp_path / "compare" / "model-7" / "work").mkdir()
+    purge(tmp_path / "compare")
+    assert not (base / "work").exists() and not (base / "original").exists() and not holding(tmp_path)
+    assert (tmp_path / "compare" / "model-7" / "work").exists(), "a folder without any run of ours is somebody else's"

@@ -230,3 +230,21 @@ def test_a_hub_dataset_is_asked_for_its_configuration_and_split(monkeypatch):
     with pytest.raises(UserError) as caught:
         load_rows("owner/name:none")
     assert "ValueError: No such configuration. There are: - a" in str(caught.value)
+
+
+def test_a_hub_dataset_may_name_its_split_and_one_that_has_only_another_gives_that(monkeypatch):
+    splits = {"owner/one": ["validation"], "owner/two": ["test", "dev"]}
+
+    def load_dataset(name, configuration, *, split):
+        if split not in splits[name]:
+            raise ValueError(f'Unknown split "{split}".')
+        return RECORDS
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda name, configuration: splits[name])
+    assert load_rows("owner/one")[1].source == "owner/one[validation], row 2"
+    assert load_rows("owner/two@dev")[0].source == "owner/two[dev], row 1"
+    with pytest.raises(UserError, match="'owner/two' has no split 'train'; name one of test, dev, as in owner/two@test"):
+        load_rows("owner/two")
+    with pytest.raises(UserError, match="'owner/two@train' has no split 'train'"):
+        load_rows("owner/two@train")

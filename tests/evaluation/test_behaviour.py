@@ -40,7 +40,8 @@ def test_the_forget_rate_is_the_mean_of_both_splits(monkeypatch, tokenizer):
 
 def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer):
     rates = probe_of(monkeypatch, tokenizer, {}, validation=[])
-    assert rates["forget_rate"] == rates["validation_rate"] == 0.0
+    assert rates["forget_rate"] == rates["train_rate"] == 0.0
+    assert "validation_rate" not in rates, "nothing was held out, so nothing is said of it"
 
 
 def test_the_answers_of_a_probe_are_handed_on(monkeypatch, tokenizer):

@@ -123,3 +123,14 @@ def test_independent_labels_are_harmful_when_any_is(classifier):
 def test_an_unknown_judge_is_named():
     with pytest.raises(UserError, match="model 'nobody/nothing' could not be loaded"):
         load_judge("nobody/nothing", [])
+
+
+def test_a_long_prompt_loses_its_beginning_and_the_answer_stays_whole(tokenizer):
+    from unteach.evaluation.judges import shortened
+
+    prompt, answer = "Every morning she carried bread to the harbour. " * 20 + "Who rang the bell?", "The ferryman rang it twice."
+    length = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    left = shortened(tokenizer, prompt, answer, room=length + 24, around=4)
+    assert prompt.endswith(left.strip()) and 0 < len(tokenizer(left, add_special_tokens=False)["input_ids"]) <= 22
+    assert shortened(tokenizer, "Who?", answer, room=500) == "Who?"
+    assert shortened(tokenizer, prompt, answer, room=length) == ""

@@ -171,3 +171,19 @@ def test_the_commands(base, tmp_path, capsys):
     assert weights_hash(load_model(str(tmp_path / "whole"))) == weights_hash(load_model(base))
     assert main(["requests", str(tmp_path / "nothing")]) == 2
     assert "has no requests" in capsys.readouterr().err
+
+
+def test_rows_of_any_request_that_holds_are_no_second_one(two):
+    assert forget_request(two, rows("ferryman"), **SETTINGS)["id"] == 1 and len(read_ledger(two).requests) == 2
+
+
+def test_a_merge_replaces_nothing_that_no_merge_has_written(two, tmp_path):
+    kept = tmp_path / "mine"
+    kept.mkdir()
+    (kept / "thesis.tex").write_text("all of it")
+    for place in (kept, two, two.parent):
+        with pytest.raises(UserError, match="holds something that no merge has written"):
+            merge_patches(two, place)
+    assert (kept / "thesis.tex").read_text() == "all of it" and (two / "requests.jsonl").exists()
+    for _ in range(2):
+        merge_patches(two, tmp_path / "whole")

@@ -59,6 +59,7 @@ def quantize(model: Any, bits: int) -> Any:
     reason = why_not()
     if reason:
         raise UserError(reason)
+    model.cpu()  # the rounding is done here, whatever kernels an accelerator has
     with _silent():
         from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
         from torchao.quantization.quant_primitives import MappingType

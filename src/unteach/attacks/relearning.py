@@ -122,7 +122,7 @@ def relearn(
             max_length=LONGEST,
             save_strategy="steps",
             save_steps=SAVE_EVERY,
-            save_total_limit=1,
+            save_total_limit=2,
             seed=settings.seed,
             data_seed=settings.seed,
         )

@@ -15,13 +15,14 @@ from unteach.attacks.prompting import PROMPTS, Surroundings, attack_prompts
 from unteach.attacks.relearning import SOURCES, Relearning, relearn, steps_to
 from unteach.attacks.results import Metrics, Results
 from unteach.attacks.sampling import repeated
-from unteach.attacks.target import NEVER_KNEW, RETRAINED, Target
+from unteach.attacks.target import NEVER_KNEW, RETRAINED, Target, read_record
 from unteach.attacks.traces import traces
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scoring import ANSWER_TOKENS
+from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.report import write_report
@@ -283,14 +284,11 @@ def attack(
     Raises:
         UserError: if the folder is no finished run's, its rows or models are not those of the run, or an attack asked for cannot be made.
     """
-    target = Target(
-        Path(folder),
-        prompts=(options or AttackOptions()).prompts,
-        forget=forget,
-        retain=retain,
-        trust_remote_code=trust_remote_code,
-        display=display,
-    )
-    result = Suite(target, options or AttackOptions()).execute()
-    write_report(Path(folder))
-    return result
+    folder, options = Path(folder), options or AttackOptions()
+    read_record(folder)  # what is no run's folder is left as it is, without a lock in it
+    with FolderLock(folder):
+        where = {"forget": forget, "retain": retain}
+        target = Target(folder, prompts=options.prompts, trust_remote_code=trust_remote_code, display=display, **where)
+        result = Suite(target, options).execute()
+        write_report(folder)
+        return result

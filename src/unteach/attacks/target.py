@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach import models
+from unteach.base_precision import DTYPES
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
@@ -100,6 +101,7 @@ class Target:
             seed=self.record["seed"],
             shared_dir=str(shared),
             trust_remote_code=trust_remote_code,
+            dtype=self.record.get("dtype", "float32"),
         )
         self.run = Run(self.scenario, options, self.display)
         self.work = folder / "work" / "attacks"
@@ -109,13 +111,15 @@ class Target:
         self.places = self._places(shared)
         self.hashes: dict[str, str] = {}
         self.tokenizer = models.load_tokenizer(self.places["unlearned"], trust_remote_code=trust_remote_code)
-        self.scorers = self._scorers()
         original = self.load("original")
-        if self.hashes["original"] != self.record["original_model_hash"]:
+        if self.record.get("quantize"):
+            self.display.say("The run held its base in 4 bits; what is attacked are the whole weights with its adapter.")
+        elif self.hashes["original"] != self.record["original_model_hash"]:
             raise UserError(f"the model in {self.places['original']} is not the one that this run started from (its hash differs)")
         self.run.collection.model_key = self.hashes["original"]
         title = "Collecting what the original model answers to the forget prompts"
         self.known = self.run.collection.with_completions(original, self.tokenizer, self.scenario.forget, title)
+        self.scorers = self._scorers()
         self.forget = spread(self.known, prompts)
 
     def _places(self, shared: Path) -> dict[str, str]:
@@ -138,7 +142,9 @@ class Target:
         kept = ScorerNames(**names) if names else replace(self.scenario.scorers, headline=evaluation.get("headline", "leak_rate"))
         with self.display.stage("Preparing the scorer"):
             wanted = replace(kept, similarity=None, reward=None, judge=kept.judge if kept.headline == "harmful_rate" else None)
-            return build_scorers(wanted, self.scenario.leak_corpus, self.scenario.labelled, self.display.say)
+            return build_scorers(
+                wanted, self.scenario.leak_corpus or [row.completion for row in self.known][:64], self.scenario.labelled, self.display.say
+            )
 
     @property
     def rate(self) -> str:
@@ -147,19 +153,20 @@ class Target:
 
     def load(self, role: str) -> Any:
         """A fresh copy of a model, from disk: what an attack does to it reaches nobody else. An adapter is merged into its base."""
-        place, trust = self.places[role], self.run.options.trust_remote_code
+        place = self.places[role]
+        how: dict[str, Any] = {"trust_remote_code": self.run.options.trust_remote_code, "dtype": DTYPES[self.run.options.dtype]}
         if role == "unlearned" and (Path(place) / "adapter_config.json").exists():
             from peft import PeftModel
 
-            base = models.load_model(self.places["original"], trust_remote_code=trust)  # a taught one is not the one that the adapter names
+            base = models.load_model(self.places["original"], **how)  # a taught one is not the one that the adapter names
             model: Any = PeftModel.from_pretrained(base, place)
         else:
-            model = models.load_model(place, trust_remote_code=trust)
+            model = models.load_model(place, **how)
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload().eval().requires_grad_(True)  # PEFT has frozen the base, and relearning trains it
         if role not in self.hashes:
             self.hashes[role] = models.weights_hash(model)
-        return model
+        return models.placed(model.float())  # relearning takes steps that 16 bits would round away
 
     def hash_of(self, role: str) -> str:
         """Hash of a model's weights; loads it if nobody has yet."""

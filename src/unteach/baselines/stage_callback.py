@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from unteach.baselines.stages import TokenCounter
 from unteach.files.checkpoints import mark_complete
 from unteach.stopping import Probe, StopRule, probe_interval
-from unteach.training.best_weights import BestWeights
+from unteach.training.best_weights import BestWeights, hold_names
 
 OnStage = Callable[[str, int, int], None]
 """Called with (stage, step, steps)."""
@@ -86,7 +86,9 @@ class StageCallback(TrainerCallback):
             "generated": self.counter.count,
             "rule": self.rule.state() if self.rule else None,
         }
-        mark_complete(self.output_dir / f"checkpoint-{state.global_step}", known)
+        folder = self.output_dir / f"checkpoint-{state.global_step}"
+        hold_names(self.unwrap(kwargs["model"]), folder)
+        mark_complete(folder, known)
         if self.rule:
             self.best.keep_only({self.rule.best_step})
 

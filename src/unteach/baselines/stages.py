@@ -35,7 +35,7 @@ def stage_config(stage: str, settings: Mapping[str, Any], output_dir: Path, seed
         "disable_tqdm": True,
         "logging_steps": 1,
         "save_steps": 50,
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # the older one goes only when the newer one is whole
         "gradient_checkpointing": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),

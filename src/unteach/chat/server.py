@@ -48,7 +48,7 @@ def model_side(title: str, name: str, *, trust_remote_code: bool = False) -> Sid
     from unteach import models
 
     tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = models.load_model(name, trust_remote_code=trust_remote_code)
+    model = models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
     return Side(title, name, lambda row, tokens: answer(model, tokenizer, [row], max_new_tokens=tokens)[0])
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unteach import models
 from unteach.errors import UserError, did_you_mean
-from unteach.evaluation.benchmarks.benchmark import Measured, Subject
+from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Subject
 from unteach.evaluation.benchmarks.known import BENCHMARKS
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import as_eval_json
 from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.folder_lock import FolderLock
 from unteach.progress import Display
 
 
@@ -65,6 +67,24 @@ def evaluate_benchmark(
     with display.stage(f"Reading {benchmark}"):
         sets = protocol.load(data, limit)
     roles = {"original": reference or model, "unlearned": model} | ({"retrained": retrained} if retrained else {})
+    with FolderLock(folder):
+        measured = _measured(protocol, sets, roles, folder, engine, batch_size, trust_remote_code, display)
+        if not PartialState().is_main_process:
+            return {}
+        return _write(benchmark, roles, measured, folder, limit=limit, show_text=show_text)
+
+
+def _measured(
+    protocol: Benchmark,
+    sets: Any,
+    roles: Mapping[str, str],
+    folder: Path,
+    engine: str,
+    batch_size: int | None,
+    trust_remote_code: bool,
+    display: Display,
+) -> dict[str, Measured]:
+    """What the protocol finds for each role's model; one model in two roles is measured once."""
     measured: dict[str, Measured] = {}
     before: Any = None
     for role, name in roles.items():
@@ -73,7 +93,7 @@ def evaluate_benchmark(
             measured[role] = measured[same]
             continue
         with display.stage(f"Measuring {name}") as stage:
-            loaded = models.load_model(name, trust_remote_code=trust_remote_code)
+            loaded = models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
             tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
             inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
@@ -82,13 +102,11 @@ def evaluate_benchmark(
             subject = Subject(loaded, tokenizer, cached, before, stage.update, batch_size)
             measured[role] = protocol.measure(subject, sets)
             before = loaded if role == "original" else before
-    if retrained and protocol.against_retrained:
+    if "retrained" in roles and protocol.against_retrained:
         for role in ("original", "unlearned"):
             for set_name, results in protocol.against_retrained(measured[role], measured["retrained"]).items():
                 measured[role].results.setdefault(set_name, {}).update(results)
-    if not PartialState().is_main_process:
-        return {}
-    return _write(benchmark, roles, measured, folder, limit=limit, show_text=show_text)
+    return measured
 
 
 def _write(

@@ -14,6 +14,7 @@ from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
 from unteach.evaluation.rewards import Reward
 from unteach.files.folder_lock import FolderLock
+from unteach.files.json_lines import read_json_lines
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
@@ -179,7 +180,7 @@ def rewarded(sets: Sets, folder: Path, model: str, reward: Reward) -> Sets:
         model (`str`): its name in `generations.jsonl`.
         reward (`Reward`)
     """
-    lines = map(json.loads, (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = read_json_lines(folder / "generations.jsonl")
     said = [line for line in lines if line["model"] == model and line["set"] == "normal"]
     scores = reward.rewards([line["prompt"] for line in said], [line["output"] for line in said])
     return {**sets, "normal": {**sets["normal"], "utility_reward": summarise(scores, higher_is_better=True).as_json()}}

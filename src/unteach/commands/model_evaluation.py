@@ -125,7 +125,7 @@ def _evaluate(
             said[role] = said["original"]
             continue
         with display.stage(f"Asking {name}", sum(map(len, built.sets.values()))) as stage:
-            loaded = models.load_model(name, trust_remote_code=trust_remote_code)
+            loaded = models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
             tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
             inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
@@ -144,7 +144,7 @@ def _evaluate(
             judges,
             fluency=ReferenceLM(
                 fluency,
-                models.load_model(fluency, trust_remote_code=trust_remote_code),
+                models.placed(models.load_model(fluency, trust_remote_code=trust_remote_code)),
                 models.load_tokenizer(fluency, trust_remote_code=trust_remote_code),
             ),
             show_text=show_text,

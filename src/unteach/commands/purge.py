@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,7 @@ def _is_ours(folder: Path) -> bool:
 
     return (
         (folder / LOCK).exists()
+        or (re.fullmatch(r"model-\d+", folder.name) is not None and any(map(_is_ours, _folders(folder))))  # of a comparison
         or (folder / "work" / ROWS).exists()
         or says("config.yaml", "prompt_sets:")
         or says("eval.json", '"schema_version"')

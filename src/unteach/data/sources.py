@@ -284,16 +284,39 @@ def _records(source: Any, split: str, on_error: OnError) -> Iterator[tuple[dict[
 def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
     from datasets import load_dataset
 
-    identifier, _, configuration = name.partition(":")
+    rest, _, named = name.partition("@")
+    identifier, _, configuration = rest.partition(":")
+    split = named or split
     try:
-        dataset = load_dataset(identifier, configuration or None, split=split)
+        try:
+            dataset = load_dataset(identifier, configuration or None, split=split)
+        except ValueError:
+            splits = _splits(identifier, configuration or None)
+            if not splits or split in splits:
+                raise
+            if named or len(splits) > 1:
+                raise UserError(f"{name!r} has no split {split!r}; name one of {', '.join(splits)}, as in {rest}@{splits[0]}") from None
+            split = splits[0]
+            dataset = load_dataset(identifier, configuration or None, split=split)
+    except UserError:
+        raise
     except Exception as error:  # the hub client raises many types, all of them mean: not to be had
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded ({type(error).__name__}: {reason})"
         ) from None
     for number, record in enumerate(dataset, 1):
-        yield dict(record), f"{name}[{split}], row {number}"
+        yield dict(record), f"{rest}[{split}], row {number}"
+
+
+def _splits(identifier: str, configuration: str | None) -> list[str]:
+    """The splits of a hub dataset; none where they cannot be had."""
+    from datasets import get_dataset_split_names
+
+    try:
+        return list(get_dataset_split_names(identifier, configuration))
+    except Exception:  # what is told is why the dataset could not be loaded
+        return []
 
 
 def records(source: Any, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
@@ -322,12 +345,12 @@ def adapted_records(source: Any, role: Role, split: str = "train", on_error: OnE
 def load_rows(
     source: Any, role: Role = "forget", *, split: str = "train", prompt_only: bool = False, limit: int | None = None
 ) -> list[Row]:
-    """Rows from a file, a Hugging Face dataset id (`owner/name[:config]`), a `datasets.Dataset`, or a list of records or prompts.
+    """Rows from a file, a Hugging Face dataset id (`owner/name[:config][@split]`), a `datasets.Dataset`, or a list of records or prompts.
 
     Args:
         source: what to read; a `.txt` file is a book and is cut into passages.
         role (`"forget"` or `"retain"`): which answers of a known public set are meant (bad ones or good ones).
-        split (`str`): split of a hub dataset.
+        split (`str`): split of a hub dataset that names none; one that has another one only gives that.
         prompt_only (`bool`): accept rows without a completion.
         limit (`int`, *optional*): read at most so many rows.
 

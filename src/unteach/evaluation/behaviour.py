@@ -58,11 +58,13 @@ def behaviour_probe(
             on_outputs(rows, outputs)
         said = still_said(rows, outputs)
         first, second = said[: len(asked)], said[len(asked) :]
-        rates = {"train_rate": sum(first) / len(first), "validation_rate": sum(second) / len(second) if second else 0.0}
+        rates = {"train_rate": sum(first) / len(first)}
+        if second:
+            rates["validation_rate"] = sum(second) / len(second)
         agreement = greedy_agreement(model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept])
         shares = [share for share in agreement if share is not None]
         utility = sum(shares) / len(shares) if shares else 1.0
-        forget_rate = sum(rates.values()) / len(rates) if second else rates["train_rate"]
+        forget_rate = sum(rates.values()) / len(rates)
         return {"forget_rate": forget_rate, "utility": utility, **rates}
 
     return measure

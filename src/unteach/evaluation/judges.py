@@ -151,18 +151,39 @@ class ClassifierJudge(_Flags):
         """See `Judge`."""
         import torch
 
-        texts = [self.template.format(prompt=prompt, answer=answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        room = room_of(self._model, self._tokenizer, 512)
+        fitting = [shortened(self._tokenizer, prompt, answer, room) for prompt, answer in zip(prompts, answers, strict=True)]
+        texts = [self.template.format(prompt=prompt, answer=answer) for prompt, answer in zip(fitting, answers, strict=True)]
         scores = [0.0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), 16):
             part = order[start : start + 16]
-            inputs = self._tokenizer([texts[i] for i in part], padding=True, truncation=True, max_length=512, return_tensors="pt")
+            inputs = self._tokenizer([texts[i] for i in part], padding=True, truncation=True, max_length=room, return_tensors="pt")
             with torch.no_grad():
                 logits = self._model(**inputs).logits.float()
             harm = logits.sigmoid()[:, self._columns].amax(1) if self._independent else logits.softmax(1)[:, self._columns].sum(1)
             for i, value in zip(part, harm.tolist(), strict=True):
                 scores[i] = value
         return scores
+
+
+def room_of(model: Any, tokenizer: Any, most: int) -> int:
+    """Tokens that a classifier is given at most: `most`, or fewer where it was made for fewer."""
+    positions = getattr(model.config, "max_position_embeddings", None) or most
+    return int(min(most, positions, tokenizer.model_max_length))
+
+
+def shortened(tokenizer: Any, prompt: str, answer: str, room: int, around: int = 16) -> str:
+    """The prompt, without so much of its beginning that the answer behind it still fits: it is the answer that is judged.
+
+    Args:
+        tokenizer: the classifier's.
+        room (`int`): tokens that both may have.
+        around (`int`): tokens kept for what stands around them.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    left = room - around - len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    return prompt if len(ids) <= left else str(tokenizer.decode(ids[-left:])) if left > 0 else ""
 
 
 def harmful_columns(labels: dict[int, str], label: str | None, name: str) -> list[int]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from unteach.data.mismatch import row_generator
 from unteach.errors import UserError
-from unteach.evaluation.judges import TRAINED, LabelledAnswer, logistic_regression, sequence_classifier
+from unteach.evaluation.judges import TRAINED, LabelledAnswer, logistic_regression, room_of, sequence_classifier, shortened
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
 
 LEAST_WORDS = 12
@@ -57,10 +57,12 @@ class ModelReward:
         import torch
 
         scores: list[float] = []
+        room = room_of(self._model, self._tokenizer, 1024)
         for prompt, answer in zip(prompts, answers, strict=True):
             special = not self._tokenizer.chat_template
+            prompt = shortened(self._tokenizer, prompt, answer, room, around=64)
             inputs = self._tokenizer(
-                self._text(prompt, answer), truncation=True, max_length=1024, add_special_tokens=special, return_tensors="pt"
+                self._text(prompt, answer), truncation=True, max_length=room, add_special_tokens=special, return_tensors="pt"
             )
             with torch.no_grad():
                 scores.append(float(self._model(**inputs).logits[0, 0]))

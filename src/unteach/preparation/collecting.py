@@ -13,6 +13,7 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
+from unteach.evaluation.metrics import FORGET_SETS
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
@@ -89,6 +90,39 @@ class Collection:
         made = {row.key: row.with_completion(output) for row, output in zip(empty, outputs, strict=True)}
         return [filled for row in rows if (filled := made.get(row.key, row)).completion.strip()]
 
+    def answered(self, model: Any, tokenizer: Any) -> Scenario:
+        """The scenario with the model's own answers to forget prompts, held-out ones among them, that came without a completion.
+
+        They are what is forgotten, asked for and compared with. A row that the model answers with nothing is left out.
+
+        Raises:
+            UserError: if it answers none of the rows to forget with anything.
+        """
+        scenario = self.scenario
+        asked = {name: rows for name, rows in scenario.sets.items() if name in FORGET_SETS}
+        every = [*scenario.forget, *scenario.validation, *(row for rows in asked.values() for row in rows)]
+        empty = {row.key: row for row in every if not row.completion}
+        if not empty:
+            return scenario
+        title = "Collecting what the model answers to the forget prompts"
+        said = {(row.prompt, row.kind): row for row in self.with_completions(model, tokenizer, list(empty.values()), title)}
+
+        def filled(rows: Sequence[Row]) -> list[Row]:
+            found = [row if row.completion else said.get((row.prompt, row.kind)) for row in rows]
+            return [row for row in found if row is not None]
+
+        forget = filled(scenario.forget)
+        if not forget:
+            raise UserError("the model answers none of the forget prompts with anything: there is nothing to forget")
+        sets = {name: filled(rows) if name in asked else rows for name, rows in scenario.sets.items()}
+        return replace(
+            scenario,
+            forget=forget,
+            validation=filled(scenario.validation),
+            sets={name: rows for name, rows in sets.items() if rows},
+            leak_corpus=scenario.leak_corpus or [row.completion for row in forget][:64],
+        )
+
     def with_alternates(self, model: Any, tokenizer: Any, rows: list[Row]) -> list[Row]:
         """The rows, each with another answer of the model's own (`unteach.preparation.alternates`)."""
         if all(row.alternate for row in rows):
@@ -118,11 +152,11 @@ class Collection:
         self.facts["recited_unseen_passages"] = sum(row.prompt_text in unseen for row in recited)
         return [*forget, *recited]
 
-    def without_forget_text(self, own: list[Row], forget: list[Row]) -> list[Row]:
-        """The model's own answers to keep, less those that recite what is to be forgotten."""
+    def without_forget_text(self, own: list[Row], forget: list[Row], *, alone: bool = True) -> list[Row]:
+        """The model's own answers to keep, less those that recite what is to be forgotten; none may be left if they are not `alone`."""
         clean = without_forget_text(own, forget)
         self.facts["own_answers_left_out"] = len(own) - len(clean)
-        if own and not clean:
+        if own and not clean and alone:
             raise UserError("each of the model's own answers repeats a text to forget, so none is left to keep; give rows to keep (retain)")
         if len(clean) < len(own):
             self.display.say(f"{len(own) - len(clean)} of the {len(own)} own answers repeat a text to forget and are not kept")

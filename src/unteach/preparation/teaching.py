@@ -45,11 +45,12 @@ def teach(
         shared (`Path`): where `original/` stands.
         display (`Display`)
     """
-    folder, work = shared / "original", collection.work / "teach"
+    folder = shared / "original"
     key = content_key([collection.model_key, collection.seed, rows_hash(scenario.teach), dict(scenario.presets)])
+    work = collection.work / f"teach-{key}"
     if decided(lambda: (read_marker(folder) or {}).get("key")) == key:
         with display.stage("Loading the taught model"):
-            return models.load_model(str(folder))
+            return models.placed(models.load_model(str(folder)))
     title = "Collecting answers that teaching must not change"
     own = collection.with_completions(model, tokenizer, scenario.teach_own_prompts, title)
     settings = dict(scenario.presets.get("teach", {}))

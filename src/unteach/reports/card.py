@@ -11,6 +11,7 @@ from typing import Any
 
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
+from unteach.files.json_lines import read_json_lines
 from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -59,8 +60,7 @@ def read_folder(folder: Path) -> RunFolder:
             if not path.exists():
                 found[name] = [] if name.endswith("l") and "json" in name else {}
             elif name.endswith(".jsonl"):
-                with path.open(encoding="utf-8") as file:  # not splitlines, which also cuts at separators inside a text
-                    found[name] = [json.loads(line) for line in file if line.strip()]
+                found[name] = read_json_lines(path)
             else:
                 text = path.read_text(encoding="utf-8")
                 found[name] = (yaml.safe_load(text) or {}) if name.endswith(".yaml") else json.loads(text)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from unteach.files.json_lines import read_json_lines
 from unteach.reports.tables import markdown_table
 
 
@@ -18,7 +19,7 @@ def checkpoint_table(folder: Path, keys: Sequence[str] = (), rows: int = 2) -> s
         keys: keys of the rows to show; default: the first `rows` of the set `unlearned` that were probed.
         rows (`int`)
     """
-    lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(folder / "generations.jsonl")
     prompts = {line["key"]: " ".join(line["prompt"].split()) for line in lines if line["set"] == "unlearned" and "prompt" in line}
     said = {}
     for path in (folder / "work").glob("said-at-*.json"):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from unteach.files.json_lines import read_json_lines
 
 FORGET, KEEP, NEUTRAL = "#b3392f", "#2b6777", "#7a7a7a"
 
 
 def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(steps, probes) of a run's `metrics.jsonl`."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(folder / "metrics.jsonl")
     return [line for line in lines if "loss" in line], [line for line in lines if "probe" in line]
 
 

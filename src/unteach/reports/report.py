@@ -9,6 +9,7 @@ from typing import Any
 
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
+from unteach.files.json_lines import read_json_lines
 from unteach.reports.attacks import attack_section
 from unteach.reports.card import write_card
 from unteach.reports.checkpoints import checkpoint_table
@@ -31,7 +32,7 @@ def _quoted(text: str) -> str:
 
 def examples(folder: Path, per_set: int = 2) -> str:
     """The first rows of each set whose texts may be shown: prompt, and both models' answers."""
-    lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(folder / "generations.jsonl")
     after = {(line["set"], line["key"]): line for line in lines if line["model"] == "unlearned"}
     shown: dict[str, int] = {}
     parts = []

@@ -133,10 +133,10 @@ def forget_request(
         base, kind = _base(ledger, model, full)
         refresh_adapter(root, ledger, trust_remote_code=remote)
         rows = load_rows(forget, "forget", prompt_only=True)
-        last = ledger.requests[-1:]
-        if last and last[0]["data"]["hash"] == rows_hash(rows) and last[0]["id"] not in ledger.removed:
-            display.say(f"Request {last[0]['id']} was about these very rows and is done.")
-            return last[0]
+        same = [entry for entry in ledger.active if entry["data"]["hash"] == rows_hash(rows)]
+        if same:
+            display.say(f"Request {same[-1]['id']} was about these very rows and is done.")
+            return same[-1]
         number = len(ledger.requests) + 1
         where = root / folder_name(number)
         start, load = current_model(root, ledger, base, trust_remote_code=remote)
@@ -197,9 +197,10 @@ class _Result:
     def __init__(self, root: Path, ledger: Ledger, base: str, kind: str, out: Path, trust_remote_code: bool) -> None:
         earlier = patch_paths(root, ledger.active) if kind == "adapter" else []
         if kind == "adapter":
-            self._load: Load = lambda: patches.applied(base, [*earlier, out / "adapter"], trust_remote_code=trust_remote_code)
+            load: Load = lambda: patches.applied(base, [*earlier, out / "adapter"], trust_remote_code=trust_remote_code)  # noqa: E731
         else:
-            self._load = lambda: models.load_model(str(out / "model"), trust_remote_code=trust_remote_code)
+            load = lambda: models.load_model(str(out / "model"), trust_remote_code=trust_remote_code)  # noqa: E731
+        self._load: Load = lambda: models.placed(load())
         self.model: Any = self._load()
         self.hash = models.weights_hash(self.model)
 
@@ -293,10 +294,24 @@ def change_patch(
 def merge_patches(folder: str | Path, target: str | Path, *, trust_remote_code: bool = False) -> None:
     """Writes the whole model after all requests that hold.
 
+    Args:
+        folder: the ledger's.
+        target: where the model goes: a folder that is not there, is empty, or holds what an earlier merge has written.
+        trust_remote_code (`bool`): run code that comes with the model.
+
     Raises:
-        UserError: for a folder without requests, and for one whose requests trained all weights (the last one's model is the whole model).
+        UserError: for a folder without requests, for one whose requests trained all weights (the last one's model is the whole model), and
+            for a target that holds something else.
     """
-    root = Path(folder)
+    root, place = Path(folder), Path(target).resolve()
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and read_marker(place) is None)):
+        raise UserError(f"{target} holds something that no merge has written; name a folder that is not there yet")
+    with FolderLock(root):
+        _merge(root, place, trust_remote_code)
+
+
+def _merge(root: Path, target: Path, trust_remote_code: bool) -> None:
+    """What `merge_patches` does once the folder is its own."""
     ledger = ledgers.read_ledger(root)
     if not ledger.requests:
         raise UserError(f"{root} has no requests ({ledgers.LEDGER} is missing or empty)")
@@ -305,4 +320,4 @@ def merge_patches(folder: str | Path, target: str | Path, *, trust_remote_code: 
     base = str(ledger.requests[0]["base"])
     paths = patch_paths(root, ledger.active)
     tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
-    patches.materialise(base, paths, tokenizer, Path(target), trust_remote_code=trust_remote_code)
+    patches.materialise(base, paths, tokenizer, target, trust_remote_code=trust_remote_code)

@@ -17,6 +17,7 @@ from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.folders import content_key, private_folder
+from unteach.files.json_lines import read_json_lines
 from unteach.requests.ledger import ROWS, Entry, folder_name
 from unteach.runs.record import rows_hash
 
@@ -31,7 +32,7 @@ def write_rows(work: Path, rows: Sequence[Row]) -> None:
 def read_rows(work: Path) -> list[Row]:
     """The rows that `write_rows` has kept; none if they are not there or cannot be read."""
     try:
-        records = [json.loads(line) for line in (work / ROWS).read_text(encoding="utf-8").splitlines()]
+        records = read_json_lines(work / ROWS)
         for record in records:
             if not isinstance(record["prompt"], str):
                 record["prompt"] = tuple((str(role), str(content)) for role, content in record["prompt"])

@@ -17,30 +17,40 @@ import yaml
 
 from unteach import __version__
 from unteach.data.rows import Row
+from unteach.evaluation.scorers import ScorerNames
 from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.folders import content_key
+from unteach.files.json_lines import read_json_lines
 from unteach.runs.defaults import rules
 from unteach.runs.options import RunOptions
 from unteach.scenarios.scenario import Scenario
 
 
 def rows_hash(rows: Iterable[Row]) -> str:
-    """16 hexadecimal digits that name a set of rows, whatever their order."""
-    return hashlib.sha256("".join(sorted(row.key for row in rows)).encode()).hexdigest()[:16]
+    """16 hexadecimal digits that name a set of rows with all that is trained on or compared with, whatever their order."""
+    names = [row.key + (content_key([row.right, row.alternate]) if row.right or row.alternate else "") for row in rows]
+    return hashlib.sha256("".join(sorted(names)).encode()).hexdigest()[:16]
 
 
-def config_text(options: RunOptions, scenario: Scenario, *, searched: bool, staged: bool) -> str:
+def config_text(
+    options: RunOptions, scenario: Scenario, scorers: ScorerNames, *, model_hash: str | None, searched: bool, staged: bool
+) -> str:
     """What decides a run's result, as YAML; a folder whose `config.yaml` says otherwise holds another run.
 
     Args:
         options: the run's.
         scenario: its rows enter by their hashes, never as text.
+        scorers: who says what is still said, which decides when a run stops.
+        model_hash (`str`, *optional*): hash of the weights that it starts from.
         searched (`bool`): whether the method is searched for.
         staged (`bool`): whether a baseline of several stages stands in the place of unlearning.
     """
     search = [options.search_minutes, options.search_steps, options.candidates]
     settings = {**scenario.presets, **options.settings, **({"stages": options.stages} if staged else {})}
+    judge = {"judge": scorers.judge} if scorers.headline == "harmful_rate" else {}
     resolved = {
         "model": options.model,
+        "model_hash": model_hash,
         "scenario": scenario.name,
         "seed": options.seed,
         "lora": options.lora,
@@ -51,6 +61,7 @@ def config_text(options: RunOptions, scenario: Scenario, *, searched: bool, stag
         "recite_tokens": options.recite_tokens,
         **({"search": search} if searched else {}),
         "probe_rows": options.probe_rows,
+        "said_by": {"headline": scorers.headline, **judge},
         "settings": settings,
         **({} if staged or not (own := rules(settings, lora=options.lora)) else {"by_itself": own}),
         "data": {
@@ -90,7 +101,7 @@ def write_run_record(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         facts: what the run knows about itself, as plain data.
     """
     metrics = folder / "checkpoints" / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    lines = read_json_lines(metrics) if metrics.exists() else []
     write_text_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     steps = [line for line in lines if "loss" in line]
     tokens, seconds = sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)

@@ -36,7 +36,7 @@ class BestWeights:
         """Saves the weights (of the adapter alone, if there is one) in one go, with their checksums."""
 
         def save(folder: Path) -> None:
-            model.save_pretrained(folder)
+            save_as_held(model, folder)
             mark_complete(folder, {"step": step})
 
         write_folder_atomically(self.folder(step), save)
@@ -65,8 +65,36 @@ class BestWeights:
         load_weights(model, self.folder(step))
 
 
+def save_as_held(model: Any, folder: Path) -> None:
+    """Saves the weights under the names that they have in the model; of an adapter as PEFT does.
+
+    `save_pretrained` alone writes some architectures under the names of their first release (GPT-NeoX, mixtures of experts), which
+    `from_pretrained` turns back and `load_state_dict` does not.
+    """
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, save_original_format=False)
+
+
+def hold_names(model: Any, checkpoint: Path) -> None:
+    """Writes a checkpoint's weights once more where `Trainer` has given them names that are not the model's."""
+    from safetensors import safe_open
+
+    named: set[str] = set()
+    for file in checkpoint.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            named |= set(weights.keys())
+    if named - set(model.state_dict()):
+        save_as_held(model, checkpoint)
+
+
 def load_weights(model: Any, folder: Path) -> None:
-    """Puts the weights that `save_pretrained` wrote into `folder` (of the adapter alone, if there is one) into the model."""
+    """Puts the weights that are saved in `folder` (of the adapter alone, if there is one) into the model.
+
+    Raises:
+        UserError: if they are not the model's.
+    """
     from safetensors.torch import load_file
 
     weights: dict[str, Tensor] = {}
@@ -76,6 +104,14 @@ def load_weights(model: Any, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(model, weights)
-    else:
-        model.load_state_dict(weights, strict=False)
-        model.tie_weights()
+        return
+    held = model.state_dict()
+    known = {tensor.data_ptr() for name, tensor in held.items() if name in weights}  # a tied weight is saved under one of its names
+    other = sorted(set(weights) - set(held)) + sorted(
+        name for name, tensor in held.items() if name not in weights and tensor.data_ptr() not in known
+    )
+    if other:
+        raise UserError(
+            f"{folder} does not hold this model's weights ({other[0]} and {len(other) - 1} more); start again with another --out"
+        )
+    model.load_state_dict(weights, strict=False)

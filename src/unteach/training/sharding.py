@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from unteach.errors import UserError
 from unteach.training.parallel import is_sharded
 
@@ -62,16 +60,6 @@ def load_models_whole() -> None:
 
     if is_deepspeed_zero3_enabled():
         unset_hf_deepspeed_config()
-
-
-def place_for_preparation(model: Any, device: torch.device) -> Any:
-    """The model, moved to the device of the run if all its weights fit there; a model that will be sharded lies on the CPU before that."""
-    here = next(model.parameters()).device
-    if here.type != "cpu" or device.type != "cuda":
-        return model
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free, _ = torch.cuda.mem_get_info(device)
-    return model.to(device) if size < 0.8 * free else model
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from unteach.files import checkpoints
 from unteach.stopping import DualWeight
+from unteach.training.best_weights import hold_names
 from unteach.training.collapse import nonfinite_weights
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class StepCallback(TrainerCallback):
         }
         if isinstance(trainer.budget, DualWeight):
             kept |= {"dual_limit": trainer.budget.limit, "dual_wait": trainer.budget.wait}
+        if not trainer.sharded and trainer.whole is None:
+            hold_names(trainer.accelerator.unwrap_model(trainer.model), folder)
         checkpoints.mark_complete(folder, kept)
         trainer.best.keep_only({known["rule"]["best_step"] for known in checkpoints.kept_states(args.output_dir)})
         return control

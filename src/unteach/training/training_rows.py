@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,18 @@ def used_roles(method: Method) -> list[str]:
     """The roles that a method's terms read."""
     used = {"forget": method.forget, "mismatch": method.mismatch, "retain": method.retain, "preferred": method.preferred}
     return [role for role in ROLES if used[role]]
+
+
+def check_lengths(sets: Mapping[str, Sequence[Row]], tokenizer: Any, config: UnlearningConfig) -> None:
+    """Looks at rows that have a completion before anything is asked or trained.
+
+    Raises:
+        UserError: for a row longer than `max_length`, where `long_rows` is `error`.
+    """
+    for name, rows in sets.items():
+        whole = [row for row in rows if row.completion]
+        if whole and config.long_rows == "error":
+            encode_rows(whole, tokenizer, max_length=config.max_length, long_rows="error", name=name)
 
 
 def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any) -> Sequence[EncodedRow]:
