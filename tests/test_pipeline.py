@@ -68,8 +68,6 @@ def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
     assert 0 < run["forget_rows"] <= len(FORGET)
     unlearned = result.evaluation["models"]["original"]["unlearned"]
     assert unlearned["leak_rate"]["value"] == 1.0 == unlearned["rouge_l_recall"]["value"], "what it answers is what it says"
-    probes = [json.loads(line) for line in (result.output_dir / "metrics.jsonl").read_text().splitlines()]
-    assert probes[0]["probe"]["forget_rate"] == 1.0
 
 
 def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
