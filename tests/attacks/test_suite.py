@@ -167,6 +167,8 @@ def test_rows_that_have_moved_or_changed_are_named(run, tmp_path, finished):
     assert len(Target(run, forget=str(finished.parent / "forget.jsonl")).known) > 5
     with pytest.raises(UserError, match="are not those that this run forgot"):
         Target(run, forget=str(finished.parent / "retain.jsonl"))
+    with pytest.raises(UserError, match="are not those that this run kept; name their file with --retain"):
+        Target(run, forget=str(finished.parent / "forget.jsonl"), retain=str(finished.parent / "forget.jsonl"))
     (run / "run.json").write_text(json.dumps(record | {"data_files": {"forget": None}}))
     with pytest.raises(UserError, match="name them with --forget"):
         Target(run)

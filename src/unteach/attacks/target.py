@@ -41,7 +41,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def rebuilt_scenario(record: Mapping[str, Any], forget: Any = None, retain: Any = None) -> Scenario:
-    """The scenario of a run, checked by the hash of its forget rows.
+    """The scenario of a run, checked by the hashes of its rows.
 
     Args:
         record: its `run.json`.
@@ -64,6 +64,8 @@ def rebuilt_scenario(record: Mapping[str, Any], forget: Any = None, retain: Any 
     scenario = user_scenario(**files)
     if rows_hash(scenario.forget) != wanted:
         raise UserError(f"the rows in {files['forget']} are not those that this run forgot; name their file with --forget")
+    if files.get("retain") is not None and rows_hash([*scenario.retain, *scenario.own_prompts]) != record["retain_hash"]:
+        raise UserError(f"the rows in {files['retain']} are not those that this run kept; name their file with --retain")
     return scenario
 
 
