@@ -68,6 +68,7 @@ COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("normal", "normal", True),
     ("reward", "reward", True),
     ("fluency", "fluency", False),
+    ("diversity", "diversity", True),
     ("relearning", "relearning steps", True),
     ("four_bits", "4 bits", False),
     ("seconds", "seconds", False),
@@ -81,6 +82,7 @@ LEGEND = {
     "normal": "similarity of its answers to everyday questions to the original's",
     "reward": "of the same answers",
     "fluency": "nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing",
+    "diversity": "share of unique tokens in those answers: one word said over and over is likely, and says nothing",
     "relearning": 'steps of fine-tuning on four rows, until the others are said half as often as by the original; "never": not in 24',
     "four_bits": "share of the prompts to forget still said with weights rounded to 4 bits",
     "seconds": "of the unlearning alone",
@@ -128,6 +130,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     training = next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")
     return numbers | {
         "fluency": after["unlearned"]["fluency"]["value"],
+        "diversity": after["unlearned"]["diversity"]["value"],
         "not_meaningful": after["unlearned"]["not_meaningful_rate"]["value"],
         "fluency_before": before["unlearned"]["fluency"]["value"],
         "seconds": training["seconds"],
