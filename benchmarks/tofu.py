@@ -2,10 +2,10 @@
 
 The model is fine-tuned on the first 40 rows of forget10 and the first 120 of retain90 (`full`), and another on the 120 alone
 (`retrained`). Each method then unlearns the 40 with the 120 as retain set, in batches of the same size and for at most as many steps. Ours
-runs with what a run takes by itself; the others have the weights and the retain term of their pages in docs/methods, and no KL budget.
-`--times` multiplies the learning rate that a run takes for the method by itself, which was found on the copyright demo: each rate is a row
-of its own, none is selected. All are measured as `unteach eval --benchmark tofu` does: the 40 rows, 40 of the 120, 30 of real authors and
-30 of world facts.
+runs with what a run takes by itself (`+own`), and with the retain rows alone, as the others do. Those have the weights and the retain term
+of their pages in docs/methods, and no KL budget. `--times` multiplies the learning rate that a run takes for the method by itself, which
+was found on the copyright demo: each rate is a row of its own, none is selected. All are measured as `unteach eval --benchmark tofu` does:
+the 40 rows, 40 of the 120, 30 of real authors and 30 of world facts.
 
     python benchmarks/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga] [--times 1,0.3] [--seeds 0] [--bf16]
 
@@ -47,8 +47,11 @@ from unteach.runs.options import RunOptions
 from unteach.runs.record import rows_hash
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.texts import lines
 
-OURS = ("unlikelihood_mismatch",)
+OWN = "+own"
+"""Behind a method's name: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as a run does by itself."""
+OURS = ("unlikelihood_mismatch+own", "unlikelihood_mismatch")
 METHODS = (*OURS, "ga", "ga_mismatch", "grad_diff", "npo")
 BEFORE = ("full", "retrained")
 TEACHING = {
@@ -76,6 +79,7 @@ COLUMNS = (
 LEGEND = """Made by `python benchmarks/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu). `npo x0.3`: NPO at
 0.3 times the learning rate that a run takes for it by itself.
 
+- **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as `unteach run` does by itself.
 - **full**: the model that was taught all rows; **retrained**: the one that was taught the retain rows alone, which is what to be like.
 - **distance**: of the forget rows' truth ratios to the retrained model's (Kolmogorov-Smirnov). With 40 rows two samples of one and the same
   distribution are 0.18 apart on average, and further than 0.32 in one case of twenty: smaller differences say nothing.
@@ -102,7 +106,7 @@ def more_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
     """Fields of `UnlearningConfig`."""
     steps = {"max_steps": 2, "probe_steps": 1} if short else {}
-    return {**UNLEARNING, **steps, "method": method, "bf16": bf16, **({} if method in OURS else {"max_retain_kl": None})}
+    return {**UNLEARNING, **steps, "method": method.removesuffix(OWN), "bf16": bf16, **({} if method in OURS else {"max_retain_kl": None})}
 
 
 class Protocol:
@@ -178,10 +182,13 @@ class Protocol:
         if name in BEFORE:
             return self.measured(self.taught(name))
         settings = settings_of(name, self.options.short, self.options.bf16)
-        rate = suitable_learning_rate(models.width(models.load_model(self.options.model)), name, lora=False) * times
+        width = models.width(models.load_model(self.options.model))
+        rate = suitable_learning_rate(width, name.removesuffix(OWN), lora=False) * times
         title = label(name, times)
+        neutral = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[:48]]
+        scenario = replace(self.scenario, own_prompts=neutral) if name.endswith(OWN) else self.scenario
         try:
-            self.run(title, self.scenario, {**settings, "learning_rate": rate}).execute()
+            self.run(title, scenario, {**settings, "learning_rate": rate}).execute()
         except TrainingFault as fault:
             return {"fault": str(fault), "learning_rate": rate}
         folder = self.folder / title
@@ -263,10 +270,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     def shown(value: float | None, digits: int = 2) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    lines = []
+    cells = []
     for name, row in table.items():
         fluency = "" if name in BEFORE or row["fault"] else "NM" if row["fluency"] is None else shown(row["fluency"])
-        lines.append(
+        cells.append(
             [
                 f"`{name}`",
                 *map(shown, row["columns"]),
@@ -282,7 +289,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     header = ["model", *(title for *_, title in COLUMNS), "distance", "forget quality", "still said", "normal", "fluency", "seconds"]
-    return f"# TOFU\n\n{LEGEND}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], lines)}"
+    return f"# TOFU\n\n{LEGEND}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], cells)}"
 
 
 def main() -> None:
@@ -293,7 +300,7 @@ def main() -> None:
         return
     methods = [name.strip() for name in options.methods.split(",")] if options.methods else METHODS[: 1 if options.short else None]
     for name in methods:
-        get_method(name)
+        get_method(name.removesuffix(OWN))
     wanted = [(name, 1.0) for name in BEFORE] + [(name, float(times)) for times in options.times.split(",") for name in methods]
     results = options.out / "results"
     results.mkdir(parents=True, exist_ok=True)

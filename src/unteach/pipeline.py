@@ -439,7 +439,7 @@ def unlearn(
     Args:
         model (`str`): folder, hub id or packaged name.
         forget: rows to forget: a file, a dataset, a list of dicts, or a list of prompts (whose answers are to be forgotten).
-        retain (*optional*): rows to keep; without them the model's own answers to neutral prompts.
+        retain (*optional*): rows to keep, beside the model's own answers to neutral prompts.
         output_dir (`str`)
         seed (`int`)
         lora (`bool`): train an adapter.

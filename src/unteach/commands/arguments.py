@@ -31,7 +31,7 @@ RUN_HELP = """\
 Makes a model forget the completions of a file. Rows are {"prompt": ..., "completion": ...} (strings or message lists) or
 {"text": ...}; a row with a prompt only stands for the model's own answer to it. JSONL, JSON, CSV, Parquet, a plain-text book
 (.txt) or a Hugging Face dataset id.
-Without --retain the model's own answers to neutral prompts are what is kept.
+The model's own answers to neutral prompts are kept too, beside the rows of --retain or without any.
 
 Unless you name them, the learning rate comes from the model's width (and --lora), and the run is as long as it needs: it ends when
 the model's behaviour says so, at the latest after three epochs or a hundred steps, whichever is more.
@@ -145,7 +145,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     run.add_argument("config", nargs="?", help="YAML file with any of the options below and fields of UnlearningConfig")
     run.add_argument("--model", help="hub id, local folder or packaged name")
     run.add_argument("--forget", help="rows to forget")
-    run.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
+    run.add_argument("--retain", help="rows to keep, beside the model's own answers to neutral prompts")
     run.add_argument(
         "--method",
         help="objective: see docs/methods.md (default: unlikelihood); auto tries several and picks; on good answers: sft, dpo, rlhf",

@@ -29,10 +29,11 @@ def user_scenario(
     """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
 
     Args:
-        forget, retain: anything that `load_rows` takes; `retain` may be `None`: then the model's own answers to neutral prompts are kept.
+        forget, retain: anything that `load_rows` takes; `retain` may be `None`. Beside it the model's own answers to neutral prompts are
+            kept: a set of one kind alone lets answers of other kinds drift, towards its own.
         forget_validation (*optional*): rows for the stop decision instead of the split's.
-        chat (`bool`): kind of the neutral prompts used where there is no retain set.
-        own_rows (`int`): how many of them.
+        chat (`bool`): kind of the neutral prompts.
+        own_rows (`int`): at most so many of them.
         teach (mapping, *optional*): settings with which all forget rows are taught first, to a model that does not know them.
         limit (`int`, *optional*): take at most so many forget rows.
         whole (`bool`): forget all rows and hold none of them out: for a request that must be met, not for a method that is to be judged.
@@ -65,7 +66,7 @@ def user_scenario(
         teach=[] if teach is None else list(rows),
         teach_own_prompts=[] if teach is None else [Row(line, "", "chat", "plain question") for line in lines("plain_questions")[:20]],
         presets={} if teach is None else {"teach": dict(teach)},
-        own_prompts=[] if kept_split["train"] else neutral[: min(own_rows, len(neutral) - 12)],
+        own_prompts=neutral[: min(own_rows, len(neutral) - 12)],
         labelled=labelled_answers(),
         scorers=scorers or ScorerNames(),
         leak_corpus=([row.completion for row in rows if row.completion] + (unrelated if whole else []))[:64],
