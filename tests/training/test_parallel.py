@@ -74,7 +74,7 @@ def assert_same_steps(one: Path, two: Path) -> None:
         assert left.get("probe") == right.get("probe")
         for name in set(left) & {"loss", "forget_loss", "forget_nll", "mismatch_nll", "retain_kl", "retain_nll", "retain_weight"}:
             assert right[name] == pytest.approx(left[name], abs=1e-6), (left["step"], name)
-        assert right.get("tokens", 0) >= left.get("tokens", 0)  # what all prompts begin with stands in more rows
+        assert right.get("tokens", 0) == pytest.approx(left.get("tokens", 0), rel=0.1)  # what prompts of a row share stands there once
 
 
 @pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml", *ZERO])
