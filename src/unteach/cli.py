@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from unteach.commands.arguments import RUN_KEYS, SCENARIO_NAMES, check_types, checked_settings, parse_arguments, parse_settings, read_yaml
-from unteach.commands.exit_codes import check_launch, exit_code
+from unteach.commands.exit_codes import SEVERAL, check_launch, exit_code
 from unteach.errors import UserError, did_you_mean
+from unteach.processes import part
 
 
 def _quiet_libraries() -> None:
@@ -392,7 +393,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         arguments = parse_arguments(argv)
         check_launch(arguments.command)
-        return commands[arguments.command](arguments) if arguments.command else 2
+        code = commands[arguments.command](arguments) if arguments.command else 2
+        if arguments.command in SEVERAL:
+            part()
+        return code
 
     return exit_code(command)
 

@@ -58,6 +58,13 @@ def wait_for_everyone() -> None:
         state.wait_for_everyone()
 
 
+def part() -> None:
+    """The processes of a run end together: each waits for the others and closes its connections, whose threads may else abort its end."""
+    if process_count() > 1:
+        wait_for_everyone()
+        _state().destroy_process_group()
+
+
 def decided(make: Callable[[], T]) -> T:
     """What `make` returns in the main process, in every process; it is called there alone.
 
