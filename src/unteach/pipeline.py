@@ -99,9 +99,7 @@ class Run:
         name, scenario = self.options.model, self.scenario
         with self.display.stage(f"Loading {name}"):
             tokenizer = models.load_tokenizer(name, trust_remote_code=self.options.trust_remote_code)
-            settings = four_bit_settings() if self.options.quantize else None
-            dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
-            model = models.placed(models.load_model(name, dtype=dtype, trust_remote_code=trust, settings=settings))
+            model = self.load_base()
         self.width = models.width(model)
         if self.baseline is None:
             check_lengths(
@@ -136,6 +134,12 @@ class Run:
         evaluation = decided(lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers))
         decided(lambda: self.write(model, tokenizer))
         return RunResult(model, tokenizer, self.output, evaluation)
+
+    def load_base(self) -> Any:
+        """The model that the run starts from, in the precision that it is held in."""
+        settings = four_bit_settings() if self.options.quantize else None
+        dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
+        return models.placed(models.load_model(self.options.model, dtype=dtype, trust_remote_code=trust, settings=settings))
 
     def make_folder(self, lock: FolderLock) -> None:
         """The run's folder and what stands in it from the start; another run's folder is set aside."""
@@ -364,10 +368,13 @@ class Run:
     def evaluate(self, tokenizer: Any, said: Mapping[str, Said], scorers: Scorers) -> dict[str, Any]:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
         options = self.options
-        fluency = scorers.names.fluency or options.model
+        fluency, trust = scorers.names.fluency or options.model, options.trust_remote_code
         own = fluency == options.model
-        how: dict[str, Any] = {"dtype": DTYPES[options.dtype], "settings": four_bit_settings() if options.quantize else None} if own else {}
-        reader = models.load_model(fluency, trust_remote_code=options.trust_remote_code, **how)
+        reader = ReferenceLM(
+            fluency,
+            self.load_base() if own else models.placed(models.load_model(fluency, trust_remote_code=trust)),
+            tokenizer if own else models.load_tokenizer(fluency, trust_remote_code=trust),
+        )
         with self.display.stage("Scoring the answers", 2 * len(self.asked.sets)) as stage:
             return score_models(
                 self.asked.name,
@@ -375,11 +382,7 @@ class Run:
                 said,
                 tokenizer,
                 scorers,
-                fluency=ReferenceLM(
-                    fluency,
-                    models.placed(reader),
-                    tokenizer if own else models.load_tokenizer(fluency, trust_remote_code=options.trust_remote_code),
-                ),
+                fluency=reader,
                 show_text=options.show_text,
                 folder=self.output,
                 progress=stage.update,

@@ -10,6 +10,7 @@ import pytest
 from unteach.cli import main
 from unteach.commands.purge import purge
 from unteach.errors import UserError
+from unteach.files.checkpoints import mark_complete
 from unteach.models import load_model, weights_hash
 from unteach.requests import forget_requests
 from unteach.requests.forget_requests import change_patch, forget_request, merge_patches
@@ -181,7 +182,9 @@ def test_a_merge_replaces_nothing_that_no_merge_has_written(two, tmp_path):
     kept = tmp_path / "mine"
     kept.mkdir()
     (kept / "thesis.tex").write_text("all of it")
-    for place in (kept, two, two.parent):
+    (kept / "taught").mkdir()
+    mark_complete(tmp_path / "mine" / "taught", {"key": "of a taught model"})
+    for place in (kept, two, two.parent, kept / "taught"):
         with pytest.raises(UserError, match="holds something that no merge has written"):
             merge_patches(two, place)
     assert (kept / "thesis.tex").read_text() == "all of it" and (two / "requests.jsonl").exists()

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,19 +196,18 @@ class _Result:
     """The model that a round has left: loaded when it is asked for, its hash known from then on."""
 
     def __init__(self, root: Path, ledger: Ledger, base: str, kind: str, out: Path, trust_remote_code: bool) -> None:
-        earlier = patch_paths(root, ledger.active) if kind == "adapter" else []
         if kind == "adapter":
-            load: Load = lambda: patches.applied(base, [*earlier, out / "adapter"], trust_remote_code=trust_remote_code)  # noqa: E731
+            paths = [*patch_paths(root, ledger.active), out / "adapter"]
+            self._read: Load = partial(patches.applied, base, paths, trust_remote_code=trust_remote_code)
         else:
-            load = lambda: models.load_model(str(out / "model"), trust_remote_code=trust_remote_code)  # noqa: E731
-        self._load: Load = lambda: models.placed(load())
-        self.model: Any = self._load()
-        self.hash = models.weights_hash(self.model)
+            self._read = partial(models.load_model, str(out / "model"), trust_remote_code=trust_remote_code)
+        self.model: Any = None
+        self.hash = models.weights_hash(self.load())
 
     def load(self) -> Any:
         """The model."""
         if self.model is None:
-            self.model = self._load()
+            self.model = models.placed(self._read())
         return self.model
 
 
@@ -304,8 +304,10 @@ def merge_patches(folder: str | Path, target: str | Path, *, trust_remote_code: 
             for a target that holds something else.
     """
     root, place = Path(folder), Path(target).resolve()
-    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and read_marker(place) is None)):
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not patches.is_materialised(place))):
         raise UserError(f"{target} holds something that no merge has written; name a folder that is not there yet")
+    if not ledgers.read_ledger(root).requests:
+        raise UserError(f"{root} has no requests ({ledgers.LEDGER} is missing or empty)")
     with FolderLock(root):
         _merge(root, place, trust_remote_code)
 
@@ -313,8 +315,6 @@ def merge_patches(folder: str | Path, target: str | Path, *, trust_remote_code: 
 def _merge(root: Path, target: Path, trust_remote_code: bool) -> None:
     """What `merge_patches` does once the folder is its own."""
     ledger = ledgers.read_ledger(root)
-    if not ledger.requests:
-        raise UserError(f"{root} has no requests ({ledgers.LEDGER} is missing or empty)")
     if ledgers.kind_of(ledger.requests) == "full":
         raise UserError(f"the requests of this folder trained all weights: the model is {root / str(ledger.requests[-1]['model'])}")
     base = str(ledger.requests[0]["base"])

@@ -78,6 +78,11 @@ def combine(base: str, patches: Sequence[Path], target: Path, *, trust_remote_co
     write_folder_atomically(target, lambda folder: stacked.save_pretrained(folder, selected_adapters=["default"]))
 
 
+def is_materialised(folder: Path) -> bool:
+    """Whether the folder holds a whole model that `materialise` has written; other things of ours have markers too."""
+    return set(read_marker(folder) or {}) == {"base", "patches"}
+
+
 def materialise(base: str, patches: Sequence[Path], tokenizer: Any, target: Path, *, trust_remote_code: bool = False) -> None:
     """Writes the base with the patches merged in as a whole model of its own, readable by its owner; once for the same patches."""
     state = {"base": base, "patches": [file_sha256(path / WEIGHTS) for path in patches]}
