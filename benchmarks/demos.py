@@ -18,7 +18,6 @@ import record
 
 from unteach.commands.arguments import parse_settings
 from unteach.commands.model_evaluation import evaluate_models
-from unteach.files.atomic import write_text_atomically
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.comparison import shown
@@ -106,10 +105,7 @@ def main() -> None:
         before = untaught(scenario, options)
         rows += [{**demo(scenario, int(seed), options), "untaught": before} for seed in options.seeds.split(",")]
     page = markdown(rows)
-    print(page)
-    record.write(rows, options.json)
-    if options.json:
-        write_text_atomically(options.json.with_suffix(".md"), page + "\n")
+    record.finish_page(page, rows, options.json)
 
 
 if __name__ == "__main__":

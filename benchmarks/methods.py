@@ -33,7 +33,7 @@ from unteach.attacks.suite import Suite
 from unteach.attacks.target import Target
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import wilson_interval
-from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.atomic import write_json
 from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
@@ -329,10 +329,7 @@ def main() -> None:
     if len({row["bf16"] for row in rows}) > 1:
         raise SystemExit(f"{results} holds runs with --bf16 and without; one table is of either")
     page = markdown(rows, options.scenario)
-    print(page)
-    if options.json:
-        record.write(rows, options.json)
-        write_text_atomically(options.json.with_suffix(".md"), page + "\n")
+    record.finish_page(page, rows, options.json)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from unteach.evaluation import tofu
 from unteach.evaluation.benchmarks import tofu_benchmark
 from unteach.evaluation.benchmarks.benchmark import Subject
 from unteach.evaluation.generation import TransformersGenerator
-from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.objectives import get_method
 from unteach.pipeline import Run
@@ -317,10 +317,7 @@ def main() -> None:
     if len({row["key"] for row in rows}) > 1:
         raise SystemExit(f"{results} holds results of other rows, another model or another precision; give another --out")
     page = markdown(rows)
-    print(page)
-    record.write(rows, options.json)
-    if options.json:
-        write_text_atomically(options.json.with_suffix(".md"), page + "\n")
+    record.finish_page(page, rows, options.json)
 
 
 if __name__ == "__main__":

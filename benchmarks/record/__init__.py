@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from unteach.files.atomic import write_text_atomically
 from unteach.runs.record import versions
 
 
@@ -57,6 +58,14 @@ def finish(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
     for row in rows:
         print(f"{row['case']:<32} ours {row['ours']:>10.3f}  naive {row['naive']:>10.3f} {row['unit']:<10} ratio {row['ratio']:.2f}")
     write(rows, path)
+
+
+def finish_page(page: str, rows: Sequence[dict[str, Any]], path: Path | None) -> None:
+    """Prints a benchmark's page; writes the rows as JSON, and the page as Markdown beside them, if there is a file to write."""
+    print(page)
+    write(rows, path)
+    if path:
+        write_text_atomically(path.with_suffix(".md"), page + "\n")
 
 
 def write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
