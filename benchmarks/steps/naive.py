@@ -33,8 +33,9 @@ class NaiveStep:
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
         self.weights = tuple(weights)
         self.bf16 = bf16
+        self.device = next(model.parameters()).device
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0, foreach=False)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.0)
 
     def _padded(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         width = max(len(prompt) + len(completion) for prompt, completion, _ in pairs)
@@ -43,21 +44,21 @@ class NaiveStep:
             size = len(prompt) + len(completion)
             ids[row, :size] = torch.tensor(prompt + completion)
             mask[row, :size] = 1
-        return ids, mask
+        return ids.to(self.device), mask.to(self.device)
 
     def _logits(self, model: Any, pairs: Sequence[Pair]) -> Tensor:
         ids, mask = self._padded(pairs)
-        context: Any = torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+        context: Any = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
         with context:
             return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
 
     def _log_likelihood(self, pairs: Sequence[Pair]) -> Tensor:
         """Mean log p of the completion tokens, each weighted by its pair's weight: log-softmax everywhere, then what is wanted of it."""
         logp = self._logits(self.model, pairs).log_softmax(-1)
-        total, count = torch.zeros(()), 0.0
+        total, count = torch.zeros((), device=self.device), 0.0
         for row, (prompt, completion, weight) in enumerate(pairs):
             part = logp[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-            total = total + weight * part.gather(-1, torch.tensor(completion)[:, None]).sum()
+            total = total + weight * part.gather(-1, torch.tensor(completion, device=self.device)[:, None]).sum()
             count += weight * len(completion)
         return total / count
 
@@ -66,7 +67,7 @@ class NaiveStep:
             log_p = self._logits(self.reference, pairs).log_softmax(-1)
         log_q = self._logits(self.model, pairs).log_softmax(-1)
         per_token = (log_p.exp() * (log_p - log_q)).sum(-1)
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros((), device=self.device), 0
         for row, (prompt, completion, _) in enumerate(pairs):
             total = total + per_token[row, len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()
             count += len(completion)

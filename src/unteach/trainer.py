@@ -231,6 +231,9 @@ class UnlearningTrainer(Trainer):
         through_the_head = self.method.level != "state" and self.args.world_size == 1 and not self.is_deepspeed_enabled
         with models.shared_lookup(self.accelerator.unwrap_model(model)) if through_the_head else nullcontext():
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        # after the backward pass is started, as looking waits for the GPU; several processes must end together, so they look after the step
+        if self.args.world_size == 1 and not torch.isfinite(loss):
+            raise TrainingFault(nonfinite_loss(self.state.global_step + 1, loss.item()))
         return loss
 
     def compute_loss(
@@ -246,8 +249,6 @@ class UnlearningTrainer(Trainer):
         weights = self.weights | {"retain": self.budget.weight}
         loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * self.args.world_size
         self.means.add(roles, inputs["tree"], loss / self.args.world_size, terms)
-        if self.args.world_size == 1 and not torch.isfinite(loss):  # several processes must end together, so they look after the step
-            raise TrainingFault(nonfinite_loss(self.state.global_step + 1, loss.item()))
         return (loss, roles) if return_outputs else loss
 
     def take_means(self) -> dict[str, float]:

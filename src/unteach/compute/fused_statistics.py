@@ -134,7 +134,7 @@ class FusedStatistics(torch.autograd.Function):
         chosen = torch.empty(len(rows), dtype=blocks[0].dtype, device=rows.device)
         others, scratch = [], _Scratch(chosen, blocks[0].numel())
         for columns, block in zip(ctx.columns, blocks, strict=True):
-            row, column = _inside(wanted, columns)
+            row, column = _inside(wanted, columns, len(ctx.columns))
             chosen[row] = block[row, column]
             block[row, column] = float("-inf")
             others.append(scratch.logsumexp(block))
@@ -176,7 +176,7 @@ class FusedStatistics(torch.autograd.Function):
             states, size, scratch = hidden[part].to(dtype), len(made.reference_norm), _Scratch(made.chosen, made.blocks[0].numel())
             for index, (columns, block) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
                 slope = ctx.head.slope(block)
-                row, column = _inside(targets[part], columns)
+                row, column = _inside(targets[part], columns, len(ctx.columns))
                 block[row, column] = float("-inf")
                 block.sub_(made.others[:, None]).exp_().mul_(elsewhere[part])
                 block[row, column] = at_target[part][row]
@@ -200,8 +200,10 @@ class FusedStatistics(torch.autograd.Function):
         return by_hidden, None if to_weight is None else to_weight.to(weight.dtype), to_bias, None, None, None, None, None
 
 
-def _inside(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """(rows whose target lies in these columns, its place among them)."""
+def _inside(targets: Tensor, columns: slice, blocks: int) -> tuple[Tensor, Tensor]:
+    """(rows whose target lies in these columns, its place among them); in all rows where one block is the whole vocabulary."""
+    if blocks == 1:
+        return torch.arange(len(targets), device=targets.device), targets
     row = ((targets >= columns.start) & (targets < columns.stop)).nonzero().squeeze(-1)
     return row, targets[row] - columns.start
 
