@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from unteach import models, reference
 from unteach.compute.forwards import with_forward
-from unteach.compute.kernels import compiled_layers
+from unteach.compute.kernels import compiled_layers, steady_attention
 from unteach.config import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.errors import TrainingFault, UserError
@@ -229,7 +229,8 @@ class UnlearningTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one micro-batch."""
         through_the_head = self.method.level != "state" and self.args.world_size == 1 and not self.is_deepspeed_enabled
-        with models.shared_lookup(self.accelerator.unwrap_model(model)) if through_the_head else nullcontext():
+        look_up = models.shared_lookup(self.accelerator.unwrap_model(model)) if through_the_head else nullcontext()
+        with steady_attention(), look_up:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         # after the backward pass is started, as looking waits for the GPU; several processes must end together, so they look after the step
         if self.args.world_size == 1 and not torch.isfinite(loss):

@@ -241,3 +241,16 @@ def test_a_look_up_is_put_back_after_an_error():
     assert "forward" not in vars(layer)
     layer(torch.tensor([1])).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad[1].tolist() == [1.0, 1.0]
+
+
+def test_steady_attention_puts_cudnn_s_back_as_it_was():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for enabled in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+            with pytest.raises(ZeroDivisionError), kernels.steady_attention():
+                assert not torch.backends.cuda.cudnn_sdp_enabled()
+                raise ZeroDivisionError
+            assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

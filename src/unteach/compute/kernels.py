@@ -29,6 +29,21 @@ def _recomputes(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
+def steady_attention() -> Iterator[None]:
+    """Inside the block attention on a GPU runs on kernels that take any shape at once: torch's own, not cuDNN's.
+
+    cuDNN, which torch prefers on some GPUs, makes a plan for each new shape: about a second for a forward pass and one for its backward
+    pass on an H100 (docs/performance.md), and rows of texts have another shape in nearly every batch.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextlib.contextmanager
 def uncast_inputs(adapters: Sequence[Any]) -> Iterator[None]:
     """Inside the block these adapter layers take their input as it is: PEFT's `disable_input_dtype_casting`, for layers already found."""
     before = [adapter.cast_input_dtype_enabled for adapter in adapters]
@@ -88,13 +103,15 @@ class _WrittenOut(TorchFunctionMode):
 
 @contextlib.contextmanager
 def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[None]:
-    """For a forward pass under autocast over rows of `width` tokens: faster kernels with the same result up to rounding.
+    """For a forward pass over rows of `width` tokens: faster kernels with the same result up to rounding.
 
+    - On a GPU attention that nothing is kept of for a backward pass is `steady_attention`; a training step as a whole is inside it. What
+      follows is for autocast:
     - An adapter's input stays as it is: autocast casts it anyhow, and casting it to the adapter's float32 first moves it twice.
     - On a CPU attention over short rows is written out (`written_out_attention` where there is a mask): the backward pass of torch's flash
       kernel for bfloat16 is slow there.
 
-    Without autocast, or where activations are computed again in the backward pass, nothing changes.
+    Where activations are computed again in the backward pass, only the first holds.
 
     Args:
         model (`nn.Module`)
@@ -102,10 +119,12 @@ def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[N
         width (`int`): tokens in a row.
     """
     modules = list(model.modules()) if torch.is_autocast_enabled(device_type) else []
-    if not modules or any(map(_recomputes, modules)):
-        yield
-        return
     with contextlib.ExitStack() as stack:
+        if device_type == "cuda" and not torch.is_grad_enabled():
+            stack.enter_context(steady_attention())
+        if not modules or any(map(_recomputes, modules)):
+            yield
+            return
         stack.enter_context(uncast_inputs([module for module in modules if "cast_input_dtype_enabled" in vars(module)]))
         if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from unteach.compute.kernels import steady_attention
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -44,6 +45,7 @@ CACHE_MB = 1024
 
 
 @torch.no_grad()
+@steady_attention()
 def generate_ids(
     model: Any,
     prompts: Sequence[Sequence[int]],
