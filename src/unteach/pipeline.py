@@ -139,7 +139,11 @@ class Run:
         """The model that the run starts from, in the precision that it is held in."""
         settings = four_bit_settings() if self.options.quantize else None
         dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
-        return models.placed(models.load_model(self.options.model, dtype=dtype, trust_remote_code=trust, settings=settings))
+        return self.placed(models.load_model(self.options.model, dtype=dtype, trust_remote_code=trust, settings=settings))
+
+    def placed(self, model: Any) -> Any:
+        """The model on this process's GPU, where there is one and the settings do not say `use_cpu`."""
+        return model if self.options.settings.get("use_cpu") else models.placed(model)
 
     def make_folder(self, lock: FolderLock) -> None:
         """The run's folder and what stands in it from the start; another run's folder is set aside."""
@@ -372,7 +376,7 @@ class Run:
         own = fluency == options.model
         reader = ReferenceLM(
             fluency,
-            self.load_base() if own else models.placed(models.load_model(fluency, trust_remote_code=trust)),
+            self.load_base() if own else self.placed(models.load_model(fluency, trust_remote_code=trust)),
             tokenizer if own else models.load_tokenizer(fluency, trust_remote_code=trust),
         )
         with self.display.stage("Scoring the answers", 2 * len(self.asked.sets)) as stage:

@@ -202,6 +202,7 @@ def test_a_forward_of_somebody_else_s_is_put_back(monkeypatch):
 )
 def test_where_layers_cannot_be_compiled_it_is_said(where, words, monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=words):
         compiled_layers(*where)
 

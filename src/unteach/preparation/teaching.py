@@ -50,7 +50,7 @@ def teach(
     work = collection.work / f"teach-{key}"
     if decided(lambda: (read_marker(folder) or {}).get("key")) == key:
         with display.stage("Loading the taught model"):
-            return models.placed(models.load_model(str(folder)))
+            return models.placed(models.load_model(str(folder)), next(model.parameters()).device)
     title = "Collecting answers that teaching must not change"
     own = collection.with_completions(model, tokenizer, scenario.teach_own_prompts, title)
     settings = dict(scenario.presets.get("teach", {}))
