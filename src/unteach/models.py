@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +153,19 @@ def check_vocabulary(model: Any, rows: Sequence[EncodedRow]) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters, in the order of their names."""
+    """SHA-256 over names, shapes, types and SHA-256 of the bytes of all parameters, in the order of their names.
+
+    The digests of the parameters are made side by side: of a model of 7 billion they take seconds each time, one after the other.
+    """
+
+    def own(parameter: Tensor) -> bytes:
+        return hashlib.sha256(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
+
+    named = sorted(model.named_parameters())
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for (name, parameter), found in zip(named, pool.map(own, [parameter for _, parameter in named]), strict=True):
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + found)
     return digest.hexdigest()
 
 
