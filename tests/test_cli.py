@@ -48,6 +48,7 @@ OPTIONS = {
         "--show-text",
         "--engine",
         "--batch-size",
+        "--dtype",
         "--trust-remote-code",
         *SCORERS,
     },
@@ -80,7 +81,7 @@ OPTIONS = {
         *("--forget", "--retain", "--model", "--full", "--lora-rank", "--target", "--rounds", "--seed", "--method", "--trust-remote-code"),
     },
     "requests": {"--remove", "--restore", "--merge", "--trust-remote-code"},
-    "chat": {"--port", "--max-new-tokens", "--trust-remote-code"},
+    "chat": {"--port", "--max-new-tokens", "--dtype", "--trust-remote-code"},
 }
 
 

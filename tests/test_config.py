@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import TrainingArguments
 
 from unteach.config import UnlearningConfig
 from unteach.errors import UserError
@@ -51,3 +52,15 @@ def test_a_wrong_option_is_named_with_what_would_be_right(settings, sentence, tm
 def test_a_warm_up_is_never_left_out(named, wanted, tmp_path):
     config = UnlearningConfig(output_dir=str(tmp_path), warmup_steps=5, **named)
     assert config.lr_scheduler_type == wanted and UnlearningConfig(output_dir=str(tmp_path)).lr_scheduler_type == "constant"
+
+
+def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch):
+    pytest.importorskip("trl")
+    from unteach.baselines.stages import stage_config
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
+    for config in (
+        UnlearningConfig(output_dir=str(tmp_path)),
+        *(stage_config(stage, {}, tmp_path, 0) for stage in ("sft", "dpo", "reward", "rl")),
+    ):
+        assert config.n_gpu == 1 and config.train_batch_size == config.per_device_train_batch_size

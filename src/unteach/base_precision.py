@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unteach.errors import UserError
+from unteach.errors import UserError, did_you_mean
 
 CHOICES = ("4bit",)
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -56,13 +56,24 @@ def four_bit_settings() -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the accelerator, or the processor where there is none, has instructions for products of bfloat16 numbers.
+def dtype_of(name: str) -> torch.dtype:
+    """The precision of that name, one of `DTYPES`.
+
+    Raises:
+        UserError: for another name.
+    """
+    if name not in DTYPES:
+        raise did_you_mean(name, list(DTYPES), "dtype")
+    return DTYPES[name]
+
+
+def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
+    """Whether the accelerator, or the processor where there is none (or `use_cpu`), has instructions for products of bfloat16 numbers.
 
     Processors say so where the system lists their features (Linux): AVX-512's or AMX's on x86, `bf16` on Arm. Without such instructions
     bfloat16 is far slower than float32 (docs/performance.md).
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not use_cpu:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")

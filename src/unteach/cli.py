@@ -156,6 +156,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         show_text=arguments.show_text,
         trust_remote_code=arguments.trust_remote_code,
+        dtype=arguments.dtype,
         display=display,
     )
     if evaluation:
@@ -197,6 +198,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         show_text=arguments.show_text,
         trust_remote_code=arguments.trust_remote_code,
+        dtype=arguments.dtype,
         display=display,
         **{name: value for name, value in scorers.items() if value is not None},
     )
@@ -368,7 +370,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     from unteach.chat import serve
     from unteach.progress import Display
 
-    names = ("port", "max_new_tokens", "trust_remote_code")
+    names = ("port", "max_new_tokens", "trust_remote_code", "dtype")
     serve(arguments.before, arguments.after, display=Display(), **{name: getattr(arguments, name) for name in names})
     return 0
 

@@ -216,6 +216,11 @@ class UnlearningConfig(TrainingArguments):
         return max(1, self.least_steps, math.ceil(rows * self.num_train_epochs / items))
 
     @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: at most one, as several take a launcher; our step does not go with `nn.DataParallel`."""
+        return min(1, int(super().n_gpu))
+
+    @property
     def objective(self) -> Method:
         """The method with the retain term and the parameters that these options give it."""
         method = get_method(self.method)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,8 +118,13 @@ def placed(model: Any, device: torch.device | None = None) -> Any:
     if next(model.parameters()).device.type != "cpu" or where.type != "cuda":
         return model
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    gc.collect()
+    torch.cuda.empty_cache()  # what torch keeps for later use is free, too
     free, _ = torch.cuda.mem_get_info(where)
-    return model.to(where) if size < 0.8 * free else model
+    if size < 0.8 * free:
+        return model.to(where)
+    warnings.warn(f"a model of {size / 2**30:.1f} GiB stays on the CPU: {free / 2**30:.1f} GiB of the GPU are free", stacklevel=2)
+    return model
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:

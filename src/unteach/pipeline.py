@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PrinterCallback
 
 from unteach import models
@@ -91,8 +92,17 @@ class Run:
         self.check_options()  # a wrong option is found before anything is loaded or written
         if process_count() > 1 and self.baseline is not None:
             raise UserError(f"method {self.baseline!r} trains in one process; start it without a launcher of several")
+        self._choose_device()
         with FolderLock(self.output) as lock:
             return self._execute(lock)
+
+    def _choose_device(self) -> None:
+        """Lets `use_cpu` hold for everything that is asked and scored, too; says where GPUs are left idle."""
+        if self.options.settings.get("use_cpu"):
+            if process_count() == 1:
+                PartialState(cpu=True)  # what the first to ask for the state says holds for all
+        elif process_count() == 1 and torch.cuda.device_count() > 1:
+            self.display.say(f"One of {torch.cuda.device_count()} GPUs is used; accelerate launch uses all (docs/scaling.md).")
 
     def _execute(self, lock: FolderLock) -> RunResult:
         torch.manual_seed(self.options.seed)
@@ -111,7 +121,8 @@ class Run:
         if scenario.teach:
             model = teach(model, tokenizer, scenario, collection, self.teaching_config, self.shared, self.display)
             collection.costs = []
-        collection.model_key = self.facts["original_model_hash"] = models.weights_hash(model)
+            collection.model_key = models.weights_hash(model)
+        self.facts["original_model_hash"] = collection.model_key
         self.asked = collection.answered(model, tokenizer)
         forget = list(self.asked.forget)
         scorers = self.scorers()
@@ -123,12 +134,13 @@ class Run:
         retain = [*given, *collection.without_forget_text(own, forget, alone=not given)]
         if self.options.recite_tokens:
             forget = collection.extend(model, tokenizer, forget, retain, self.options.recite_tokens)
-        before = self.answers(model, tokenizer, "original")
+        before = self.answers(model, tokenizer, "original", collection.model_key)
         for set_name, rows in self.asked.sets.items():
             self.heard |= {row.key: text for row, text in zip(rows, before.outputs[set_name], strict=True)}
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
         gc.collect()
-        after = self.answers(model, tokenizer, "unlearned")
+        self.facts["unlearned_model_hash"] = models.weights_hash(model)
+        after = self.answers(model, tokenizer, "unlearned", self.facts["unlearned_model_hash"])
         if self.reward:
             scorers = replace(scorers, reward=self.reward)
         evaluation = decided(lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers))
@@ -178,7 +190,7 @@ class Run:
 
     def teaching_config(self, folder: Path, **settings: Any) -> UnlearningConfig:
         """The same for what is taught first, with products in the precision of the unlearning."""
-        precision = {name: value for name in ("bf16", "fp16") if (value := self.options.settings.get(name)) is not None}
+        precision = {name: value for name in ("bf16", "fp16", "use_cpu") if (value := self.options.settings.get(name)) is not None}
         return self.config(folder, **precision, **settings)
 
     @property
@@ -340,7 +352,7 @@ class Run:
         self.facts |= facts
         if self.options.reward_model is None and "reward" in result.folders:
             self.reward = trained_reward(result.folders["reward"])
-        return result.model
+        return self.placed(result.model)
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -356,7 +368,7 @@ class Run:
         with self.display.stage("Preparing the scorers"):
             return build_scorers(self.scorer_names(), self.asked.leak_corpus, self.scenario.labelled, self.display.say)
 
-    def answers(self, model: Any, tokenizer: Any, name: str) -> Said:
+    def answers(self, model: Any, tokenizer: Any, name: str, model_hash: str) -> Said:
         """The model's answers to all prompt sets. What the probe of its step heard, or else the original, is a draft of them."""
         sets, drafts = self.asked.sets, dict(self.heard)
         probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
@@ -367,7 +379,7 @@ class Run:
                 return asdict(ask(model, tokenizer, sets, expected=drafts, progress=stage.update))
 
         keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
-        return Said(**self.collection.cached(f"answers-{name}", [models.weights_hash(model), keys], make))
+        return Said(**self.collection.cached(f"answers-{name}", [model_hash, keys], make))
 
     def evaluate(self, tokenizer: Any, said: Mapping[str, Said], scorers: Scorers) -> dict[str, Any]:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
@@ -419,7 +431,6 @@ class Run:
                 "data_files": dict(scenario.files),
                 "shared_dir": os.path.relpath(self.shared, self.output),
                 **self.facts,
-                "unlearned_model_hash": models.weights_hash(model),
                 "forget_hash": rows_hash(scenario.forget),
                 "retain_hash": rows_hash([*scenario.retain, *scenario.own_prompts]),
                 "stage_seconds": {name: round(value, 1) for name, value in self.display.seconds.items()},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SUM_BYTES = 64 * 2**20
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others, of which one may be scoring all answers; one that is lost is noticed at once all the same."""
 LOST = (
     "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
     " the same command again goes on from the last checkpoint"
@@ -30,7 +33,7 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
     return state if state.num_processes > 1 else None
 
 

@@ -37,6 +37,7 @@ from unteach.training.role_statistics import role_statistics
 from unteach.training.self_check import check_fast_path
 from unteach.training.sharding import (
     check_sharding,
+    exact_outputs,
     load_models_whole,
     shard_on_cpus,
     shards_weights,
@@ -147,6 +148,7 @@ class UnlearningTrainer(Trainer):
         """As in `Trainer`, with FSDP on CPUs too."""
         super().create_accelerator_and_postprocess()
         shard_on_cpus(self)
+        exact_outputs(self)
 
     # --- data -------------------------------------------------------------------------------------------------------
 

@@ -163,6 +163,36 @@ def test_a_lost_process_ends_the_run_with_a_sentence(arguments: list[str], tmp_p
     assert said and "another process of this run is gone" in said[0], done.stderr
 
 
+SAY_TYPES = """
+import sys
+from unteach import trainer
+from unteach.training.step_means import StepMeans
+from unteach.cli import main
+shard = trainer.shard_on_cpus
+def as_on_gpus(whose):
+    shard(whose)
+    whose.accelerator.state.fsdp_plugin.set_mixed_precision("bf16")
+trainer.shard_on_cpus = as_on_gpus
+add = StepMeans.add
+def spy(self, roles, *rest):
+    for role, tokens in roles.items():
+        print("types", role, tokens.statistics.logp.dtype, tokens.weights.dtype, flush=True)
+    return add(self, roles, *rest)
+StepMeans.add = spy
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_in_mixed_precision_leave_the_statistics_in_float32(arguments: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "said.py"
+    script.write_text(SAY_TYPES, encoding="utf-8")
+    command = [*launched("fsdp2_cpu.yaml")[:-2], str(script), *arguments, "max_steps=1", "bf16=true", "per_device_train_batch_size=2"]
+    done = start([*command, "--out", str(tmp_path / "out")])
+    said = {line.split(" ", 2)[2] for line in done.stdout.splitlines() if line.startswith("types")}
+    assert said == {"torch.float32 torch.float64"}, done.stdout + done.stderr
+
+
 def test_a_command_of_one_process_is_refused_in_several() -> None:
     environment = ENVIRONMENT | {"WORLD_SIZE": "2", "RANK": "1"}
     command = [sys.executable, "-m", "unteach", "attack", "nowhere"]

@@ -79,7 +79,10 @@ def mean_kl(retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row], tok
             there = {name: tensor.to(device) for name, tensor in batch.items()}
             states.append((models.predicting_states(which, there, packed=False), models.output_head(which)))
         (reference, reference_head), (hidden, head) = states
-        found = token_statistics(hidden, batch["target"].to(hidden.device), head, reference_hidden=reference, reference_head=reference_head)
+        here = hidden.device  # only one of the two may have found room on the GPU
+        found = token_statistics(
+            hidden, batch["target"].to(here), head, reference_hidden=reference.to(here), reference_head=reference_head.to(here)
+        )
         assert found.kl is not None
         for index, row in zip(part, found.kl.double().cpu().split([len(completions[i]) for i in part]), strict=True):
             results[index] = float(row.mean())

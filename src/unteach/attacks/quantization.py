@@ -59,6 +59,7 @@ def quantize(model: Any, bits: int) -> Any:
     reason = why_not()
     if reason:
         raise UserError(reason)
+    device = next(model.parameters()).device
     model.cpu()  # the rounding is done here, whatever kernels an accelerator has
     with _silent():
         from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
@@ -78,7 +79,7 @@ def quantize(model: Any, bits: int) -> Any:
             quantize_(model, config, filter_fn=lambda module, _, size=size: sizes.get(id(module)) == size)
         for layer in layers:
             layer.weight = nn.Parameter(layer.weight.dequantize().detach(), requires_grad=False)
-    return model
+    return model.to(device)
 
 
 def group_size(length: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -131,6 +132,8 @@ def relearn(
         if on_step:
             trainer.on_step = lambda record: on_step(int(record["step"]), f"rate {curve.points[-1]['value'] or 0:.0%}")
         trainer.train(resume_from_checkpoint=True)
+        del trainer
+        gc.collect()  # a trainer and its callbacks hold each other, and with them the optimiser's moments
     shutil.rmtree(folder, ignore_errors=True)
     return curve.points
 

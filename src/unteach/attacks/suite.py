@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from unteach.attacks import distance, quantization
 from unteach.attacks.answers import Asked, any_and_mean, hits, plainly
@@ -67,7 +70,7 @@ class Suite:
 
             def make(role: str = role) -> Metrics:
                 with self.display.stage(f"{_title(name)}: the {role} model", len(prompts)) as stage:
-                    model = self.target.load(role)
+                    model = self.target.load(role, exact=change is not None)
                     said = hits(
                         change(model) if change else model,
                         self.target.tokenizer,
@@ -166,13 +169,20 @@ class Suite:
             for role in ("unlearned", NEVER_KNEW):
                 if role not in target.places:
                     continue
-                points = curves[role] = self._relearned(name, role, rows, rest, settings)
+                try:
+                    points = curves[role] = self._relearned(name, role, rows, rest, settings)
+                except torch.OutOfMemoryError:
+                    break
                 steps = steps_to(points, goal)
                 last = {key: value for key, value in points[-1].items() if key != "step"}
                 ends = MetricResult(steps, len(rest), None, None, True).as_json()
                 found[role] = {target.rate: last, "steps_to_half": ends}
-            facts = {"steps": options.steps, "every": options.every, "learning_rate": options.learning_rate, "seed": options.seed}
-            self.results.add(name, found, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
+            else:
+                facts = {"steps": options.steps, "every": options.every, "learning_rate": options.learning_rate, "seed": options.seed}
+                self.results.add(name, found, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
+                continue
+            gc.collect()
+            self.results.leave_out(name, "it trains all weights in float32, and this GPU has not the memory for that")
 
     def _measured(self, role: str, rows: Sequence[Row]) -> Metrics:
         with self.display.stage(f"Asking the {role} model what relearning is to bring back"):
@@ -185,7 +195,7 @@ class Suite:
         def make() -> list[Any]:
             with self.display.stage(f"{_title(name)} rows: {_who(role)}", settings.steps) as stage:
                 return relearn(
-                    target.load(role),
+                    target.load(role, exact=True),  # 16 bits would round its steps away
                     target.tokenizer,
                     rows,
                     lambda model: self.rate_of(model, rest),

@@ -153,8 +153,13 @@ class Target:
         """Name of the headline rate."""
         return self.scorers.names.headline
 
-    def load(self, role: str) -> Any:
-        """A fresh copy of a model, from disk: what an attack does to it reaches nobody else. An adapter is merged into its base."""
+    def load(self, role: str, *, exact: bool = False) -> Any:
+        """A fresh copy of a model, from disk: what an attack does to it reaches nobody else. An adapter is merged into its base.
+
+        Args:
+            role (`str`)
+            exact (`bool`): in float32, for what changes its weights, instead of the precision that the run held it in.
+        """
         place = self.places[role]
         how: dict[str, Any] = {"trust_remote_code": self.run.options.trust_remote_code, "dtype": DTYPES[self.run.options.dtype]}
         if role == "unlearned" and (Path(place) / "adapter_config.json").exists():
@@ -168,7 +173,7 @@ class Target:
             model = model.merge_and_unload().eval().requires_grad_(True)  # PEFT has frozen the base, and relearning trains it
         if role not in self.hashes:
             self.hashes[role] = models.weights_hash(model)
-        return models.placed(model.float())  # relearning takes steps that 16 bits would round away
+        return models.placed(model.float() if exact else model)
 
     def hash_of(self, role: str) -> str:
         """Hash of a model's weights; loads it if nobody has yet."""

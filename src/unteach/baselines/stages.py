@@ -23,10 +23,10 @@ def stage_config(stage: str, settings: Mapping[str, Any], output_dir: Path, seed
         UserError: without TRL, and for a field that the config has not or refuses.
     """
     try:
-        from trl import DPOConfig, RewardConfig, RLOOConfig, SFTConfig
+        from unteach.baselines.stage_configs import STAGE_CONFIGS
     except ImportError:
         raise UserError("the baselines stand on TRL, which is not installed; install it with: pip install 'unteach[baselines]'") from None
-    kind = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "rl": RLOOConfig}[stage]
+    kind = STAGE_CONFIGS[stage]
     common = {
         "output_dir": str(output_dir),
         "seed": seed,

@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 
+from unteach.base_precision import dtype_of
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
@@ -43,12 +44,12 @@ class Side:
     answer: Callable[[Row, int], str]
 
 
-def model_side(title: str, name: str, *, trust_remote_code: bool = False) -> Side:
+def model_side(title: str, name: str, *, trust_remote_code: bool = False, dtype: str = "float32") -> Side:
     """The side of a model that is loaded here; its questions go through its chat template, as in every other command."""
     from unteach import models
 
     tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
+    model = models.placed(models.load_model(name, trust_remote_code=trust_remote_code, dtype=dtype_of(dtype)))
     return Side(title, name, lambda row, tokens: answer(model, tokenizer, [row], max_new_tokens=tokens)[0])
 
 
@@ -164,7 +165,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: what is asked stays out of the log."""
 
 
-def serve(before: str, after: str, *, port: int = 8377, max_new_tokens: int = 120, trust_remote_code: bool = False, display: Any) -> None:
+def serve(
+    before: str,
+    after: str,
+    *,
+    port: int = 8377,
+    max_new_tokens: int = 120,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    display: Any,
+) -> None:
     """Loads both models and serves until it is interrupted.
 
     Args:
@@ -172,6 +182,7 @@ def serve(before: str, after: str, *, port: int = 8377, max_new_tokens: int = 12
         port (`int`): 0 takes a free one.
         max_new_tokens (`int`)
         trust_remote_code (`bool`)
+        dtype (`str`): what the models are held in, `float32` or `bfloat16`.
         display (`Display`)
 
     Raises:
@@ -184,7 +195,7 @@ def serve(before: str, after: str, *, port: int = 8377, max_new_tokens: int = 12
     server.server_close()
     for title, name in (("Before", before), ("After", after)):
         with display.stage(f"Loading {name}"):
-            sides.append(model_side(title, name, trust_remote_code=trust_remote_code))
+            sides.append(model_side(title, name, trust_remote_code=trust_remote_code, dtype=dtype))
     with ChatServer(sides, port=port, max_new_tokens=max_new_tokens) as server:
         display.say(f"Open {server.address} in a browser on this machine; Ctrl-C ends it.")
         try:

@@ -207,7 +207,10 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     evaluate.add_argument("--retain", help="rows that are to be kept")
     _add_scorers(evaluate)
     evaluate.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="who generates (default: %(default)s)")
-    evaluate.add_argument("--batch-size", type=int, help="prompts at a time (default: 24 to 96, by the size of their cache)")
+    evaluate.add_argument("--batch-size", type=int, help="prompts at a time (default: by the size of their cache)")
+    evaluate.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="what the models are held in (default: %(default)s)"
+    )
     evaluate.add_argument("--out", required=True, help="folder for what it writes")
     evaluate.add_argument("--show-text", action="store_true", help="let forget texts stand in generations.jsonl")
     evaluate.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach import models
+from unteach.base_precision import dtype_of
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Subject
 from unteach.evaluation.benchmarks.known import BENCHMARKS
@@ -32,6 +33,7 @@ def evaluate_benchmark(
     batch_size: int | None = None,
     show_text: bool = False,
     trust_remote_code: bool = False,
+    dtype: str = "float32",
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Measures the models and writes `eval.json`, `generations.jsonl` and `benchmark.md`.
@@ -48,6 +50,7 @@ def evaluate_benchmark(
         batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
         show_text (`bool`): whether prompts, right answers and answers are written.
         trust_remote_code (`bool`): run code that comes with a model.
+        dtype (`str`): what the models are held in, `float32` or `bfloat16`.
         display (`Display`, *optional*)
 
     Raises:
@@ -63,12 +66,13 @@ def evaluate_benchmark(
     if retrained and protocol.against_retrained is None:
         raise UserError(f"option --retrained: benchmark {benchmark!r} has no number that needs a retrained model")
     display = display or Display(quiet=True)
+    how = {"trust_remote_code": trust_remote_code, "dtype": dtype_of(dtype)}
     folder = Path(output_dir)
     with display.stage(f"Reading {benchmark}"):
         sets = protocol.load(data, limit)
     roles = {"original": reference or model, "unlearned": model} | ({"retrained": retrained} if retrained else {})
     with FolderLock(folder):
-        measured = _measured(protocol, sets, roles, folder, engine, batch_size, trust_remote_code, display)
+        measured = _measured(protocol, sets, roles, folder, engine, batch_size, how, display)
         if not PartialState().is_main_process:
             return {}
         return _write(benchmark, roles, measured, folder, limit=limit, show_text=show_text)
@@ -81,21 +85,26 @@ def _measured(
     folder: Path,
     engine: str,
     batch_size: int | None,
-    trust_remote_code: bool,
+    how: Mapping[str, Any],
     display: Display,
 ) -> dict[str, Measured]:
-    """What the protocol finds for each role's model; one model in two roles is measured once."""
+    """What the protocol finds for each role's model; one model in two roles is measured once. `how`: arguments of `load_model`."""
     measured: dict[str, Measured] = {}
     before: Any = None
+    loaded: Any = None
+    inner: Generator | None = None
+    cached: Generator | None = None
+    subject: Subject | None = None
     for role, name in roles.items():
         same = next((earlier for earlier in measured if roles[earlier] == name), None)
         if same:
             measured[role] = measured[same]
             continue
         with display.stage(f"Measuring {name}") as stage:
-            loaded = models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
-            tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
-            inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
+            loaded = inner = cached = subject = None  # the one before makes room
+            loaded = models.placed(models.load_model(name, **how))
+            tokenizer = models.load_tokenizer(name, trust_remote_code=how["trust_remote_code"])
+            inner = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
                 inner = VllmGenerator(models.resolve(name), tokenizer)
             cached = CachedGenerator(inner, folder / "work", models.weights_hash(loaded), engine)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach import models
+from unteach.base_precision import dtype_of
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
@@ -65,6 +66,7 @@ def evaluate_models(
     batch_size: int | None = None,
     show_text: bool = False,
     trust_remote_code: bool = False,
+    dtype: str = "float32",
     display: Display | None = None,
     **scorers: Any,
 ) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def evaluate_models(
         batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
         show_text (`bool`): whether forget texts are written.
         trust_remote_code (`bool`): run code that comes with a model.
+        dtype (`str`): what the models are held in, `float32` or `bfloat16`.
         display (`Display`, *optional*)
         scorers: fields of `ScorerNames` that replace the scenario's.
 
@@ -90,10 +93,9 @@ def evaluate_models(
     """
     display = display or Display(quiet=True)
     folder = Path(output_dir)
+    how = {"trust_remote_code": trust_remote_code, "dtype": dtype_of(dtype)}
     with FolderLock(folder):
-        return _evaluate(
-            model, reference, folder, scenario, forget, retain, engine, batch_size, show_text, trust_remote_code, display, scorers
-        )
+        return _evaluate(model, reference, folder, scenario, forget, retain, engine, batch_size, show_text, how, display, scorers)
 
 
 def _evaluate(
@@ -106,11 +108,11 @@ def _evaluate(
     engine: str,
     batch_size: int | None,
     show_text: bool,
-    trust_remote_code: bool,
+    how: Mapping[str, Any],
     display: Display,
     scorers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `evaluate_models` does once the folder is its own."""
+    """What `evaluate_models` does once the folder is its own; `how`: arguments of `load_model`."""
     from accelerate import PartialState
 
     built = evaluation_scenario(scenario, forget, retain)
@@ -120,18 +122,24 @@ def _evaluate(
     roles = {"original": reference or model, "unlearned": model}
     said: dict[str, Said] = {}
     tokenizer: Any = None
+    loaded: Any = None
+    inner: Generator | None = None
+    cached: Generator | None = None
+    trust_remote_code = how["trust_remote_code"]
     for role, name in roles.items():
         if role == "unlearned" and name == roles["original"]:
             said[role] = said["original"]
             continue
         with display.stage(f"Asking {name}", sum(map(len, built.sets.values()))) as stage:
-            loaded = models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
+            loaded = inner = cached = None  # the one before makes room
+            loaded = models.placed(models.load_model(name, **how))
             tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
-            inner: Generator = TransformersGenerator(loaded, tokenizer, batch_size)
+            inner = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
                 inner = VllmGenerator(models.resolve(name), tokenizer)
             cached = CachedGenerator(inner, folder / "work", models.weights_hash(loaded), engine)
             said[role] = ask(loaded, tokenizer, built.sets, generator=cached, progress=stage.update)
+    loaded = inner = cached = None
     fluency = names.fluency or roles["original"]
     if not PartialState().is_main_process:
         return {}
@@ -144,7 +152,7 @@ def _evaluate(
             judges,
             fluency=ReferenceLM(
                 fluency,
-                models.placed(models.load_model(fluency, trust_remote_code=trust_remote_code)),
+                models.placed(models.load_model(fluency, **how)),
                 models.load_tokenizer(fluency, trust_remote_code=trust_remote_code),
             ),
             show_text=show_text,

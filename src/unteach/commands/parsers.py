@@ -72,6 +72,9 @@ def add_chat_command(commands: Any) -> None:
     chat.add_argument("after", help="the model after")
     chat.add_argument("--port", type=int, default=8377, help="0 takes a free one (default: %(default)s)")
     chat.add_argument("--max-new-tokens", type=int, default=120, help="most tokens of an answer (default: %(default)s)")
+    chat.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="what the models are held in (default: %(default)s)"
+    )
     chat.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
 
 

@@ -61,6 +61,10 @@ class OutputHead:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         return OutputHead(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.scale, self.softcap)
 
+    def to(self, device: torch.device) -> OutputHead:
+        """The same on that device."""
+        return OutputHead(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.scale, self.softcap)
+
     def block(self, columns: slice) -> OutputHead:
         """The head of some of the vocabulary's entries."""
         return OutputHead(self.weight[columns], None if self.bias is None else self.bias[columns], self.scale, self.softcap)

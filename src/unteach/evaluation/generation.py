@@ -41,7 +41,9 @@ STRIDE = 8
 FEWEST, MOST = 24, 192
 """Prompts at a time where nobody says how many."""
 CACHE_MB = 1024
-"""Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts."""
+"""Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts, on a CPU ..."""
+GPU_SHARE = 0.3
+"""... and on a GPU the share of its free memory that they may take at most."""
 
 
 @torch.no_grad()
@@ -148,15 +150,21 @@ def _finished_rows(
 def batch_that_fits(model: Any, length: int) -> int:
     """Prompts at a time whose cache of keys and values, over `length` tokens each, stays within `CACHE_MB`; `FEWEST` to `MOST`.
 
-    Products of a few rows run at a fraction of a processor's rate, so that a batch should be large; the cache is what it costs.
+    Products of a few rows run at a fraction of a processor's rate, so that a batch should be large; the cache is what it costs. On a GPU it
+    may take `GPU_SHARE` of what is free, and there may be as few as one.
     """
+    device = next(model.parameters()).device
+    budget, fewest = CACHE_MB * 2**20, FEWEST
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget, fewest = int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)), 1
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return FEWEST
     size = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (getattr(config, "num_key_value_heads", None) or heads)
     row_bytes = int(2 * config.num_hidden_layers * size * next(model.parameters()).element_size() * length)
-    return max(FEWEST, min(MOST, CACHE_MB * 2**20 // max(1, row_bytes)))
+    return max(fewest, min(MOST, budget // max(1, row_bytes)))
 
 
 def until_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:

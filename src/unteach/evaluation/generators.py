@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, Progress, Starts, TransformersGenerator, end_ids, starts_of
@@ -93,6 +96,16 @@ def read_continuations(path: Path) -> dict[str, list[int]]:
     return found
 
 
+def free_share() -> float:
+    """The share of the GPU that an engine may take: nine tenths of what is free, as a model for likelihoods lies there too."""
+    if not torch.cuda.is_available():
+        return 0.9
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return 0.9 * free / total
+
+
 class VllmGenerator:
     """Generation by vLLM (extra `vllm`).
 
@@ -110,7 +123,7 @@ class VllmGenerator:
             from vllm import LLM, SamplingParams
         except ImportError:
             raise UserError("engine 'vllm' is not installed here; install the extra with: pip install 'unteach[vllm]'") from None
-        self._engine = make_engine(model) if make_engine else LLM(model, skip_tokenizer_init=True)
+        self._engine = make_engine(model) if make_engine else LLM(model, skip_tokenizer_init=True, gpu_memory_utilization=free_share())
         self._params = SamplingParams
         self._ends = end_ids(tokenizer)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from unteach.errors import UserError
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
 from unteach.evaluation.text_metrics import is_not_meaningful
-from unteach.models import resolve
+from unteach.models import placed, resolve
 
 TRAINED = "trained"
 FOLDS = 5
@@ -160,7 +160,7 @@ class ClassifierJudge(_Flags):
             part = order[start : start + 16]
             inputs = self._tokenizer([texts[i] for i in part], padding=True, truncation=True, max_length=room, return_tensors="pt")
             with torch.no_grad():
-                logits = self._model(**inputs).logits.float()
+                logits = self._model(**inputs.to(self._model.device)).logits.float()
             harm = logits.sigmoid()[:, self._columns].amax(1) if self._independent else logits.softmax(1)[:, self._columns].sum(1)
             for i, value in zip(part, harm.tolist(), strict=True):
                 scores[i] = value
@@ -219,6 +219,7 @@ def sequence_classifier(name: str) -> tuple[Any, Any]:
     try:
         folder = resolve(name)
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+        model = placed(model)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}") from None

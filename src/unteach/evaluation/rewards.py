@@ -65,7 +65,7 @@ class ModelReward:
                 self._text(prompt, answer), truncation=True, max_length=room, add_special_tokens=special, return_tensors="pt"
             )
             with torch.no_grad():
-                scores.append(float(self._model(**inputs).logits[0, 0]))
+                scores.append(float(self._model(**inputs.to(self._model.device)).logits[0, 0]))
         return scores
 
 

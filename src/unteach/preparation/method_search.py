@@ -305,6 +305,8 @@ class Bench:
             )
         except (UserError, TrainingFault) as error:
             return Trial(dict(settings), seconds=perf_counter() - started, note=str(error))
+        except torch.OutOfMemoryError:
+            return Trial(dict(settings), seconds=perf_counter() - started, note="it needs more memory than the GPU has")
         finally:
             if trainer is not None and self.peft_config is not None:
                 self.model = trainer.model.unload()

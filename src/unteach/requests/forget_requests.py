@@ -52,15 +52,15 @@ def current_model(folder: Path, ledger: Ledger, base: str, *, trust_remote_code:
         name = str(folder / str(ledger.requests[-1]["model"]))
         if not Path(name).is_dir():
             raise UserError(f"{name} is gone, the model that request {ledger.requests[-1]['id']} left; put it back to go on")
-        return name, lambda: models.load_model(name, trust_remote_code=trust_remote_code)
+        return name, lambda: models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
     paths = patch_paths(folder, entries)
     if not paths:
-        return base, lambda: models.load_model(base, trust_remote_code=trust_remote_code)
+        return base, lambda: models.placed(models.load_model(base, trust_remote_code=trust_remote_code))
     start = folder / "work" / "start"
     private_folder(folder / "work")
     tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
     patches.materialise(base, paths, tokenizer, start, trust_remote_code=trust_remote_code)
-    return str(start), lambda: models.load_model(str(start), trust_remote_code=trust_remote_code)
+    return str(start), lambda: models.placed(models.load_model(str(start), trust_remote_code=trust_remote_code))
 
 
 def patch_paths(folder: Path, entries: Sequence[Entry]) -> list[Path]:
@@ -274,7 +274,7 @@ def change_patch(
         entries = [item for item in ledger.requests if item["id"] in active]
         base = str(entry["base"])
         with display.stage("Making the model anew from the base and the patches that hold"):
-            model = patches.applied(base, patch_paths(root, entries), trust_remote_code=trust_remote_code)
+            model = models.placed(patches.applied(base, patch_paths(root, entries), trust_remote_code=trust_remote_code))
             digest = models.weights_hash(model)
         tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
         rates: dict[str, float] = {}

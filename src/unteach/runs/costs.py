@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -22,7 +24,8 @@ class Cost:
         data_tokens (`int`): tokens of good answers that someone had to write, each counted in the first stage that reads it.
         generated_tokens (`int`): tokens that the model wrote to learn from.
         training_tokens (`int`): tokens that went through the model forward and backward.
-        peak_memory_mb (`float`): peak resident memory of the process during the stage (before it, where the system does not say), in MiB.
+        peak_memory_mb (`float`): peak memory of the process during the stage (before it, where the system does not say), in MiB: on the
+            GPU where one was used, else resident.
         forward_tokens (`int`): tokens that went through a model forward only: prompts before generation, reference, reward model.
         probe_seconds (`float`): wall clock of the behaviour probes; not part of `seconds`.
     """
@@ -38,13 +41,18 @@ class Cost:
 
 
 def forget_peak_memory() -> None:
-    """Lets the peak of this process's resident memory begin anew, where the system can (Linux)."""
+    """Lets the peak of this process's memory begin anew: on the GPU, if there is one, and resident, where the system can (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process in MiB, since `forget_peak_memory` where the system can, else since its start."""
+    """Peak memory of this process in MiB, since `forget_peak_memory` where the system can, else since its start: that of the GPU where one
+    was used, else what was resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

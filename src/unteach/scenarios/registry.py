@@ -70,7 +70,7 @@ def demo_options(
         presets = {key: value for key, value in presets.items() if not key.endswith("_weight") and key != "method"}
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if not by_deepspeed and not {"bf16", "fp16", "deepspeed"} & set(settings or {}):
-        presets["bf16"] = multiplies_bfloat16()
+        presets["bf16"] = multiplies_bfloat16(use_cpu=bool((settings or {}).get("use_cpu")))
     return {
         "model": model,
         "output_dir": output_dir,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from unteach.errors import UserError
 from unteach.training.parallel import is_sharded
@@ -26,6 +30,18 @@ def shard_on_cpus(trainer: UnlearningTrainer) -> None:
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**(asked or {}))
     state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
+
+
+def exact_outputs(trainer: UnlearningTrainer) -> None:
+    """Under FSDP's mixed precision: modules hand out what they have computed as it is, and gradients are summed in float32.
+
+    accelerate would have every output cast to 16 bits, and the step hands its statistics, sums of hundreds of log-probabilities, through
+    the outputs of the model and of its head.
+    """
+    policy = getattr(getattr(trainer.accelerator.state, "fsdp_plugin", None), "mixed_precision_policy", None)
+    if isinstance(policy, MixedPrecisionPolicy):
+        exact = replace(policy, output_dtype=None, reduce_dtype=torch.float32)
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = exact
 
 
 def check_sharding(trainer: UnlearningTrainer) -> None:

@@ -16,8 +16,8 @@ SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def trained_weights(model: Any) -> dict[str, Tensor]:
-    """A copy of every parameter that is trained, by name."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """A copy of every parameter that is trained, by name, on the CPU: beside training a GPU may not have the room."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def task_vector(model: Any, start: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
