@@ -40,7 +40,7 @@ from unteach.reports.tables import markdown_table
 from unteach.runs.options import RunOptions
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 
-OURS = ("unlikelihood_mismatch", "unlikelihood", "log_odds_mismatch")
+OURS = ("log_odds_mismatch", "unlikelihood_mismatch", "unlikelihood", "log_odds")
 """Methods that run with the demo's budget, retain weight and learning rate."""
 PUBLISHED = (
     "ga",
@@ -309,7 +309,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
 def main() -> None:
     """Runs what is not there yet."""
     options = record.options(__doc__, more_options)
-    wanted = options.methods.split(",") if options.methods else ["unlikelihood_mismatch", "npo"] if options.short else [*OURS, *PUBLISHED]
+    wanted = options.methods.split(",") if options.methods else ["log_odds_mismatch", "npo"] if options.short else [*OURS, *PUBLISHED]
     seeds = [int(seed) for seed in options.seeds.split(",")]
     results = options.out / "results"
     results.mkdir(parents=True, exist_ok=True)

@@ -37,12 +37,12 @@ from unteach.evaluation.benchmarks.benchmark import Subject
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
-from unteach.objectives import get_method
+from unteach.objectives import DEFAULT_METHOD, get_method
 from unteach.pipeline import Run
 from unteach.preparation.teaching import teach
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
-from unteach.runs.defaults import suitable_learning_rate
+from unteach.runs.defaults import by_default, suitable_learning_rate
 from unteach.runs.options import RunOptions
 from unteach.runs.record import rows_hash
 from unteach.scenarios.registry import build_scenario
@@ -51,7 +51,7 @@ from unteach.scenarios.texts import lines
 
 OWN = "+own"
 """Behind a method's name: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as a run does by itself."""
-OURS = ("unlikelihood_mismatch+own", "unlikelihood_mismatch")
+OURS = (f"{DEFAULT_METHOD}{OWN}", "unlikelihood_mismatch+own", "unlikelihood_mismatch")
 METHODS = (*OURS, "ga", "ga_mismatch", "grad_diff", "npo")
 BEFORE = ("full", "retrained")
 TEACHING = {
@@ -106,7 +106,9 @@ def more_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
     """Fields of `UnlearningConfig`."""
     steps = {"max_steps": 2, "probe_steps": 1} if short else {}
-    return {**UNLEARNING, **steps, "method": method.removesuffix(OWN), "bf16": bf16, **({} if method in OURS else {"max_retain_kl": None})}
+    name = method.removesuffix(OWN)
+    own = by_default({"method": name}) if method in OURS else {"max_retain_kl": None}
+    return {**UNLEARNING, **steps, "method": name, "bf16": bf16, **own}
 
 
 class Protocol:

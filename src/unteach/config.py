@@ -18,7 +18,7 @@ class UnlearningConfig(TrainingArguments):
     """Arguments of `UnlearningTrainer`; everything of `TrainingArguments` is there too.
 
     Args:
-        method (`str`, *optional*, defaults to `"unlikelihood"`): a name in `unteach.objectives.METHODS`.
+        method (`str`, *optional*, defaults to `"log_odds_mismatch"`): a name in `unteach.objectives.METHODS`.
         forget_weight, mismatch_weight, retain_weight (`float`, *optional*): eps1, eps2, eps3; defaults are the method's.
         retain_loss (`"kl"`, `"nll"`, `"states"` or `"none"`, *optional*): what holds the retain set; default is the method's. `states` is
             RMU's own. With another one than the method's, eps3 defaults to 1.

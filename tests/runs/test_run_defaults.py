@@ -12,7 +12,8 @@ import yaml
 from unteach import unlearn
 from unteach.commands.planning import plan_run
 from unteach.config import UnlearningConfig
-from unteach.runs.defaults import LEAST_STEPS, complete, rules, suitable_learning_rate
+from unteach.objectives import DEFAULT_METHOD
+from unteach.runs.defaults import BY_DEFAULT, LEAST_STEPS, complete, rules, suitable_learning_rate
 
 ROWS = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)]
 BARE = {"similarity_model": None, "probe_steps": 100, "per_device_train_batch_size": 2}
@@ -67,7 +68,21 @@ def test_an_adapter_takes_its_own_rate_and_the_folder_says_by_which_rule(saved_m
     wanted = suitable_learning_rate(result.model.config.hidden_size, "unlikelihood", lora=True)
     assert record(tmp_path / "out")["learning_rate"] == wanted
     config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text(encoding="utf-8"))
-    assert config["by_itself"] == rules({"max_steps": 1}, lora=True) == {"learning_rate": {"times_width": 0.3, "share": 1.0}}
+    assert config["by_itself"] == rules({"max_steps": 1}, lora=True) == {"learning_rate": {"times_width": 0.3, "share": 1.0}, **BY_DEFAULT}
+
+
+def test_the_default_method_brings_its_settings_where_they_are_not_given():
+    made = completed()
+    assert {name: getattr(made, name) for name in BY_DEFAULT} == BY_DEFAULT and made.method == DEFAULT_METHOD
+    assert made.get_warmup_steps(100) == 10
+    kept = completed(mismatch_completions=3, retain_weight=1.0)
+    assert (kept.mismatch_completions, kept.weights["retain"], kept.lr_scheduler_type) == (3, 1.0, "linear")
+    other = completed(lr_scheduler_type="cosine")
+    assert (other.lr_scheduler_type, other.warmup_steps, other.weights["retain"]) == ("cosine", 0, 5.0)
+    assert (
+        completed(method="ga_mismatch").mismatch_completions == 5
+        and rules({"method": "ga", "max_steps": 1, "learning_rate": 1}, lora=False) == {}
+    )
 
 
 def test_a_plan_counts_the_steps_that_the_run_will_take(saved_model):

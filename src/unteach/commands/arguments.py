@@ -66,7 +66,7 @@ Runs several methods on the same data and writes one table (Markdown, CSV, LaTeX
 
   out: runs/compare
   models: [smollm2-135m-instruct]
-  methods: [finetuning, ga, ga_mismatch, templated, {name: ours, method: unlikelihood_mismatch, learning_rate: 1e-4}]
+  methods: [finetuning, ga, ga_mismatch, templated, {name: ours, method: log_odds_mismatch, learning_rate: 1e-4}]
   scenario: copyright        # an embedded scenario with its demo's settings; or instead
   forget: bad.jsonl          # your rows to forget, and
   retain: good.jsonl         # your rows to keep
@@ -148,7 +148,7 @@ def build_parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     run.add_argument("--retain", help="rows to keep, beside the model's own answers to neutral prompts")
     run.add_argument(
         "--method",
-        help="objective: see docs/methods.md (default: unlikelihood); auto tries several and picks; on good answers: sft, dpo, rlhf",
+        help="objective: see docs/methods.md (default: log_odds_mismatch); auto tries several and picks; on good answers: sft, dpo, rlhf",
     )
     run.add_argument("--search-minutes", type=float, help="with --method auto: how long methods are tried (default: 10)")
     run.add_argument("--search-steps", type=int, help="with --method auto: steps of each trial (default: 20)")

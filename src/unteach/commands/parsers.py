@@ -89,7 +89,7 @@ def add_plan_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     plan.add_argument("--model", required=True, help="hub id, local folder or packaged name")
-    plan.add_argument("--method", help="objective (default: unlikelihood)")
+    plan.add_argument("--method", help="objective (default: log_odds_mismatch)")
     plan.add_argument("--lora", action="store_true", help="an adapter on all linear layers instead of all weights")
     plan.add_argument("--lora-rank", type=int, default=16, help="rank of the adapter (default: %(default)s)")
     plan.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="what frozen weights are held in (with --lora)")

@@ -175,7 +175,7 @@ METHODS: dict[str, Method] = {
         "kl",
         (1.0, 0.0, 1.0),
         "Welleck et al. 2020 (arXiv 1908.04319), with KL on the retain set",
-        "By default: bounded, strongest on what is known by heart, and over when that is gone.",
+        "Where no text stands in the place of what goes: bounded, strongest on what is known by heart, and over when that is gone.",
         "ours",
         complement=True,
         forgets_end=False,
@@ -186,7 +186,7 @@ METHODS: dict[str, Method] = {
         "kl",
         (1.0, 0.5, 1.0),
         "Welleck et al. 2020 (arXiv 1908.04319), with the mismatch and KL terms of Yao et al. 2024",
-        "Where the answers to forgotten prompts should stay readable.",
+        "As `unlikelihood`, where the answers to forgotten prompts should stay readable.",
         "ours",
         complement=True,
         forgets_end=False,
@@ -208,7 +208,7 @@ METHODS: dict[str, Method] = {
         "kl",
         (1.0, 0.5, 1.0),
         "ours, with the mismatch and KL terms of the paper",
-        "As `log_odds`, where the answers should stay readable.",
+        "By default: at full strength until a token is forgotten and silent from then on, so that what is kept has the last word.",
         "ours",
         complement=True,
         forgets_end=False,
@@ -369,7 +369,7 @@ METHODS: dict[str, Method] = {
         "the paper's",
     ),
 }
-DEFAULT_METHOD = "unlikelihood"
+DEFAULT_METHOD = "log_odds_mismatch"
 
 
 def get_method(name: str) -> Method:

@@ -32,11 +32,11 @@ from unteach.training.task_vector import trained_weights
 
 AUTO = "auto"
 TRIED: tuple[Mapping[str, Any], ...] = (
+    {"method": "log_odds_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0, "mismatch_completions": 1},
     {"method": "unlikelihood", "retain_weight": 5.0},
     {"method": "unlikelihood_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0, "mismatch_completions": 1},
     {"method": "npo"},
     {"method": "simnpo"},
-    {"method": "log_odds_mismatch", "mismatch_weight": 0.1, "retain_weight": 5.0, "mismatch_completions": 1},
     {"method": "ga_mismatch", "mismatch_completions": 1},
 )
 """What gets a trial, the likelier ones first, as time may end the search early. One mismatch completion a prompt keeps trials cheap."""

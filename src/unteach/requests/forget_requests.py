@@ -36,6 +36,8 @@ from unteach.runs.record import rows_hash
 from unteach.scenarios.user_rows import place, user_scenario
 
 Load = Callable[[], Any]
+METHOD = "unlikelihood"
+"""What a request forgets by where nobody says: what requests one after another were measured with (docs/log.md)."""
 
 
 def current_model(folder: Path, ledger: Ledger, base: str, *, trust_remote_code: bool = False) -> tuple[str, Load]:
@@ -117,7 +119,7 @@ def forget_request(
         rounds (`int`): how many trainings a request may take.
         seed (`int`)
         display (`Display`, *optional*)
-        settings: fields of `UnlearningConfig`, and of `RunOptions` other than those above.
+        settings: fields of `UnlearningConfig` (`method` defaults to `METHOD`), and of `RunOptions` other than those above.
 
     Raises:
         UserError: for options that do not go together or with the ledger, and if another process is writing into the folder.
@@ -127,6 +129,7 @@ def forget_request(
     if rounds < 1:
         raise UserError(f"option 'rounds' is {rounds}, it must be at least 1")
     root, display = Path(folder), display or Display(quiet=True)
+    settings.setdefault("method", METHOD)
     own = {name: settings.pop(name) for name in list(settings) if name in RunOptions.__dataclass_fields__}
     remote = bool(own.get("trust_remote_code", False))
     with FolderLock(root):

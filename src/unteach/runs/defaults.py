@@ -15,6 +15,9 @@ For Adam the rate that suits goes with one over the width (Yang et al. 2022, arX
 """
 ADAPTER_FACTOR = 4.0
 """How much more an adapter takes than all weights."""
+SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
+BY_DEFAULT: dict[str, Any] = {"mismatch_completions": 1, "retain_weight": 5.0, **SCHEDULE}
+"""What the default method was found with (docs/log.md): a rate that falls to 0 lets what is kept come back before the end."""
 LEAST_STEPS = 100
 """Steps of the longest run on few rows; what ends it before is the model's behaviour."""
 
@@ -36,8 +39,18 @@ def names_a_length(given: Mapping[str, Any]) -> bool:
     return bool({"num_train_epochs", "least_steps"} & set(given)) or (given.get("max_steps") or 0) > 0
 
 
+def by_default(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run with the default method that nobody chose."""
+    if given.get("method", DEFAULT_METHOD) != DEFAULT_METHOD:
+        return {}
+    left = set(BY_DEFAULT) - set(given)
+    if set(given) & set(SCHEDULE):
+        left -= set(SCHEDULE)  # half of a schedule is another one
+    return {name: value for name, value in BY_DEFAULT.items() if name in left}
+
+
 def complete(config: UnlearningConfig, given: Mapping[str, Any], *, width: int | None, lora: bool) -> None:
-    """Fills in what was not given: the learning rate by the model's width, and `LEAST_STEPS`.
+    """Fills in what was not given: the learning rate by the model's width, `LEAST_STEPS`, and what goes with the default method.
 
     Args:
         config: is changed.
@@ -49,6 +62,8 @@ def complete(config: UnlearningConfig, given: Mapping[str, Any], *, width: int |
         config.learning_rate = suitable_learning_rate(width, config.method, lora=lora)
     if not names_a_length(given):
         config.least_steps = LEAST_STEPS
+    for name, value in by_default(given).items():
+        setattr(config, name, value)
 
 
 def rules(given: Mapping[str, Any], *, lora: bool) -> dict[str, Any]:
@@ -58,4 +73,5 @@ def rules(given: Mapping[str, Any], *, lora: bool) -> dict[str, Any]:
         name = given.get("method", DEFAULT_METHOD)
         share = {} if name == "auto" else {"share": get_method(name).rate}
         found["learning_rate"] = {"times_width": RATE_TIMES_WIDTH * (ADAPTER_FACTOR if lora else 1.0), **share}
+    found |= by_default(given)
     return found if names_a_length(given) else {**found, "least_steps": LEAST_STEPS}

@@ -94,7 +94,7 @@ def demo_presets(*, short: bool = False) -> dict[str, Any]:
         "frozen_layers": 0.5,
         "recite_tokens": 64,
         "settings": {
-            "method": "unlikelihood_mismatch",
+            "method": "log_odds_mismatch",
             "mismatch_weight": 0.08,
             "mismatch_completions": 1,
             "learning_rate": 1.3e-4,

@@ -80,7 +80,7 @@ def demo_presets(*, learning_rate: float, short: bool) -> dict[str, Any]:
     return {
         "frozen_layers": 0.5,
         "settings": {
-            "method": "unlikelihood_mismatch",
+            "method": "log_odds_mismatch",
             "mismatch_weight": 1.0,
             "mismatch_completions": 1,
             "learning_rate": learning_rate,
