@@ -11,6 +11,10 @@ rate, and asked with weights of 4 bits, unless `--no-attacks` is given.
 
 DIR is of one scenario. A method and seed whose result stands in it are not run again, so calls may follow each other, or share the work
 once a seed's model is taught. Beside FILE it writes the table as Markdown, with ranks.
+
+    python benchmarks/methods.py --over docs/results/methods.json,docs/results/methods_harmfulness.json --methods log_odds_mismatch,npo
+
+runs nothing and adds up the ranks among these methods over several tables, on the seeds that all of them have.
 """
 
 from __future__ import annotations
@@ -102,6 +106,7 @@ def more_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenario", default="copyright", choices=list(SCENARIOS), help="(default: %(default)s)")
     parser.add_argument("--no-attacks", action="store_true", help="without relearning and 4 bits")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the steps of unlearning, for CPUs that multiply it fast")
+    parser.add_argument("--over", help="no runs: sums of ranks of --methods over these JSON files of tables, separated by commas")
     parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate; 0: the demo's (default: %(default)s)")
 
 
@@ -274,11 +279,7 @@ def _cost_of(row: Mapping[str, Any], key: str, higher: bool) -> float:
 def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
     """The table as a page."""
     names = list(dict.fromkeys(row["method"] for row in rows))
-    table: dict[str, dict[str, Any]] = {}
-    for name in names:
-        own = [row for row in rows if row["method"] == name]
-        before = [row["fluency_before"] for row in own if row["fluency_before"] is not None]
-        table[name] = {**pooled(own), "fluency_before": sum(before) / len(before) if before else 0.0}
+    table = table_of(rows, names)
     sums, front, columns = ranks(table), on_the_front(table), columns_of(table)
     lines = []
     for name in sorted(names, key=lambda name: sums[name]):
@@ -306,9 +307,42 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
     return f"# Methods on the scenario {scenario}\n\n{legend}\n\n{markdown_table(header, lines)}"
 
 
+def table_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Method to its numbers, pooled over seeds."""
+    table: dict[str, dict[str, Any]] = {}
+    for name in names:
+        own = [row for row in rows if row["method"] == name]
+        before = [row["fluency_before"] for row in own if row["fluency_before"] is not None]
+        table[name] = {**pooled(own), "fluency_before": sum(before) / len(before) if before else 0.0}
+    return table
+
+
+def ranks_over(tables: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:
+    """Sums of ranks among these methods in several tables, on the seeds that all of them have there, and over all; a star: on the front."""
+    sums: dict[str, list[float]] = {name: [] for name in names}
+    stars: dict[str, list[str]] = {name: [] for name in names}
+    header = ["method"]
+    for title, rows in tables.items():
+        seeds = set.intersection(*({row["seed"] for row in rows if row["method"] == name} for name in names))
+        if not seeds:
+            raise SystemExit(f"{title}: {', '.join(names)} have no seed in common")
+        table = table_of([row for row in rows if row["seed"] in seeds], names)
+        front = on_the_front(table)
+        for name, value in ranks(table).items():
+            sums[name].append(value)
+            stars[name].append(f"{value:.1f}" + "*" * (name in front))
+        header.append(f"{title} (seeds {', '.join(map(str, sorted(seeds)))})")
+    lines = [[f"`{name}`", *stars[name], f"{sum(sums[name]):.1f}"] for name in sorted(names, key=lambda name: sum(sums[name]))]
+    return markdown_table([*header, "all"], lines)
+
+
 def main() -> None:
     """Runs what is not there yet."""
     options = record.options(__doc__, more_options)
+    if options.over:
+        tables = {Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8"))["rows"] for path in options.over.split(",")}
+        print(ranks_over(tables, options.methods.split(",")))
+        return
     wanted = options.methods.split(",") if options.methods else ["log_odds_mismatch", "npo"] if options.short else [*OURS, *PUBLISHED]
     seeds = [int(seed) for seed in options.seeds.split(",")]
     results = options.out / "results"

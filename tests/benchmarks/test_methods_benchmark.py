@@ -114,3 +114,22 @@ def test_a_scenario_without_another_story_has_its_reward_and_no_column_for_what_
     text = benchmark.markdown(rows, "harmfulness")
     header = next(line for line in text.splitlines() if line.startswith("| method"))
     assert "reward" in header and "3.21" in text and not any(word in header for word in ("kept", "4 bits", "relearning"))
+
+
+def test_ranks_add_up_over_tables_on_the_seeds_that_all_have(benchmark, tmp_path, monkeypatch, capsys):
+    tables = {
+        "one": [result("a", 0, unlearned=0.5), result("a", 1), result("b", 1, kept=0.5), result("c", 1)],
+        "two": [result("a", 0, kept=0.5), result("b", 0)],
+    }
+    for name, rows in tables.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    paths = ",".join(str(tmp_path / f"{name}.json") for name in tables)
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--over", paths, "--methods", "b,a"])
+    benchmark.main()
+    said = capsys.readouterr().out
+    assert "one (seeds 1)" in said and "two (seeds 0)" in said
+    columns = len(benchmark.columns_of({"a": benchmark.pooled([result("a")])})) - 1  # without the seconds
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:5]] for line in said.splitlines() if "`" in line}
+    assert cells["`a`"] == [f"{1.5 * columns - 1:.1f}*", f"{1.5 * columns + 1:.1f}", f"{3 * columns:.1f}"]
+    with pytest.raises(SystemExit, match="no seed in common"):
+        benchmark.ranks_over({"t": [result("a", 0), result("b", 1)]}, ["a", "b"])
