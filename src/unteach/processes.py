@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SUM_BYTES = 64 * 2**20
-PATIENCE = timedelta(days=1)
+PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, of which one may be scoring all answers; one that is lost is noticed at once all the same."""
 LOST = (
     "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
