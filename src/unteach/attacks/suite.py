@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -164,25 +163,30 @@ class Suite:
             if not rows:
                 self.results.leave_out(name, f"the run has no {source} rows")
                 continue
-            found: dict[str, Metrics] = {"original": {target.rate: start}}
-            curves: dict[str, Any] = {}
-            for role in ("unlearned", NEVER_KNEW):
-                if role not in target.places:
-                    continue
-                try:
-                    points = curves[role] = self._relearned(name, role, rows, rest, settings)
-                except torch.OutOfMemoryError:
-                    break
-                steps = steps_to(points, goal)
-                last = {key: value for key, value in points[-1].items() if key != "step"}
-                ends = MetricResult(steps, len(rest), None, None, True).as_json()
-                found[role] = {target.rate: last, "steps_to_half": ends}
-            else:
-                facts = {"steps": options.steps, "every": options.every, "learning_rate": options.learning_rate, "seed": options.seed}
-                self.results.add(name, found, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
+            try:
+                found, curves = self._brought_back(name, rows, rest, settings)
+            except torch.OutOfMemoryError:
+                self.results.leave_out(name, "it trains all weights in float32, and this GPU has not the memory for that")
                 continue
-            gc.collect()
-            self.results.leave_out(name, "it trains all weights in float32, and this GPU has not the memory for that")
+            facts = {"steps": options.steps, "every": options.every, "learning_rate": options.learning_rate, "seed": options.seed}
+            measured = {"original": {target.rate: start}, **found}
+            self.results.add(name, measured, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
+
+    def _brought_back(
+        self, name: str, rows: list[Row], rest: Sequence[Row], settings: Relearning
+    ) -> tuple[dict[str, Metrics], dict[str, Any]]:
+        """(the last rate and the steps to the goal, the curve) of each model that is trained, by role."""
+        target = self.target
+        found: dict[str, Metrics] = {}
+        curves: dict[str, Any] = {}
+        for role in ("unlearned", NEVER_KNEW):
+            if role not in target.places:
+                continue
+            points = curves[role] = self._relearned(name, role, rows, rest, settings)
+            last = {key: value for key, value in points[-1].items() if key != "step"}
+            ends = MetricResult(steps_to(points, settings.goal), len(rest), None, None, True).as_json()
+            found[role] = {target.rate: last, "steps_to_half": ends}
+        return found, curves
 
     def _measured(self, role: str, rows: Sequence[Row]) -> Metrics:
         with self.display.stage(f"Asking the {role} model what relearning is to bring back"):
