@@ -4,8 +4,9 @@
 
 On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said), float32, all weights trained. `rows` counts
 rows of each set, whose reference states are made and stored first; the others change one length of the paper's default shape (batch 2,
-K = 5). A line says: the median time of a step, its tokens, microseconds a token, the process's peak memory. Ratios are to the first line of
-its group. With `--json` a figure is written beside the file.
+K = 5). The cases of a group take turns, three rounds of them. A line says: the median time of a step, its tokens, microseconds a token (of
+each the median of the rounds), the process's peak memory (the highest). Ratios are to the first line of its group. With `--json` a figure
+is written beside the file.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def in_own_process(shape: Shape, vocabulary: int, steps: int) -> dict[str, float
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
 
+def of_rounds(found: list[dict[str, float]]) -> dict[str, float]:
+    """One case's numbers from its rounds."""
+    middle = {name: statistics.median(numbers[name] for numbers in found) for name in found[0]}
+    return middle | {"peak_mb": max(numbers["peak_mb"] for numbers in found)}
+
+
 def figure(found: list[dict[str, Any]], path: Path) -> None:
     """One panel a group: time a token and memory, as shares of the first."""
     import matplotlib.pyplot as plt
@@ -102,9 +109,12 @@ def main() -> None:
         return
     options = record.options(__doc__)
     found: list[dict[str, Any]] = []
+    rounds, steps = (1, 4) if options.short else (3, 20)
     for group, cases in GROUPS.items():
-        for at, shape, vocabulary in cases[:2] if options.short else cases:
-            line = {"group": group, "at": at, **in_own_process(shape, vocabulary, 4 if options.short else 20)}
+        chosen = cases[:2] if options.short else cases
+        measured = [[in_own_process(shape, vocabulary, steps) for _, shape, vocabulary in chosen] for _ in range(rounds)]
+        for (at, _, _), numbers in zip(chosen, zip(*measured, strict=True), strict=True):
+            line: dict[str, Any] = {"group": group, "at": at, **of_rounds(list(numbers))}
             first = next((other for other in found if other["group"] == group), line)
             line["time_ratio"] = line["microseconds_a_token"] / first["microseconds_a_token"]
             line["memory_ratio"] = line["peak_mb"] / first["peak_mb"]

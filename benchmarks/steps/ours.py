@@ -40,7 +40,7 @@ class OurStep:
         config = UnlearningConfig(
             output_dir=self.folder.name, max_steps=1000, max_retain_kl=None, use_cpu=not torch.cuda.is_available(), **settings
         )
-        self.trainer = UnlearningTrainer(model, config, list(forget), list(retain), Ids(), peft_config)
+        self.trainer = UnlearningTrainer(model, config, forget, retain, Ids(), peft_config)
         self.trainer.create_optimizer_and_scheduler(config.max_steps)
         self.model = self.trainer.model
         self.stream = self.trainer.training_stream()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unteach.data.token_table import TokenTable
 from unteach.data.tokenization import EncodedRow
 
 
@@ -39,7 +40,7 @@ CHAT = Shape(batch=6, mismatch=1, prompt=16, completion=36, retain_prompt=16, re
 """Short questions behind a chat template with a system prompt, about as the demos of questions and answers have them."""
 
 
-def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[list[EncodedRow], list[EncodedRow]]:
+def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[TokenTable, TokenTable]:
     """(forget rows, retain rows) of that shape."""
     draw = np.random.default_rng(seed)
 
@@ -52,6 +53,6 @@ def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[list[EncodedRow]
     def row(name: str, number: int, prompt: int, completion: int) -> EncodedRow:
         return EncodedRow(f"{name}-{number}", (*opening, *ids(prompt)), ids(completion), "chat")
 
-    forget = [row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows)]
-    retain = [row("retain", number, shape.retain_prompt, shape.retain_completion) for number in range(shape.rows)]
+    forget = TokenTable(row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows))
+    retain = TokenTable(row("retain", number, shape.retain_prompt, shape.retain_completion) for number in range(shape.rows))
     return forget, retain

@@ -112,8 +112,10 @@ Reference = StoredReference | LiveReference
 
 def reference_key(model_hash: str, row_keys: Iterable[str], dtype: torch.dtype, template: Any = None) -> str:
     """A digest that changes with the model, any row, their order, or the stored precision."""
-    text = json.dumps([model_hash, list(row_keys), str(dtype), template])
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([model_hash, str(dtype), template]).encode())
+    for key in row_keys:
+        digest.update(json.dumps(key).encode())
+    return digest.hexdigest()
 
 
 def build_stored_values(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.mismatch import REFUSAL, MismatchPool, row_generator
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -95,3 +95,18 @@ def test_a_pool_that_holds_nothing_else_is_refused():
         MismatchPool([EncodedRow("e", (1,), (), "chat")], 1, 0)
     with pytest.raises(UserError, match="forget row f"):
         MismatchPool([EncodedRow("r", (1,), FORGET.completion_ids, "chat")], 1, 0).draw(FORGET, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["chat", "text"])), min_size=2, max_size=30), st.integers(1, 6))
+def test_draws_are_those_from_a_list_without_the_row_s_own_completion(retain, count):
+    rows = [EncodedRow(f"r{i}", (1,), (70_000 + token, 7), kind) for i, (token, kind) in enumerate(retain)]
+    forget = EncodedRow("f", (1,), (70_003, 7), retain[0][1])
+    of_its_kind = [row.completion_ids for row in rows if row.kind == forget.kind]
+    candidates = [ids for ids in dict.fromkeys(of_its_kind) if ids != forget.completion_ids]
+    if not candidates:
+        with pytest.raises(UserError, match="equals its own"):
+            MismatchPool(rows, count, 3).draw(forget, 2)
+        return
+    picks = row_generator("mismatch", 3, 2, "f").choice(len(candidates), size=count, replace=len(candidates) < count)
+    assert MismatchPool(rows, count, 3).draw(forget, 2) == [candidates[pick] for pick in picks]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -17,6 +18,23 @@ def row_generator(*parts: object) -> np.random.Generator:
     """A random generator that depends on `parts` alone: the same draw in any process, order or resumed run."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+class _Completions:
+    """Different completions, four bytes a token, in the order in which they first came."""
+
+    def __init__(self, completions: Iterable[bytes]) -> None:
+        self.all = list(dict.fromkeys(completions))
+        self._places = {ids: place for place, ids in enumerate(self.all)}
+
+    def but(self, own: Sequence[int]) -> tuple[int, int]:
+        """(how many there are without `own`, its place or one that no completion has)."""
+        place = self._places.get(_packed(own), len(self.all))
+        return len(self.all) - (place < len(self.all)), place
+
+
+def _packed(ids: Sequence[int]) -> bytes:
+    return np.array(ids, dtype="<i4").tobytes()
 
 
 class MismatchPool:
@@ -37,21 +55,22 @@ class MismatchPool:
             raise UserError(f"mismatch_completions is {count}, it must be at least 1")
         self.count = count
         self.seed = seed
-        self._by_kind: dict[str, list[tuple[int, ...]]] = {}
+        by_kind: dict[str, list[bytes]] = {}
         for row in rows:
             if row.completion_ids:
-                self._by_kind.setdefault(row.kind, []).append(row.completion_ids)
-        for kind, completions in self._by_kind.items():
-            self._by_kind[kind] = list(dict.fromkeys(completions))
-        if not self._by_kind:
+                by_kind.setdefault(row.kind, []).append(_packed(row.completion_ids))
+        if not by_kind:
             raise UserError("mismatch completions come from the retain set, and it has no completion that is not empty")
+        self._of_kind = {kind: _Completions(completions) for kind, completions in by_kind.items()}
+        whole = len(by_kind) > 1
+        self._of_any = _Completions(chain.from_iterable(by_kind.values())) if whole else next(iter(self._of_kind.values()))
 
     def draw(self, row: EncodedRow, epoch: int) -> list[tuple[int, ...]]:
         """K completions of the row's own kind where there are any; without repetition while the pool allows; never its own."""
-        same = self._by_kind.get(row.kind) or [ids for group in self._by_kind.values() for ids in group]
-        candidates = [ids for ids in same if ids != row.completion_ids]
-        if not candidates:
+        pool = self._of_kind.get(row.kind, self._of_any)
+        left, own = pool.but(row.completion_ids)
+        if not left:
             raise UserError(f"forget row {row.key}: the only mismatch completion there is equals its own completion")
         generator = row_generator("mismatch", self.seed, epoch, row.key)
-        picks = generator.choice(len(candidates), size=self.count, replace=len(candidates) < self.count)
-        return [candidates[int(pick)] for pick in picks]
+        picks = generator.choice(left, size=self.count, replace=left < self.count)
+        return [tuple(np.frombuffer(pool.all[int(pick) + (int(pick) >= own)], "<i4").tolist()) for pick in picks]

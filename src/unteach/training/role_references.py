@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from unteach import models, reference
 from unteach.compute.output_head import OutputHead
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.data.stream import forget_branches
+from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
 from unteach.processes import own_batches
 from unteach.processes import total as sum_of
@@ -66,17 +68,33 @@ def states_of_layer(model: Any, layer: int, batch: dict[str, Tensor], final_stat
     return final, kept[-1].flatten(0, 1)[batch["predictor"]]
 
 
-def row_batches(trainer: UnlearningTrainer, trees: Sequence[Tree], tokens_per_batch: int = 2048) -> Iterator[dict[str, Tensor]]:
-    """The trees in batches of about so many tokens, short ones first, on the model's device."""
-    collator, batch = trainer.collator, list[Tree]()
+def row_batches(
+    trainer: UnlearningTrainer, rows: Sequence[EncodedRow], role: str, tokens_per_batch: int = 2048
+) -> Iterator[dict[str, Tensor]]:
+    """All rows, in batches of about so many tokens, short ones first, on the model's device.
+
+    Args:
+        trainer (`UnlearningTrainer`)
+        rows (`Sequence[EncodedRow]`)
+        role (`"retain"` or `"forget"`): of a forget row its preferred completion comes along.
+        tokens_per_batch (`int`)
+    """
+
+    def tree(number: int) -> Tree:
+        row = rows[number]
+        alone = (Branch("retain", row.completion_ids, 1.0, number),)
+        return Tree(row.prompt_ids, alone if role == "retain" else tuple(forget_branches(row, number)))
+
+    collator, batch = trainer.collator, list[int]()
     device = next(reference_model(trainer).parameters()).device
-    for tree in [*sorted(trees, key=len), None]:
-        if batch and (tree is None or sum(map(len, batch)) + len(tree) > tokens_per_batch):
-            made = make_batch(batch, packed=collator.packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens)
+    lengths = [len(tree(number)) for number in range(len(rows))]
+    for number in [*sorted(range(len(rows)), key=lengths.__getitem__), None]:
+        if batch and (number is None or sum(lengths[other] for other in [*batch, number]) > tokens_per_batch):
+            made = make_batch(list(map(tree, batch)), packed=collator.packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens)
             yield {name: tensor.to(device) for name, tensor in made.items()}
             batch = []
-        if tree is not None:
-            batch.append(tree)
+        if number is not None:
+            batch.append(number)
 
 
 def token_logp(states: Tensor, batch: dict[str, Tensor], head: OutputHead, budget_bytes: int) -> Tensor:
@@ -98,8 +116,7 @@ def once_per_batch(compute: reference.TokenValues) -> reference.TokenValues:
 
 def retain_batches(trainer: UnlearningTrainer) -> Iterator[dict[str, Tensor]]:
     """The whole retain set, short rows first."""
-    branches = [(row, Branch("retain", row.completion_ids, 1.0, index)) for index, row in enumerate(trainer.retain_rows)]
-    return row_batches(trainer, [Tree(row.prompt_ids, (branch,)) for row, branch in branches])
+    return row_batches(trainer, trainer.retain_rows, "retain")
 
 
 def reference_model(trainer: UnlearningTrainer) -> Any:
@@ -121,10 +138,11 @@ def ask_reference(trainer: UnlearningTrainer, batch: dict[str, Tensor]) -> Tenso
         return trainer.states(model, batch)
 
 
-def stored_settings(trainer: UnlearningTrainer, contents: list[str]) -> dict[str, Any]:
-    """Precision, folder and key with which values of the rows in `contents` are stored."""
+def stored_settings(trainer: UnlearningTrainer, rows: Sequence[EncodedRow], kind: str = "retain") -> dict[str, Any]:
+    """Precision, folder and key with which values of these rows are stored; `kind` says which values they are."""
     dtype = torch.bfloat16 if trainer.config.reference_dtype == "bfloat16" else None
     model = trainer.accelerator.unwrap_model(trainer.model)
+    contents = chain([kind], (f"{row.prompt_ids}{row.completion_ids}" for row in rows))
     key = reference.reference_key(models.weights_hash(model), contents, dtype or torch.float32, str(trainer.args.bf16))
     return {"dtype": dtype, "folder": trainer.output / "reference", "key": key}
 
@@ -147,7 +165,7 @@ def build_retain_reference(trainer: UnlearningTrainer) -> reference.Reference | 
             ask,
             head,
             freeze_head=head.weight.requires_grad,
-            **stored_settings(trainer, [f"{row.prompt_ids}{row.completion_ids}" for row in trainer.retain_rows]),
+            **stored_settings(trainer, trainer.retain_rows),
         )
 
 
@@ -163,9 +181,7 @@ def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
         return ask_reference(trainer, batch)
 
     head = models.output_head(reference_model(trainer))
-    trees = [Tree(row.prompt_ids, tuple(forget_branches(row, number))) for number, row in enumerate(trainer.forget_rows)]
     budget = config.logits_budget_mb * 2**20
-    rows = [f"{row.prompt_ids}{row.completion_ids}" for row in trainer.forget_rows]
     if method.reference == "logp":
         lengths = {"forget": [len(row.completion_ids) for row in trainer.forget_rows]}
         if method.preferred:
@@ -181,20 +197,20 @@ def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
             found.logp[role] = (
                 reference.LiveValues(asked, role)
                 if live
-                else reference.build_stored_values(row_batches(trainer, trees), counts, logp, role=role)
+                else reference.build_stored_values(row_batches(trainer, trainer.forget_rows, "forget"), counts, logp, role=role)
             )
     if method.reference == "logits":
         if live:
             found.forget = reference.LiveReference(ask, head, "forget")
         else:
             found.forget = reference.build_stored_reference(
-                row_batches(trainer, trees),
+                row_batches(trainer, trainer.forget_rows, "forget"),
                 [len(row.completion_ids) for row in trainer.forget_rows],
                 ask,
                 head,
                 freeze_head=head.weight.requires_grad,
                 role="forget",
-                **stored_settings(trainer, ["forget", *rows]),
+                **stored_settings(trainer, trainer.forget_rows, "forget"),
             )
     if method.retain == "states":
         layer = trainer.layer
@@ -205,12 +221,11 @@ def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
         if live:
             found.states = reference.LiveValues(inner)
         else:
-            kept = [f"{row.prompt_ids}{row.completion_ids}" for row in trainer.retain_rows]
             found.states = reference.build_stored_values(
                 retain_batches(trainer),
                 [len(row.completion_ids) for row in trainer.retain_rows],
                 inner,
-                **stored_settings(trainer, [f"layer {layer}", *kept]),
+                **stored_settings(trainer, trainer.retain_rows, f"layer {layer}"),
             )
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from unteach.data.preferred import with_preferred
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.token_store import TokenStore
+from unteach.data.token_table import TokenTable
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.objectives import ROLES, Method
@@ -43,7 +44,8 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     Forget rows come without the token that ends an answer unless `forget_end_of_turn` is on.
 
     Args:
-        dataset: anything that `load_rows` reads, rows, rows that are encoded already, or a `TokenStore`; `None` gives no rows.
+        dataset: anything that `load_rows` reads, rows, rows that are encoded already (a list or a
+            `TokenTable`), or a `TokenStore`; `None` gives no rows.
         tokenizer: a Hugging Face tokenizer.
         config (`UnlearningConfig`)
         name (`"forget"` or `"retain"`)
@@ -58,17 +60,17 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
         if config.reference == "stored":
             raise UserError("reference is 'stored', which keeps states of every row; with a token store use adapter_off or live")
         return dataset if end_id is None else TokenStore(dataset.folder, end_id)
-    rows: list[Any] = list(dataset) if isinstance(dataset, list | tuple) else load_rows(dataset, name)
+    rows: Sequence[Any] = dataset if isinstance(dataset, list | tuple | TokenTable) else load_rows(dataset, name)
     if rows and not isinstance(rows[0], Row | EncodedRow):
         rows = load_rows(rows, name)
     ready = bool(rows) and isinstance(rows[0], EncodedRow)
     encoded = rows if ready else encode_rows(rows, tokenizer, max_length=config.max_length, long_rows=config.long_rows, name=name)
     if name == "forget" and method.preferred:
         settings: dict[str, Any] = {"method": config.method, "max_length": config.max_length, "seed": config.seed}
-        encoded = with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
+        complete: Iterable[EncodedRow] = with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
     else:
-        encoded = [replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded]
-    return [row.without_end(end_id) for row in encoded]
+        complete = (replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded)
+    return TokenTable(row.without_end(end_id) for row in complete)
 
 
 def check_rows(config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow]) -> None:
