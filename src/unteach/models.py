@@ -213,6 +213,13 @@ def width(model: Any) -> int:
     return int(size or model.get_input_embeddings().weight.shape[1])
 
 
+def window(model: Any) -> int:
+    """The most tokens that a model was made for; 2**30 where no configuration says it."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if config is not None else None
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30)
+
+
 def output_head(model: Any) -> OutputHead:
     """The model's map from final hidden states to logits, with the logit scale and soft cap that some families have.
 

@@ -112,9 +112,8 @@ class Run:
             model = self.load_base()
         self.width = models.width(model)
         if self.baseline is None:
-            check_lengths(
-                {"forget": [*scenario.forget, *scenario.validation], "retain": scenario.retain}, tokenizer, self.unlearning_config()
-            )
+            sets = {"forget": [*scenario.forget, *scenario.validation], "retain": scenario.retain}
+            check_lengths(sets, tokenizer, self.unlearning_config(), models.window(model))
         collection = self.collection
         collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
         decided(lambda: self.make_folder(lock))

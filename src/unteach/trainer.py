@@ -101,8 +101,9 @@ class UnlearningTrainer(Trainer):
         self.scale_probe = probe
         self.task_vector_scale: float | None = None
         self.on_step = on_step
-        self.forget_rows = encoded_rows(forget_dataset, processing_class, args, "forget") if self.method.forget else []
-        self.retain_rows = encoded_rows(retain_dataset, processing_class, args, "retain")
+        self.window = models.window(model)
+        self.forget_rows = encoded_rows(forget_dataset, processing_class, args, "forget", self.window) if self.method.forget else []
+        self.retain_rows = encoded_rows(retain_dataset, processing_class, args, "retain", self.window)
         check_rows(args, self.forget_rows, self.retain_rows)
         if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
             raise UserError("reference is 'adapter_off', but the model has no adapter; give peft_config or use 'stored'")
@@ -164,7 +165,7 @@ class UnlearningTrainer(Trainer):
         return TrainingStream(
             self.forget_rows,
             self.retain_rows,
-            mismatch_pool(self.config, self.forget_rows, self.retain_rows, self.processing_class),
+            mismatch_pool(self.config, self.forget_rows, self.retain_rows, self.processing_class, self.window),
             length=self.args.max_steps * self.items_per_step,
             retain_ratio=self.config.retain_per_forget if self.forget_rows else 1.0,
             seed=self.args.seed,

@@ -251,7 +251,7 @@ def test_rows_completions_and_expected_answers_are_the_drafts(monkeypatch, token
 
     monkeypatch.setattr(generation, "greedy_matches", matches)
     rows = [Row("The miller kept", " a grey cat.", "text"), Row("Who slept", " on the sacks?", "text"), Row("And then", "", "text")]
-    said = answer(None, tokenizer, rows, max_new_tokens=4, generator=generator, expected={rows[1].key: " badly?"})
+    said = answer(None, tokenizer, rows, max_new_tokens=16, generator=generator, expected={rows[1].key: " badly?"})
     assert said[0].startswith(" a grey cat.") and said[1].startswith(" badly?") and said[2] == ""
 
 
@@ -279,3 +279,11 @@ def test_a_whole_question_is_answered_the_same_with_matches_and_without(family, 
     end = end_of_turn_id(chat_tokenizer)
     drafts = [draft(row, prompt, row.completion, chat_tokenizer, end) for row, prompt in zip(rows, prompts, strict=True)]
     assert answer(model, chat_tokenizer, rows, max_new_tokens=7, matches=greedy_matches(model, prompts, drafts)) == plain
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_loses_its_beginning(tokenizer):
+    model = tiny_model("opt", vocab_size=len(tokenizer), max_position_embeddings=40)
+    rows = [Row("Who rang the bell of the ferry? " * 4, "The ferryman rang it, and rang it again and again until it broke.")]
+    fitting = encode_prompt(rows[0], tokenizer)[-32:]
+    wanted = generate_ids(model, [fitting], max_new_tokens=8, pad_id=0, end_ids=end_ids(tokenizer))
+    assert answer(model, tokenizer, rows, max_new_tokens=8) == [generation.continuation_text(tokenizer, fitting, wanted[0])]

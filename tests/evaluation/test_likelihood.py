@@ -131,3 +131,10 @@ def test_a_recurrent_model_s_state_is_not_run_over_padding():
     with torch.no_grad():
         wanted = [naive.nll(model, *row).item() / len(row[1]) for row in zip(prompts, COMPLETIONS, strict=True)]
     assert mean_nll(model, prompts, COMPLETIONS) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_prompt_that_leaves_no_room_in_the_window_loses_its_beginning():
+    model = tiny_model("opt", max_position_embeddings=12)
+    prompt, completion = list(range(10, 30)), [7, 8, 9, 4]
+    fitting = prompt[-9:]  # with three of the four: the last token is no input
+    assert mean_nll(model, [prompt, [5]], [completion, [6]]) == pytest.approx(mean_nll(model, [fitting, [5]], [completion, [6]]))

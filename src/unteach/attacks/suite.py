@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from unteach import models
 from unteach.attacks import distance, quantization
 from unteach.attacks.answers import Asked, any_and_mean, hits, plainly
 from unteach.attacks.options import ATTACKS, AttackOptions
@@ -98,8 +99,7 @@ class Suite:
     def prompting(self, name: str) -> None:
         """One of `PROMPTS`."""
         target = self.target
-        config = target.load("unlearned").config.get_text_config()
-        room = int(getattr(config, "max_position_embeddings", None) or 4096) - ANSWER_TOKENS
+        room = models.window(target.load("unlearned")) - ANSWER_TOKENS
         around = Surroundings(target.tokenizer, target.forget, target.second_wordings(), room)
         self.asked(name, attack_prompts(name, around), {})
 

@@ -45,16 +45,18 @@ class MismatchPool:
             or the one templated refusal.
         count (`int`): K.
         seed (`int`)
+        max_length (`int`, *optional*): most tokens of a prompt and a completion together; a longer completion is cut at its end.
 
     Raises:
         UserError: if no completion is left to draw from.
     """
 
-    def __init__(self, rows: Sequence[EncodedRow], count: int, seed: int) -> None:
+    def __init__(self, rows: Sequence[EncodedRow], count: int, seed: int, max_length: int | None = None) -> None:
         if count < 1:
             raise UserError(f"mismatch_completions is {count}, it must be at least 1")
         self.count = count
         self.seed = seed
+        self.max_length = max_length or 2**30
         by_kind: dict[str, list[bytes]] = {}
         for row in rows:
             if row.completion_ids:
@@ -73,4 +75,5 @@ class MismatchPool:
             raise UserError(f"forget row {row.key}: the only mismatch completion there is equals its own completion")
         generator = row_generator("mismatch", self.seed, epoch, row.key)
         picks = generator.choice(left, size=self.count, replace=left < self.count)
-        return [tuple(np.frombuffer(pool.all[int(pick) + (int(pick) >= own)], "<i4").tolist()) for pick in picks]
+        room = max(1, self.max_length - len(row.prompt_ids))
+        return [tuple(np.frombuffer(pool.all[int(pick) + (int(pick) >= own)], "<i4")[:room].tolist()) for pick in picks]

@@ -135,7 +135,13 @@ def encode_row(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
 
 
 def encode_rows(
-    rows: Sequence[Row], tokenizer: Any, *, max_length: int | None = None, long_rows: LongRows = "error", name: str = "forget"
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    window: int | None = None,
+    long_rows: LongRows = "error",
+    name: str = "forget",
 ) -> list[EncodedRow]:
     """Tokenises rows once. A completion is never cut.
 
@@ -143,6 +149,7 @@ def encode_rows(
         rows (`Sequence[Row]`)
         tokenizer: a Hugging Face tokenizer.
         max_length (`int`, *optional*): most tokens of prompt and completion together.
+        window (`int`, *optional*): most tokens that the model takes.
         long_rows (`"error"`, `"truncate_prompt"` or `"drop"`): what to do with a longer row: refuse it by name, cut its prompt from the
             left, or leave it out.
         name (`str`): what messages call the set.
@@ -150,27 +157,36 @@ def encode_rows(
     Raises:
         UserError: naming the row that is too long, or the set of which nothing is left.
     """
-    encoded = list(iterate_encoded(rows, tokenizer, max_length=max_length, long_rows=long_rows))
+    encoded = list(iterate_encoded(rows, tokenizer, max_length=max_length, window=window, long_rows=long_rows))
     if not encoded:
-        raise UserError(f"no row of the {name} set is left after dropping those longer than max_length {max_length}")
+        most, what = _limit(max_length, window)
+        raise UserError(f"no row of the {name} set is left after dropping those longer than {what.format(most)}")
     return encoded
 
 
+def _limit(max_length: int | None, window: int | None) -> tuple[int, str]:
+    """(most tokens of a row, what messages call that)."""
+    most, positions = max_length or 2**30, window or 2**30
+    return (most, "max_length {}") if most <= positions else (positions, "the {} positions of this model")
+
+
 def iterate_encoded(
-    rows: Iterable[Row], tokenizer: Any, *, max_length: int | None = None, long_rows: LongRows = "error"
+    rows: Iterable[Row], tokenizer: Any, *, max_length: int | None = None, window: int | None = None, long_rows: LongRows = "error"
 ) -> Iterator[EncodedRow]:
     """The same row by row, of any number of rows; see `encode_rows`."""
     end_id = end_of_turn_id(tokenizer)
+    most, what = _limit(max_length, window)
+    advice = "raise max_length" if what.startswith("max_length") else "shorten the row"
     for row in rows:
         item = encode_row(row, tokenizer, end_id)
-        if max_length is not None and len(item) > max_length:
+        if len(item) > most:
             if long_rows == "drop":
                 continue
-            room = max_length - len(item.completion_ids)
+            room = most - len(item.completion_ids)
             if long_rows == "error" or room < 1:
                 raise UserError(
                     f"{row.source}: prompt and completion are {len(item)} tokens ({len(item.completion_ids)} of them completion), more than"
-                    f" max_length {max_length}: truncation would cut the completion; raise max_length"
+                    f" {what.format(most)}: truncation would cut the completion; {advice}"
                     + ("" if room < 1 else ", or set long_rows to truncate_prompt or drop")
                 )
             item = EncodedRow(item.key, item.prompt_ids[-room:], item.completion_ids, item.kind)

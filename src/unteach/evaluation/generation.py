@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from unteach import models
 from unteach.compute.kernels import steady_attention
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
@@ -310,10 +311,10 @@ def answer(
         matches (*optional*): `greedy_matches` of the rows' completions, where the caller has them: no forward is made to find them again.
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
-    prompts = [encode_prompt(row, tokenizer) for row in rows]
+    prompts = fitting_prompts(model, tokenizer, rows, max_new_tokens)
     end_id = end_of_turn_id(tokenizer)
     texts = [(expected or {}).get(row.key, row.completion) for row in rows]
-    drafts = [draft(*item, tokenizer, end_id) for item in zip(rows, prompts, texts, strict=True)]
+    drafts = [draft(*item, tokenizer, end_id)[:max_new_tokens] for item in zip(rows, prompts, texts, strict=True)]
 
     def starts(places: Sequence[int]) -> list[list[int]]:
         known = {i: matches[i] for i in places if texts[i] == rows[i].completion} if matches else {}
@@ -325,6 +326,12 @@ def answer(
     generator = generator or SharedGenerator(model, tokenizer)
     outputs = generator(prompts, max_new_tokens=max_new_tokens, starts=starts, progress=progress)
     return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
+
+
+def fitting_prompts(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of the rows' prompts; one that leaves no room in the model's window for its answer loses its beginning."""
+    room = max(1, models.window(model) - max_new_tokens)
+    return [encode_prompt(row, tokenizer)[-room:] for row in rows]
 
 
 def draft(row: Row, prompt: Sequence[int], text: str, tokenizer: Any, end_id: int | None) -> tuple[int, ...]:

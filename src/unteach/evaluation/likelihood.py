@@ -35,7 +35,8 @@ def completion_states(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Batch for batch: the rows' indices, the final hidden states that predict their completions' tokens, these tokens, row after row.
 
-    What the prompts of a batch all begin with is forwarded once. Rows without completion are in no batch.
+    What the prompts of a batch all begin with is forwarded once. Rows without completion are in no batch. A prompt that leaves no room in
+    the model's window for its completion loses its beginning.
 
     Args:
         model: a causal language model; measured in evaluation mode, left in the mode that it was in.
@@ -43,6 +44,8 @@ def completion_states(
         tokens_per_batch (`int`): rows are batched up to so many tokens.
     """
     device, training = next(model.parameters()).device, model.training
+    positions = models.window(model) + 1  # the last token is no input
+    prompts = [prompt[-max(1, positions - len(completion)) :] for prompt, completion in zip(prompts, completions, strict=True)]
     model.eval()
     try:
         for part in rows_by_length(prompts, completions, tokens_per_batch):

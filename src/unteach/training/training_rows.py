@@ -26,19 +26,19 @@ def used_roles(method: Method) -> list[str]:
     return [role for role in ROLES if used[role]]
 
 
-def check_lengths(sets: Mapping[str, Sequence[Row]], tokenizer: Any, config: UnlearningConfig) -> None:
+def check_lengths(sets: Mapping[str, Sequence[Row]], tokenizer: Any, config: UnlearningConfig, window: int | None = None) -> None:
     """Looks at rows that have a completion before anything is asked or trained.
 
     Raises:
-        UserError: for a row longer than `max_length`, where `long_rows` is `error`.
+        UserError: for a row longer than `max_length` or the model's window, where `long_rows` is `error`.
     """
     for name, rows in sets.items():
         whole = [row for row in rows if row.completion]
         if whole and config.long_rows == "error":
-            encode_rows(whole, tokenizer, max_length=config.max_length, long_rows="error", name=name)
+            encode_rows(whole, tokenizer, max_length=config.max_length, window=window, long_rows="error", name=name)
 
 
-def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any) -> Sequence[EncodedRow]:
+def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any, window: int | None = None) -> Sequence[EncodedRow]:
     """The rows of one set as token ids, each forget row with its preferred completion where the method has one.
 
     Forget rows come without the token that ends an answer unless `forget_end_of_turn` is on.
@@ -49,6 +49,7 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
         tokenizer: a Hugging Face tokenizer.
         config (`UnlearningConfig`)
         name (`"forget"` or `"retain"`)
+        window (`int`, *optional*): most tokens that the model takes.
     """
     if dataset is None:
         return []
@@ -64,9 +65,10 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     if rows and not isinstance(rows[0], Row | EncodedRow):
         rows = load_rows(rows, name)
     ready = bool(rows) and isinstance(rows[0], EncodedRow)
-    encoded = rows if ready else encode_rows(rows, tokenizer, max_length=config.max_length, long_rows=config.long_rows, name=name)
+    limits: dict[str, Any] = {"max_length": config.max_length, "window": window, "long_rows": config.long_rows, "name": name}
+    encoded = rows if ready else encode_rows(rows, tokenizer, **limits)
     if name == "forget" and method.preferred:
-        settings: dict[str, Any] = {"method": config.method, "max_length": config.max_length, "seed": config.seed}
+        settings: dict[str, Any] = {"method": config.method, "max_length": min(config.max_length, window or 2**30), "seed": config.seed}
         complete: Iterable[EncodedRow] = with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
     else:
         complete = (replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded)
@@ -88,7 +90,7 @@ def _spread(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
 
 
 def mismatch_pool(
-    config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], tokenizer: Any
+    config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], tokenizer: Any, window: int | None = None
 ) -> MismatchPool | None:
     """Where mismatch completions are drawn from (of a token store: `POOL_ROWS` rows at even distances); `None` for a method without."""
     if not config.objective.mismatch:
@@ -99,4 +101,4 @@ def mismatch_pool(
         end_id = end_of_turn_id(tokenizer)
         answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
         rows = [encode_row(answer, tokenizer, end_id) for answer in answers]
-    return MismatchPool(rows, config.mismatch_completions, config.seed)
+    return MismatchPool(rows, config.mismatch_completions, config.seed, min(config.max_length, window or 2**30))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
-from unteach.evaluation.generation import Generator, Progress, continuation_text
+from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.evaluation.generation import Generator, Progress, continuation_text, fitting_prompts
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.evaluation.text_metrics import rouge_l
 
@@ -73,16 +73,9 @@ class Benchmark:
     against_retrained: Callable[[Measured, Measured], Results] | None = None
 
 
-def window(model: Any) -> int:
-    """Most tokens that the model was made for."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30)
-
-
 def answers(subject: Subject, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
     """Greedy answers, without surrounding space; a prompt that leaves no room for its answer loses its beginning."""
-    room = max(1, window(subject.model) - max_new_tokens)
-    prompts = [encode_prompt(row, subject.tokenizer)[-room:] for row in rows]
+    prompts = fitting_prompts(subject.model, subject.tokenizer, rows, max_new_tokens)
     outputs = subject.generator(prompts, max_new_tokens=max_new_tokens, progress=subject.progress)
     return [continuation_text(subject.tokenizer, prompt, ids).strip() for prompt, ids in zip(prompts, outputs, strict=True)]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unteach import models
 from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Results, Subject, answers, encoded, row_lines, summary, window
+from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Results, Subject, answers, encoded, row_lines, summary
 from unteach.evaluation.benchmarks.sources import Record, SetFile, load_sets, text_of
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.membership import ATTACKS, auc, auc_interval, collect_evidence
@@ -90,7 +91,7 @@ def _membership(subject: Subject, sets: Sets, results: Results, lines: dict[str,
     for name in MEMBERSHIP:
         rows = [Row("", fields["text"], "text", where) for fields, where in sets[name]]
         prompts, completions = encoded(rows, subject.tokenizer)
-        room = window(subject.model) - 1
+        room = models.window(subject.model) - 1
         completions = [ids[:room] for ids in completions]
         references = mean_nll(subject.before, prompts, completions) if subject.before is not None else None
         evidence = collect_evidence(subject.model, prompts, completions, [row.completion for row in rows], reference_losses=references)
