@@ -23,7 +23,7 @@ from unteach.data.rows import Row
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.rewards import Reward
-from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
+from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers, check_right_answers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock
@@ -33,7 +33,7 @@ from unteach.preparation.collecting import Collection
 from unteach.preparation.method_picking import pick
 from unteach.preparation.method_search import AUTO, Bench, candidates, check_search, with_given
 from unteach.preparation.teaching import teach
-from unteach.processes import decided, is_main_process, process_count
+from unteach.processes import decided, is_main_process, meet, process_count
 from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
 from unteach.runs.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
@@ -89,6 +89,7 @@ class Run:
         Raises:
             UserError: for options that do not go together, and if another process is writing into the folder.
         """
+        meet(on_cpu=bool(self.options.settings.get("use_cpu")))
         self.check_options()  # a wrong option is found before anything is loaded or written
         if process_count() > 1 and self.baseline is not None:
             raise UserError(f"method {self.baseline!r} trains in one process; start it without a launcher of several")
@@ -209,6 +210,7 @@ class Run:
         for option in ("quantize", "dtype"):
             if getattr(options, option) not in (None, "float32") and (self.baseline is not None or self.scenario.teach):
                 raise UserError(f"option {option!r} is for unlearning methods on your own rows; baselines and demos train all weights")
+        check_right_answers(self.scorer_names(), [*self.scenario.forget, *self.scenario.validation])
         if self.baseline is None:
             check_search(options.settings, options.search_minutes, options.search_steps, options.candidates)
             config = self.unlearning_config()
@@ -452,6 +454,10 @@ def unlearn(
     **settings: Any,
 ) -> RunResult:
     """Makes `model` forget the rows in `forget`, evaluates it, and writes a run's folder.
+
+    Rows are held back, by hash, to show what was done: about 70% of `forget` are unlearned, 10% are only asked by the probes that decide
+    when to stop, and 20% only before and after (`unseen`); of `retain` 20% are only asked (`normal`). Of the unlearned, unseen and normal
+    rows at most 64, 64 and 32 are asked. `unteach.requests.forget_requests.forget_request` forgets all rows.
 
     Args:
         model (`str`): folder, hub id or packaged name.

@@ -26,15 +26,20 @@ LOST = (
 )
 
 
-def _state() -> Any:
+def _state(*, on_cpu: bool = False) -> Any:
     """Accelerate's state, or `None` where a launcher has started only this process."""
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
         return None
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=on_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
     return state if state.num_processes > 1 else None
+
+
+def meet(*, on_cpu: bool = False) -> None:
+    """Lets the processes of a launcher meet, if they have not: the first call of all says where they work, and how long they wait."""
+    _state(on_cpu=on_cpu)
 
 
 def process_count() -> int:

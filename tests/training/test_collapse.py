@@ -16,3 +16,9 @@ def test_collapse_is_five_steps_in_a_row_over_the_limit():
 def test_without_a_limit_or_a_retain_term_nothing_counts_as_collapse():
     assert not any(CollapseWatch(None).reason(step, {"loss": 1.0, "retain_kl": 99.0}) for step in range(9))
     assert not any(CollapseWatch(1.0).reason(step, {"loss": 1.0}) for step in range(9))
+
+
+def test_steps_without_retain_rows_neither_count_nor_start_anew():
+    watch = CollapseWatch(3.0)
+    reasons = [watch.reason(step, {"loss": 1.0, **({"retain_kl": 50.0} if step % 2 else {})}) for step in range(1, 2 * STEPS_IN_A_ROW)]
+    assert not any(reasons[:-1]) and reasons[-1]

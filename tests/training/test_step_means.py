@@ -34,3 +34,23 @@ def test_over_processes_the_sums_are_added_before_they_are_divided():
     means.add({"forget": tokens([-1.0, -2.0], weights=[1.0, 0.0])}, torch.tensor([[1]]), torch.tensor(1.0), {})
     found = means.take(lambda sums: sums + torch.tensor([2.0, 1.0], dtype=torch.float64))
     assert found["forget_nll"] == pytest.approx((1 + 2) / (1 + 1)) and found["loss"] == pytest.approx(3.0)
+
+
+def test_a_process_without_retain_rows_sends_as_much_as_one_with_some():
+    """Tensors of different shapes would abort both, or add one role's sums to another's."""
+    sent: list[torch.Tensor] = []
+
+    def taken(roles, extra=None):
+        means = StepMeans()
+        means.add(roles, torch.tensor([[1]]), torch.tensor(1.0), {})
+
+        def reduce(sums):
+            sent.append(sums)
+            return sums if extra is None else sums + extra
+
+        return means.take(reduce)
+
+    alone = taken({"forget": tokens([-1.0])})
+    both = taken({"forget": tokens([-3.0]), "retain": tokens([-2.0], kl=[0.5])}, extra=sent[0])
+    assert sent[0].shape == sent[1].shape and "retain_kl" not in alone
+    assert (both["forget_nll"], both["retain_nll"], both["retain_kl"]) == pytest.approx((2.0, 2.0, 0.5))

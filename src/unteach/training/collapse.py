@@ -25,7 +25,9 @@ class CollapseWatch:
         """Why training must end after a step with these means; empty if it need not."""
         if not math.isfinite(means.get("loss", 0.0)):
             return nonfinite_loss(step, means["loss"])
-        kl = means.get("retain_kl", 0.0)
+        if "retain_kl" not in means:  # a step without retain rows says neither
+            return ""
+        kl = means["retain_kl"]
         self.count = self.count + 1 if self.limit is not None and not kl <= self.limit else 0
         if self.count < STEPS_IN_A_ROW:
             return ""

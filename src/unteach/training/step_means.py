@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from unteach.data.packing import PADDING
-from unteach.objectives import RoleTokens
+from unteach.objectives import ROLES, RoleTokens
 
 SUMMED = frozenset({"loss", "tokens", "padded_tokens"})
 """What is added up over micro-batches and processes; everything else is a mean over tokens."""
+NAMES = (*(f"{role}_nll" for role in ROLES), "retain_kl", "forget_loss", *sorted(SUMMED))
+"""All that there may be; every process sends them all, as one may have no retain row where another has some."""
 
 
 class StepMeans:
@@ -57,11 +59,12 @@ class StepMeans:
         Args:
             reduce (`Callable`, *optional*): adds up a tensor over processes.
         """
-        names = sorted(self._sums)
-        if not names:
+        if not self._sums:
             return {}
-        stacked = torch.stack([torch.stack(self._sums[name]) for name in names])
+        nothing = [torch.zeros_like(total) for total in self._sums["loss"]]
+        stacked = torch.stack([torch.stack(self._sums.get(name, nothing)) for name in NAMES])
         if reduce is not None:
             stacked = reduce(stacked)
         self.clear()
-        return {name: float(value) if name in SUMMED else float(value / count) for name, (value, count) in zip(names, stacked, strict=True)}
+        pairs = {name: (float(value), float(count)) for name, (value, count) in zip(NAMES, stacked, strict=True)}
+        return {name: value if name in SUMMED else value / count for name, (value, count) in pairs.items() if count}
