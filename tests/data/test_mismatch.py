@@ -110,3 +110,14 @@ def test_draws_are_those_from_a_list_without_the_row_s_own_completion(retain, co
         return
     picks = row_generator("mismatch", 3, 2, "f").choice(len(candidates), size=count, replace=len(candidates) < count)
     assert MismatchPool(rows, count, 3).draw(forget, 2) == [candidates[pick] for pick in picks]
+
+
+@pytest.mark.parametrize("end", [7, None])
+def test_the_own_completion_is_known_with_its_end_and_without(end):
+    """Forget rows come without the token that ends an answer, retain rows with it."""
+    own = EncodedRow("f", (1, 2), (100,), "chat")
+    drawn = {MismatchPool(ROWS, 1, seed, end_id=end).draw(own, epoch)[0] for seed in range(8) for epoch in range(12)}
+    assert ((100, 7) in drawn) is (end is None)
+    if end:
+        with pytest.raises(UserError, match="equals its own"):
+            MismatchPool(ROWS[:1], 1, 0, end_id=end).draw(own, 0)

@@ -101,4 +101,5 @@ def mismatch_pool(
         end_id = end_of_turn_id(tokenizer)
         answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
         rows = [encode_row(answer, tokenizer, end_id) for answer in answers]
-    return MismatchPool(rows, config.mismatch_completions, config.seed, min(config.max_length, window or 2**30))
+    most = min(config.max_length, window or 2**30)
+    return MismatchPool(rows, config.mismatch_completions, config.seed, end_id=end_of_turn_id(tokenizer), max_length=most)
