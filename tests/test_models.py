@@ -114,3 +114,33 @@ def test_a_model_with_code_of_its_own_says_that_it_needs_to_be_trusted(tmp_path)
     for load in (models.load_model, models.load_config):
         with pytest.raises(UserError, match="brings code of its own; read it, and add --trust-remote-code if you trust it"):
             load(str(tmp_path))
+
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "intermediate_size": 48,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("hyperclovax", {"logits_scaling": 0.25}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("falcon_h1", {"lm_head_multiplier": 0.3, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1}),
+    ],
+)
+def test_the_head_scales_logits_as_each_family_does(family, settings):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **settings, pad_token_id=0)).eval()
+    ids = torch.tensor([[5, 9, 31, 7]])
+    with torch.no_grad():
+        hidden = models.decoder(model)(input_ids=ids, return_dict=True).last_hidden_state
+        torch.testing.assert_close(models.output_head(model).logits(hidden), model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)

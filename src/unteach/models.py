@@ -24,6 +24,11 @@ from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
 from unteach.packaged_models import PACKAGED
 
+LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Names that configurations have for a number by which logits are multiplied (Cohere, Falcon-H1, Muse)."""
+LOGITS_TIMES_SCALING = ("hyperclovax",)
+"""Model types that multiply by `logits_scaling`; the others (Granite) divide by it."""
+
 
 def resolve(name: str) -> str:
     """A folder or hub id that `from_pretrained` takes: a local folder as it is, a packaged name from cache, hub or wheel.
@@ -228,7 +233,11 @@ def output_head(model: Any) -> OutputHead:
     """
     layer = output_layer(model)
     config = without_adapter(model).config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = 1.0
+    for name in LOGIT_FACTORS:
+        scale *= float(getattr(config, name, None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = scale * divisor if config.model_type in LOGITS_TIMES_SCALING else scale / divisor
     return OutputHead(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
 
