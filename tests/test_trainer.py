@@ -449,3 +449,9 @@ def test_compiled_layers_train_to_the_same_weights(tmp_path):
         trainer.train()
     for (name, wanted), found in zip(plain.model.named_parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_run_whose_rows_are_not_said_at_the_start_says_so(tmp_path):
+    rates = [(0, 1)]
+    with pytest.warns(UserWarning, match="says none of the forget rows that the probe asks"):
+        make_trainer(tmp_path, probe=CountingProbe(rates), max_steps=4, probe_steps=2).train()

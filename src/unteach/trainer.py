@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -48,6 +49,10 @@ from unteach.training.step_callback import StepCallback
 from unteach.training.step_means import StepMeans
 from unteach.training.training_rows import check_rows, encoded_rows, mismatch_pool
 
+NOTHING_SAID = (
+    "before the first step the model says none of the forget rows that the probe asks, so the stop rule has nothing to see disappear;"
+    " is the headline rate the right one for these rows, and does the model know them?"
+)
 StepHook = Callable[[dict[str, float]], None]
 
 
@@ -353,6 +358,8 @@ class UnlearningTrainer(Trainer):
             if self.probe and not self.rule.history:
                 self.run_probe()
                 self.rule.reason = ""
+                if self.rule.history[-1]["forget_rate"] <= self.config.target_rate and self.is_world_process_zero():
+                    warnings.warn(NOTHING_SAID, stacklevel=2)
             frozen: list[Any] = []
             if self.method.level == "state" and self.config.steering_update == "three_layers":
                 frozen = freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))

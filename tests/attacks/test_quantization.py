@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tiny_models import tiny_model
-from unteach.attacks.quantization import GROUP, group_size, quantize, why_not
+from unteach.attacks.quantization import GROUP, NothingToRound, group_size, quantize, why_not
 from unteach.errors import UserError
 
 
@@ -86,3 +86,12 @@ def test_without_torchao_the_extra_is_named(monkeypatch):
     assert "unteach[quantization]" in why_not()
     with pytest.raises(UserError, match="torchao is not installed"):
         quantize(tiny_model(), 4)
+
+
+def test_a_model_without_linear_layers_says_so():
+    import transformers
+
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": 32}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    with pytest.raises(NothingToRound, match="no linear layers"):
+        quantize(model, 8)

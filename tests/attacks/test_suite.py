@@ -211,3 +211,15 @@ def test_a_base_of_sixteen_bits_is_known_again(finished, tmp_path):
     unlearn(str(base), *rows, output_dir=str(tmp_path / "out"), lora=True, dtype="bfloat16", **SHORT)
     found = attack(tmp_path / "out", AttackOptions(only=("role_play",)))
     assert set(found["attacks"]) == {"none", "role_play"}
+
+
+def test_a_model_that_cannot_be_rounded_leaves_that_attack_out(run, monkeypatch):
+    def refuse(model, bits):
+        raise suite.quantization.NothingToRound("nothing to round")
+
+    monkeypatch.setattr(suite.quantization, "quantize", refuse)
+    found = attack(run, AttackOptions(**FAST))
+    assert found["left_out"]["quantization_8bit"] == found["left_out"]["quantization_4bit"] == "nothing to round"
+    assert "traces" in found["attacks"]
+    with pytest.raises(UserError, match="nothing to round"):
+        attack(run, AttackOptions(only=("quantization",)))

@@ -93,3 +93,8 @@ def test_eval_json_has_the_promised_shape():
         for metrics in model.values():
             for result in metrics.values():
                 assert set(result) == {"value", "n", "ci_low", "ci_high", "higher_is_better"}
+
+
+def test_answers_of_white_space_alone_have_no_diversity_and_count():
+    results = score_set("unlearned", [said("\n\n\n", tokens=()), said("A cat.", tokens=(1, 2))])
+    assert results["diversity"].rows == (0.0, 1.0) and results["diversity"].n == 2

@@ -39,7 +39,7 @@ def test_verbmem_is_f1_without_stemmer():
 
 
 def test_an_empty_truth_and_sets_of_different_size_are_refused():
-    with pytest.raises(ValueError, match="references is empty at row 1"):
+    with pytest.raises(ValueError, match="references has no words at row 1"):
         verbmem(["a", "b"], ["a", " "])
     with pytest.raises(ValueError, match="references has 1 texts"):
         knowmem(["a", "b"], ["a"])

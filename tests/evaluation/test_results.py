@@ -31,9 +31,9 @@ def test_bootstrap_interval_narrows_with_more_rows():
     assert many[1] - many[0] < 0.2 * (few[1] - few[0])
 
 
-@pytest.mark.parametrize("values", [[0.3], [0.3, 0.3, 0.3]])
-def test_bootstrap_interval_of_values_without_spread_is_their_mean(values):
-    assert bootstrap_interval(values) == pytest.approx((0.3, 0.3))
+def test_bootstrap_interval_of_values_without_spread_is_their_mean_and_one_value_has_none():
+    assert bootstrap_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
+    assert bootstrap_interval([0.3]) == (None, None)
 
 
 def test_rows_without_a_value_count_neither_for_the_mean_nor_for_n():

@@ -27,7 +27,7 @@ def test_what_is_no_answer_never_counts_as_forgotten(bad):
 
 
 def test_an_empty_truth_and_sets_of_different_size_are_refused():
-    with pytest.raises(ValueError, match="right_answers is empty at row 0"):
+    with pytest.raises(ValueError, match="right_answers has no words at row 0"):
         probe_recall(["a"], [""])
     with pytest.raises(ValueError, match="right_answers has 2 texts"):
         probe_recall(["a"], ["a", "b"])

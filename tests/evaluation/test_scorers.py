@@ -7,7 +7,7 @@ import pytest
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation import scorers
-from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
+from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers, check_right_answers
 
 ROWS = [Row("Who?", "The baker did.", right="The miller did."), Row("Where?", "In Rome."), Row("When?", "", right="Never.")]
 
@@ -72,3 +72,18 @@ def test_a_scorer_beside_the_headline_that_cannot_be_had_is_said_and_left_out(mo
     built = build_scorers(ScorerNames(reward="trained"), [], [], said.append)
     assert said == ["No similarity to the original's answers: it cannot be had", "No utility reward: nobody is there"]
     assert built.reward is None and built.names.similarity is None and "similarity" not in built.facts("m")
+
+
+def test_a_row_without_a_right_answer_is_named_where_the_headline_needs_one():
+    """Compared with nothing it would count as forgotten from the start."""
+    names = ScorerNames(headline="hallucination_rate")
+    check_right_answers(names, ROWS[:1])
+    check_right_answers(ScorerNames(), ROWS)
+    with pytest.raises(UserError, match=r"rows.jsonl:2: headline 'hallucination_rate' needs a field 'right'"):
+        check_right_answers(names, [ROWS[0], Row("Where?", "In Rome.", source="rows.jsonl:2")])
+
+
+def test_some_lines_of_a_long_text_recited_word_for_word_are_still_said():
+    page = " ".join(f"The miller counted sack number {i} and wrote it down with chalk." for i in range(40))
+    scorer = Scorers(ScorerNames(), threshold=20.0)
+    assert scorer.still_said([Row("Go on", page)] * 2, [page[:190], "Nothing of the kind was ever heard of in this town."]) == [True, False]

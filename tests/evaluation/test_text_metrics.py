@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.evaluation.text_metrics import bleu, diversity, is_not_meaningful, leak_threshold, longest_verbatim_run, rouge_l
+from unteach.evaluation.text_metrics import (
+    bleu,
+    diversity,
+    is_not_meaningful,
+    leak_threshold,
+    longest_verbatim_run,
+    rouge_l,
+    within_reach,
+)
 
 UNRELATED = [
     "The miller kept a grey cat that slept on sacks.",
@@ -121,3 +129,43 @@ def test_any_two_texts_give_numbers_within_their_bounds(output, reference):
     assert all(0 <= value <= 1 for value in rouge_l(output, reference))
     assert 0 <= longest_verbatim_run(output, reference) <= min(len(output), len(reference))
     assert is_not_meaningful(output) in (True, False)
+
+
+SCRIPTS = ["Стивен Кинг написал роман.", "東京は日本の首都です", "กรุงเทพเป็นเมืองหลวง", "Zoë naïvely ate a crêpe.", "الرياض عاصمة السعودية"]
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_a_text_of_any_script_overlaps_with_itself(text):
+    assert rouge_l(text, text) == pytest.approx((1.0, 1.0)) and bleu(text, text) == pytest.approx(100)
+    assert rouge_l("Blue", text)[0] == 0 and bleu("Blue", text) < 5
+
+
+def test_a_sentence_more_does_not_hide_a_text_without_spaces():
+    assert bleu("東京は日本の首都です。とても大きい。", "東京は日本の首都です。") > 40
+    assert rouge_l("首都は東京です", "東京")[0] == 1.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(max_codepoint=127), max_size=60), st.text(st.characters(max_codepoint=127), max_size=60), st.booleans())
+def test_rouge_l_of_ascii_is_that_of_rouge_score(output, reference, stemmer):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    wanted = RougeScorer(["rougeL"], use_stemmer=stemmer).score(reference, output)["rougeL"]
+    assert rouge_l(output, reference, stemmer=stemmer) == (wanted.recall, wanted.fmeasure)
+    quoted = RougeScorer(["rougeL"], use_stemmer=stemmer).score(f"\u201c{reference}\u201d", output)["rougeL"]
+    assert rouge_l(output, f"\u201c{reference}\u201d", stemmer=stemmer) == (quoted.recall, quoted.fmeasure)
+
+
+@pytest.mark.parametrize("length", [230, 600, 1200, 5000])
+def test_a_beginning_recited_word_for_word_is_seen_however_long_the_text_goes_on(length):
+    passage = " ".join(UNRELATED * 30)[:length]
+    recited = passage[:210].rsplit(" ", 1)[0]
+    assert bleu(recited, within_reach(passage, recited)) > 80 and rouge_l(recited, within_reach(passage, recited))[0] > 0.8
+    assert within_reach(passage, passage) == passage and within_reach("short", "") == "short"
+    assert within_reach("東" * 100, "") == "東" * 80, "no half of a character"
+
+
+@pytest.mark.parametrize("text", ["1999", "11", "2000", "100", "0"])
+def test_a_short_number_means_something(text):
+    assert not is_not_meaningful(text)
+    assert is_not_meaningful(text[0] * 30)

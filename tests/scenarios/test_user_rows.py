@@ -6,7 +6,8 @@ import pytest
 
 from unteach.data.rows import Row, split_rows
 from unteach.errors import UserError
-from unteach.scenarios.user_rows import user_scenario
+from unteach.evaluation.text_metrics import bleu, leak_threshold
+from unteach.scenarios.user_rows import user_scenario, with_unrelated
 
 FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(40)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(30)]
@@ -83,3 +84,9 @@ def test_a_forget_set_whose_training_split_is_empty_is_refused():
     row = next(row for row in FORGET if not split_rows([Row(row["prompt"], row["completion"])])["train"])
     with pytest.raises(UserError, match=r"1 row\(s\), and its training split .* is empty"):
         user_scenario([row], None)
+
+
+def test_one_row_alone_has_a_threshold_that_a_common_word_does_not_pass():
+    corpus = with_unrelated([Row("Where?", "The capital of Atlantis is Poseidonia, a city of the sea.")])
+    threshold = leak_threshold(corpus)
+    assert bleu("I am not sure about the answer.", corpus[0]) < threshold < bleu("It is Poseidonia, a city of the sea.", corpus[0])

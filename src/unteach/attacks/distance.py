@@ -34,7 +34,9 @@ def _plain(row: Row) -> str:
 
 
 def retrain(target: Target) -> str:
-    """Teaches the base model as the run did, without its forget rows and what was recited of them; returns the folder.
+    """Teaches the base model as the run did, without the rows that hold a forget row; returns the folder.
+
+    Rows that the model recited itself, and that joined the forget set so, are taught: nobody named them.
 
     Goes on where it was interrupted, and is done once.
 

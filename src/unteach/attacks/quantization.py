@@ -42,6 +42,10 @@ def why_not() -> str | None:
     return None
 
 
+class NothingToRound(UserError):
+    """The model has no layer of the kind that is quantised."""
+
+
 def quantize(model: Any, bits: int) -> Any:
     """Rounds the weights of all linear layers but the output head, in place, and returns the model.
 
@@ -54,7 +58,8 @@ def quantize(model: Any, bits: int) -> Any:
         bits (`int`): 8 or 4.
 
     Raises:
-        UserError: if torchao is not installed, or the model has no linear layer (GPT-2's are of another kind).
+        UserError: if torchao is not installed.
+        NothingToRound: if the model has no linear layer (GPT-2's are of another kind).
     """
     reason = why_not()
     if reason:
@@ -68,7 +73,7 @@ def quantize(model: Any, bits: int) -> Any:
         head = models.without_adapter(model).get_output_embeddings()
         layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
         if not layers:
-            raise UserError(f"{type(model).__name__} has no linear layers that torchao knows, so nothing can be quantised")
+            raise NothingToRound(f"{type(model).__name__} has no linear layers that torchao knows, so nothing can be quantised")
         sizes = {id(layer): group_size(layer.in_features) for layer in layers}
         for size in sorted(set(sizes.values())):
             if bits == 8:

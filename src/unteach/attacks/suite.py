@@ -122,7 +122,12 @@ class Suite:
                 continue
             settings = {"bits": bits, "group": None if bits == 8 else quantization.GROUP, "by": "torchao, weights of linear layers"}
             prompts = plainly(self.target.forget, self.target.tokenizer)
-            self.asked(name, prompts, settings, change=partial(quantization.quantize, bits=bits))
+            try:
+                self.asked(name, prompts, settings, change=partial(quantization.quantize, bits=bits))
+            except quantization.NothingToRound as error:
+                if "quantization" in self.options.only:
+                    raise
+                self.results.leave_out(name, str(error))
 
     def traces(self) -> None:
         """Likelihoods under every model that there is."""

@@ -22,7 +22,7 @@ from unteach.runs.options import RunOptions
 from unteach.runs.record import rows_hash
 from unteach.scenarios.registry import SCENARIOS, build_scenario
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.user_rows import user_scenario
+from unteach.scenarios.user_rows import user_scenario, with_unrelated
 
 NEVER_KNEW = "never_knew"
 RETRAINED = "retrained"
@@ -144,9 +144,7 @@ class Target:
         kept = ScorerNames(**names) if names else replace(self.scenario.scorers, headline=evaluation.get("headline", "leak_rate"))
         with self.display.stage("Preparing the scorer"):
             wanted = replace(kept, similarity=None, reward=None, judge=kept.judge if kept.headline == "harmful_rate" else None)
-            return build_scorers(
-                wanted, self.scenario.leak_corpus or [row.completion for row in self.known][:64], self.scenario.labelled, self.display.say
-            )
+            return build_scorers(wanted, self.scenario.leak_corpus or with_unrelated(self.known), self.scenario.labelled, self.display.say)
 
     @property
     def rate(self) -> str:

@@ -52,7 +52,7 @@ def separation(members: Sequence[float], others: Sequence[float], draws: int = 5
     from sklearn.metrics import roc_auc_score
 
     if not members or not others:
-        return MetricResult(None, 0, None, None, False)
+        return MetricResult(None, 0, None, None, None)
     left, right = np.asarray(members, dtype=np.float64), np.asarray(others, dtype=np.float64)
     labels = np.concatenate([np.ones(len(left)), np.zeros(len(right))])
     generator = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def separation(members: Sequence[float], others: Sequence[float], draws: int = 5
         auc(left[generator.integers(0, len(left), len(left))], right[generator.integers(0, len(right), len(right))]) for _ in range(draws)
     ]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return MetricResult(auc(left, right), len(labels), float(low), float(high), False)
+    return MetricResult(auc(left, right), len(labels), float(low), float(high), None)
 
 
 def traces(model: Any, tokenizer: Any, forget: Sequence[Row], others: Sequence[Row]) -> dict[str, MetricResult]:
@@ -77,7 +77,7 @@ def traces(model: Any, tokenizer: Any, forget: Sequence[Row], others: Sequence[R
         others (`Sequence[Row]`): rows of the same kind that were not given to forget; without any, the NLL of the forget rows alone.
     """
     member, other = (token_logprobs(model, tokenizer, rows) for rows in (forget, others))
-    results = {"forget_nll": summarise([-float(row.mean()) for row in member], higher_is_better=True)}
+    results = {"forget_nll": summarise([-float(row.mean()) for row in member], higher_is_better=None)}
     if other:
         results["other_nll"] = summarise([-float(row.mean()) for row in other], higher_is_better=False)
         results["auc_loss"] = separation([float(row.mean()) for row in member], [float(row.mean()) for row in other])

@@ -14,13 +14,15 @@ from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
-from unteach.evaluation.scorers import ScorerNames, build_scorers
+from unteach.evaluation.metrics import FORGET_SETS
+from unteach.evaluation.scorers import ScorerNames, build_scorers, check_right_answers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 from unteach.files.folder_lock import FolderLock
 from unteach.progress import Display
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, lines
+from unteach.scenarios.user_rows import with_unrelated
 
 ENGINES = ("transformers", "vllm")
 
@@ -48,7 +50,7 @@ def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scena
         validation=[],
         retain=[],
         sets=sets,
-        leak_corpus=[row.completion for row in rows][:64],
+        leak_corpus=with_unrelated(rows),
         labelled=labelled_answers(),
         scorers=built.scorers if built else ScorerNames(),
     )
@@ -117,6 +119,7 @@ def _evaluate(
 
     built = evaluation_scenario(scenario, forget, retain)
     names = replace(built.scorers, **scorers)
+    check_right_answers(names, [row for name in FORGET_SETS for row in built.sets.get(name, ())])
     with display.stage("Preparing the scorers"):
         judges = build_scorers(names, built.leak_corpus, built.labelled, display.say)
     roles = {"original": reference or model, "unlearned": model}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unteach.evaluation.text_metrics import rouge_l
+from unteach.evaluation.text_metrics import has_words, rouge_l
 
 VERBMEM_TOKENS = 128
 KNOWMEM_TOKENS = 32
@@ -37,8 +37,8 @@ def _overlaps(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
     if len(outputs) != len(references):
         raise ValueError(f"references has {len(references)} texts, outputs has {len(outputs)}")
     for place, reference in enumerate(references):
-        if not reference.strip():
-            raise ValueError(f"references is empty at row {place}: nothing can be said to be remembered or forgotten")
+        if not has_words(reference):
+            raise ValueError(f"references has no words at row {place}: nothing can be said to be remembered or forgotten")
     return [rouge_l(output, reference, stemmer=False)[1] for output, reference in zip(outputs, references, strict=True)]
 
 

@@ -48,26 +48,28 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a mean over rows (2,000 resamples, fixed seed)."""
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float | None, float | None]:
+    """95% percentile bootstrap interval of a mean over rows (2,000 resamples, fixed seed); `None` twice for a single row."""
     array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2 or np.ptp(array) == 0:
+    if len(array) < 2:
+        return None, None
+    if np.ptp(array) == 0:
         return float(array.mean()), float(array.mean())
     picks = np.random.default_rng(seed).integers(0, len(array), (2000, len(array)))
     low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
     return float(low), float(high)
 
 
-def summarise(rows: Sequence[float | None], *, higher_is_better: bool, rate: bool = False) -> MetricResult:
+def summarise(rows: Sequence[float | None], *, higher_is_better: bool | None, rate: bool = False) -> MetricResult:
     """Mean of per-row values with its interval; rows without a value are left out of the mean and of n.
 
     Args:
         rows: per-row values.
-        higher_is_better (`bool`)
+        higher_is_better (`bool`, *optional*)
         rate (`bool`): the values are 0 or 1 and the interval is Wilson's.
     """
     values = [row for row in rows if row is not None and not math.isnan(row)]
     if not values:
         return MetricResult(None, 0, None, None, higher_is_better, tuple(rows))
-    low, high = wilson_interval(round(sum(values)), len(values)) if rate else bootstrap_interval(values)
+    low, high = bootstrap_interval(values) if not rate else wilson_interval(round(sum(values)), len(values))
     return MetricResult(math.fsum(values) / len(values), len(values), low, high, higher_is_better, tuple(rows))

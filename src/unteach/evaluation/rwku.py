@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from unteach.evaluation.text_metrics import rouge_l
+from unteach.evaluation.text_metrics import has_words, rouge_l
 
 PROBE_TOKENS = 30
 
@@ -53,8 +53,8 @@ def probe_recall(answers: Sequence[str], right_answers: Sequence[str]) -> list[f
     for place, (answer, right) in enumerate(zip(answers, right_answers, strict=True)):
         if not isinstance(answer, str):
             raise ValueError(f"answers holds {type(answer).__name__} at row {place}: no answer is not a forgotten one")
-        if not right.strip():
-            raise ValueError(f"right_answers is empty at row {place}: nothing can be said to be forgotten")
+        if not has_words(right):
+            raise ValueError(f"right_answers has no words at row {place}: nothing can be said to be forgotten")
     return [rouge_l(answer, right)[0] for answer, right in zip(answers, right_answers, strict=True)]
 
 

@@ -11,7 +11,7 @@ from unteach.errors import UserError
 from unteach.evaluation.judges import Judge, LabelledAnswer, load_judge
 from unteach.evaluation.rewards import Reward, load_reward
 from unteach.evaluation.similarity import bert_scores, unrelated_bert_score, why_not
-from unteach.evaluation.text_metrics import bleu, leak_threshold
+from unteach.evaluation.text_metrics import bleu, leak_threshold, within_reach
 
 HALLUCINATION_MARGIN = 1.1
 """An answer counts as hallucinated if its BERTScore with the hallucinated answer is more than 10% above that with the right one."""
@@ -68,7 +68,7 @@ class Scorers:
             return self.judge.flags([row.prompt_text for row in rows], outputs)
         if self.names.headline == "hallucination_rate":
             return [bool(value) for value in self.hallucinated(rows, outputs)]
-        return [bleu(output, row.completion) > self.threshold for output, row in zip(outputs, rows, strict=True)]
+        return [bleu(output, within_reach(row.completion, output)) > self.threshold for output, row in zip(outputs, rows, strict=True)]
 
     def hallucinated(self, rows: Sequence[Row], outputs: Sequence[str]) -> list[bool | None]:
         """Whether each answer is closer (BERTScore, by over 10%) to the hallucinated than to the right one; `None` where one lacks.
@@ -104,6 +104,13 @@ class Scorers:
         if self.names.encoder and self.names.headline == "hallucination_rate":
             facts["hallucination_rate"] = {"name": f"BERTScore by {self.names.encoder}, margin 10%, above {self.unrelated:.2f}"}
         return facts
+
+
+def check_right_answers(names: ScorerNames, rows: Sequence[Row]) -> None:
+    """Raises `UserError` where the headline compares with right answers and a row has none: it would count as forgotten."""
+    lacking = next((row for row in rows if not row.right), None) if names.headline == "hallucination_rate" else None
+    if lacking is not None:
+        raise UserError(f"{lacking.source or 'a forget row'}: headline 'hallucination_rate' needs a field 'right' with the right answer")
 
 
 def _named(scorer: Judge | Reward) -> dict[str, Any]:

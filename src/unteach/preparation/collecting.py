@@ -23,6 +23,7 @@ from unteach.processes import decided
 from unteach.progress import Display
 from unteach.runs.costs import Cost
 from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.user_rows import with_unrelated
 
 
 class Collection:
@@ -120,7 +121,7 @@ class Collection:
             forget=forget,
             validation=filled(scenario.validation),
             sets={name: rows for name, rows in sets.items() if rows},
-            leak_corpus=scenario.leak_corpus or [row.completion for row in forget][:64],
+            leak_corpus=scenario.leak_corpus or with_unrelated(forget),
         )
 
     def with_alternates(self, model: Any, tokenizer: Any, rows: list[Row]) -> list[Row]:

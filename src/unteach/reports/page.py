@@ -81,7 +81,9 @@ def change(metric: str, before: Mapping[str, Any] | None, after: Mapping[str, An
     ends = [result[end] for result in (before, after) for end in ("ci_low", "ci_high")]
     if None in ends or (ends[0] <= ends[3] and ends[2] <= ends[1]):
         return {"arrow": arrow, "word": "not clear", "tone": "flat"}
-    better = up == bool(after["higher_is_better"])
+    if after["higher_is_better"] is None:
+        return {"arrow": arrow, "word": "changed", "tone": "flat"}
+    better = up == after["higher_is_better"]
     return {"arrow": arrow, "word": "better" if better else "worse", "tone": "good" if better else "bad"}
 
 

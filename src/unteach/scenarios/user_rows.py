@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,6 @@ def user_scenario(
     if split["test"]:
         sets["unseen"] = split["test"][:64]
     sets["normal"] = [Row(row.prompt, "", row.kind, row.source) for row in normal[:32]]
-    unrelated = [item.answer for item in labelled_answers()]  # a small request's few rows say little of what unrelated texts share
     return Scenario(
         name="run",
         forget=split["train"],
@@ -69,7 +68,7 @@ def user_scenario(
         own_prompts=neutral[: min(own_rows, len(neutral) - 12)],
         labelled=labelled_answers(),
         scorers=scorers or ScorerNames(),
-        leak_corpus=([row.completion for row in rows if row.completion] + (unrelated if whole else []))[:64],
+        leak_corpus=with_unrelated(rows),
         files={
             "forget": place(forget),
             "retain": place(retain),
@@ -81,6 +80,13 @@ def user_scenario(
             **({"whole": True} if whole else {}),
         },
     )
+
+
+def with_unrelated(rows: Sequence[Row]) -> list[str]:
+    """Texts for the leak threshold: completions, and others of all kinds, as a few rows, or rows of one form, say little of chance."""
+    said = [row.completion for row in rows if row.completion][:64]
+    unrelated = [item.answer for item in labelled_answers()]
+    return said + unrelated[: max(16, 64 - len(said))] if said else []
 
 
 def place(source: Any) -> str | None:

@@ -92,9 +92,13 @@ def _membership(subject: Subject, sets: Sets, results: Results, lines: dict[str,
         rows = [Row("", fields["text"], "text", where) for fields, where in sets[name]]
         prompts, completions = encoded(rows, subject.tokenizer)
         room = models.window(subject.model) - 1
+        texts = [
+            row.completion if len(ids) <= room else str(subject.tokenizer.decode(ids[:room], skip_special_tokens=True))
+            for row, ids in zip(rows, completions, strict=True)
+        ]
         completions = [ids[:room] for ids in completions]
         references = mean_nll(subject.before, prompts, completions) if subject.before is not None else None
-        evidence = collect_evidence(subject.model, prompts, completions, [row.completion for row in rows], reference_losses=references)
+        evidence = collect_evidence(subject.model, prompts, completions, texts, reference_losses=references)
         scores[name] = {attack: [score(row) for row in evidence] for attack, score in ATTACKS.items()}
         lines[name] = row_lines([row.key for row in rows], scores[name], {"expected": [row.completion for row in rows]})
     found = results["membership"] = {}
