@@ -51,7 +51,8 @@ def methods(short: bool) -> list[dict[str, Any]]:
     """The rows of the comparison, with the longest training that each may have.
 
     `ga_mismatch` has the paper's weights, K and batch size and no budget or frozen layers; its learning rate is ours: the paper's 2e-6
-    needs 1,000 steps. `unlikelihood_mismatch` is the demo of the scenario. The pipelines' learning rates are `STAGE_SETTINGS`'.
+    needs 1,000 steps. `unlikelihood_mismatch` was the scenario's demo when docs/results/alignment_cost.md was measured; it takes the demo's
+    settings, and its own weights, as the demo is another method now. The pipelines' learning rates are `STAGE_SETTINGS`'.
     """
     longest = {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2} if short else LONGEST
     sft = {"max_steps": longest["sft"]}

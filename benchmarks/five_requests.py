@@ -7,6 +7,7 @@ are the demo's: half of the other book, and the model's own answers. Printed: af
 still said; after the fifth the share of the kept books' tokens that the model still chooses, and how similar its answers to everyday
 questions are to the taught model's; then the rates with the third patch taken out. As all five are of one book, the others go on holding
 it back: so in a ledger of its own there is one request on each book, and the first one's patch is taken out. Started again, it goes on.
+Without a taught model nothing is measured.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def main() -> None:
     options = record.options(__doc__, more_options)
     taught = options.demo / "original"
     if not (taught / "config.json").exists():
-        raise SystemExit(f"{taught} has no taught model: run 'unteach demo --out {options.demo}' first")
+        print(f"{taught} has no taught model: run 'unteach demo --out {options.demo}' first; nothing to measure")
+        return
     scenario, display = build_scenario("copyright"), Display()
     book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
     count = 2 if options.short else REQUESTS

@@ -92,7 +92,8 @@ LEGEND = {
     "seconds": "of the unlearning alone",
 }
 FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
-- **front**: no other method both forgets more (unlearned and unseen, mean) and keeps more (the mean of kept, kept unseen and normal).
+- **front**: no other method forgets more (unlearned and unseen, mean) and keeps no less (the mean of kept, kept unseen and normal), or
+  keeps more and forgets no less; both rounded to three decimals.
 - **tried**: learning rates that the search had time for; where it is 1, another may do better. Where it is empty, the demo's was taken.
 - **seeds**: those measured so far; a rank compares fairly among methods of as many."""
 KEPT = ("kept", "kept_unseen", "normal")

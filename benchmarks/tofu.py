@@ -76,8 +76,7 @@ COLUMNS = (
     ("world_facts", "rouge_l_recall", "world facts: ROUGE-L recall"),
     ("all", "model_utility", "model utility"),
 )
-LEGEND = """Made by `python benchmarks/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu). `npo x0.3`: NPO at
-0.3 times the learning rate that a run takes for it by itself.
+LEGEND = """Made by `python benchmarks/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu).
 
 - **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as `unteach run` does by itself.
 - **full**: the model that was taught all rows; **retrained**: the one that was taught the retain rows alone, which is what to be like.
@@ -91,6 +90,8 @@ LEGEND = """Made by `python benchmarks/tofu.py`, whose head says how; the column
 
 The probe that stops a run and picks its weights asks 24 of the forget rows and 24 of the retain rows, by leak rate and by what is kept: as
 TOFU has it, what is trained on is what is measured. It does not look at truth ratios. `ga` has the KL term of Yao et al."""
+TIMES = "`{}`: `{}` at {:g} times the learning rate that a run takes for it by itself."
+"""Below the legend, for each row at another rate."""
 
 
 def more_options(parser: argparse.ArgumentParser) -> None:
@@ -291,7 +292,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     header = ["model", *(title for *_, title in COLUMNS), "distance", "forget quality", "still said", "normal", "fluency", "seconds"]
-    return f"# TOFU\n\n{LEGEND}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], cells)}"
+    others = dict.fromkeys((row["name"], row["times"]) for row in rows if row["times"] != 1)
+    legend = "\n\n".join([LEGEND, *(TIMES.format(label(*other), *other) for other in others)])
+    return f"# TOFU\n\n{legend}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], cells)}"
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from unteach.config import UnlearningConfig
-from unteach.objectives import METHODS, Method
+from unteach.objectives import DEFAULT_METHOD, METHODS, Method
 from unteach.objectives.state_losses import state_drift, steering_vector
 from unteach.objectives.token_losses import forward_kl_to_reference, negative_log_likelihood
+from unteach.runs.defaults import BY_DEFAULT
 from unteach.stopping import DualWeight
 from unteach.training.task_vector import subtract
 
@@ -65,7 +66,24 @@ def measured(name: str, results: str) -> list[str]:
         return []
     header = next(place for place in range(rows[0], -1, -1) if lines[place].startswith("| ---"))
     table = "\n".join([lines[header - 1], lines[header], lines[rows[0]]])
-    return ["## Measured", table, "What the columns mean, how it was measured, and the other methods: [the table](../results/methods.md)."]
+    made = "The row was made with the copyright demo's settings, weights and KL budget among them, not with the defaults above."
+    if METHODS[name].forgets_end:  # a published method
+        made = "The row was made with the weights above and the copyright demo's steps, batches, K and schedule, without a KL budget."
+    return ["## Measured", table, f"{made} What the columns mean, and the other methods: [the table](../results/methods.md)."]
+
+
+def of_a_run(name: str) -> list[str]:
+    """What a run with the default method takes where nobody names it; nothing for the other methods.
+
+    Args:
+        name (`str`): of the method.
+    """
+    if name != DEFAULT_METHOD:
+        return []
+    values = {option: f"{value:g}" if isinstance(value, float) else value for option, value in BY_DEFAULT.items()}
+    rows = [f"| `{option}` | {value} |" for option, value in values.items()]
+    words = "These are the defaults of `UnlearningConfig`. A run (`unteach run`, `unteach.unlearn`) takes, of what you do not name:"
+    return [words, "\n".join(["| option | of a run |", "| --- | --- |", *rows])]
 
 
 def page(name: str, method: Method) -> str:
@@ -95,7 +113,7 @@ def page(name: str, method: Method) -> str:
     table += [f"| `retain_loss` | {method.retain or 'none'} |", *options(method)]
     own = "[what a run takes by itself](../methods.md#what-each-setting-of-a-run-is-for)"
     table.append(f"| `learning_rate` of a run | {method.rate:g} times {own} |")
-    parts += ["## Defaults", "\n".join(table), f"Where they are from: {method.defaults}."]
+    parts += ["## Defaults", "\n".join(table), *of_a_run(name), f"Where they are from: {method.defaults}."]
     parts += measured(name, RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "")
     return "\n\n".join(parts) + "\n"
 

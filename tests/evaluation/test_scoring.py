@@ -8,7 +8,7 @@ import pytest
 
 from tiny_models import tiny_model
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.data.tokenization import encode_row
 from unteach.evaluation import scoring
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.scorers import ScorerNames, Scorers
@@ -94,7 +94,7 @@ def test_without_an_encoder_there_is_no_similarity(scored, encoded_pairs):
 
 def test_fluency_is_the_answer_s_mean_nll_under_the_fluency_model(scored, tokenizer):
     evaluation, _ = scored()
-    item = encode_row(SETS["normal"][0].with_completion(AFTER["normal"][0]), tokenizer, end_of_turn_id(tokenizer))
+    item = encode_row(SETS["normal"][0].with_completion(AFTER["normal"][0]), tokenizer, None)
     (wanted,) = mean_nll(tiny_model(), [item.prompt_ids], [item.completion_ids])
     assert evaluation["models"]["unlearned"]["normal"]["fluency"]["value"] == pytest.approx(wanted, rel=1e-4)
 

@@ -33,6 +33,10 @@ Makes a model forget the completions of a file. Rows are {"prompt": ..., "comple
 (.txt) or a Hugging Face dataset id.
 The model's own answers to neutral prompts are kept too, beside the rows of --retain or without any.
 
+A run holds rows back, by hash, to show what it did: about 70% of the forget rows are unlearned, 10% are only asked by the probes
+that decide when to stop, and 20% only before and after, as "unseen"; of the retain rows 20% are only asked, as "normal". Of the
+unlearned, unseen and normal rows at most 64, 64 and 32 are asked. To forget all rows use `unteach request`.
+
 Unless you name them, the learning rate comes from the model's width (and --lora), and the run is as long as it needs: it ends when
 the model's behaviour says so, at the latest after three epochs or a hundred steps, whichever is more.
 

@@ -34,7 +34,7 @@ def add_request_commands(commands: Any) -> None:
     )
     one.add_argument("folder", help="folder of the ledger and of all that the requests leave")
     one.add_argument("--forget", required=True, help="rows to forget: all of them are trained on, none is held out")
-    one.add_argument("--retain", help="rows to keep (default: the model's own answers to neutral prompts)")
+    one.add_argument("--retain", help="rows to keep, beside the model's own answers to neutral prompts")
     one.add_argument("--model", help="hub id, local folder or packaged name; needed for the first request")
     one.add_argument("--full", action="store_true", help="train all weights instead of an adapter (for all requests of a folder)")
     one.add_argument("--lora-rank", type=int, default=16, help="rank of the adapter (default: %(default)s)")

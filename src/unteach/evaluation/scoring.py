@@ -67,7 +67,7 @@ def ask(
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
     rows = [row for part in sets.values() for row in part]
-    matches = greedy_matches(model, *_encoded(rows, [row.completion for row in rows], tokenizer))
+    matches = greedy_matches(model, *_encoded(rows, [row.completion for row in rows], tokenizer, end_of_turn_id(tokenizer)))
     said = answer(
         model,
         tokenizer,
@@ -85,9 +85,14 @@ def ask(
     )
 
 
-def _encoded(rows: Sequence[Row], texts: Sequence[str], tokenizer: Any) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Tokens of the prompts and of the texts as their completions; none where the text is empty or merges with its prompt."""
-    end_id = end_of_turn_id(tokenizer)
+def _encoded(
+    rows: Sequence[Row], texts: Sequence[str], tokenizer: Any, end_id: int | None = None
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Tokens of the prompts and of the texts as their completions; none where the text is empty or merges with its prompt.
+
+    With `end_id` a chat row's completion ends with it. An answer gets none: where it was cut at the limit none was said, and an end in the
+    middle of a sentence costs more than all the rest.
+    """
     prompts: list[tuple[int, ...]] = []
     completions: list[tuple[int, ...]] = []
     for row, text in zip(rows, texts, strict=True):

@@ -37,7 +37,7 @@ from unteach.scenarios.user_rows import place, user_scenario
 
 Load = Callable[[], Any]
 METHOD = "unlikelihood"
-"""What a request forgets by where nobody says: what requests one after another were measured with (docs/log.md)."""
+"""What a request forgets by where nobody says. What was measured are requests by `unlikelihood_mismatch` (benchmarks/five_requests.py)."""
 
 
 def current_model(folder: Path, ledger: Ledger, base: str, *, trust_remote_code: bool = False) -> tuple[str, Load]:
@@ -112,7 +112,7 @@ def forget_request(
     Args:
         folder (path): where the ledger is, or is begun.
         forget: rows to forget, anything that `load_rows` takes; all are trained on.
-        retain (*optional*): rows to keep; without them the model's own answers to neutral prompts.
+        retain (*optional*): rows to keep, beside the model's own answers to neutral prompts.
         model (`str`, *optional*): the model before the first request; needed there, and the same later if it is given.
         full (`bool`): train all weights instead of an adapter; one choice for all requests of a folder.
         target (`float`): rate, 0 to 1, above which the rows of an earlier request have come back; they are then trained on again.

@@ -80,9 +80,9 @@ def answers(subject: Subject, rows: Sequence[Row], max_new_tokens: int) -> list[
     return [continuation_text(subject.tokenizer, prompt, ids).strip() for prompt, ids in zip(prompts, outputs, strict=True)]
 
 
-def encoded(rows: Sequence[Row], tokenizer: Any) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Token ids of the prompts and of the completions, each ended as generation ends it."""
-    end_id = end_of_turn_id(tokenizer)
+def encoded(rows: Sequence[Row], tokenizer: Any, *, ended: bool = True) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Token ids of the prompts and of the completions, each ended as generation ends it; not `ended`: answers, which may have been cut."""
+    end_id = end_of_turn_id(tokenizer) if ended else None
     items = [encode_row(row, tokenizer, end_id) for row in rows]
     return [item.prompt_ids for item in items], [item.completion_ids for item in items]
 

@@ -74,7 +74,7 @@ def _fluency(subject: Subject, records: Sequence[Record], results: Results, line
     judge = subject.model if subject.before is None else subject.before
     nlls: list[float | None] = [None] * len(rows)
     spoken = [place for place, text in enumerate(said) if not is_not_meaningful(text)]
-    found = mean_nll(judge, *encoded([rows[place].with_completion(said[place]) for place in spoken], subject.tokenizer))
+    found = mean_nll(judge, *encoded([rows[place].with_completion(said[place]) for place in spoken], subject.tokenizer, ended=False))
     for place, nll in zip(spoken, found, strict=True):
         nlls[place] = nll
     columns: dict[str, list[float | None]] = {
