@@ -114,7 +114,7 @@ def test_each_answer_has_a_line_with_its_row_s_key_and_values(scored):
     ]
     first, empty = lines[0], lines[6]
     assert first["metrics"]["leak_rate"] == 1.0 and first["metrics"]["rouge_l_recall"] == 1.0
-    assert empty["metrics"]["not_meaningful_rate"] == 1.0 and empty["metrics"]["diversity"] is None
+    assert empty["metrics"]["not_meaningful_rate"] == 1.0 and empty["metrics"]["diversity"] == 0.0
 
 
 def test_progress_counts_sets_of_both_models(scored):
