@@ -62,7 +62,8 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-HEAD = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else means.
+HEAD = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else
+means of the seeds that have the number.
 """
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
@@ -228,8 +229,8 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def columns_of(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
-    """The columns in which some method has a number."""
-    return [column for column in COLUMNS if any(row[column[0]] is not None for row in table.values())]
+    """The columns in which all methods have a number; one without a fluency says nothing that means something."""
+    return [column for column in COLUMNS if column[0] == "fluency" or all(row[column[0]] is not None for row in table.values())]
 
 
 def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
