@@ -19,6 +19,7 @@ class Ids:
     """What the trainer asks of a tokenizer when its rows are token ids already."""
 
     pad_token_id = 0
+    eos_token_id = None
 
     def save_pretrained(self, *_: Any) -> None:
         """Nothing to save."""
