@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from unteach.data.rows import row_from_mapping
 from unteach.data.sources import Role, adapted_records
+from unteach.data.token_table import EncodedRows
 from unteach.data.tokenization import EncodedRow, LongRows, iterate_encoded
 from unteach.errors import UserError
 
@@ -19,7 +20,7 @@ ENTRY = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("completion", "<i4"), ("
 """One row in the index: where its tokens start, how many there are of either part, its key and its kind."""
 
 
-class TokenStore(Sequence[EncodedRow]):
+class TokenStore(EncodedRows):
     """Encoded rows in a folder that `write_rows` has filled; stands wherever a list of them does.
 
     A row is read when it is asked for, and not kept. Reading goes through file descriptors and not through a memory map, so that pages
@@ -55,16 +56,8 @@ class TokenStore(Sequence[EncodedRow]):
         entry: np.void = np.frombuffer(self._read("index", ENTRY.itemsize, number * ENTRY.itemsize), ENTRY)[0]
         return entry
 
-    @overload
-    def __getitem__(self, number: int) -> EncodedRow: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[EncodedRow]: ...
-    def __getitem__(self, number: int | slice) -> EncodedRow | list[EncodedRow]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        entry = self._entry(number % len(self))
+    def row(self, number: int) -> EncodedRow:
+        entry = self._entry(number)
         prompt, completion = int(entry["prompt"]), int(entry["completion"])
         ids = np.frombuffer(self._read("tokens", 4 * (prompt + completion), 4 * int(entry["start"])), "<i4").tolist()
         row = EncodedRow(bytes(entry["key"]).decode(), tuple(ids[:prompt]), tuple(ids[prompt:]), KINDS[int(entry["kind"])])

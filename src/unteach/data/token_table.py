@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -10,8 +11,27 @@ from typing import overload
 from unteach.data.tokenization import EncodedRow
 
 
-class TokenTable(Sequence[EncodedRow]):
-    """Encoded rows; stands wherever a list of them does, in a fraction of its memory. A row is put together when it is asked for.
+class EncodedRows(Sequence[EncodedRow]):
+    """Encoded rows that are put together when they are asked for; stands wherever a list of them does."""
+
+    @abstractmethod
+    def row(self, number: int) -> EncodedRow:
+        """The row of that number, from 0 to `len(self) - 1`."""
+
+    @overload
+    def __getitem__(self, number: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, number: int | slice) -> EncodedRow | list[EncodedRow]:
+        if isinstance(number, slice):
+            return [self.row(i) for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self.row(number % len(self))
+
+
+class TokenTable(EncodedRows):
+    """Encoded rows in a fraction of a list's memory.
 
     Args:
         rows (`Iterable[EncodedRow]`)
@@ -31,15 +51,7 @@ class TokenTable(Sequence[EncodedRow]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    @overload
-    def __getitem__(self, number: int) -> EncodedRow: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[EncodedRow]: ...
-    def __getitem__(self, number: int | slice) -> EncodedRow | list[EncodedRow]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        key = self._keys[number]  # raises IndexError, also to end an iteration
-        first = 3 * (number % len(self))
-        ends = self._ends[first : first + 4]
+    def row(self, number: int) -> EncodedRow:
+        ends = self._ends[3 * number : 3 * number + 4]
         prompt, completion, preferred = (tuple(self._tokens[start:end]) for start, end in pairwise(ends))
-        return EncodedRow(key, prompt, completion, self._kinds[number], preferred)
+        return EncodedRow(self._keys[number], prompt, completion, self._kinds[number], preferred)
