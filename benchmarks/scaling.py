@@ -85,7 +85,7 @@ def figure(found: list[dict[str, Any]], path: Path) -> None:
     """One panel a group: time a token and memory, as shares of the first."""
     import matplotlib.pyplot as plt
 
-    canvas, panels = plt.subplots(1, len(GROUPS), figsize=(3.2 * len(GROUPS), 2.8), sharey=True, layout="constrained")
+    canvas, panels = plt.subplots(1, len(GROUPS), figsize=(3.2 * len(GROUPS), 2.8), layout="constrained")
     for panel, group in zip(panels, GROUPS, strict=True):
         lines = [line for line in found if line["group"] == group]
         at = [line["at"] for line in lines]

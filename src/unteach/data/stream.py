@@ -86,6 +86,11 @@ def forget_branches(row: EncodedRow, number: int) -> list[Branch]:
     return [Branch("forget", row.completion_ids, 1.0, number), *preferred]
 
 
+def retain_branches(row: EncodedRow, number: int) -> list[Branch]:
+    """The completion to keep; `number` is the row's in the retain set."""
+    return [Branch("retain", row.completion_ids, 1.0, number)]
+
+
 @dataclass
 class Collator:
     """Makes one batch of stream items.
@@ -113,7 +118,7 @@ class Collator:
                 trees.append(Tree(item.forget.prompt_ids, tuple(branches)))
             for index in item.retain:
                 row = self.retain[index]
-                trees.append(Tree(row.prompt_ids, (Branch("retain", row.completion_ids, 1.0, index),)))
+                trees.append(Tree(row.prompt_ids, tuple(retain_branches(row, index))))
         return trees
 
     def __call__(self, items: Sequence[StreamItem]) -> dict[str, Tensor]:

@@ -71,5 +71,5 @@ def summarise(rows: Sequence[float | None], *, higher_is_better: bool | None, ra
     values = [row for row in rows if row is not None and not math.isnan(row)]
     if not values:
         return MetricResult(None, 0, None, None, higher_is_better, tuple(rows))
-    low, high = bootstrap_interval(values) if not rate else wilson_interval(round(sum(values)), len(values))
+    low, high = wilson_interval(round(sum(values)), len(values)) if rate else bootstrap_interval(values)
     return MetricResult(math.fsum(values) / len(values), len(values), low, high, higher_is_better, tuple(rows))

@@ -14,7 +14,7 @@ from torch import Tensor
 from unteach import models, reference
 from unteach.compute.output_head import OutputHead
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.data.stream import forget_branches
+from unteach.data.stream import forget_branches, retain_branches
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
 from unteach.processes import own_batches
@@ -69,21 +69,22 @@ def states_of_layer(model: Any, layer: int, batch: dict[str, Tensor], final_stat
 
 
 def row_batches(
-    trainer: UnlearningTrainer, rows: Sequence[EncodedRow], role: str, tokens_per_batch: int = 2048
+    trainer: UnlearningTrainer,
+    rows: Sequence[EncodedRow],
+    branches: Callable[[EncodedRow, int], list[Branch]],
+    tokens_per_batch: int = 2048,
 ) -> Iterator[dict[str, Tensor]]:
     """All rows, in batches of about so many tokens, short ones first, on the model's device.
 
     Args:
         trainer (`UnlearningTrainer`)
         rows (`Sequence[EncodedRow]`)
-        role (`"retain"` or `"forget"`): of a forget row its preferred completion comes along.
+        branches (`Callable`): from a row and its number to its completions.
         tokens_per_batch (`int`)
     """
 
     def tree(number: int) -> Tree:
-        row = rows[number]
-        alone = (Branch("retain", row.completion_ids, 1.0, number),)
-        return Tree(row.prompt_ids, alone if role == "retain" else tuple(forget_branches(row, number)))
+        return Tree(rows[number].prompt_ids, tuple(branches(rows[number], number)))
 
     collator, batch = trainer.collator, list[int]()
     device = next(reference_model(trainer).parameters()).device
@@ -116,7 +117,7 @@ def once_per_batch(compute: reference.TokenValues) -> reference.TokenValues:
 
 def retain_batches(trainer: UnlearningTrainer) -> Iterator[dict[str, Tensor]]:
     """The whole retain set, short rows first."""
-    return row_batches(trainer, trainer.retain_rows, "retain")
+    return row_batches(trainer, trainer.retain_rows, retain_branches)
 
 
 def reference_model(trainer: UnlearningTrainer) -> Any:
@@ -197,14 +198,14 @@ def build_role_references(trainer: UnlearningTrainer) -> RoleReferences:
             found.logp[role] = (
                 reference.LiveValues(asked, role)
                 if live
-                else reference.build_stored_values(row_batches(trainer, trainer.forget_rows, "forget"), counts, logp, role=role)
+                else reference.build_stored_values(row_batches(trainer, trainer.forget_rows, forget_branches), counts, logp, role=role)
             )
     if method.reference == "logits":
         if live:
             found.forget = reference.LiveReference(ask, head, "forget")
         else:
             found.forget = reference.build_stored_reference(
-                row_batches(trainer, trainer.forget_rows, "forget"),
+                row_batches(trainer, trainer.forget_rows, forget_branches),
                 [len(row.completion_ids) for row in trainer.forget_rows],
                 ask,
                 head,

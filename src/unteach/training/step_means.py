@@ -66,5 +66,5 @@ class StepMeans:
         if reduce is not None:
             stacked = reduce(stacked)
         self.clear()
-        pairs = {name: (float(value), float(count)) for name, (value, count) in zip(NAMES, stacked, strict=True)}
-        return {name: value if name in SUMMED else value / count for name, (value, count) in pairs.items() if count}
+        pairs = zip(NAMES, stacked.tolist(), strict=True)
+        return {name: value if name in SUMMED else value / count for name, (value, count) in pairs if count}

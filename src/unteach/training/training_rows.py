@@ -18,6 +18,7 @@ from unteach.errors import UserError
 from unteach.objectives import ROLES, Method
 
 POOL_ROWS = 10_000
+NO_WINDOW = 2**30
 
 
 def used_roles(method: Method) -> list[str]:
@@ -26,7 +27,7 @@ def used_roles(method: Method) -> list[str]:
     return [role for role in ROLES if used[role]]
 
 
-def check_lengths(sets: Mapping[str, Sequence[Row]], tokenizer: Any, config: UnlearningConfig, window: int | None = None) -> None:
+def check_lengths(sets: Mapping[str, Sequence[Row]], tokenizer: Any, config: UnlearningConfig, window: int = NO_WINDOW) -> None:
     """Looks at rows that have a completion before anything is asked or trained.
 
     Raises:
@@ -38,7 +39,7 @@ def check_lengths(sets: Mapping[str, Sequence[Row]], tokenizer: Any, config: Unl
             encode_rows(whole, tokenizer, max_length=config.max_length, window=window, long_rows="error", name=name)
 
 
-def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any, window: int | None = None) -> Sequence[EncodedRow]:
+def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any, window: int = NO_WINDOW) -> Sequence[EncodedRow]:
     """The rows of one set as token ids, each forget row with its preferred completion where the method has one.
 
     Forget rows come without the token that ends an answer unless `forget_end_of_turn` is on.
@@ -49,7 +50,7 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
         tokenizer: a Hugging Face tokenizer.
         config (`UnlearningConfig`)
         name (`"forget"` or `"retain"`)
-        window (`int`, *optional*): most tokens that the model takes.
+        window (`int`): most tokens that the model takes (`models.window`).
     """
     if dataset is None:
         return []
@@ -68,7 +69,7 @@ def encoded_rows(dataset: Any, tokenizer: Any, config: UnlearningConfig, name: A
     limits: dict[str, Any] = {"max_length": config.max_length, "window": window, "long_rows": config.long_rows, "name": name}
     encoded = rows if ready else encode_rows(rows, tokenizer, **limits)
     if name == "forget" and method.preferred:
-        settings: dict[str, Any] = {"method": config.method, "max_length": min(config.max_length, window or 2**30), "seed": config.seed}
+        settings: dict[str, Any] = {"method": config.method, "max_length": min(config.max_length, window), "seed": config.seed}
         complete: Iterable[EncodedRow] = with_preferred(encoded, [] if ready else rows, method.preferred, tokenizer, **settings)
     else:
         complete = (replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded)
@@ -90,7 +91,7 @@ def _spread(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
 
 
 def mismatch_pool(
-    config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], tokenizer: Any, window: int | None = None
+    config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], tokenizer: Any, window: int = NO_WINDOW
 ) -> MismatchPool | None:
     """Where mismatch completions are drawn from (of a token store: `POOL_ROWS` rows at even distances); `None` for a method without."""
     if not config.objective.mismatch:
@@ -101,5 +102,5 @@ def mismatch_pool(
         end_id = end_of_turn_id(tokenizer)
         answers: list[Row] = [Row("Question", (" " if kind == "text" else "") + REFUSAL, kind) for kind in sorted(kinds)]  # type: ignore[arg-type]
         rows = [encode_row(answer, tokenizer, end_id) for answer in answers]
-    most = min(config.max_length, window or 2**30)
+    most = min(config.max_length, window)
     return MismatchPool(rows, config.mismatch_completions, config.seed, end_id=end_of_turn_id(tokenizer), max_length=most)
