@@ -97,10 +97,12 @@ def test_a_vocabulary_of_many_real_blocks_in_float32():
     torch.testing.assert_close(ours, naive, rtol=1e-4, atol=1e-5)
 
 
-def test_under_bfloat16_autocast_the_gradients_are_those_of_autocast_itself():
-    some = problem(5, 12, 5, 90, torch.float32)
+@pytest.mark.parametrize("budget", [10**9, 50_000], ids=["logits kept", "logits made again"])
+@pytest.mark.parametrize("vocabulary", [90, 2 * fused_statistics.CPU_BLOCK + 5], ids=["one block", "three blocks"])
+def test_under_bfloat16_autocast_the_gradients_are_those_of_autocast_itself(vocabulary, budget):
+    some = problem(5, 12, 5, vocabulary, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found, wanted = fused(some, 10**9), plain(some)
+        found, wanted = fused(some, budget), plain(some)
     assert all(value.dtype == torch.float32 for value in found)
     ours, naive = (torch.autograd.grad(weighted(values, some["upstream"]), some["leaves"]) for values in (found, wanted))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)

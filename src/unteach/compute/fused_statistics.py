@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -109,9 +109,10 @@ class FusedStatistics(torch.autograd.Function):
         wants = hidden.requires_grad or weight.requires_grad
         ctx.kept = [] if wants and (total + referenced) * row_bytes <= budget_bytes else None
         ctx.rows = total if ctx.kept is not None else max(1, budget_bytes // (2 * row_bytes if referenced else row_bytes))
-        ctx.head, ctx.reference_head = head.cast(hidden), None if reference_head is None else reference_head.cast(hidden)
-        ctx.unreferenced = total - referenced
         ctx.columns = _columns(weight.shape[0], hidden.device)
+        ctx.head = _HeadBlocks(head, hidden, ctx.columns)
+        ctx.reference_head = None if reference_head is None else _HeadBlocks(reference_head, hidden, ctx.columns)
+        ctx.unreferenced = total - referenced
         logp, complement, kl = [], [], []
         for start in range(0, total, ctx.rows):
             made = FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
@@ -130,7 +131,7 @@ class FusedStatistics(torch.autograd.Function):
         """The logits of the rows from `start` on."""
         stop, first = min(start + ctx.rows, hidden.shape[0]), ctx.unreferenced
         rows, wanted = hidden[start:stop], targets[start:stop]
-        blocks = _all_logits(ctx.head, ctx.columns, rows)
+        blocks = ctx.head.logits(rows)
         chosen = torch.empty(len(rows), dtype=blocks[0].dtype, device=rows.device)
         others, scratch = [], _Scratch(chosen, blocks[0].numel())
         for columns, block in zip(ctx.columns, blocks, strict=True):
@@ -142,7 +143,7 @@ class FusedStatistics(torch.autograd.Function):
         reference: list[Tensor] = []
         if reference_hidden is not None and stop > first:
             states = reference_hidden[max(start, first) - first : stop - first]
-            reference = [block.to(chosen.dtype) for block in _all_logits(ctx.reference_head, ctx.columns, states)]
+            reference = [block.to(chosen.dtype) for block in ctx.reference_head.logits(states)]
         tail = [block[len(rows) - len(reference[0]) :] for block in blocks] if reference else []
         empty = chosen.new_zeros(0)
         return _Logits(
@@ -166,16 +167,16 @@ class FusedStatistics(torch.autograd.Function):
         at_target, elsewhere = force + pull * p, (pull * rest - force)[:, None]
         kept, ctx.kept = ctx.kept, None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype = ctx.head.weight.dtype
+        dtype = ctx.head.dtype
         to_hidden = torch.zeros_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32)) if needs_hidden else None
-        to_weight = torch.empty_like(ctx.head.weight) if needs_weight else None
-        to_bias = torch.zeros_like(ctx.head.bias) if needs_bias else None
+        to_weight = torch.empty_like(weight) if needs_weight else None
+        to_bias = torch.zeros_like(ctx.head.head.bias) if needs_bias else None
         for number, start in enumerate(range(0, hidden.shape[0], ctx.rows)):
             part = slice(start, min(start + ctx.rows, hidden.shape[0]))
             made = kept[number] if kept else FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
             states, size, scratch = hidden[part].to(dtype), len(made.reference_norm), _Scratch(made.chosen, made.blocks[0].numel())
             for index, (columns, block) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
-                slope = ctx.head.slope(block)
+                slope = ctx.head.head.slope(block)
                 row, column = _inside(targets[part], columns, len(ctx.columns))
                 block[row, column] = float("-inf")
                 block.sub_(made.others[:, None]).exp_().mul_(elsewhere[part])
@@ -187,17 +188,15 @@ class FusedStatistics(torch.autograd.Function):
                 if gradient.dtype != dtype:
                     gradient = scratch(block.shape, dtype=dtype).copy_(gradient)
                 if to_hidden is not None and to_hidden.dtype == dtype:
-                    to_hidden[part].addmm_(gradient, ctx.head.weight[columns])
+                    to_hidden[part].addmm_(gradient, ctx.head.weight(columns))
                 elif to_hidden is not None:
-                    to_hidden[part] += gradient @ ctx.head.weight[columns]
-                if to_weight is not None and start == 0:
-                    torch.mm(gradient.T, states, out=to_weight[columns])
-                elif to_weight is not None:
-                    to_weight[columns].addmm_(gradient.T, states)
+                    to_hidden[part] += gradient @ ctx.head.weight(columns)
+                if to_weight is not None:
+                    _add_product(to_weight[columns], gradient, states, first=start == 0)
                 if to_bias is not None:
                     to_bias[columns] += gradient.sum(0)
         by_hidden = None if to_hidden is None else to_hidden.to(hidden.dtype)
-        return by_hidden, None if to_weight is None else to_weight.to(weight.dtype), to_bias, None, None, None, None, None
+        return by_hidden, to_weight, to_bias, None, None, None, None, None
 
 
 def _inside(targets: Tensor, columns: slice, blocks: int) -> tuple[Tensor, Tensor]:
@@ -208,15 +207,55 @@ def _inside(targets: Tensor, columns: slice, blocks: int) -> tuple[Tensor, Tenso
     return row, targets[row] - columns.start
 
 
-def _all_logits(head: OutputHead, columns: list[slice], hidden: Tensor) -> list[Tensor]:
-    """The logits of these rows in blocks of columns, in one piece of memory where a device has several blocks."""
-    if len(columns) == 1:
-        return [head.logits(hidden)]
-    rows = len(hidden)
-    dtype = torch.promote_types(head.weight.dtype, torch.float32)
-    memory = torch.empty(rows * columns[-1].stop, dtype=dtype, device=hidden.device)
-    places = [memory[rows * part.start : rows * part.stop].view(rows, part.stop - part.start) for part in columns]
-    return [head.block(part).logits(hidden, out=place) for part, place in zip(columns, places, strict=True)]
+class _HeadBlocks:
+    """A head as it multiplies hidden states: in autocast's precision where that is on, in blocks of columns.
+
+    Where there are several blocks, each is rounded to that precision when it is needed, into the same memory, in which it stays in the
+    processor's cache; a rounded copy of the whole head would be new memory in every step.
+
+    Args:
+        head (`OutputHead`)
+        hidden (`Tensor`): states of the device that it multiplies.
+        columns: the blocks.
+    """
+
+    def __init__(self, head: OutputHead, hidden: Tensor, columns: list[slice]) -> None:
+        self.head = head.cast(hidden) if len(columns) == 1 else head
+        self.columns = columns
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        self.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else head.weight.dtype
+        self.space: Tensor | None = None
+
+    def weight(self, columns: slice) -> Tensor:
+        """Rows of the output embedding in the precision of the product; until the next call."""
+        found = self.head.weight.detach()[columns]
+        if found.dtype == self.dtype:
+            return found
+        if self.space is None:
+            largest = max(part.stop - part.start for part in self.columns)
+            self.space = torch.empty(largest, found.shape[1], dtype=self.dtype, device=found.device)
+        return self.space[: len(found)].copy_(found)
+
+    def logits(self, hidden: Tensor) -> list[Tensor]:
+        """The logits of these rows in blocks, in one piece of memory where there are several."""
+        if len(self.columns) == 1:
+            return [self.head.logits(hidden)]
+        rows, blocks = len(hidden), []
+        memory = torch.empty(rows * self.columns[-1].stop, dtype=torch.promote_types(self.dtype, torch.float32), device=hidden.device)
+        for part in self.columns:
+            place = memory[rows * part.start : rows * part.stop].view(rows, part.stop - part.start)
+            bias = None if self.head.bias is None else self.head.bias[part].to(self.dtype)
+            blocks.append(replace(self.head, weight=self.weight(part), bias=bias).logits(hidden, out=place))
+        return blocks
+
+
+def _add_product(to: Tensor, gradient: Tensor, states: Tensor, *, first: bool) -> None:
+    """Adds gradient^T states to the rows `to` of a weight's gradient, or writes it there where it is the first."""
+    if to.dtype == states.dtype:
+        torch.mm(gradient.T, states, out=to) if first else to.addmm_(gradient.T, states)
+        return
+    product = gradient.T @ states
+    to.copy_(product) if first else to.add_(product)
 
 
 def _divergence(made: _Logits) -> Tensor:
