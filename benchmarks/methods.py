@@ -42,6 +42,7 @@ from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
 from unteach.runs.options import RunOptions
+from unteach.scenarios import question_answers
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 
 OURS = ("log_odds_mismatch", "unlikelihood_mismatch", "unlikelihood", "log_odds")
@@ -112,9 +113,16 @@ def more_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate; 0: the demo's (default: %(default)s)")
 
 
+def all_weights(scenario: str, short: bool) -> dict[str, Any]:
+    """Fields of `RunOptions` of the scenario's demo; harmfulness' own trains an adapter, here all methods train the weights themselves."""
+    if scenario == "harmfulness":
+        return question_answers.demo_presets(learning_rate=1.2e-4, short=short)
+    return dict(embedded(scenario).demo(short=short))
+
+
 def settings_of(scenario: str, method: str, short: bool, bf16: bool = False) -> dict[str, Any]:
     """Fields of `UnlearningConfig` beside those of the scenario's demo."""
-    demo = embedded(scenario).demo(short=short)["settings"]
+    demo = all_weights(scenario, short)["settings"]
     probe_steps = 2 if short else 7 if scenario == "copyright" else demo["probe_steps"]
     rule = {"max_steps": 4 if short else demo["max_steps"], "probe_steps": probe_steps, "save_strategy": "no", "bf16": bf16}
     if method in OURS:
@@ -180,6 +188,9 @@ class Seed:
             options.scenario, model=options.model, output_dir=str(folder), seed=self.seed, short=options.short, settings=settings
         )
         given |= {"shared_dir": str(self.folder / "shared"), **search}
+        ours = all_weights(options.scenario, options.short)
+        shared = {name: value for name, value in ours.pop("settings").items() if name in settings or not name.endswith("_weight")}
+        given |= {"lora": False, **ours, "settings": given["settings"] | shared | settings}
         if method == "rmu":
             given["frozen_layers"] = 0  # its layer is among the lower half
         Run(build_scenario(options.scenario, short=options.short), RunOptions(**given), self.display).execute()

@@ -33,4 +33,4 @@ def build(*, short: bool = False) -> Scenario:
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:
     """Fields of `RunOptions` for the demo."""
-    return question_answers.demo_presets(learning_rate=1.2e-4, short=short)
+    return question_answers.demo_presets(learning_rate=5.2e-4, short=short, adapter=True)

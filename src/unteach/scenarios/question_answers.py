@@ -75,10 +75,17 @@ def question_scenario(
     )
 
 
-def demo_presets(*, learning_rate: float, short: bool) -> dict[str, Any]:
-    """Fields of `RunOptions` that the demos of questions and answers share (docs/log.md has the measurements)."""
+def demo_presets(*, learning_rate: float, short: bool, adapter: bool = False) -> dict[str, Any]:
+    """Fields of `RunOptions` that the demos of questions and answers share (docs/log.md has the measurements).
+
+    Args:
+        learning_rate (`float`)
+        short (`bool`): as for the scenario.
+        adapter (`bool`): trains a LoRA adapter, in fewer steps under a looser budget, instead of all weights of the upper half.
+    """
+    steps, rows, others, budget = (40, 8, 1.0, 0.15) if adapter else (60, 6, 1.5, 0.08)
     return {
-        "frozen_layers": 0.5,
+        **({"lora": True} if adapter else {"frozen_layers": 0.5}),
         "settings": {
             "method": "log_odds_mismatch",
             "mismatch_weight": 1.0,
@@ -86,11 +93,11 @@ def demo_presets(*, learning_rate: float, short: bool) -> dict[str, Any]:
             "learning_rate": learning_rate,
             "lr_scheduler_type": "linear",
             "warmup_steps": 2 if short else 6,
-            "per_device_train_batch_size": 6,
-            "retain_per_forget": 1.5,
+            "per_device_train_batch_size": rows,
+            "retain_per_forget": others,
             "retain_weight": 5.0,
-            "max_retain_kl": 0.08,
-            "max_steps": 8 if short else 60,
+            "max_retain_kl": budget,
+            "max_steps": 8 if short else steps,
             "probe_steps": 4 if short else 20,
             "save_steps": 4 if short else 20,
         },
