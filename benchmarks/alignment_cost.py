@@ -31,6 +31,7 @@ from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
 from unteach.reports.cost_figure import cost_figure
 from unteach.reports.tables import markdown_table
 from unteach.runs.costs import Cost, total
+from unteach.scenarios import question_answers
 from unteach.scenarios.texts import labelled_answers
 
 MEASURED = "SmolLM2-135M"
@@ -51,8 +52,9 @@ def methods(short: bool) -> list[dict[str, Any]]:
     """The rows of the comparison, with the longest training that each may have.
 
     `ga_mismatch` has the paper's weights, K and batch size and no budget or frozen layers; its learning rate is ours: the paper's 2e-6
-    needs 1,000 steps. `unlikelihood_mismatch` was the scenario's demo when docs/results/alignment_cost.md was measured; it takes the demo's
-    settings, and its own weights, as the demo is another method now. The pipelines' learning rates are `STAGE_SETTINGS`'.
+    needs 1,000 steps. `unlikelihood_mismatch` was the scenario's demo when docs/results/alignment_cost.md was measured; it takes the
+    settings of the demos of questions and answers that train weights, and its own eps1 to eps3. The pipelines' learning rates are
+    `STAGE_SETTINGS`'.
     """
     longest = {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2} if short else LONGEST
     sft = {"max_steps": longest["sft"]}
@@ -64,13 +66,17 @@ def methods(short: bool) -> list[dict[str, Any]]:
         "learning_rate": 2e-5,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
+        "lora": False,
         "frozen_layers": 0,
         "save_steps": 20,
     }
+    demo = question_answers.demo_presets(learning_rate=1.2e-4, short=short)
+    settings = {name: value for name, value in demo.pop("settings").items() if name != "method" and not name.endswith("_weight")}
+    ours = {**demo, **settings, "lora": False, "max_steps": longest["unlikelihood"]}
     rl = {"max_steps": longest["rl"], "save_steps": 10}
     rows = [
         {"name": "ga_mismatch", **paper, "max_steps": longest["ga"]},
-        {"name": "unlikelihood_mismatch", "max_steps": longest["unlikelihood"]},
+        {"name": "unlikelihood_mismatch", **ours},
         {"name": "sft", "stages": {"sft": sft}},
         {"name": "dpo", "stages": {"sft": sft, "dpo": {"max_steps": longest["dpo"]}}},
         {"name": "rlhf", "stages": {"sft": sft, "reward": {"max_steps": longest["reward"]}, "rl": rl}},

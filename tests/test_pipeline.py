@@ -78,6 +78,30 @@ def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
     assert weights_hash(load_model(str(tmp_path / "out" / "adapter"))) == weights_hash(result.model)
 
 
+def test_an_adapter_on_a_model_that_was_taught_belongs_to_that_model_wherever_its_folder_goes(model, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from unteach.data.rows import Row
+    from unteach.models import load_model, weights_hash
+    from unteach.pipeline import Run
+    from unteach.runs.options import RunOptions
+    from unteach.scenarios.user_rows import user_scenario
+
+    teach = {"learning_rate": 3e-3, "max_steps": 3, "per_device_train_batch_size": 4}
+    scenario = user_scenario(FORGET, RETAIN, teach=teach)
+    assert all(isinstance(row, Row) for row in scenario.teach)
+    own = {name: value for name, value in SHORT.items() if name == "similarity_model"}
+    settings = {name: value for name, value in SHORT.items() if name not in own} | {"learning_rate": 1e-2}
+    result = Run(scenario, RunOptions(model=model, output_dir=str(tmp_path / "out"), lora=True, settings=settings, **own)).execute()
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["original_model_hash"] != facts["base_model_hash"]
+    (tmp_path / "out").rename(tmp_path / "moved")
+    for folder in ("out", "moved"):
+        (tmp_path / ("moved" if folder == "out" else "out")).rename(tmp_path / folder)
+        assert weights_hash(load_model(str(tmp_path / folder / "adapter"))) == facts["unlearned_model_hash"] == weights_hash(result.model)
+    assert ModelCard.load(tmp_path / "moved" / "adapter" / "README.md").data.base_model is None
+
+
 def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path):
     out = tmp_path / "out"
     unlearn(model, FORGET, RETAIN, output_dir=str(out), **SHORT)

@@ -91,10 +91,13 @@ def load_model(
 
     path = resolve(name)
     if Path(path).is_dir() and (Path(path) / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM
+        from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 
         try:
             how = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
+            base, taught = str(PeftConfig.from_pretrained(path).base_model_name_or_path), Path(path).parent / "original"
+            if Path(base).is_absolute() and not Path(base).exists() and (taught / "config.json").exists():  # the run's folder was moved
+                return PeftModel.from_pretrained(load_model(str(taught), dtype=dtype, settings=settings), path).eval()
             return AutoPeftModelForCausalLM.from_pretrained(path, **how).eval()
         except Exception as error:  # as above
             raise _unknown_model(name, error) from None

@@ -209,7 +209,9 @@ class Run:
         check_dtype(options.dtype, lora=options.lora, quantize=options.quantize)
         for option in ("quantize", "dtype"):
             if getattr(options, option) not in (None, "float32") and (self.baseline is not None or self.scenario.teach):
-                raise UserError(f"option {option!r} is for unlearning methods on your own rows; baselines and demos train all weights")
+                raise UserError(
+                    f"option {option!r} is for unlearning methods on your own rows; baselines and what a demo teaches train all weights"
+                )
         check_right_answers(self.scorer_names(), [*self.scenario.forget, *self.scenario.validation])
         if self.baseline is None:
             check_search(options.settings, options.search_minutes, options.search_steps, options.candidates)
@@ -415,6 +417,9 @@ class Run:
         """Writes the model, `run.json` and the report."""
         with self.display.stage("Saving the model and the report"):
             target = self.output / ("adapter" if self.options.lora else "model")
+            if self.options.lora and self.scenario.teach:
+                for settings in model.peft_config.values():
+                    settings.base_model_name_or_path = str((self.shared / "original").resolve())  # what it was trained on
 
             def save(folder: Path) -> None:
                 model.save_pretrained(folder)

@@ -99,7 +99,9 @@ class UnlearningTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by the name of before
+                model = get_peft_model(model, peft_config)
         self.config = args
         self.method = args.objective
         self.probe = None if self.method.negate else probe

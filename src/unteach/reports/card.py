@@ -212,7 +212,9 @@ def card_text(folder: Path) -> str:
         for name, metrics in evaluation["models"]["unlearned"].items()
         for metric, result in metrics.items()
     ]
-    extra: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}
+    taught = run.run.get("original_model_hash") != run.run.get("base_model_hash")
+    named = base and not (taught and adapter)  # an adapter on a model that was taught first fits no model of the hub
+    extra: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if named else {}
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
@@ -235,7 +237,7 @@ def card_text(folder: Path) -> str:
         model=plain(str(model)) if model else None,
         scenario=plain(scenario),
         run=run.run,
-        taught=run.run.get("original_model_hash") != run.run.get("base_model_hash"),
+        taught=taught,
         adapter=adapter,
         verdict=plain(verdict(evaluation)),
         table=markdown_table([plain(text) for text in header], [[plain(text) for text in row] for row in rows]),
