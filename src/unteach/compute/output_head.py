@@ -65,10 +65,6 @@ class OutputHead:
         """The same on that device."""
         return OutputHead(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.scale, self.softcap)
 
-    def block(self, columns: slice) -> OutputHead:
-        """The head of some of the vocabulary's entries."""
-        return OutputHead(self.weight[columns], None if self.bias is None else self.bias[columns], self.scale, self.softcap)
-
     def frozen(self) -> OutputHead:
         """A copy that later training steps do not change."""
         bias = None if self.bias is None else self.bias.detach().clone()
