@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import record
+from methods import all_weights
 
 from unteach.baselines.projection import MODELS, floating_point_operations, projected_seconds
 from unteach.commands.comparison import compare, rewarded
@@ -31,7 +32,6 @@ from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
 from unteach.reports.cost_figure import cost_figure
 from unteach.reports.tables import markdown_table
 from unteach.runs.costs import Cost, total
-from unteach.scenarios import question_answers
 from unteach.scenarios.texts import labelled_answers
 
 MEASURED = "SmolLM2-135M"
@@ -70,7 +70,7 @@ def methods(short: bool) -> list[dict[str, Any]]:
         "frozen_layers": 0,
         "save_steps": 20,
     }
-    demo = question_answers.demo_presets(learning_rate=1.2e-4, short=short)
+    demo = all_weights("harmfulness", short)
     settings = {name: value for name, value in demo.pop("settings").items() if name != "method" and not name.endswith("_weight")}
     ours = {**demo, **settings, "lora": False, "max_steps": longest["unlikelihood"]}
     rl = {"max_steps": longest["rl"], "save_steps": 10}

@@ -184,13 +184,12 @@ class Seed:
             settings["method"] = "auto"
         elif learning_rate is not None:
             settings["learning_rate"] = learning_rate
+        demo = all_weights(options.scenario, options.short)
+        settings = {name: value for name, value in demo.pop("settings").items() if not name.endswith("_weight")} | settings
         given = demo_options(
             options.scenario, model=options.model, output_dir=str(folder), seed=self.seed, short=options.short, settings=settings
         )
-        given |= {"shared_dir": str(self.folder / "shared"), **search}
-        ours = all_weights(options.scenario, options.short)
-        shared = {name: value for name, value in ours.pop("settings").items() if name in settings or not name.endswith("_weight")}
-        given |= {"lora": False, **ours, "settings": given["settings"] | shared | settings}
+        given |= {"shared_dir": str(self.folder / "shared"), **search, "lora": False, **demo}
         if method == "rmu":
             given["frozen_layers"] = 0  # its layer is among the lower half
         Run(build_scenario(options.scenario, short=options.short), RunOptions(**given), self.display).execute()

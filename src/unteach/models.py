@@ -95,9 +95,10 @@ def load_model(
 
         try:
             how = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
-            base, taught = str(PeftConfig.from_pretrained(path).base_model_name_or_path), Path(path).parent / "original"
-            if Path(base).is_absolute() and not Path(base).exists() and (taught / "config.json").exists():  # the run's folder was moved
-                return PeftModel.from_pretrained(load_model(str(taught), dtype=dtype, settings=settings), path).eval()
+            named, beside = Path(str(PeftConfig.from_pretrained(path).base_model_name_or_path)), Path(path).parent / "original"
+            if named.name == beside.name and (beside / "config.json").exists():  # what the run taught, wherever its folder is now
+                base = load_model(str(beside), dtype=dtype, trust_remote_code=trust_remote_code, settings=settings)
+                return PeftModel.from_pretrained(base, path).eval()
             return AutoPeftModelForCausalLM.from_pretrained(path, **how).eval()
         except Exception as error:  # as above
             raise _unknown_model(name, error) from None

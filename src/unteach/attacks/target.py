@@ -163,7 +163,7 @@ class Target:
         if role == "unlearned" and (Path(place) / "adapter_config.json").exists():
             from peft import PeftModel
 
-            base = models.load_model(self.places["original"], **how)  # a taught one is not the one that the adapter names
+            base = models.load_model(self.places["original"], **how)  # as the run knows it, whatever the adapter names
             model: Any = PeftModel.from_pretrained(base, place)
         else:
             model = models.load_model(place, **how)
