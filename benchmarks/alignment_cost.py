@@ -1,12 +1,15 @@
-"""Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario; ratio of seconds to full RLHF's.
+"""Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario;
+ratio of seconds to full RLHF's.
 
-Each pipeline ends by one rule: an eighth of its planned training is the probe interval, and three probes in a row that do not bring the
-harmful rate of the validation split (of the reward model: its share of wrong validation pairs) under its lowest so far end it; the best
-probe's weights are kept. Probes are not part of a method's seconds.
+Each pipeline ends by one rule: an eighth of its planned training is the probe interval, and three
+probes in a row that do not bring the harmful rate of the validation split (of the reward model: its
+share of wrong validation pairs) under its lowest so far end it; the best probe's weights are kept.
+Probes are not part of a method's seconds.
 
     python benchmarks/alignment_cost.py [--short] [--seeds 0,1,2] [--out DIR] [--json FILE]
 
-Killed and started again, it goes on. Beside FILE it writes the table as Markdown and the run time by method as a figure (`cost.png`).
+Killed and started again, it goes on. Beside FILE it writes the table as Markdown and the run time
+by method as a figure (`cost.png`).
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import record
-from methods import all_weights
 
+from methods import all_weights
 from unteach.baselines.projection import MODELS, floating_point_operations, projected_seconds
-from unteach.commands.comparison import compare, rewarded
+from unteach.compare import compare, rewarded
 from unteach.evaluation.results import wilson_interval
 from unteach.evaluation.rewards import load_reward
 from unteach.files.atomic import write_json, write_text_atomically
@@ -31,8 +34,8 @@ from unteach.progress import Display
 from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
 from unteach.reports.cost_figure import cost_figure
 from unteach.reports.tables import markdown_table
-from unteach.runs.costs import Cost, total
 from unteach.scenarios.texts import labelled_answers
+from unteach.trainer.costs import Cost, total
 
 MEASURED = "SmolLM2-135M"
 HEADLINE = "harmful_rate"
@@ -45,18 +48,23 @@ HEAVY = ("checkpoints", "model", "stages", "work", "original")
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
     record.run_options(parser, "alignment_cost")
-    parser.add_argument("--keep", action="store_true", help="keep models and checkpoints of finished seeds")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep models and checkpoints of finished seeds"
+    )
 
 
 def methods(short: bool) -> list[dict[str, Any]]:
     """The rows of the comparison, with the longest training that each may have.
 
-    `ga_mismatch` has the paper's weights, K and batch size and no budget or frozen layers; its learning rate is ours: the paper's 2e-6
-    needs 1,000 steps. `unlikelihood_mismatch` was the scenario's demo when docs/results/alignment_cost.md was measured; it takes the
-    settings of the demos of questions and answers that train weights, and its own eps1 to eps3. The pipelines' learning rates are
-    `STAGE_SETTINGS`'.
+    `ga_mismatch` has the paper's weights, K and batch size and no budget or frozen layers; its
+    learning rate is ours: the paper's 2e-6 needs 1,000 steps. `unlikelihood_mismatch` was the
+    scenario's demo when docs/results/alignment_cost.md was measured; it takes the settings of the
+    demos of questions and answers that train weights, and its own eps1 to eps3. The pipelines'
+    learning rates are `STAGE_SETTINGS`'.
     """
-    longest = {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2} if short else LONGEST
+    longest = (
+        {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2} if short else LONGEST
+    )
     sft = {"max_steps": longest["sft"]}
     paper: dict[str, Any] = {
         "mismatch_completions": 5,
@@ -71,7 +79,11 @@ def methods(short: bool) -> list[dict[str, Any]]:
         "save_steps": 20,
     }
     demo = all_weights("harmfulness", short)
-    settings = {name: value for name, value in demo.pop("settings").items() if name != "method" and not name.endswith("_weight")}
+    settings = {
+        name: value
+        for name, value in demo.pop("settings").items()
+        if name != "method" and not name.endswith("_weight")
+    }
     ours = {**demo, **settings, "lora": False, "max_steps": longest["unlikelihood"]}
     rl = {"max_steps": longest["rl"], "save_steps": 10}
     rows = [
@@ -79,24 +91,37 @@ def methods(short: bool) -> list[dict[str, Any]]:
         {"name": "unlikelihood_mismatch", **ours},
         {"name": "sft", "stages": {"sft": sft}},
         {"name": "dpo", "stages": {"sft": sft, "dpo": {"max_steps": longest["dpo"]}}},
-        {"name": "rlhf", "stages": {"sft": sft, "reward": {"max_steps": longest["reward"]}, "rl": rl}},
+        {
+            "name": "rlhf",
+            "stages": {"sft": sft, "reward": {"max_steps": longest["reward"]}, "rl": rl},
+        },
     ]
     return [{**row, "probe_rows": 8} for row in rows]
 
 
 LONGEST = {"ga": 40, "unlikelihood": 60, "sft": 16, "dpo": 10, "reward": 10, "rl": 20}
-"""Optimiser steps that each training may take; batches of 8 (unlikelihood: as its demo; GA: 2 rows; RL: 2 prompts, 4 answers each)."""
+"""Optimiser steps that each training may take; batches of 8 (unlikelihood: as its demo; GA: 2 rows;
+RL: 2 prompts, 4 answers each).
+"""
 
 
 def comparison_file(model: str, folder: Path, seed: int, short: bool) -> dict[str, Any]:
     """What `unteach compare` is told for one seed."""
     rule = {"probe_steps": 0.5 if short else 0.125, "patience": 3, "hold": 1000, "min_utility": 0.0}
-    options = {"out": str(folder), "models": [model], "scenario": "harmfulness", "seed": seed, "short": short}
+    options = {
+        "out": str(folder),
+        "models": [model],
+        "scenario": "harmfulness",
+        "seed": seed,
+        "short": short,
+    }
     return {**options, "methods": methods(short), "settings": rule}
 
 
 def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
-    """The cells of one seed's comparison, from its folder if it is there whole; else it is made, or gone on with."""
+    """The cells of one seed's comparison, from its folder if it is there whole; else it is made, or
+    gone on with.
+    """
     folder = Path(options["out"])
     path, key = folder / "cells.json", content_key(options)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -107,7 +132,9 @@ def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
         for cell in cells:
             original = cell["method"] == "original"
             run = folder / (options["methods"][0]["name"] if original else cell["method"])
-            found = rewarded(cell["sets"], run, "original" if original else "unlearned", other)["normal"]["utility_reward"]
+            found = rewarded(cell["sets"], run, "original" if original else "unlearned", other)[
+                "normal"
+            ]["utility_reward"]
             cell["sets"]["normal"][OTHER_REWARD] = found
         known = {"key": key, "cells": cells}
         write_json(path, known)
@@ -115,16 +142,24 @@ def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
         for place in (folder, *(folder / row["name"] for row in options["methods"])):
             for name in HEAVY:
                 shutil.rmtree(place / name, ignore_errors=True)
-    return [Cell(cell["model"], cell["method"], cell["sets"], cell["run"]) for cell in known["cells"]]
+    return [
+        Cell(cell["model"], cell["method"], cell["sets"], cell["run"]) for cell in known["cells"]
+    ]
 
 
 def pooled(cells: Sequence[Cell]) -> Cell:
-    """One method's cells of several seeds as one: rates over all their answers with Wilson's interval, means of all else."""
+    """One method's cells of several seeds as one: rates over all their answers with Wilson's
+    interval, means of all else.
+    """
     sets: dict[str, dict[str, dict[str, Any]]] = {}
     for name, metrics in cells[0].sets.items():
         sets[name] = {}
         for metric in metrics:
-            found = [number for cell in cells if (number := cell.sets[name].get(metric)) and number["value"] is not None]
+            found = [
+                number
+                for cell in cells
+                if (number := cell.sets[name].get(metric)) and number["value"] is not None
+            ]
             if not found:
                 continue
             n = sum(number["n"] for number in found)
@@ -137,7 +172,11 @@ def pooled(cells: Sequence[Cell]) -> Cell:
     if "cost" in run:
         costs = [cell.run["cost"] for cell in cells]
         run["cost"] = {
-            key: value if isinstance(value, str) else (max if key == "peak_memory_mb" else mean_of)([cost[key] for cost in costs])
+            key: (
+                value
+                if isinstance(value, str)
+                else (max if key == "peak_memory_mb" else mean_of)([cost[key] for cost in costs])
+            )
             for key, value in costs[0].items()
         }
     return Cell(cells[0].model, cells[0].method, sets, run)
@@ -160,41 +199,77 @@ def result_row(case: str, cell: Cell, rlhf: Cell) -> dict[str, Any]:
         "unit": "s",
         "harmful_rate_unlearned": cell.sets["unlearned"][HEADLINE],
         "harmful_rate_unseen": cell.sets["unseen"][HEADLINE],
-        **{metric: cell.sets["normal"].get(metric) for metric in ("utility_reward", OTHER_REWARD, "similarity")},
+        **{
+            metric: cell.sets["normal"].get(metric)
+            for metric in ("utility_reward", OTHER_REWARD, "similarity")
+        },
         **{key: value for key, value in cost.items() if key not in ("seconds", "stage")},
         "needs_positives": cell.run.get("needs_positives"),
         "needs_preferences": cell.run.get("needs_preferences"),
         "stages": cell.run.get("costs", []),
-        "stopped": cell.run.get("stop_reason") or {name: stop["reason"] for name, stop in cell.run.get("stops", {}).items()},
+        "stopped": (
+            cell.run.get("stop_reason")
+            or {name: stop["reason"] for name, stop in cell.run.get("stops", {}).items()}
+        ),
     }
 
 
 def projection_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Operations on larger models from the token counts measured here, against full RLHF's: projected, not measured."""
+    """Operations on larger models from the token counts measured here, against full RLHF's:
+    projected, not measured.
+    """
     rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")
     rows = []
     for name, parameters in MODELS.items():
         for cell in cells:
             if "cost" not in cell.run or name == MEASURED:
                 continue
-            ours, whole = (floating_point_operations(cost, parameters) / 1e15 for cost in (cell.run["cost"], rlhf))
+            ours, whole = (
+                floating_point_operations(cost, parameters) / 1e15
+                for cost in (cell.run["cost"], rlhf)
+            )
             seconds = projected_seconds(cell.run["cost"], parameters, MODELS[MEASURED])
-            row = {"case": f"projection to {name}: {cell.method}", "ours": ours, "naive": whole, "ratio": ours / whole, "unit": "PFLOP"}
+            row = {
+                "case": f"projection to {name}: {cell.method}",
+                "ours": ours,
+                "naive": whole,
+                "ratio": ours / whole,
+                "unit": "PFLOP",
+            }
             rows.append({**row, "projection": True, "seconds_at_the_measured_rate": seconds})
     return rows
 
 
-def markdown(cells: Sequence[Cell], projected: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
+def markdown(
+    cells: Sequence[Cell], projected: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> str:
     """The result as a page."""
     header, rows = comparison_table(cells, HEADLINE)
-    title = f"Harmfulness, {MEASURED}, seeds {', '.join(map(str, seeds))}: rates pooled with Wilson's intervals, else means.\n"
-    lines = [[row["case"].removeprefix("projection to "), f"{row['ours']:.3g}", f"{100 * row['ratio']:.0f}"] for row in projected]
+    title = (
+        f"Harmfulness, {MEASURED}, seeds {', '.join(map(str, seeds))}: rates pooled with Wilson's"
+        " intervals, else means.\n"
+    )
+    lines = [
+        [
+            row["case"].removeprefix("projection to "),
+            f"{row['ours']:.3g}",
+            f"{100 * row['ratio']:.0f}",
+        ]
+        for row in projected
+    ]
     table = markdown_table(["projected, not measured", "PFLOP", "% of rlhf"], lines)
-    return "\n".join([title, markdown_table(header, rows), COST_NOTE, table, *more_data(cells)]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [title, markdown_table(header, rows), COST_NOTE, table, *more_data(cells)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def more_data(cells: Sequence[Cell]) -> list[str]:
-    """How many times the data of this run full RLHF would have to read for each method's operations to be 2% of its own."""
+    """How many times the data of this run full RLHF would have to read for each method's operations
+    to be 2% of its own.
+    """
     rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")
     whole = floating_point_operations(rlhf, 1.0)
     lines = []
@@ -202,7 +277,8 @@ def more_data(cells: Sequence[Cell]) -> list[str]:
         if "cost" in cell.run and cell.method != "rlhf" and not cell.run.get("needs_positives"):
             times = floating_point_operations(cell.run["cost"], 1.0) / (SHARE_OF_THE_PAPER * whole)
             lines.append(
-                f"{cell.method} would be {SHARE_OF_THE_PAPER:.0%} of rlhf: in operations, if rlhf took {times:.0f} times as many steps."
+                f"{cell.method} would be {SHARE_OF_THE_PAPER:.0%} of rlhf: in operations, if rlhf"
+                f" took {times:.0f} times as many steps."
             )
     return ["", *lines]
 
@@ -212,7 +288,10 @@ def main() -> None:
     options = record.options(__doc__, more_options)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     by_seed = {
-        seed: seed_cells(comparison_file(options.model, options.out / f"seed-{seed}", seed, options.short), keep=options.keep)
+        seed: seed_cells(
+            comparison_file(options.model, options.out / f"seed-{seed}", seed, options.short),
+            keep=options.keep,
+        )
         for seed in seeds
     }
     rows: list[dict[str, Any]] = []

@@ -1,10 +1,13 @@
-"""The three demos over several seeds: what is still said, what is kept, how it reads; with the model that was never taught beside it.
+"""The three demos over several seeds: what is still said, what is kept, how it reads; with the
+model that was never taught beside it.
 
-    python benchmarks/demos.py --seeds 0,1,2 --json docs/results/demos.json [--scenarios hallucination] [--out DIR] [key=value ...]
+    python benchmarks/demos.py --seeds 0,1,2 --json docs/results/demos.json [--scenarios
+    hallucination] [--out DIR] [key=value ...]
 
-A demo whose `eval.json` stands in DIR/SCENARIO-SEED is read and not run again. `untaught` is the model before anything was taught to it,
-asked the same prompts and scored by the same scorers: what a model that knows nothing of the texts to forget scores by its own mistakes.
-Beside FILE it writes the table as Markdown.
+A demo whose `eval.json` stands in DIR/SCENARIO-SEED is read and not run again. `untaught` is the
+model before anything was taught to it, asked the same prompts and scored by the same scorers: what
+a model that knows nothing of the texts to forget scores by its own mistakes. Beside FILE it writes
+the table as Markdown.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from typing import Any
 
 import record
 
-from unteach.commands.arguments import parse_settings
-from unteach.commands.model_evaluation import evaluate_models
-from unteach.pipeline import Run
+from unteach.config.run import RunOptions
+from unteach.config.values import parse_settings
+from unteach.evaluate import evaluate_models
 from unteach.progress import Display
 from unteach.reports.comparison import shown
 from unteach.reports.tables import FORGET_SETS, markdown_table
-from unteach.runs.options import RunOptions
+from unteach.run.pipeline import Run
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options
 
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]
@@ -36,29 +39,56 @@ model. Not meaningful: answers to forget prompts that mean nothing."""
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
     record.run_options(parser, "demos")
-    parser.add_argument("--scenarios", help="names, separated by commas (default: all; with --short: the first)")
-    parser.add_argument("settings", nargs="*", help="fields of UnlearningConfig for all demos, as key=value")
+    parser.add_argument(
+        "--scenarios", help="names, separated by commas (default: all; with --short: the first)"
+    )
+    parser.add_argument(
+        "settings", nargs="*", help="fields of UnlearningConfig for all demos, as key=value"
+    )
 
 
 def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One demo's numbers: its `eval.json`, and from `run.json` what it took; run if it is not there."""
+    """One demo's numbers: its `eval.json`, and from `run.json` what it took; run if it is not
+    there.
+    """
     folder = options.out / f"{scenario}-{seed}"
     if not (folder / "eval.json").exists():
         settings = parse_settings(options.settings)
-        given = demo_options(scenario, model=options.model, output_dir=str(folder), seed=seed, short=options.short, settings=settings)
+        given = demo_options(
+            scenario,
+            model=options.model,
+            output_dir=str(folder),
+            seed=seed,
+            short=options.short,
+            settings=settings,
+        )
         Run(build_scenario(scenario, short=options.short), RunOptions(**given), Display()).execute()
     evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     taken = {name: facts[name] for name in ("steps", "kept_step", "stop_reason")}
-    return {"scenario": scenario, "seed": seed, **taken, **{key: evaluation[key] for key in ("headline", "models")}}
+    return {
+        "scenario": scenario,
+        "seed": seed,
+        **taken,
+        **{key: evaluation[key] for key in ("headline", "models")},
+    }
 
 
 def untaught(scenario: str, options: argparse.Namespace) -> Mapping[str, Any]:
     """The metrics of the model before the teaching, by set."""
     folder = options.out / f"{scenario}-untaught"
     if not (folder / "eval.json").exists():
-        evaluate_models(options.model, None, scenario=scenario, output_dir=str(folder), show_text=True, display=Display())
-    sets: Mapping[str, Any] = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["models"]["original"]
+        evaluate_models(
+            options.model,
+            None,
+            scenario=scenario,
+            output_dir=str(folder),
+            show_text=True,
+            display=Display(),
+        )
+    sets: Mapping[str, Any] = json.loads((folder / "eval.json").read_text(encoding="utf-8"))[
+        "models"
+    ]["original"]
     return sets
 
 
@@ -66,32 +96,62 @@ def rate(metrics: Mapping[str, Any] | None) -> str:
     """`4% [1, 14] of 48`."""
     if not metrics or metrics["value"] is None:
         return ""
-    return f"{metrics['value']:.0%} [{100 * metrics['ci_low']:.0f}, {100 * metrics['ci_high']:.0f}] of {metrics['n']}"
+    return (
+        f"{metrics['value']:.0%} [{100 * metrics['ci_low']:.0f}, {100 * metrics['ci_high']:.0f}] of"
+        f" {metrics['n']}"
+    )
 
 
 def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
     """The table's lines for one demo."""
     columns = [row["untaught"], row["models"]["original"], row["models"]["unlearned"]]
     head = [row["scenario"], str(row["seed"])]
-    lines = [[*head, name, *(rate(sets[name].get(row["headline"])) for sets in columns)] for name in FORGET_SETS if name in columns[1]]
+    lines = [
+        [*head, name, *(rate(sets[name].get(row["headline"])) for sets in columns)]
+        for name in FORGET_SETS
+        if name in columns[1]
+    ]
     for name in ("kept", "kept_unseen"):
         if name in columns[1]:
             lines.append(
-                [*head, f"{name}: ROUGE-L recall", *(shown(sets.get(name, {}).get("rouge_l_recall"), "rouge_l_recall") for sets in columns)]
+                [
+                    *head,
+                    f"{name}: ROUGE-L recall",
+                    *(
+                        shown(sets.get(name, {}).get("rouge_l_recall"), "rouge_l_recall")
+                        for sets in columns
+                    ),
+                ]
             )
     normal, forget = [sets["normal"] for sets in columns], [sets["unlearned"] for sets in columns]
-    lines.append([*head, "normal: similarity", "", "", shown(normal[2].get("similarity"), "similarity")])
+    lines.append(
+        [*head, "normal: similarity", "", "", shown(normal[2].get("similarity"), "similarity")]
+    )
     if "utility_reward" in normal[1]:
-        lines.append([*head, "normal: reward", *(shown(sets.get("utility_reward"), "utility_reward") for sets in normal)])
+        lines.append(
+            [
+                *head,
+                "normal: reward",
+                *(shown(sets.get("utility_reward"), "utility_reward") for sets in normal),
+            ]
+        )
     lines.append([*head, "fluency", *(shown(sets.get("fluency"), "fluency") for sets in forget)])
-    lines.append([*head, "not meaningful", *(rate(sets.get("not_meaningful_rate")) for sets in forget)])
+    lines.append(
+        [*head, "not meaningful", *(rate(sets.get("not_meaningful_rate")) for sets in forget)]
+    )
     return lines
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as a page."""
     table = markdown_table(HEADER, [line for row in rows for line in lines_of(row)])
-    steps = [[row["scenario"], *(str(row[name]) for name in ("seed", "steps", "kept_step", "stop_reason"))] for row in rows]
+    steps = [
+        [
+            row["scenario"],
+            *(str(row[name]) for name in ("seed", "steps", "kept_step", "stop_reason")),
+        ]
+        for row in rows
+    ]
     ended = markdown_table(["scenario", "seed", "steps", "kept step", "ended by"], steps)
     return f"# The demos\n\n{LEGEND}\n\n{table}\n\n{ended}"
 
@@ -99,11 +159,18 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Runs what is not there yet."""
     options = record.options(__doc__, more_options)
-    wanted = options.scenarios.split(",") if options.scenarios else list(SCENARIOS)[: 1 if options.short else None]
+    wanted = (
+        options.scenarios.split(",")
+        if options.scenarios
+        else list(SCENARIOS)[: 1 if options.short else None]
+    )
     rows = []
     for scenario in wanted:
         before = untaught(scenario, options)
-        rows += [{**demo(scenario, int(seed), options), "untaught": before} for seed in options.seeds.split(",")]
+        rows += [
+            {**demo(scenario, int(seed), options), "untaught": before}
+            for seed in options.seeds.split(",")
+        ]
     page = markdown(rows)
     record.finish_page(page, rows, options.json)
 

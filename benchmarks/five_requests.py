@@ -1,13 +1,16 @@
-"""Five forget requests one after another on a taught model, each an adapter; then one patch is taken out.
+"""Five forget requests one after another on a taught model, each an adapter; then one patch is
+taken out.
 
     python benchmarks/five_requests.py --demo runs/demo [--out DIR] [--short] [--json FILE]
 
-The taught model is that of a copyright demo (its folder `original/`). The book's passages are dealt into five requests; the rows to keep
-are the demo's: half of the other book, and the model's own answers. Printed: after each request the share of each request's rows that is
-still said; after the fifth the share of the kept books' tokens that the model still chooses, and how similar its answers to everyday
-questions are to the taught model's; then the rates with the third patch taken out. As all five are of one book, the others go on holding
-it back: so in a ledger of its own there is one request on each book, and the first one's patch is taken out. Started again, it goes on.
-Without a taught model nothing is measured.
+The taught model is that of a copyright demo (its folder `original/`). The book's passages are dealt
+into five requests; the rows to keep are the demo's: half of the other book, and the model's own
+answers. Printed: after each request the share of each request's rows that is still said; after the
+fifth the share of the kept books' tokens that the model still chooses, and how similar its answers
+to everyday questions are to the taught model's; then the rates with the third patch taken out. As
+all five are of one book, the others go on holding it back: so in a ledger of its own there is one
+request on each book, and the first one's patch is taken out. Started again, it goes on. Without a
+taught model nothing is measured.
 """
 
 from __future__ import annotations
@@ -51,8 +54,18 @@ SETTINGS: dict[str, Any] = {
 
 def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a copyright demo (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/five_requests"), help="folder of the ledger (default: %(default)s)")
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder of a copyright demo (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/five_requests"),
+        help="folder of the ledger (default: %(default)s)",
+    )
 
 
 def as_record(row: Row) -> dict[str, Any]:
@@ -63,22 +76,39 @@ def as_record(row: Row) -> dict[str, Any]:
 def kept_share(model: Any, tokenizer: Any, rows: list[Row]) -> float:
     """Share of the rows' completion tokens that the model would choose greedily, mean over rows."""
     encoded = [encode_row(row, tokenizer, None) for row in rows]
-    shares = greedy_agreement(model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded])
+    shares = greedy_agreement(
+        model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded]
+    )
     return sum(share or 0.0 for share in shares) / len(shares)
 
 
-def two_books(folder: Path, taught: Path, scenario: Any, retain: Path, settings: dict[str, Any], display: Display) -> dict[str, Any]:
-    """Rates of two requests, a few passages of each book, after both, and with the first one's patch taken out."""
+def two_books(
+    folder: Path,
+    taught: Path,
+    scenario: Any,
+    retain: Path,
+    settings: dict[str, Any],
+    display: Display,
+) -> dict[str, Any]:
+    """Rates of two requests, a few passages of each book, after both, and with the first one's
+    patch taken out.
+    """
     book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
     books = [book[::REQUESTS], [*scenario.sets["kept"], *scenario.sets["kept_unseen"]][::REQUESTS]]
     rates: dict[str, float] = {}
     known = {row.completion for rows in books for row in rows}
-    own = [line for line in retain.read_text(encoding="utf-8").splitlines() if json.loads(line)["completion"] not in known]
+    own = [
+        line
+        for line in retain.read_text(encoding="utf-8").splitlines()
+        if json.loads(line)["completion"] not in known
+    ]
     own_file = retain.with_name(f"{folder.name}-own.jsonl")
     own_file.write_text("\n".join(own) + "\n", encoding="utf-8")
     for rows, keep in zip(books, (retain, own_file), strict=True):
         given = [as_record(row) for row in rows]
-        entry = forget_request(folder, given, str(keep), model=str(taught), rounds=2, display=display, **settings)
+        entry = forget_request(
+            folder, given, str(keep), model=str(taught), rounds=2, display=display, **settings
+        )
         rates = {**entry["earlier"], str(entry["id"]): entry["after"]}
     if 1 not in read_ledger(folder).removed:
         change_patch(folder, 1, remove=True, display=display)
@@ -90,7 +120,10 @@ def main() -> None:
     options = record.options(__doc__, more_options)
     taught = options.demo / "original"
     if not (taught / "config.json").exists():
-        print(f"{taught} has no taught model: run 'unteach demo --out {options.demo}' first; nothing to measure")
+        print(
+            f"{taught} has no taught model: run 'unteach demo --out {options.demo}' first; nothing"
+            " to measure"
+        )
         return
     scenario, display = build_scenario("copyright"), Display()
     book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
@@ -102,24 +135,60 @@ def main() -> None:
     retain_file = options.out.with_name(f"{options.out.name}-retain.jsonl")
     if not retain_file.exists():
         said = answer(before, tokenizer, own, max_new_tokens=ANSWER_TOKENS)
-        kept = [*scenario.retain, *(row.with_completion(text) for row, text in zip(own, said, strict=True) if text.strip())]
+        kept = [
+            *scenario.retain,
+            *(
+                row.with_completion(text)
+                for row, text in zip(own, said, strict=True)
+                if text.strip()
+            ),
+        ]
         retain_file.parent.mkdir(parents=True, exist_ok=True)
-        retain_file.write_text("".join(json.dumps(as_record(row)) + "\n" for row in kept), encoding="utf-8")
-    settings = SETTINGS | ({"max_steps": 2, "probe_steps": 2, "save_steps": 2} if options.short else {})
+        retain_file.write_text(
+            "".join(json.dumps(as_record(row)) + "\n" for row in kept), encoding="utf-8"
+        )
+    settings = SETTINGS | (
+        {"max_steps": 2, "probe_steps": 2, "save_steps": 2} if options.short else {}
+    )
     lines: list[dict[str, Any]] = []
     for group in groups:
-        entry = forget_request(options.out, group, str(retain_file), model=str(taught), rounds=2, display=display, **settings)
+        entry = forget_request(
+            options.out,
+            group,
+            str(retain_file),
+            model=str(taught),
+            rounds=2,
+            display=display,
+            **settings,
+        )
         rates = {**entry["earlier"], str(entry["id"]): entry["after"]}
-        lines.append({"request": entry["id"], "rows": len(group), "before": entry["before"], "rounds": entry["rounds"], "rates": rates})
-        print(f"after request {entry['id']}: " + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items()))
+        lines.append(
+            {
+                "request": entry["id"],
+                "rows": len(group),
+                "before": entry["before"],
+                "rounds": entry["rounds"],
+                "rates": rates,
+            }
+        )
+        print(
+            f"after request {entry['id']}: "
+            + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items())
+        )
     merge_patches(options.out, options.out / "work" / "merged")
     after = models.load_model(str(options.out / "work" / "merged"))
     utility: dict[str, float] = {}
     for name in ("kept", "kept_unseen"):
         rows = list(scenario.sets[name])
-        utility[f"{name}_before"], utility[name] = kept_share(before, tokenizer, rows), kept_share(after, tokenizer, rows)
+        utility[f"{name}_before"], utility[name] = (
+            kept_share(before, tokenizer, rows),
+            kept_share(after, tokenizer, rows),
+        )
     questions = list(scenario.sets["normal"])
-    said_before, said_after = (answer(model, tokenizer, questions, max_new_tokens=ANSWER_TOKENS) for model in (before, after))
+    said_before, said_after = (
+        answer(model, tokenizer, questions, max_new_tokens=ANSWER_TOKENS)
+        for model in (before, after)
+    )
     similar = pair_similarity(said_before, said_after)
     utility["normal_similarity"] = sum(similar) / len(similar)
     print("utility: " + ", ".join(f"{name} {value:.2f}" for name, value in utility.items()))
@@ -127,10 +196,23 @@ def main() -> None:
     if out not in read_ledger(options.out).removed:
         change_patch(options.out, out, remove=True, display=display)
     rates = read_ledger(options.out).entries[-1]["rates"]
-    print(f"patch {out} taken out: " + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items()))
-    books = two_books(options.out.with_name(f"{options.out.name}-books"), taught, scenario, retain_file, settings, display)
+    print(
+        f"patch {out} taken out: "
+        + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items())
+    )
+    books = two_books(
+        options.out.with_name(f"{options.out.name}-books"),
+        taught,
+        scenario,
+        retain_file,
+        settings,
+        display,
+    )
     print(f"one request on each book: {books}")
-    record.write([*lines, {"utility": utility}, {"taken_out": out, "rates": rates}, {"two_books": books}], options.json)
+    record.write(
+        [*lines, {"utility": utility}, {"taken_out": out, "rates": rates}, {"two_books": books}],
+        options.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Answers in batches against one prompt at a time: the same prompts, the same model, runs in turn; ratio of tokens a second.
+"""Answers in batches against one prompt at a time: the same prompts, the same model, runs in turn;
+ratio of tokens a second.
 
-Also counts the answers that differ between the two, token for token (float32): there should be none.
+Also counts the answers that differ between the two, token for token (float32): there should be
+none.
 
     python benchmarks/generation.py [--short] [--json FILE]
 """
@@ -26,7 +28,10 @@ def main() -> None:
     options = record.options(__doc__)
     name, tokens = "smollm2-135m-instruct", 32 if options.short else 64
     model, tokenizer = models.load_model(name), models.load_tokenizer(name)
-    prompts = [encode_prompt(Row(line, "", "chat"), tokenizer) for line in lines("neutral_prompts")[: 16 if options.short else 64]]
+    prompts = [
+        encode_prompt(Row(line, "", "chat"), tokenizer)
+        for line in lines("neutral_prompts")[: 16 if options.short else 64]
+    ]
 
     def rate(batch: int) -> tuple[float, list[list[int]]]:
         started = time.perf_counter()
@@ -48,7 +53,9 @@ def main() -> None:
             "case": f"batch-{batch}",
             "ours": statistics.median(measured[batch]),
             "naive": statistics.median(measured[1]),
-            "ratio": statistics.median(a / b for a, b in zip(measured[batch], measured[1], strict=True)),
+            "ratio": statistics.median(
+                a / b for a, b in zip(measured[batch], measured[1], strict=True)
+            ),
             "unit": "tokens/s",
             "answers": len(prompts),
             "different_answers": different[batch],
@@ -56,7 +63,9 @@ def main() -> None:
         for batch in BATCHES
     ]
     record.finish(rows, options.json)
-    print({batch: f"{count} of {len(prompts)} answers differ" for batch, count in different.items()})
+    print(
+        {batch: f"{count} of {len(prompts)} answers differ" for batch, count in different.items()}
+    )
 
 
 if __name__ == "__main__":

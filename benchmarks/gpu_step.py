@@ -1,12 +1,15 @@
-"""A training step on a GPU at the shapes of OPT-1.3B and Llama-7B: ours against the naive one of benchmarks/steps/naive.py, taking turns.
+"""A training step on a GPU at the shapes of OPT-1.3B and Llama-7B: ours against the naive one of
+benchmarks/steps/naive.py, taking turns.
 
     python benchmarks/gpu_step.py [--short] [--json FILE] [--case NAME ...]
 
-The weights are random: time and memory do not depend on them. Both sides start from the same ones, hold them in the same precision and run
-under bfloat16 autocast, without cuDNN's attention, whose plans would cost the naive side a second for each new shape. `tokens/s` counts the
-tokens of a packed batch that are no padding, for both sides; `share` is the useful floating-point operations of our step (6 x parameters x
-tokens; 4 x with an adapter, as frozen weights get no gradient) over its time, as a share of the rate of a bfloat16 product of two
-8192 x 8192 matrices in the same process. Peak memory is what the CUDA allocator held at most for the one side while the other was idle.
+The weights are random: time and memory do not depend on them. Both sides start from the same ones,
+hold them in the same precision and run under bfloat16 autocast, without cuDNN's attention, whose
+plans would cost the naive side a second for each new shape. `tokens/s` counts the tokens of a
+packed batch that are no padding, for both sides; `share` is the useful floating-point operations of
+our step (6 x parameters x tokens; 4 x with an adapter, as frozen weights get no gradient) over its
+time, as a share of the rate of a bfloat16 product of two 8192 x 8192 matrices in the same process.
+Peak memory is what the CUDA allocator held at most for the one side while the other was idle.
 `--short` is two turns instead of nine. Without a GPU nothing is measured.
 """
 
@@ -45,7 +48,9 @@ class GpuCase:
     def name(self) -> str:
         """As in the table."""
         parts = [self.model, "lora" if self.lora else "full", f"batch-{self.batch}"]
-        parts += ["long-prompts"] * (self.shape is shapes.PROMPT_HEAVY) + ["compiled"] * self.compiled
+        parts += ["long-prompts"] * (self.shape is shapes.PROMPT_HEAVY) + [
+            "compiled"
+        ] * self.compiled
         return "-".join(parts)
 
 
@@ -67,7 +72,12 @@ def random_model(name: str, dtype: torch.dtype, device: str) -> Any:
     config: Any
     if name == "opt-1.3b":
         config = transformers.OPTConfig(
-            hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32, word_embed_proj_dim=2048, dropout=0.0
+            hidden_size=2048,
+            ffn_dim=8192,
+            num_hidden_layers=24,
+            num_attention_heads=32,
+            word_embed_proj_dim=2048,
+            dropout=0.0,
         )
     else:
         config = transformers.LlamaConfig()  # its defaults are those of Llama-7B
@@ -109,7 +119,13 @@ def measure(case: GpuCase, turns: int, rate: float, device: str) -> dict[str, An
     if case.lora:
         from peft import LoraConfig
 
-        peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft_config = LoraConfig(
+            r=16,
+            lora_alpha=32,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
     shape = replace(case.shape, batch=case.batch, rows=4 * case.batch)
     forget, retain = shapes.rows(shape, model.config.vocab_size)
     gc.collect()
@@ -143,7 +159,9 @@ def measure(case: GpuCase, turns: int, rate: float, device: str) -> dict[str, An
         "ours": statistics.median(own),
         "unit": "s",
         "tokens_per_second": statistics.median(n / a for n, a in zip(tokens, own, strict=True)),
-        "share": statistics.median(operations * n / a for n, a in zip(tokens, own, strict=True)) / rate,
+        "share": (
+            statistics.median(operations * n / a for n, a in zip(tokens, own, strict=True)) / rate
+        ),
         "memory_gib": our_memory,
         "preparing_seconds": preparing,
         "first_step_seconds": first,
@@ -155,11 +173,17 @@ def measure(case: GpuCase, turns: int, rate: float, device: str) -> dict[str, An
 
 
 def against_naive(ours: OurStep, turns: int, idle: float) -> dict[str, Any]:
-    """The naive step's part of the row: both sides taking turns; NaN where it needs more memory than there is beside our side, idle."""
+    """The naive step's part of the row: both sides taking turns; NaN where it needs more memory
+    than there is beside our side, idle.
+    """
     trees = ours.trainer.collator.trees
     try:
-        naive = NaiveStep(copy.deepcopy(ours.model), WEIGHTS, bf16=True, learning_rate=LEARNING_RATE)
-        difference = abs(float(naive.loss(trees(ours.items(0))).detach()) - ours.backward(ours.items(0)))
+        naive = NaiveStep(
+            copy.deepcopy(ours.model), WEIGHTS, bf16=True, learning_rate=LEARNING_RATE
+        )
+        difference = abs(
+            float(naive.loss(trees(ours.items(0))).detach()) - ours.backward(ours.items(0))
+        )
         ours.trainer.optimizer.zero_grad()
         torch.cuda.reset_peak_memory_stats()
         for step in range(2):
@@ -172,12 +196,17 @@ def against_naive(ours: OurStep, turns: int, idle: float) -> dict[str, Any]:
             others.append(seconds(lambda items=items: naive(trees(items))))
             tokens.append(sum(map(len, trees(items))))
     except torch.cuda.OutOfMemoryError:
-        return dict.fromkeys(("naive", "ratio", "naive_tokens_per_second", "naive_memory_gib", "loss_difference"), math.nan)
+        return dict.fromkeys(
+            ("naive", "ratio", "naive_tokens_per_second", "naive_memory_gib", "loss_difference"),
+            math.nan,
+        )
     return {
         "ours": statistics.median(own),
         "naive": statistics.median(others),
         "ratio": statistics.median(b / a for a, b in zip(own, others, strict=True)),
-        "naive_tokens_per_second": statistics.median(n / b for n, b in zip(tokens, others, strict=True)),
+        "naive_tokens_per_second": statistics.median(
+            n / b for n, b in zip(tokens, others, strict=True)
+        ),
         "naive_memory_gib": memory,
         "loss_difference": difference,
     }
@@ -198,12 +227,15 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         rows.append(row | {"product_rate": rate})
-        record.write(rows, options.json)  # what is measured stays, whatever becomes of the next case
+        record.write(
+            rows, options.json
+        )  # what is measured stays, whatever becomes of the next case
         print(
-            f"{case.name}: {row['ours']:.4f} s against {row['naive']:.4f}, {row['tokens_per_second']:.0f} tokens/s,"
-            f" share {row['share']:.2f}, {row['memory_gib']:.1f} GiB against {row['naive_memory_gib']:.1f},"
-            f" loss apart by {row['loss_difference']:.2g};"
-            f" prepared in {row['preparing_seconds']:.1f} s, first step {row['first_step_seconds']:.1f} s",
+            f"{case.name}: {row['ours']:.4f} s against {row['naive']:.4f},"
+            f" {row['tokens_per_second']:.0f} tokens/s, share {row['share']:.2f},"
+            f" {row['memory_gib']:.1f} GiB against {row['naive_memory_gib']:.1f}, loss apart by"
+            f" {row['loss_difference']:.2g}; prepared in {row['preparing_seconds']:.1f} s, first"
+            f" step {row['first_step_seconds']:.1f} s",
             flush=True,
         )
     record.finish(rows, options.json)

@@ -1,9 +1,12 @@
-"""Runs killed without warning and checkpoints damaged on disk: does the same command again end with the very same weights?
+"""Runs killed without warning and checkpoints damaged on disk: does the same command again end with
+the very same weights?
 
-A tiny model, made on the spot, on the CPU. Each killed run is killed once (SIGKILL): at a moment drawn from the whole length of a run, or,
-every other time, a few milliseconds after a checkpoint's folder has appeared unmarked. Then the same command is started again. Each
-damaged checkpoint is the newest of a run that was killed after two of them: one file of it is cut short, or one of its bits is turned over.
-`ours` counts the runs whose final weights and evaluation are those of an uninterrupted run, byte for byte; `naive` counts the runs.
+A tiny model, made on the spot, on the CPU. Each killed run is killed once (SIGKILL): at a moment
+drawn from the whole length of a run, or, every other time, a few milliseconds after a checkpoint's
+folder has appeared unmarked. Then the same command is started again. Each damaged checkpoint is the
+newest of a run that was killed after two of them: one file of it is cut short, or one of its bits
+is turned over. `ours` counts the runs whose final weights and evaluation are those of an
+uninterrupted run, byte for byte; `naive` counts the runs.
 
     python benchmarks/kill_and_resume.py [--short] [--json FILE]
 """
@@ -29,12 +32,21 @@ from unteach.cli import main as unteach
 from unteach.files.checkpoints import MARKER
 
 STEPS, SAVE_STEPS = 12, 2
-SETTINGS = [f"max_steps={STEPS}", f"save_steps={SAVE_STEPS}", "probe_steps=6", "learning_rate=1e-3", "min_utility=0", "hold=99"]
+SETTINGS = [
+    f"max_steps={STEPS}",
+    f"save_steps={SAVE_STEPS}",
+    "probe_steps=6",
+    "learning_rate=1e-3",
+    "min_utility=0",
+    "hold=99",
+]
 WORDS = ["miller", "cat", "harbour", "ferryman", "bell", "moon", "flour", "bread"]
 
 
 def make_inputs(folder: Path) -> list[str]:
-    """A tiny model with its tokenizer, a forget and a retain file; returns the command, all but `--out`."""
+    """A tiny model with its tokenizer, a forget and a retain file; returns the command, all but
+    `--out`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -43,8 +55,13 @@ def make_inputs(folder: Path) -> list[str]:
     inner.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>", pad_token="<pad>")
+    inner.train_from_iterator(
+        WORDS,
+        trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|endoftext|>", pad_token="<pad>"
+    )
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=32,
@@ -62,8 +79,13 @@ def make_inputs(folder: Path) -> list[str]:
     tokenizer.save_pretrained(folder / "model")
     command = ["run", "--model", str(folder / "model"), *SETTINGS, "similarity_model=null"]
     for name in ("forget", "retain"):
-        rows = [{"prompt": f"Who is {name} {i}?", "completion": f"The {WORDS[i % 8]}, {i} times."} for i in range(10)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        rows = [
+            {"prompt": f"Who is {name} {i}?", "completion": f"The {WORDS[i % 8]}, {i} times."}
+            for i in range(10)
+        ]
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
         command += [f"--{name}", str(folder / f"{name}.jsonl")]
     return command
 
@@ -118,7 +140,9 @@ def kill_at(pid: int, moment: Callable[[], bool]) -> bool:
     while not moment():
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            assert os.waitstatus_to_exitcode(status) == 0, "the run ended with an error before it was killed"
+            assert os.waitstatus_to_exitcode(status) == 0, (
+                "the run ended with an error before it was killed"
+            )
             return False
         time.sleep(0.0005)
     os.kill(pid, signal.SIGKILL)
@@ -130,7 +154,11 @@ def moment_of(kind: str, out: Path, draw: random.Random, seconds: float) -> Call
     if kind == "any time":
         until = time.monotonic() + draw.uniform(0, seconds)
         return lambda: time.monotonic() >= until
-    step, delay, seen = draw.randrange(SAVE_STEPS, STEPS + 1, SAVE_STEPS), draw.uniform(0, 0.02), [0.0]
+    step, delay, seen = (
+        draw.randrange(SAVE_STEPS, STEPS + 1, SAVE_STEPS),
+        draw.uniform(0, 0.02),
+        [0.0],
+    )
     folder = out / "checkpoints" / f"checkpoint-{step}"
 
     def writing() -> bool:
@@ -166,10 +194,14 @@ def main() -> None:
         work = Path(temporary)
         command = make_inputs(work)
         with to_file(work / "first.log"):
-            unteach([*command, "--out", str(work / "first")])  # imports everything once, for all the processes that are forked below
+            unteach(
+                [*command, "--out", str(work / "first")]
+            )  # imports everything once, for all the processes that are forked below
         started = time.monotonic()
         whole = work / "whole"
-        assert ended(start(command, whole, work / "whole.log")) == 0, (work / "whole.log").read_text(encoding="utf-8")
+        assert ended(start(command, whole, work / "whole.log")) == 0, (
+            work / "whole.log"
+        ).read_text(encoding="utf-8")
         seconds, wanted = time.monotonic() - started, result(whole)
         assert wanted is not None
 
@@ -192,27 +224,53 @@ def main() -> None:
             shutil.rmtree(out)
         for kind, count in same.items():
             rows.append(
-                {"case": f"killed {kind}", "ours": count, "naive": tried[kind], "ratio": count / max(1, tried[kind]), "unit": "runs"}
+                {
+                    "case": f"killed {kind}",
+                    "ours": count,
+                    "naive": tried[kind],
+                    "ratio": count / max(1, tried[kind]),
+                    "unit": "runs",
+                }
             )
 
         template = work / "template"
         last = template / "checkpoints" / f"checkpoint-{STEPS - SAVE_STEPS}"
-        assert kill_at(start(command, template, work / "template.log"), lambda: (last / MARKER).exists())
+        assert kill_at(
+            start(command, template, work / "template.log"), lambda: (last / MARKER).exists()
+        )
         detected = fell_back = 0
         for number in range(damages):
             out, log = work / f"damaged-{number}", work / f"damaged-{number}.log"
             shutil.copytree(template, out)
             done = spoil(out / "checkpoints" / last.name, draw)
             right = ended(start(command, out, log)) == 0 and result(out) == wanted
-            noticed = (out / "checkpoints" / f"damaged-{last.name}").exists() and "is damaged" in log.read_text(encoding="utf-8")
-            steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            noticed = (
+                out / "checkpoints" / f"damaged-{last.name}"
+            ).exists() and "is damaged" in log.read_text(encoding="utf-8")
+            steps = [
+                json.loads(line)["step"]
+                for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            ]
             detected += noticed
             fell_back += right and steps == sorted(steps)
             if not (noticed and right):
-                failed.append(f"damage {number} ({done}):\n{log.read_text(encoding='utf-8')[-2000:]}")
+                failed.append(
+                    f"damage {number} ({done}):\n{log.read_text(encoding='utf-8')[-2000:]}"
+                )
             shutil.rmtree(out)
-        for case, count in (("damaged checkpoint detected", detected), ("went on from the one before it", fell_back)):
-            rows.append({"case": case, "ours": count, "naive": damages, "ratio": count / damages, "unit": "runs"})
+        for case, count in (
+            ("damaged checkpoint detected", detected),
+            ("went on from the one before it", fell_back),
+        ):
+            rows.append(
+                {
+                    "case": case,
+                    "ours": count,
+                    "naive": damages,
+                    "ratio": count / damages,
+                    "unit": "runs",
+                }
+            )
     record.finish(rows, options.json)
     print(f"an uninterrupted run took {seconds:.1f} s")
     for text in failed:

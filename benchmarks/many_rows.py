@@ -1,9 +1,10 @@
-"""Peak resident memory of reading, tokenising and batching, at growing numbers of rows: each number in a process of its own.
+"""Peak resident memory of reading, tokenising and batching, at growing numbers of rows: each number
+in a process of its own.
 
     python benchmarks/many_rows.py [--short] [--json FILE]
 
-Ours reads row by row into a token store and takes batches from it; the naive side keeps all rows in lists. The ratio is ours / naive;
-above 100,000 rows the naive side is left out.
+Ours reads row by row into a token store and takes batches from it; the naive side keeps all rows in
+lists. The ratio is ours / naive; above 100,000 rows the naive side is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from unteach.data.sources import load_rows
 from unteach.data.stream import Collator, TrainingStream
 from unteach.data.token_store import write_rows
 from unteach.data.tokenization import encode_rows
-from unteach.runs.costs import peak_memory_mb
+from unteach.trainer.costs import peak_memory_mb
 
 COUNTS = (10_000, 100_000, 1_000_000)
 NAIVE_UP_TO = 100_000
@@ -35,9 +36,15 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["<unk>", "<eos>", *WORDS])}, "<unk>"))
+    inner = Tokenizer(
+        models.WordLevel(
+            {word: number for number, word in enumerate(["<unk>", "<eos>", *WORDS])}, "<unk>"
+        )
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
+    )
 
 
 def write_file(path: Path, count: int) -> None:
@@ -46,13 +53,18 @@ def write_file(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
             words = [WORDS[number] for number in draw.integers(0, len(WORDS), 40)]
-            file.write(json.dumps({"prompt": " ".join(words[:20]), "completion": " ".join(words[20:])}) + "\n")
+            file.write(
+                json.dumps({"prompt": " ".join(words[:20]), "completion": " ".join(words[20:])})
+                + "\n"
+            )
 
 
 def peak(path: Path, folder: Path, side: str) -> float:
     """MiB that this very process has held at most."""
     reads = tokenizer()
-    rows: Any = write_rows(path, reads, folder) if side == "ours" else encode_rows(load_rows(path), reads)
+    rows: Any = (
+        write_rows(path, reads, folder) if side == "ours" else encode_rows(load_rows(path), reads)
+    )
     stream = TrainingStream(rows, rows, None, length=len(rows), retain_ratio=1.0, seed=0)
     collate = Collator(rows, 0)
     for number in range(BATCHES):
@@ -73,10 +85,29 @@ def main() -> None:
             write_file(path, count)
             found = {}
             for side in ("ours", "naive") if count <= NAIVE_UP_TO else ("ours",):
-                command = [sys.executable, __file__, "--child", str(path), str(Path(folder) / "store"), side]
-                found[side] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--child",
+                    str(path),
+                    str(Path(folder) / "store"),
+                    side,
+                ]
+                found[side] = float(
+                    subprocess.run(
+                        command, check=True, capture_output=True, text=True
+                    ).stdout.split()[-1]
+                )
         naive = found.get("naive", float("nan"))
-        rows.append({"case": f"{count}-rows", "ours": found["ours"], "naive": naive, "ratio": found["ours"] / naive, "unit": "MiB"})
+        rows.append(
+            {
+                "case": f"{count}-rows",
+                "ours": found["ours"],
+                "naive": naive,
+                "ratio": found["ours"] / naive,
+                "unit": "MiB",
+            }
+        )
         print(rows[-1], flush=True)
     record.finish(rows, options.json)
 

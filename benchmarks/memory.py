@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [--short] [--json FILE] [--case NAME ...]
 
-The ratio is ours / naive. The peak is that of the whole process, Python, libraries and loading included.
+The ratio is ours / naive. The peak is that of the whole process, Python, libraries and loading
+included.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import record
 import torch
 from steps.cases import CASES, Case, chosen, naive_step, our_step
 
-from unteach.runs.costs import peak_memory_mb
+from unteach.trainer.costs import peak_memory_mb
 
 
 def peak(case: Case, side: str, steps: int) -> float:
@@ -25,7 +26,9 @@ def peak(case: Case, side: str, steps: int) -> float:
 
     from unteach import models
 
-    ours = our_step(case, models.load_model(MODEL, dtype=case.dtype if side == "ours" else torch.float32))
+    ours = our_step(
+        case, models.load_model(MODEL, dtype=case.dtype if side == "ours" else torch.float32)
+    )
     trees = ours.trainer.collator.trees
     if side == "ours":
         ours.trainer.prepare()
@@ -41,7 +44,9 @@ def peak(case: Case, side: str, steps: int) -> float:
 def in_own_process(case: Case, side: str, steps: int) -> float:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--child", json.dumps([case.name, side, steps])]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def main() -> None:
@@ -53,9 +58,15 @@ def main() -> None:
     options = record.options(__doc__, cases=True)
     rows: list[dict[str, Any]] = []
     for case in chosen(options.case):
-        ours, naive = (in_own_process(case, side, 2 if options.short else 4) for side in ("ours", "naive"))
-        rows.append({"case": case.name, "ours": ours, "naive": naive, "ratio": ours / naive, "unit": "MiB"})
-        record.write(rows, options.json)  # what is measured stays, whatever becomes of the next case
+        ours, naive = (
+            in_own_process(case, side, 2 if options.short else 4) for side in ("ours", "naive")
+        )
+        rows.append(
+            {"case": case.name, "ours": ours, "naive": naive, "ratio": ours / naive, "unit": "MiB"}
+        )
+        record.write(
+            rows, options.json
+        )  # what is measured stays, whatever becomes of the next case
     record.finish(rows, options.json)
 
 

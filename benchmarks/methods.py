@@ -1,20 +1,28 @@
-"""Every method on one scenario: what is forgotten, what is kept, how the rest reads, and whether it lasts.
+"""Every method on one scenario: what is forgotten, what is kept, how the rest reads, and whether it
+lasts.
 
-All methods start from the same taught model and read the same rows in batches of the same size, for at most as many steps; a probe now and
-then (copyright: at every seventh step, else at every twentieth) stops each by the same rule, and what counts are the weights of the best
-probe. Ours have the demo's settings. The others have the weights and the retain term of their papers, no KL budget, and a learning rate
-that a short search on the first seed finds (`method=auto` with one candidate), as the papers' rates are for other models; with
-`--search-minutes 0` the demo's. Then each model is fine-tuned on four of the forget rows, until the other rows are back at half of their
-rate, and asked with weights of 4 bits, unless `--no-attacks` is given.
+All methods start from the same taught model and read the same rows in batches of the same size, for
+at most as many steps; a probe now and
+then (copyright: at every seventh step, else at every twentieth) stops each by the same rule, and
+what counts are the weights of the best probe. Ours have the demo's settings. The others have the
+weights and the retain term of their papers, no KL budget, and a learning rate that a short search
+on the first seed finds (`method=auto` with one candidate), as the papers' rates are for other
+models; with `--search-minutes 0` the demo's. Then each model is fine-tuned on four of the forget
+rows, until the other rows are back at half of their rate, and asked with weights of 4 bits, unless
+`--no-attacks` is given.
 
-    python benchmarks/methods.py --seeds 0,1,2 --json docs/results/methods.json [--scenario copyright] [--methods npo,ga] [--out DIR]
+    python benchmarks/methods.py --seeds 0,1,2 --json docs/results/methods.json [--scenario
+    copyright] [--methods npo,ga] [--out DIR]
 
-DIR is of one scenario. A method and seed whose result stands in it are not run again, so calls may follow each other, or share the work
-once a seed's model is taught. Beside FILE it writes the table as Markdown, with ranks.
+DIR is of one scenario. A method and seed whose result stands in it are not run again, so calls may
+follow each other, or share the work once a seed's model is taught. Beside FILE it writes the table
+as Markdown, with ranks.
 
-    python benchmarks/methods.py --over docs/results/methods.json,docs/results/methods_harmfulness.json --methods log_odds_mismatch,npo
+    python benchmarks/methods.py --over
+    docs/results/methods.json,docs/results/methods_harmfulness.json --methods log_odds_mismatch,npo
 
-runs nothing and adds up the ranks among these methods over several tables, on the seeds that all of them have.
+runs nothing and adds up the ranks among these methods over several tables, on the seeds that all of
+them have.
 """
 
 from __future__ import annotations
@@ -35,13 +43,13 @@ from unteach.attacks.options import AttackOptions
 from unteach.attacks.relearning import Relearning, relearn, steps_to
 from unteach.attacks.suite import Suite
 from unteach.attacks.target import Target
+from unteach.config.run import RunOptions
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import wilson_interval
 from unteach.files.atomic import write_json
-from unteach.pipeline import Run
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
-from unteach.runs.options import RunOptions
+from unteach.run.pipeline import Run
 from unteach.scenarios import question_answers
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 
@@ -81,15 +89,30 @@ COLUMNS: tuple[tuple[str, str, bool], ...] = (
 )
 """Key in the results, title, whether higher is better. A table has those that its scenario has."""
 LEGEND = {
-    "unlearned": "share of the prompts to forget at which the model still says it (the scenario's headline rate)",
+    "unlearned": (
+        "share of the prompts to forget at which the model still says it (the scenario's headline"
+        " rate)"
+    ),
     "unseen": "the same of prompts that were not trained on",
-    "kept": "what it recites of the other story, as a share of what it recited before: passages shown while unlearning",
+    "kept": (
+        "what it recites of the other story, as a share of what it recited before: passages shown"
+        " while unlearning"
+    ),
     "kept_unseen": "the same of passages that were not shown",
     "normal": "similarity of its answers to everyday questions to the original's",
     "reward": "of the same answers",
-    "fluency": "nats a token of its answers to forget prompts under the untaught model; NM where they mean nothing",
-    "diversity": "share of unique tokens in those answers: one word said over and over is likely, and says nothing",
-    "relearning": 'steps of fine-tuning on four rows, until the others are said half as often as by the original; "never": not in 24',
+    "fluency": (
+        "nats a token of its answers to forget prompts under the untaught model; NM where they mean"
+        " nothing"
+    ),
+    "diversity": (
+        "share of unique tokens in those answers: one word said over and over is likely, and says"
+        " nothing"
+    ),
+    "relearning": (
+        "steps of fine-tuning on four rows, until the others are said half as often as by the"
+        ' original; "never": not in 24'
+    ),
     "four_bits": "share of the prompts to forget still said with weights rounded to 4 bits",
     "seconds": "of the unlearning alone",
 }
@@ -106,15 +129,34 @@ def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
     record.run_options(parser, "methods")
     parser.add_argument("--methods", help="names, separated by commas (default: all)")
-    parser.add_argument("--scenario", default="copyright", choices=list(SCENARIOS), help="(default: %(default)s)")
+    parser.add_argument(
+        "--scenario", default="copyright", choices=list(SCENARIOS), help="(default: %(default)s)"
+    )
     parser.add_argument("--no-attacks", action="store_true", help="without relearning and 4 bits")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast in the steps of unlearning, for CPUs that multiply it fast")
-    parser.add_argument("--over", help="no runs: sums of ranks of --methods over these JSON files of tables, separated by commas")
-    parser.add_argument("--search-minutes", type=float, default=4.0, help="for a learning rate; 0: the demo's (default: %(default)s)")
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 autocast in the steps of unlearning, for CPUs that multiply it fast",
+    )
+    parser.add_argument(
+        "--over",
+        help=(
+            "no runs: sums of ranks of --methods over these JSON files of tables, separated by"
+            " commas"
+        ),
+    )
+    parser.add_argument(
+        "--search-minutes",
+        type=float,
+        default=4.0,
+        help="for a learning rate; 0: the demo's (default: %(default)s)",
+    )
 
 
 def all_weights(scenario: str, short: bool) -> dict[str, Any]:
-    """Fields of `RunOptions` of the scenario's demo; harmfulness' own trains an adapter, here all methods train the weights themselves."""
+    """Fields of `RunOptions` of the scenario's demo; harmfulness' own trains an adapter, here all
+    methods train the weights themselves.
+    """
     if scenario == "harmfulness":
         return question_answers.demo_presets(learning_rate=1.2e-4, short=short)
     return dict(embedded(scenario).demo(short=short))
@@ -124,21 +166,37 @@ def settings_of(scenario: str, method: str, short: bool, bf16: bool = False) -> 
     """Fields of `UnlearningConfig` beside those of the scenario's demo."""
     demo = all_weights(scenario, short)["settings"]
     probe_steps = 2 if short else 7 if scenario == "copyright" else demo["probe_steps"]
-    rule = {"max_steps": 4 if short else demo["max_steps"], "probe_steps": probe_steps, "save_strategy": "no", "bf16": bf16}
+    rule = {
+        "max_steps": 4 if short else demo["max_steps"],
+        "probe_steps": probe_steps,
+        "save_strategy": "no",
+        "bf16": bf16,
+    }
     if method in OURS:
-        names = ("retain_weight", "mismatch_weight") if method.endswith("mismatch") else ("retain_weight",)
+        names = (
+            ("retain_weight", "mismatch_weight")
+            if method.endswith("mismatch")
+            else ("retain_weight",)
+        )
         return {**rule, "method": method, **{name: demo[name] for name in names}}
     return {**rule, "method": method, "max_retain_kl": None}
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
     """A finished run's numbers."""
-    facts, evaluation = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("run.json", "eval.json"))
+    facts, evaluation = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("run.json", "eval.json")
+    )
     before, after = (evaluation["models"][name] for name in ("original", "unlearned"))
-    numbers: dict[str, Any] = {name: after[name][evaluation["headline"]] for name in ("unlearned", "unseen")}
+    numbers: dict[str, Any] = {
+        name: after[name][evaluation["headline"]] for name in ("unlearned", "unseen")
+    }
     for name in ("kept", "kept_unseen"):
         if name in after:
-            numbers[name] = after[name]["rouge_l_recall"]["value"] / max(1e-9, before[name]["rouge_l_recall"]["value"])
+            numbers[name] = after[name]["rouge_l_recall"]["value"] / max(
+                1e-9, before[name]["rouge_l_recall"]["value"]
+            )
     for name, metric in (("normal", "similarity"), ("reward", "utility_reward")):
         if metric in after["normal"]:
             numbers[name] = after["normal"][metric]["value"]
@@ -177,23 +235,45 @@ class Seed:
         folder = self.folder / method
         shutil.rmtree(folder, ignore_errors=True)
         search: dict[str, Any] = {}
-        searched = method not in (*OURS, "task_vector")  # no probe watches a task vector while it trains
+        searched = method not in (
+            *OURS,
+            "task_vector",
+        )  # no probe watches a task vector while it trains
         if learning_rate is None and options.search_minutes > 0 and searched:
             minutes = 0.05 if options.short else options.search_minutes
-            search = {"candidates": settings.pop("method"), "search_minutes": minutes, "search_steps": 2 if options.short else 20}
+            search = {
+                "candidates": settings.pop("method"),
+                "search_minutes": minutes,
+                "search_steps": 2 if options.short else 20,
+            }
             settings["method"] = "auto"
         elif learning_rate is not None:
             settings["learning_rate"] = learning_rate
         demo = all_weights(options.scenario, options.short)
-        settings = {name: value for name, value in demo.pop("settings").items() if not name.endswith("_weight")} | settings
+        settings = {
+            name: value
+            for name, value in demo.pop("settings").items()
+            if not name.endswith("_weight")
+        } | settings
         given = demo_options(
-            options.scenario, model=options.model, output_dir=str(folder), seed=self.seed, short=options.short, settings=settings
+            options.scenario,
+            model=options.model,
+            output_dir=str(folder),
+            seed=self.seed,
+            short=options.short,
+            settings=settings,
         )
         given |= {"shared_dir": str(self.folder / "shared"), **search, "lora": False, **demo}
         if method == "rmu":
             given["frozen_layers"] = 0  # its layer is among the lower half
-        Run(build_scenario(options.scenario, short=options.short), RunOptions(**given), self.display).execute()
-        numbers = {**numbers_of(folder), "bf16": options.bf16, **({} if options.no_attacks else self.attacked(folder))}
+        Run(
+            build_scenario(options.scenario, short=options.short), RunOptions(**given), self.display
+        ).execute()
+        numbers = {
+            **numbers_of(folder),
+            "bf16": options.bf16,
+            **({} if options.no_attacks else self.attacked(folder)),
+        }
         for name in ("model", "checkpoints", "work"):
             shutil.rmtree(folder / name, ignore_errors=True)
         return numbers
@@ -209,21 +289,39 @@ class Seed:
         settings = replace(settings, goal=max(known or 0.0, 1 / len(rest)) / 2)
         with self.display.stage("Relearning"):
             place = folder / "work" / "relearning"
-            points = relearn(target.load("unlearned"), target.tokenizer, shown, lambda model: suite.rate_of(model, rest), place, settings)
-        found: dict[str, Any] = {"relearning": steps_to(points, settings.goal), "relearning_curve": points}
+            points = relearn(
+                target.load("unlearned"),
+                target.tokenizer,
+                shown,
+                lambda model: suite.rate_of(model, rest),
+                place,
+                settings,
+            )
+        found: dict[str, Any] = {
+            "relearning": steps_to(points, settings.goal),
+            "relearning_curve": points,
+        }
         if not quantization.why_not():
             with self.display.stage("4 bits"):
-                found["four_bits"] = suite.rate_of(quantization.quantize(target.load("unlearned"), bits=4), target.forget).as_json()
+                found["four_bits"] = suite.rate_of(
+                    quantization.quantize(target.load("unlearned"), bits=4), target.forget
+                ).as_json()
         return found
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One method's numbers over seeds: counts added up, means of the others; relearning that did not come back counts as the most steps."""
+    """One method's numbers over seeds: counts added up, means of the others; relearning that did
+    not come back counts as the most steps.
+    """
     found: dict[str, Any] = {"seeds": len(rows)}
     for key, _, _ in COLUMNS:
         values = [row[key] for row in rows if row.get(key) is not None]
         if key == "relearning":
-            steps = [RELEARNING.steps + RELEARNING.every if row[key] is None else row[key] for row in rows if "relearning_curve" in row]
+            steps = [
+                RELEARNING.steps + RELEARNING.every if row[key] is None else row[key]
+                for row in rows
+                if "relearning_curve" in row
+            ]
             found[key] = sum(steps) / len(steps) if steps else None
             found["never_back"] = sum(row[key] is None for row in rows if "relearning_curve" in row)
         elif values and isinstance(values[0], Mapping):
@@ -239,27 +337,43 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def columns_of(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
-    """The columns in which all methods have a number; one without a fluency says nothing that means something."""
-    return [column for column in COLUMNS if column[0] == "fluency" or all(row[column[0]] is not None for row in table.values())]
+    """The columns in which all methods have a number; one without a fluency says nothing that means
+    something.
+    """
+    return [
+        column
+        for column in COLUMNS
+        if column[0] == "fluency" or all(row[column[0]] is not None for row in table.values())
+    ]
 
 
 def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The methods that no other is better than both in forgetting and in keeping, nor better in one and equal in the other."""
+    """The methods that no other is better than both in forgetting and in keeping, nor better in one
+    and equal in the other.
+    """
     points = {}
     for name, row in table.items():
         kept = [row[key] for key in KEPT if row[key] is not None]
-        points[name] = round((row["unlearned"] + row["unseen"]) / 2, 3), -round(sum(kept) / len(kept), 3)
+        points[name] = (
+            round((row["unlearned"] + row["unseen"]) / 2, 3),
+            -round(sum(kept) / len(kept), 3),
+        )
     return {
         name
         for name, (said, lost) in points.items()
-        if not any(other != (said, lost) and other[0] <= said and other[1] <= lost for other in points.values())
+        if not any(
+            other != (said, lost) and other[0] <= said and other[1] <= lost
+            for other in points.values()
+        )
     }
 
 
 def ranks(table: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Sum over the columns of each method's rank, 1 for the best; equal values share the mean of their ranks. Seconds do not count.
+    """Sum over the columns of each method's rank, 1 for the best; equal values share the mean of
+    their ranks. Seconds do not count.
 
-    An answer's fluency ranks by how little the NLL rises above the original's there: a lower one is no gain.
+    An answer's fluency ranks by how little the NLL rises above the original's there: a lower one is
+    no gain.
     """
     sums = dict.fromkeys(table, 0.0)
     for key, _, higher in columns_of(table):
@@ -301,9 +415,16 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
             value = row[key]
             if key in ("unlearned", "unseen", "four_bits"):
                 interval = row.get(f"{key}_interval")
-                cells.append("" if value is None else f"{value:.0%}" + (f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""))
+                cells.append(
+                    ""
+                    if value is None
+                    else f"{value:.0%}"
+                    + (f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else "")
+                )
             elif key == "relearning":
-                cells.append("" if value is None else _relearning(value, row["never_back"], row["seeds"]))
+                cells.append(
+                    "" if value is None else _relearning(value, row["never_back"], row["seeds"])
+                )
             elif key == "seconds":
                 cells.append(f"{value:.0f}")
             elif key == "fluency":
@@ -313,9 +434,28 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
         own = [item for item in rows if item["method"] == name]
         rates = ", ".join(f"{rate:g}" for rate in sorted({item["learning_rate"] for item in own}))
         tried = max(len(item.get("trials") or []) for item in own)
-        lines.append([*cells, f"{sums[name]:.1f}", "yes" if name in front else "", rates, str(tried) if tried else "", str(row["seeds"])])
-    header = ["method", *(title for _, title, _ in columns), "sum of ranks", "front", "learning rate", "tried", "seeds"]
-    legend = "\n".join([HEAD, *(f"- **{title}**: {LEGEND[key]}." for key, title, _ in columns), FOOT])
+        lines.append(
+            [
+                *cells,
+                f"{sums[name]:.1f}",
+                "yes" if name in front else "",
+                rates,
+                str(tried) if tried else "",
+                str(row["seeds"]),
+            ]
+        )
+    header = [
+        "method",
+        *(title for _, title, _ in columns),
+        "sum of ranks",
+        "front",
+        "learning rate",
+        "tried",
+        "seeds",
+    ]
+    legend = "\n".join(
+        [HEAD, *(f"- **{title}**: {LEGEND[key]}." for key, title, _ in columns), FOOT]
+    )
     return f"# Methods on the scenario {scenario}\n\n{legend}\n\n{markdown_table(header, lines)}"
 
 
@@ -325,17 +465,24 @@ def table_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     for name in names:
         own = [row for row in rows if row["method"] == name]
         before = [row["fluency_before"] for row in own if row["fluency_before"] is not None]
-        table[name] = {**pooled(own), "fluency_before": sum(before) / len(before) if before else 0.0}
+        table[name] = {
+            **pooled(own),
+            "fluency_before": sum(before) / len(before) if before else 0.0,
+        }
     return table
 
 
 def ranks_over(tables: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:
-    """Sums of ranks among these methods in several tables, on the seeds that all of them have there, and over all; a star: on the front."""
+    """Sums of ranks among these methods in several tables, on the seeds that all of them have
+    there, and over all; a star: on the front.
+    """
     sums: dict[str, list[float]] = {name: [] for name in names}
     stars: dict[str, list[str]] = {name: [] for name in names}
     header = ["method"]
     for title, rows in tables.items():
-        seeds = set.intersection(*({row["seed"] for row in rows if row["method"] == name} for name in names))
+        seeds = set.intersection(
+            *({row["seed"] for row in rows if row["method"] == name} for name in names)
+        )
         if not seeds:
             raise SystemExit(f"{title}: {', '.join(names)} have no seed in common")
         table = table_of([row for row in rows if row["seed"] in seeds], names)
@@ -344,7 +491,10 @@ def ranks_over(tables: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
             sums[name].append(value)
             stars[name].append(f"{value:.1f}" + "*" * (name in front))
         header.append(f"{title} (seeds {', '.join(map(str, sorted(seeds)))})")
-    lines = [[f"`{name}`", *stars[name], f"{sum(sums[name]):.1f}"] for name in sorted(names, key=lambda name: sum(sums[name]))]
+    lines = [
+        [f"`{name}`", *stars[name], f"{sum(sums[name]):.1f}"]
+        for name in sorted(names, key=lambda name: sum(sums[name]))
+    ]
     return markdown_table([*header, "all"], lines)
 
 
@@ -352,10 +502,19 @@ def main() -> None:
     """Runs what is not there yet."""
     options = record.options(__doc__, more_options)
     if options.over:
-        tables = {Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8"))["rows"] for path in options.over.split(",")}
+        tables = {
+            Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+            for path in options.over.split(",")
+        }
         print(ranks_over(tables, options.methods.split(",")))
         return
-    wanted = options.methods.split(",") if options.methods else ["log_odds_mismatch", "npo"] if options.short else [*OURS, *PUBLISHED]
+    wanted = (
+        options.methods.split(",")
+        if options.methods
+        else ["log_odds_mismatch", "npo"]
+        if options.short
+        else [*OURS, *PUBLISHED]
+    )
     seeds = [int(seed) for seed in options.seeds.split(",")]
     results = options.out / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -365,10 +524,22 @@ def main() -> None:
             if path.exists():
                 continue
             first = results / f"{method}-{seeds[0]}.json"
-            rate = json.loads(first.read_text(encoding="utf-8"))["learning_rate"] if first.exists() else None
+            rate = (
+                json.loads(first.read_text(encoding="utf-8"))["learning_rate"]
+                if first.exists()
+                else None
+            )
             started = time.perf_counter()
             numbers = Seed(options, seed).run(method, rate)
-            write_json(path, {"method": method, "seed": seed, **numbers, "whole_seconds": time.perf_counter() - started})
+            write_json(
+                path,
+                {
+                    "method": method,
+                    "seed": seed,
+                    **numbers,
+                    "whole_seconds": time.perf_counter() - started,
+                },
+            )
     order = {name: place for place, name in enumerate([*OURS, *PUBLISHED])}
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     rows.sort(key=lambda row: (order.get(row["method"], 99), row["seed"]))

@@ -1,8 +1,10 @@
-"""Planned against measured peak memory of training runs, each in a process of its own, on models with random weights.
+"""Planned against measured peak memory of training runs, each in a process of its own, on models
+with random weights.
 
     python benchmarks/plan.py [--short] [--json FILE] [--case NAME ...]
 
-The ratio is planned / measured. The measured peak is the most that the process has held resident, Python and libraries included.
+The ratio is planned / measured. The measured peak is the most that the process has held resident,
+Python and libraries included.
 """
 
 from __future__ import annotations
@@ -17,35 +19,69 @@ import record
 from steps import shapes
 from steps.ours import Ids
 
-from unteach.commands.planning import RowShape, model_shape, plan_memory
 from unteach.config import UnlearningConfig
-from unteach.runs.costs import peak_memory_mb
+from unteach.plan import RowShape, model_shape, plan_memory
+from unteach.trainer.costs import peak_memory_mb
 
-ROWS = shapes.Shape(batch=2, prompt=48, completion=64, retain_prompt=48, retain_completion=32, rows=16)
+ROWS = shapes.Shape(
+    batch=2, prompt=48, completion=64, retain_prompt=48, retain_completion=32, rows=16
+)
 RANK = 16
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: a model's sizes, and whether an adapter is trained instead of all weights."""
+    """One row of the table: a model's sizes, and whether an adapter is trained instead of all
+    weights.
+    """
 
     name: str
     sizes: dict[str, int]
     lora: bool = False
 
 
-SMALL = {"hidden_size": 448, "intermediate_size": 1216, "num_hidden_layers": 8, "num_attention_heads": 7, "num_key_value_heads": 7}
-MIDDLE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-LARGE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 18, "num_attention_heads": 16, "num_key_value_heads": 8}
-BROAD = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 10, "num_attention_heads": 12, "num_key_value_heads": 12}
+SMALL = {
+    "hidden_size": 448,
+    "intermediate_size": 1216,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 7,
+    "num_key_value_heads": 7,
+}
+MIDDLE = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}
+BROAD = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+}
 SIZES = {
     "30M": SMALL | {"vocab_size": 24576},
     "135M": MIDDLE | {"vocab_size": 49152},
     "245M": LARGE | {"vocab_size": 32000},
     "125M": BROAD | {"vocab_size": 40000},
 }
-"""The plan's constants were set on the first three; the last one was measured afterwards, to see whether they hold."""
-CASES = [Case(f"{name}-{'lora' if lora else 'full'}", sizes, lora) for name, sizes in SIZES.items() for lora in (False, True)]
+"""The plan's constants were set on the first three; the last one was measured afterwards, to see
+whether they hold.
+"""
+CASES = [
+    Case(f"{name}-{'lora' if lora else 'full'}", sizes, lora)
+    for name, sizes in SIZES.items()
+    for lora in (False, True)
+]
 
 
 def model_config(case: Case) -> Any:
@@ -58,12 +94,20 @@ def model_config(case: Case) -> Any:
 def settings(case: Case, folder: str) -> UnlearningConfig:
     """The options of the run that is planned and measured."""
     batch = ROWS.batch
-    return UnlearningConfig(output_dir=folder, method="ga_mismatch", per_device_train_batch_size=batch, max_steps=2, use_cpu=True)
+    return UnlearningConfig(
+        output_dir=folder,
+        method="ga_mismatch",
+        per_device_train_batch_size=batch,
+        max_steps=2,
+        use_cpu=True,
+    )
 
 
 def planned(case: Case) -> float:
     """MiB by the plan."""
-    rows = RowShape(ROWS.prompt, ROWS.completion, ROWS.retain_prompt, ROWS.retain_completion, ROWS.rows)
+    rows = RowShape(
+        ROWS.prompt, ROWS.completion, ROWS.retain_prompt, ROWS.retain_completion, ROWS.rows
+    )
     with tempfile.TemporaryDirectory() as folder:
         shape = model_shape(model_config(case), lora_rank=RANK if case.lora else 0)
         return plan_memory(shape, settings(case, folder), rows).peak / 2**20
@@ -83,7 +127,13 @@ def measured(case: Case) -> float:
     if case.lora:
         from peft import LoraConfig
 
-        peft_config = LoraConfig(r=RANK, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft_config = LoraConfig(
+            r=RANK,
+            lora_alpha=32,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
     with tempfile.TemporaryDirectory() as folder:
         UnlearningTrainer(model, settings(case, folder), forget, retain, Ids(), peft_config).train()
     return peak_memory_mb()
@@ -98,9 +148,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     cases = [case for case in CASES if not options.case or case.name in options.case]
     for case in cases[:2] if options.short else cases:
-        done = subprocess.run([sys.executable, __file__, "--child", case.name], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", case.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         ours, naive = planned(case), float(done.stdout.split()[-1])
-        rows.append({"case": case.name, "ours": ours, "naive": naive, "ratio": ours / naive, "unit": "MiB"})
+        rows.append(
+            {"case": case.name, "ours": ours, "naive": naive, "ratio": ours / naive, "unit": "MiB"}
+        )
     record.finish(rows, options.json)
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/roofline.py [--short] [--json FILE]
 
-Useful floating-point operations: 6 x parameters x tokens that are no padding (two for the forward pass, four for the backward one).
-`naive` is the rate of plain matrix products of the model's own shapes, measured in turn with the steps; `ours` the useful operations over
-a step's time.
+Useful floating-point operations: 6 x parameters x tokens that are no padding (two for the forward
+pass, four for the backward one). `naive` is the rate of plain matrix products of the model's own
+shapes, measured in turn with the steps; `ours` the useful operations over a step's time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ from unteach import models
 
 
 def product_rate(tokens: int, model: object, seconds: float) -> float:
-    """GFLOP/s of (tokens, in) x (in, out) products, in the mix of shapes that the model's linear layers have."""
-    shapes = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear)]  # type: ignore[attr-defined]
+    """GFLOP/s of (tokens, in) x (in, out) products, in the mix of shapes that the model's linear
+    layers have.
+    """
+    shapes = [
+        tuple(module.weight.shape)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]  # type: ignore[attr-defined]
     shapes = sorted(set(shapes))
-    pairs = [(torch.randn(tokens, width), torch.randn(out, width)) for out, width in shapes if out < 10_000]
+    pairs = [
+        (torch.randn(tokens, width), torch.randn(out, width))
+        for out, width in shapes
+        if out < 10_000
+    ]
     work = sum(2 * tokens * left.shape[1] * right.shape[0] for left, right in pairs)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

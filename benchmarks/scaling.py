@@ -1,12 +1,14 @@
-"""How a step's time and the memory grow: with the rows of the data, the prompt's length, K and the vocabulary; one process each.
+"""How a step's time and the memory grow: with the rows of the data, the prompt's length, K and the
+vocabulary; one process each.
 
     python benchmarks/scaling.py [--short] [--json FILE]
 
-On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said), float32, all weights trained. `rows` counts
-rows of each set, whose reference states are made and stored first; the others change one length of the paper's default shape (batch 2,
-K = 5). The cases of a group take turns, three rounds of them. A line says: the median time of a step, its tokens, microseconds a token (of
-each the median of the rounds), the process's peak memory (the highest). Ratios are to the first line of its group. With `--json` a figure
-is written beside the file.
+On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said),
+float32, all weights trained. `rows` counts rows of each set, whose reference states are made and
+stored first; the others change one length of the paper's default shape (batch 2, K = 5). The cases
+of a group take turns, three rounds of them. A line says: the median time of a step, its tokens,
+microseconds a token (of each the median of the rounds), the process's peak memory (the highest).
+Ratios are to the first line of its group. With `--json` a figure is written beside the file.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ import record
 from steps.ours import OurStep
 from steps.shapes import PAPER, Shape, rows
 
-from unteach.runs.costs import peak_memory_mb
+from unteach.trainer.costs import peak_memory_mb
 
 VOCABULARY = 8192
 GROUPS: dict[str, list[tuple[int, Shape, int]]] = {
     "rows": [(count, replace(PAPER, rows=count), VOCABULARY) for count in (100, 1000, 10_000)],
-    "prompt": [(length, replace(PAPER, prompt=length), VOCABULARY) for length in (16, 64, 256, 512)],
+    "prompt": [
+        (length, replace(PAPER, prompt=length), VOCABULARY) for length in (16, 64, 256, 512)
+    ],
     "K": [(count, replace(PAPER, mismatch=count), VOCABULARY) for count in (1, 3, 5, 7)],
     "vocabulary": [(size, PAPER, size) for size in (8192, 32_768, 131_072)],
 }
@@ -40,7 +44,12 @@ def measure(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=8, tie_word_embeddings=True
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        tie_word_embeddings=True,
     )
     forget, retain = rows(shape, vocabulary)
     ours = OurStep(
@@ -72,7 +81,13 @@ def measure(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
 def in_own_process(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--child", json.dumps([asdict(shape), vocabulary, steps])]
-    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+    return dict(
+        json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[
+                -1
+            ]
+        )
+    )
 
 
 def of_rounds(found: list[dict[str, float]]) -> dict[str, float]:
@@ -85,12 +100,27 @@ def figure(found: list[dict[str, Any]], path: Path) -> None:
     """One panel a group: time a token and memory, as shares of the first."""
     import matplotlib.pyplot as plt
 
-    canvas, panels = plt.subplots(1, len(GROUPS), figsize=(3.2 * len(GROUPS), 2.8), layout="constrained")
+    canvas, panels = plt.subplots(
+        1, len(GROUPS), figsize=(3.2 * len(GROUPS), 2.8), layout="constrained"
+    )
     for panel, group in zip(panels, GROUPS, strict=True):
         lines = [line for line in found if line["group"] == group]
         at = [line["at"] for line in lines]
-        panel.plot(at, [line["time_ratio"] for line in lines], marker="o", color="#00629b", label="time a token")
-        panel.plot(at, [line["memory_ratio"] for line in lines], marker="s", linestyle="--", color="#b3541e", label="peak memory")
+        panel.plot(
+            at,
+            [line["time_ratio"] for line in lines],
+            marker="o",
+            color="#00629b",
+            label="time a token",
+        )
+        panel.plot(
+            at,
+            [line["memory_ratio"] for line in lines],
+            marker="s",
+            linestyle="--",
+            color="#b3541e",
+            label="peak memory",
+        )
         panel.set(xscale="linear" if group == "K" else "log", xlabel=group, ylim=(0, None))
         panel.set_xticks(at, [f"{value:,}" for value in at])
         panel.minorticks_off()
@@ -112,7 +142,10 @@ def main() -> None:
     rounds, steps = (1, 4) if options.short else (3, 20)
     for group, cases in GROUPS.items():
         chosen = cases[:2] if options.short else cases
-        measured = [[in_own_process(shape, vocabulary, steps) for _, shape, vocabulary in chosen] for _ in range(rounds)]
+        measured = [
+            [in_own_process(shape, vocabulary, steps) for _, shape, vocabulary in chosen]
+            for _ in range(rounds)
+        ]
         for (at, _, _), numbers in zip(chosen, zip(*measured, strict=True), strict=True):
             line: dict[str, Any] = {"group": group, "at": at, **of_rounds(list(numbers))}
             first = next((other for other in found if other["group"] == group), line)
@@ -120,9 +153,10 @@ def main() -> None:
             line["memory_ratio"] = line["peak_mb"] / first["peak_mb"]
             found.append(line)
             print(
-                f"{group:<11}{at:>8,}  {1000 * line['seconds']:7.0f} ms  {line['tokens']:6.0f} tokens  "
-                f"{line['microseconds_a_token']:6.0f} us a token ({line['time_ratio']:.2f})  "
-                f"{line['peak_mb']:6.0f} MiB ({line['memory_ratio']:.2f})"
+                f"{group:<11}{at:>8,}  {1000 * line['seconds']:7.0f} ms  {line['tokens']:6.0f}"
+                f" tokens  {line['microseconds_a_token']:6.0f} us a token"
+                f" ({line['time_ratio']:.2f})  {line['peak_mb']:6.0f} MiB"
+                f" ({line['memory_ratio']:.2f})"
             )
     record.write(found, options.json)
     if options.json and not options.short:

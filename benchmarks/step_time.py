@@ -1,9 +1,11 @@
-"""Seconds of a training step: ours against the naive one of benchmarks/steps/naive.py; same maths, same batches, taking turns.
+"""Seconds of a training step: ours against the naive one of benchmarks/steps/naive.py; same maths,
+same batches, taking turns.
 
     python benchmarks/step_time.py [--short] [--json FILE] [--case NAME ...]
 
-Each case first checks that both sides have the same loss. The ratio is the median over the steps of naive seconds / our seconds; `naive` is
-at the precision of the case, `naive_fp32` the same step in float32 (what the released code runs), where that is another one.
+Each case first checks that both sides have the same loss. The ratio is the median over the steps of
+naive seconds / our seconds; `naive` is at the precision of the case, `naive_fp32` the same step in
+float32 (what the released code runs), where that is another one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     own, others, others_fp32 = [], [], []
     for step in range(-1, steps):  # the first turn warms up
         items = ours.items(step + 1)
-        turn = seconds(lambda items=items: ours(items)), seconds(lambda items=items: naive(trees(items)))
+        turn = (
+            seconds(lambda items=items: ours(items)),
+            seconds(lambda items=items: naive(trees(items))),
+        )
         plain = turn[1]
         if case.bf16:
             naive.bf16 = False
@@ -52,7 +57,9 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         "ratio": statistics.median(b / a for a, b in zip(own, others, strict=True)),
         "unit": "s",
         "naive_fp32": statistics.median(others_fp32),
-        "ratio_to_naive_fp32": statistics.median(b / a for a, b in zip(own, others_fp32, strict=True)),
+        "ratio_to_naive_fp32": statistics.median(
+            b / a for a, b in zip(own, others_fp32, strict=True)
+        ),
         "loss_difference": abs(loss - wanted),
         "bf16_in_hardware": has_bf16(),
         "packed": ours.trainer.collator.packed,
@@ -67,7 +74,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case in chosen(options.case):
         rows.append(measure(case, 2 if options.short else 7))
-        record.write(rows, options.json)  # what is measured stays, whatever becomes of the next case
+        record.write(
+            rows, options.json
+        )  # what is measured stays, whatever becomes of the next case
         print(f"{case.name} is measured", flush=True)
     record.finish(rows, options.json)
 

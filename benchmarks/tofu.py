@@ -1,16 +1,20 @@
-"""TOFU on a small model: what methods leave of forget10's first authors, what they keep, how far they are from a model that never knew.
+"""TOFU on a small model: what methods leave of forget10's first authors, what they keep, how far
+they are from a model that never knew.
 
-The model is fine-tuned on the first 40 rows of forget10 and the first 120 of retain90 (`full`), and another on the 120 alone
-(`retrained`). Each method then unlearns the 40 with the 120 as retain set, in batches of the same size and for at most as many steps. Ours
-runs with what a run takes by itself (`+own`), and with the retain rows alone, as the others do. Those have the weights and the retain term
-of their pages in docs/methods, and no KL budget. `--times` multiplies the learning rate that a run takes for the method by itself, which
-was found on the copyright demo: each rate is a row of its own, none is selected. All are measured as `unteach eval --benchmark tofu` does:
+The model is fine-tuned on the first 40 rows of forget10 and the first 120 of retain90 (`full`), and
+another on the 120 alone (`retrained`). Each method then unlearns the 40 with the 120 as retain set,
+in batches of the same size and for at most as many steps. Ours runs with what a run takes by itself
+(`+own`), and with the retain rows alone, as the others do. Those have the weights and the retain
+term of their pages in docs/methods, and no KL budget. `--times` multiplies the learning rate that a
+run takes for the method by itself, which was found on the copyright demo: each rate is a row of its
+own, none is selected. All are measured as `unteach eval --benchmark tofu` does:
 the 40 rows, 40 of the 120, 30 of real authors and 30 of world facts.
 
-    python benchmarks/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga] [--times 1,0.3] [--seeds 0] [--bf16]
+    python benchmarks/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga]
+    [--times 1,0.3] [--seeds 0] [--bf16]
 
-The folder holds forget10, retain90 and the four `..._perturbed` files as JSONL. A model whose result stands in `--out` is not made again.
-Beside FILE it writes the table as Markdown.
+The folder holds forget10, retain90 and the four `..._perturbed` files as JSONL. A model whose
+result stands in `--out` is not made again. Beside FILE it writes the table as Markdown.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ import record
 import torch
 
 from unteach import models
-from unteach.data.rows import Row
+from unteach.config.defaults import by_default, suitable_learning_rate
+from unteach.config.run import RunOptions
+from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import TrainingFault
 from unteach.evaluation import tofu
@@ -37,20 +43,19 @@ from unteach.evaluation.benchmarks.benchmark import Subject
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
-from unteach.objectives import DEFAULT_METHOD, get_method
-from unteach.pipeline import Run
-from unteach.preparation.teaching import teach
+from unteach.methods import DEFAULT_METHOD, get_method
+from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
-from unteach.runs.defaults import by_default, suitable_learning_rate
-from unteach.runs.options import RunOptions
-from unteach.runs.record import rows_hash
+from unteach.run.pipeline import Run
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import lines
 
 OWN = "+own"
-"""Behind a method's name: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as a run does by itself."""
+"""Behind a method's name: the full model's own answers to 48 neutral prompts are kept beside the
+retain rows, as a run does by itself.
+"""
 OURS = (f"{DEFAULT_METHOD}{OWN}", "unlikelihood_mismatch+own", "unlikelihood_mismatch")
 METHODS = (*OURS, "ga", "ga_mismatch", "grad_diff", "npo")
 BEFORE = ("full", "retrained")
@@ -61,7 +66,13 @@ TEACHING = {
     "per_device_train_batch_size": 8,
     "num_train_epochs": 7,
 }
-UNLEARNING = {"per_device_train_batch_size": 4, "retain_per_forget": 1.5, "max_steps": 60, "probe_steps": 10, "save_strategy": "no"}
+UNLEARNING = {
+    "per_device_train_batch_size": 4,
+    "retain_per_forget": 1.5,
+    "max_steps": 60,
+    "probe_steps": 10,
+    "save_strategy": "no",
+}
 PLACES = (Path("data") / "tofu", Path("..") / "shared" / "data" / "tofu")
 COLUMNS = (
     ("forget", "probability", "forget: probability"),
@@ -98,10 +109,20 @@ def more_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark alone."""
     record.run_options(parser, "tofu")
     default = next((place for place in PLACES if place.exists()), PLACES[0])
-    parser.add_argument("--data", type=Path, default=default, help="folder of TOFU's files (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=default, help="folder of TOFU's files (default: %(default)s)"
+    )
     parser.add_argument("--methods", help="names, separated by commas (default: all)")
-    parser.add_argument("--times", default="1", help="factors on each method's learning rate, separated by commas (default: %(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast while training, for CPUs that multiply it fast")
+    parser.add_argument(
+        "--times",
+        default="1",
+        help="factors on each method's learning rate, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 autocast while training, for CPUs that multiply it fast",
+    )
 
 
 def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
@@ -119,19 +140,32 @@ class Protocol:
         self.options, self.seed, self.display = options, seed, Display()
         self.folder = options.out / f"seed-{seed}"
         forgotten, kept, others = (4, 6, 2) if options.short else (40, 120, 30)
-        self.forget: list[Row] = load_rows(str(options.data / "forget10.jsonl"), "forget")[:forgotten]
+        self.forget: list[Row] = load_rows(str(options.data / "forget10.jsonl"), "forget")[
+            :forgotten
+        ]
         self.retain: list[Row] = load_rows(str(options.data / "retain90.jsonl"), "retain")[:kept]
         sets = tofu_benchmark.load(str(options.data), None)
-        known = {"forget": {row.prompt_text for row in self.forget}, "retain": {row.prompt_text for row in self.retain[::3]}}
+        known = {
+            "forget": {row.prompt_text for row in self.forget},
+            "retain": {row.prompt_text for row in self.retain[::3]},
+        }
         self.sets = {
-            name: [question for question in questions if question.row.prompt_text in known[name]]
-            if name in known
-            else [questions[place * len(questions) // others] for place in range(min(others, len(questions)))]
+            name: (
+                [question for question in questions if question.row.prompt_text in known[name]]
+                if name in known
+                else [
+                    questions[place * len(questions) // others]
+                    for place in range(min(others, len(questions)))
+                ]
+            )
             for name, questions in sets.items()
         }
         for name, prompts in known.items():
             if len(self.sets[name]) != len(prompts):
-                raise SystemExit(f"{options.data}: {len(self.sets[name])} of the {len(prompts)} {name} rows have a perturbed row")
+                raise SystemExit(
+                    f"{options.data}: {len(self.sets[name])} of the {len(prompts)} {name} rows have"
+                    " a perturbed row"
+                )
         teaching = {**TEACHING, **({"num_train_epochs": 1} if options.short else {})}
         normal = build_scenario("copyright").sets["normal"]
         self.scenario = Scenario(
@@ -139,7 +173,11 @@ class Protocol:
             forget=self.forget,
             validation=[],
             retain=self.retain,
-            sets={"unlearned": self.forget, "kept": self.retain[::3], "normal": normal[:2] if options.short else normal},
+            sets={
+                "unlearned": self.forget,
+                "kept": self.retain[::3],
+                "normal": normal[:2] if options.short else normal,
+            },
             teach=[*self.forget, *self.retain],
             leak_corpus=[row.completion for row in [*self.forget, *self.retain[::3]]],
             presets={"teach": teaching},
@@ -149,18 +187,34 @@ class Protocol:
         """A run of this seed, in a folder of its own; the full model is shared."""
         shared = self.folder / ("retrained" if name == "retrained" else "full")
         options = RunOptions(
-            self.options.model, str(self.folder / name), self.seed, dict(settings), frozen_layers=0, shared_dir=str(shared), show_text=True
+            self.options.model,
+            str(self.folder / name),
+            self.seed,
+            dict(settings),
+            frozen_layers=0,
+            shared_dir=str(shared),
+            show_text=True,
         )
         return Run(scenario, options, self.display)
 
     def taught(self, name: str) -> Path:
         """The folder of a taught model: of all rows, or of the retain rows alone."""
-        scenario = self.scenario if name == "full" else replace(self.scenario, teach=list(self.retain))
+        scenario = (
+            self.scenario if name == "full" else replace(self.scenario, teach=list(self.retain))
+        )
         run = self.run(name, scenario, {"bf16": self.options.bf16})
         model = models.load_model(self.options.model)
         run.collection.model_key = models.weights_hash(model)
         torch.manual_seed(self.seed)
-        teach(model, models.load_tokenizer(self.options.model), scenario, run.collection, run.teaching_config, run.shared, self.display)
+        teach(
+            model,
+            models.load_tokenizer(self.options.model),
+            scenario,
+            run.collection,
+            run.teaching_config,
+            run.shared,
+            self.display,
+        )
         return run.shared / "original"
 
     def measured(self, folder: Path) -> dict[str, Any]:
@@ -168,17 +222,39 @@ class Protocol:
         model, tokenizer = models.load_model(str(folder)), models.load_tokenizer(str(folder))
         with self.display.stage(f"Measuring {folder.parent.name}") as stage:
             found = tofu_benchmark.measure(
-                Subject(model, tokenizer, TransformersGenerator(model, tokenizer), progress=stage.update), self.sets
+                Subject(
+                    model, tokenizer, TransformersGenerator(model, tokenizer), progress=stage.update
+                ),
+                self.sets,
             )
-        numbers = {name: {metric: result.as_json() for metric, result in metrics.items()} for name, metrics in found.results.items()}
+        numbers = {
+            name: {metric: result.as_json() for metric, result in metrics.items()}
+            for name, metrics in found.results.items()
+        }
         said = {name: [dict(line.texts) for line in lines] for name, lines in found.lines.items()}
         write_json(folder.parent / "tofu-answers.json", said)
-        return {"sets": numbers, "truth_ratios": {line.key: line.metrics["truth_ratio"] for line in found.lines["forget"]}}
+        return {
+            "sets": numbers,
+            "truth_ratios": {
+                line.key: line.metrics["truth_ratio"] for line in found.lines["forget"]
+            },
+        }
 
     def rows_key(self) -> str:
         """Names everything but the method that a result depends on."""
-        asked = {name: [question.row.key for question in questions] for name, questions in self.sets.items()}
-        return content_key([self.options.model, self.options.bf16, rows_hash(self.scenario.teach), asked, dict(self.scenario.presets)])
+        asked = {
+            name: [question.row.key for question in questions]
+            for name, questions in self.sets.items()
+        }
+        return content_key(
+            [
+                self.options.model,
+                self.options.bf16,
+                rows_hash(self.scenario.teach),
+                asked,
+                dict(self.scenario.presets),
+            ]
+        )
 
     def cell(self, name: str, times: float) -> dict[str, Any]:
         """One row of the table."""
@@ -188,21 +264,30 @@ class Protocol:
         width = models.width(models.load_model(self.options.model))
         rate = suitable_learning_rate(width, name.removesuffix(OWN), lora=False) * times
         title = label(name, times)
-        neutral = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[:48]]
-        scenario = replace(self.scenario, own_prompts=neutral) if name.endswith(OWN) else self.scenario
+        neutral = [
+            Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[:48]
+        ]
+        scenario = (
+            replace(self.scenario, own_prompts=neutral) if name.endswith(OWN) else self.scenario
+        )
         try:
             self.run(title, scenario, {**settings, "learning_rate": rate}).execute()
         except TrainingFault as fault:
             return {"fault": str(fault), "learning_rate": rate}
         folder = self.folder / title
-        facts, evaluation = (json.loads((folder / file).read_text(encoding="utf-8")) for file in ("run.json", "eval.json"))
+        facts, evaluation = (
+            json.loads((folder / file).read_text(encoding="utf-8"))
+            for file in ("run.json", "eval.json")
+        )
         after = evaluation["models"]["unlearned"]
         numbers = {
             **self.measured(folder / "model"),
             "still_said": after["unlearned"][evaluation["headline"]],
             "normal": after["normal"]["similarity"]["value"],
             "fluency": after["unlearned"]["fluency"]["value"],
-            "seconds": next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")["seconds"],
+            "seconds": next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")[
+                "seconds"
+            ],
             **{key: facts[key] for key in ("learning_rate", "steps", "kept_step", "stop_reason")},
         }
         for done in ("model", "checkpoints"):
@@ -235,15 +320,27 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         every = [row for row in rows if label(row["name"], row["times"]) == name]
         own = [row for row in every if "fault" not in row]
         whole = own if len(own) == len(every) else []
-        found = [against_retrained(row, retrained[row["seed"]]) for row in whole if row["seed"] in retrained]
+        found = [
+            against_retrained(row, retrained[row["seed"]])
+            for row in whole
+            if row["seed"] in retrained
+        ]
         quality = mean([math.log10(p) for _, p in found])
         table[name] = {
-            "columns": [mean([row["sets"][part][metric]["value"] for row in whole]) for part, metric, _ in COLUMNS],
+            "columns": [
+                mean([row["sets"][part][metric]["value"] for row in whole])
+                for part, metric, _ in COLUMNS
+            ],
             "distance": mean([distance for distance, _ in found]),
             "quality": None if quality is None else 10**quality,
             "utility": mean([row["sets"]["all"]["model_utility"]["value"] for row in whole]),
-            "still_said": mean([row["still_said"]["value"] for row in whole if "still_said" in row]),
-            **{key: mean([row[key] for row in whole if key in row]) for key in ("normal", "fluency", "seconds")},
+            "still_said": mean(
+                [row["still_said"]["value"] for row in whole if "still_said" in row]
+            ),
+            **{
+                key: mean([row[key] for row in whole if key in row])
+                for key in ("normal", "fluency", "seconds")
+            },
             "rates": sorted({row["learning_rate"] for row in every if "learning_rate" in row}),
             "fault": next((row["fault"] for row in every if "fault" in row), None),
             "seeds": len(every),
@@ -252,7 +349,9 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Those that no other beats: nearer to the retrained model and of as high a utility, or as near and of a higher one."""
+    """Those that no other beats: nearer to the retrained model and of as high a utility, or as near
+    and of a higher one.
+    """
     points = {
         name: (round(row["distance"], 3), -round(row["utility"], 3))
         for name, row in table.items()
@@ -261,7 +360,10 @@ def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return {
         name
         for name, (far, lost) in points.items()
-        if not any(other != (far, lost) and other[0] <= far and other[1] <= lost for other in points.values())
+        if not any(
+            other != (far, lost) and other[0] <= far and other[1] <= lost
+            for other in points.values()
+        )
     }
 
 
@@ -275,7 +377,13 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
     cells = []
     for name, row in table.items():
-        fluency = "" if name in BEFORE or row["fault"] else "NM" if row["fluency"] is None else shown(row["fluency"])
+        fluency = (
+            ""
+            if name in BEFORE or row["fault"]
+            else "NM"
+            if row["fluency"] is None
+            else shown(row["fluency"])
+        )
         cells.append(
             [
                 f"`{name}`",
@@ -291,7 +399,16 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(row["seeds"]),
             ]
         )
-    header = ["model", *(title for *_, title in COLUMNS), "distance", "forget quality", "still said", "normal", "fluency", "seconds"]
+    header = [
+        "model",
+        *(title for *_, title in COLUMNS),
+        "distance",
+        "forget quality",
+        "still said",
+        "normal",
+        "fluency",
+        "seconds",
+    ]
     others = dict.fromkeys((row["name"], row["times"]) for row in rows if row["times"] != 1)
     legend = "\n\n".join([LEGEND, *(TIMES.format(label(*other), *other) for other in others)])
     return f"# TOFU\n\n{legend}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], cells)}"
@@ -303,10 +420,16 @@ def main() -> None:
     if not (options.data / "forget10.jsonl").exists():
         print(f"{options.data} does not hold TOFU's files; nothing to measure")
         return
-    methods = [name.strip() for name in options.methods.split(",")] if options.methods else METHODS[: 1 if options.short else None]
+    methods = (
+        [name.strip() for name in options.methods.split(",")]
+        if options.methods
+        else METHODS[: 1 if options.short else None]
+    )
     for name in methods:
         get_method(name.removesuffix(OWN))
-    wanted = [(name, 1.0) for name in BEFORE] + [(name, float(times)) for times in options.times.split(",") for name in methods]
+    wanted = [(name, 1.0) for name in BEFORE] + [
+        (name, float(times)) for times in options.times.split(",") for name in methods
+    ]
     results = options.out / "results"
     results.mkdir(parents=True, exist_ok=True)
     for seed in map(int, options.seeds.split(",")):
@@ -315,12 +438,24 @@ def main() -> None:
             path = results / f"{label(name, times)}-{seed}.json"
             if not path.exists():
                 found = protocol.cell(name, times)
-                write_json(path, {"name": name, "times": times, "seed": seed, "key": protocol.rows_key(), **found})
+                write_json(
+                    path,
+                    {
+                        "name": name,
+                        "times": times,
+                        "seed": seed,
+                        "key": protocol.rows_key(),
+                        **found,
+                    },
+                )
     order = {name: place for place, name in enumerate([*BEFORE, *METHODS])}
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     rows.sort(key=lambda row: (order.get(row["name"], 99), row["name"], -row["times"], row["seed"]))
     if len({row["key"] for row in rows}) > 1:
-        raise SystemExit(f"{results} holds results of other rows, another model or another precision; give another --out")
+        raise SystemExit(
+            f"{results} holds results of other rows, another model or another precision; give"
+            " another --out"
+        )
     page = markdown(rows)
     record.finish_page(page, rows, options.json)
 

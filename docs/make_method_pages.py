@@ -1,4 +1,5 @@
-"""Writes docs/methods/NAME.md for each method, from the docstrings, the dict of methods and docs/results/methods.md.
+"""Writes docs/methods/NAME.md for each method, from the docstrings, the dict of methods and
+docs/results/methods.md.
 
 `--check` only says what is out of date.
 """
@@ -11,12 +12,12 @@ import sys
 from pathlib import Path
 
 from unteach.config import UnlearningConfig
-from unteach.objectives import DEFAULT_METHOD, METHODS, Method
-from unteach.objectives.state_losses import state_drift, steering_vector
-from unteach.objectives.token_losses import forward_kl_to_reference, negative_log_likelihood
-from unteach.runs.defaults import BY_DEFAULT
-from unteach.stopping import DualWeight
-from unteach.training.task_vector import subtract
+from unteach.config.defaults import BY_DEFAULT
+from unteach.losses.state import state_drift, steering_vector
+from unteach.losses.token import forward_kl_to_reference, negative_log_likelihood
+from unteach.methods import DEFAULT_METHOD, METHODS, Method
+from unteach.trainer.stopping import DualWeight
+from unteach.trainer.task_vector import subtract
 
 FOLDER = Path(__file__).parent / "methods"
 RESULTS = Path(__file__).parent / "results" / "methods.md"
@@ -28,9 +29,18 @@ LEVELS = {
     "state": "a mean over the completion's tokens, each with its hidden state at one layer",
 }
 PREFERRED = {
-    "right": "a right answer in each forget row (field `right`, or preference rows with `chosen` and `rejected`)",
-    "idk": "nothing beside the forget rows: the preferred sentence of not knowing is drawn by seed and row",
-    "alternate": "another answer in each forget row (field `alternate`); `unteach run` samples it from the model where it is missing",
+    "right": (
+        "a right answer in each forget row (field `right`, or preference rows with `chosen` and"
+        " `rejected`)"
+    ),
+    "idk": (
+        "nothing beside the forget rows: the preferred sentence of not knowing is drawn by seed"
+        " and row"
+    ),
+    "alternate": (
+        "another answer in each forget row (field `alternate`); `unteach run` samples it from the"
+        " model where it is missing"
+    ),
 }
 
 
@@ -44,17 +54,31 @@ def options(method: Method) -> list[str]:
     """Lines on the fields of `UnlearningConfig` that this method reads beside those of all."""
     fields = UnlearningConfig.__dataclass_fields__
     lines = [f"| `{name}` | {value:g} |" for name, value in method.parameters.items()]
-    prefixes = [prefix for prefix, used in (("steering_", method.level == "state"), ("dual_", method.dual)) if used]
+    prefixes = [
+        prefix
+        for prefix, used in (("steering_", method.level == "state"), ("dual_", method.dual))
+        if used
+    ]
     prefixes += ["task_vector_"] if method.negate else []
     for name, field in fields.items():
         if name.startswith(tuple(prefixes)) and prefixes:
-            default = "null" if field.default is None else f"{field.default:g}" if isinstance(field.default, float) else field.default
-            lines.append(f"| `{name}` | {default} ({field.metadata['help'].partition('; default')[0].partition(': ')[2]}) |")
+            default = (
+                "null"
+                if field.default is None
+                else f"{field.default:g}"
+                if isinstance(field.default, float)
+                else field.default
+            )
+            lines.append(
+                f"| `{name}` | {default}"
+                f" ({field.metadata['help'].partition('; default')[0].partition(': ')[2]}) |"
+            )
     return lines
 
 
 def measured(name: str, results: str) -> list[str]:
-    """The method's row of the table that `benchmarks/methods.py` writes, with the table's header; nothing where it has none.
+    """The method's row of the table that `benchmarks/methods.py` writes, with the table's header;
+    nothing where it has none.
 
     Args:
         name (`str`): of the method.
@@ -66,30 +90,56 @@ def measured(name: str, results: str) -> list[str]:
         return []
     header = next(place for place in range(rows[0], -1, -1) if lines[place].startswith("| ---"))
     table = "\n".join([lines[header - 1], lines[header], lines[rows[0]]])
-    made = "The row was made with the copyright demo's settings, weights and KL budget among them, not with the defaults above."
+    made = (
+        "The row was made with the copyright demo's settings, weights and KL budget among them, not"
+        " with the defaults above."
+    )
     if METHODS[name].forgets_end:  # a published method
-        made = "The row was made with the weights above and the copyright demo's steps, batches, K and schedule, without a KL budget."
-    return ["## Measured", table, f"{made} What the columns mean, and the other methods: [the table](../results/methods.md)."]
+        made = (
+            "The row was made with the weights above and the copyright demo's steps, batches, K and"
+            " schedule, without a KL budget."
+        )
+    return [
+        "## Measured",
+        table,
+        f"{made} What the columns mean, and the other methods: [the table](../results/methods.md).",
+    ]
 
 
 def of_a_run(name: str) -> list[str]:
-    """What a run with the default method takes where nobody names it; nothing for the other methods.
+    """What a run with the default method takes where nobody names it; nothing for the other
+    methods.
 
     Args:
         name (`str`): of the method.
     """
     if name != DEFAULT_METHOD:
         return []
-    values = {option: f"{value:g}" if isinstance(value, float) else value for option, value in BY_DEFAULT.items()}
+    values = {
+        option: f"{value:g}" if isinstance(value, float) else value
+        for option, value in BY_DEFAULT.items()
+    }
     rows = [f"| `{option}` | {value} |" for option, value in values.items()]
-    words = "These are the defaults of `UnlearningConfig`. A run (`unteach run`, `unteach.unlearn`) takes, of what you do not name:"
+    words = (
+        "These are the defaults of `UnlearningConfig`. A run (`unteach run`, `unteach.unlearn`)"
+        " takes, of what you do not name:"
+    )
     return [words, "\n".join(["| option | of a run |", "| --- | --- |", *rows])]
 
 
 def page(name: str, method: Method) -> str:
     """The page of one method, as Markdown."""
-    parts = [f"# `{name}`", f"Source: {method.source}.", "## When to use it", method.when, "## What it minimises"]
-    parts.append("eps1 · forget + eps2 · mismatch + eps3 · retain, each term divided by its own count ([overview](../methods.md)).")
+    parts = [
+        f"# `{name}`",
+        f"Source: {method.source}.",
+        "## When to use it",
+        method.when,
+        "## What it minimises",
+    ]
+    parts.append(
+        "eps1 · forget + eps2 · mismatch + eps3 · retain, each term divided by its own count"
+        " ([overview](../methods.md))."
+    )
     if method.forget is not None:
         parts += [f"**Forget** ({LEVELS[method.level]}):", prose(method.forget)]
     if method.level == "state":
@@ -97,7 +147,10 @@ def page(name: str, method: Method) -> str:
     if method.negate:
         parts += ["**After training:**", prose(subtract)]
     if method.mismatch:
-        parts += ["**Mismatch**: cross-entropy on random completions of retain rows after the forget prompts, each weighted 1/K."]
+        parts += [
+            "**Mismatch**: cross-entropy on random completions of retain rows after the forget"
+            " prompts, each weighted 1/K."
+        ]
     if method.retain is not None:
         parts += [f"**Retain** (`retain_loss: {method.retain}`):", prose(RETAIN[method.retain])]
     if method.dual:
@@ -105,15 +158,31 @@ def page(name: str, method: Method) -> str:
     needs = ["completions to forget"] if method.forget is not None else []
     needs += ["a retain set"] if method.retain or method.mismatch else []
     needs += [PREFERRED[method.preferred]] if method.preferred else []
-    needs += ["the reference on the completions to forget (computed once, before training)"] if method.reference else []
+    needs += (
+        ["the reference on the completions to forget (computed once, before training)"]
+        if method.reference
+        else []
+    )
     parts += ["## What it needs", "\n".join(f"- {need}" for need in needs)]
     table = ["| option | default |", "| --- | --- |"]
-    table += [f"| `{role}_weight` | {value:g} |" for role, value in zip(("forget", "mismatch", "retain"), method.weights, strict=True)]
-    table += [f"| `forget_end_of_turn` | {str(method.forgets_end).lower()} |"] if method.forget is not None else []
+    table += [
+        f"| `{role}_weight` | {value:g} |"
+        for role, value in zip(("forget", "mismatch", "retain"), method.weights, strict=True)
+    ]
+    table += (
+        [f"| `forget_end_of_turn` | {str(method.forgets_end).lower()} |"]
+        if method.forget is not None
+        else []
+    )
     table += [f"| `retain_loss` | {method.retain or 'none'} |", *options(method)]
     own = "[what a run takes by itself](../methods.md#what-each-setting-of-a-run-is-for)"
     table.append(f"| `learning_rate` of a run | {method.rate:g} times {own} |")
-    parts += ["## Defaults", "\n".join(table), *of_a_run(name), f"Where they are from: {method.defaults}."]
+    parts += [
+        "## Defaults",
+        "\n".join(table),
+        *of_a_run(name),
+        f"Where they are from: {method.defaults}.",
+    ]
     parts += measured(name, RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "")
     return "\n\n".join(parts) + "\n"
 

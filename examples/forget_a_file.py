@@ -1,9 +1,11 @@
-"""Make a model forget the completions of a file: python examples/forget_a_file.py MODEL FORGET.jsonl OUT [key=value ...]"""
+"""Make a model forget the completions of a file: python examples/forget_a_file.py MODEL
+FORGET.jsonl OUT [key=value ...]
+"""
 
 import sys
 
 from unteach import unlearn
-from unteach.commands.arguments import parse_settings
+from unteach.config.values import parse_settings
 
 model, forget, out, *settings = sys.argv[1:]
 result = unlearn(model, forget=forget, output_dir=out, **parse_settings(settings))

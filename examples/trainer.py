@@ -1,4 +1,6 @@
-"""The trainer by itself, in TRL's conventions: python examples/trainer.py MODEL FORGET.jsonl RETAIN.jsonl OUT"""
+"""The trainer by itself, in TRL's conventions: python examples/trainer.py MODEL FORGET.jsonl
+RETAIN.jsonl OUT
+"""
 
 import sys
 

@@ -22,7 +22,9 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Any:
-    """A tokenizer with a chat template whose padding token is its end-of-turn token, as SmolLM2's is."""
+    """A tokenizer with a chat template whose padding token is its end-of-turn token, as SmolLM2's
+    is.
+    """
     return byte_level_bpe(chat=True, pad=False)
 
 
@@ -34,7 +36,9 @@ def any_tokenizer(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of the tiny model with a chat tokenizer, as `save_pretrained` leaves them; tests read it only."""
+    """Folder of the tiny model with a chat tokenizer, as `save_pretrained` leaves them; tests read
+    it only.
+    """
     folder = tmp_path_factory.mktemp("model")
     tiny_model().save_pretrained(folder)
     byte_level_bpe(chat=True).save_pretrained(folder)

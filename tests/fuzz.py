@@ -1,7 +1,9 @@
-"""Broken data files, configs, tokenizers, models and command lines thrown at the command line, in one process.
+"""Broken data files, configs, tokenizers, models and command lines thrown at the command line, in
+one process.
 
-Every input must end with exit code 0 or 2, a 2 with one sentence; no traceback, no hang, no output that could be taken for a
-result, and nothing accepted that is wrong. Training itself is left out: a run that would begin to train counts as accepted.
+Every input must end with exit code 0 or 2, a 2 with one sentence; no traceback, no hang, no output
+that could be taken for a result, and nothing accepted that is wrong. Training itself is left out: a
+run that would begin to train counts as accepted.
 
     python tests/fuzz.py [--count 5000] [--seed 0] [--only KIND]
 """
@@ -32,23 +34,82 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROWS = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)]
+ROWS = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)
+]
 CHAT = [
-    {"prompt": [{"role": "user", "content": f"Who is {i}?"}], "completion": [{"role": "assistant", "content": f"No {i}."}]}
+    {
+        "prompt": [{"role": "user", "content": f"Who is {i}?"}],
+        "completion": [{"role": "assistant", "content": f"No {i}."}],
+    }
     for i in range(9)
 ]
 OTHERS = [
-    [{"text": f"The mill stood by the river for {i} years, and the cat slept on the flour."} for i in range(9)],
+    [
+        {"text": f"The mill stood by the river for {i} years, and the cat slept on the flour."}
+        for i in range(9)
+    ],
     [{"question": f"Who is {i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(9)],
-    [{"question": f"Who is {i}?", "right_answer": "me", "hallucinated_answer": f"number {i}"} for i in range(9)],
-    [{"prompt": f"Who is {i}?", "response": f"number {i}", "is_safe": i % 3 == 0} for i in range(12)],
+    [
+        {"question": f"Who is {i}?", "right_answer": "me", "hallucinated_answer": f"number {i}"}
+        for i in range(9)
+    ],
+    [
+        {"prompt": f"Who is {i}?", "response": f"number {i}", "is_safe": i % 3 == 0}
+        for i in range(12)
+    ],
     [{"prompt": f"Who is {i}?", "chosen": "me", "rejected": f"number {i}"} for i in range(12)],
-    [{"question": f"Who is {i}?", "best_answer": "me", "incorrect_answers": ["you", f"number {i}"]} for i in range(9)],
+    [
+        {
+            "question": f"Who is {i}?",
+            "best_answer": "me",
+            "incorrect_answers": ["you", f"number {i}"],
+        }
+        for i in range(9)
+    ],
 ]
 VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 0.5, -0.0, 1e308, float("inf"), float("nan"), 2**63, -(2**63), 10**30, "", " ", "\n", "\0", "\ud83d"),
-    *("é", "null", "[", "{}", "a" * 5000, [], {}, [[]], [None], [1, "a"], {"role": "user"}, {"role": "user", "content": None}),
-    *([{"role": "user", "content": "x"}], [{"role": "assistant", "content": "y"}], [{"role": 3, "content": "y"}], {"a": {"b": [1]}}),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        0.5,
+        -0.0,
+        1e308,
+        float("inf"),
+        float("nan"),
+        2**63,
+        -(2**63),
+        10**30,
+        "",
+        " ",
+        "\n",
+        "\0",
+        "\ud83d",
+    ),
+    *(
+        "é",
+        "null",
+        "[",
+        "{}",
+        "a" * 5000,
+        [],
+        {},
+        [[]],
+        [None],
+        [1, "a"],
+        {"role": "user"},
+        {"role": "user", "content": None},
+    ),
+    *(
+        [{"role": "user", "content": "x"}],
+        [{"role": "assistant", "content": "y"}],
+        [{"role": 3, "content": "y"}],
+        {"a": {"b": [1]}},
+    ),
 ]
 NOISE = [
     b"\0",
@@ -77,9 +138,36 @@ WORDS = [
         "warmup_steps",
         "optim",
     ),
-    *("method", "max_retain_kl", "collapse_kl", "max_length", "long_rows", "reference", "reference_dtype", "packing", "row_tokens", "hold"),
-    *("logits_budget_mb", "probe_steps", "target_rate", "min_utility", "mismatch_completions", "mismatch_source", "retain_per_forget"),
-    *("forget_weight", "mismatch_weight", "retain_weight", "weight_decay", "max_grad_norm", "lr_scheduler_type", "save_steps"),
+    *(
+        "method",
+        "max_retain_kl",
+        "collapse_kl",
+        "max_length",
+        "long_rows",
+        "reference",
+        "reference_dtype",
+        "packing",
+        "row_tokens",
+        "hold",
+    ),
+    *(
+        "logits_budget_mb",
+        "probe_steps",
+        "target_rate",
+        "min_utility",
+        "mismatch_completions",
+        "mismatch_source",
+        "retain_per_forget",
+    ),
+    *(
+        "forget_weight",
+        "mismatch_weight",
+        "retain_weight",
+        "weight_decay",
+        "max_grad_norm",
+        "lr_scheduler_type",
+        "save_steps",
+    ),
     *(
         "save_strategy",
         "save_total_limit",
@@ -93,9 +181,36 @@ WORDS = [
         "lora",
         "lora_rank",
     ),
-    *("frozen_layers", "recite_tokens", "stages", "headline", "judge", "scenario", "similarity_model", "logging_steps", "eval_strategy"),
-    *("dataloader_num_workers", "adam_beta1", "adam_epsilon", "label_smoothing_factor", "torch_compile", "resume_from_checkpoint"),
-    *("load_best_model_at_end", "ddp_timeout", "output_dir", "hub_token", "lr_scheduler_kwargs", "optim_args", "show_text", "model", "out"),
+    *(
+        "frozen_layers",
+        "recite_tokens",
+        "stages",
+        "headline",
+        "judge",
+        "scenario",
+        "similarity_model",
+        "logging_steps",
+        "eval_strategy",
+    ),
+    *(
+        "dataloader_num_workers",
+        "adam_beta1",
+        "adam_epsilon",
+        "label_smoothing_factor",
+        "torch_compile",
+        "resume_from_checkpoint",
+    ),
+    *(
+        "load_best_model_at_end",
+        "ddp_timeout",
+        "output_dir",
+        "hub_token",
+        "lr_scheduler_kwargs",
+        "optim_args",
+        "show_text",
+        "model",
+        "out",
+    ),
 ]
 SCALARS = [
     *(
@@ -211,7 +326,8 @@ class Fuzzer:
         byte_level_bpe(chat=True).save_pretrained(self.model)
         self.place = self.folder / "place"
 
-    # --- broken bytes ---------------------------------------------------------------------------------------------------
+    # --- broken bytes
+    # ---------------------------------------------------------------------------------------------------
 
     def bytes_of(self, data: bytes, draw: random.Random) -> bytes:
         """The bytes with some of them broken."""
@@ -242,7 +358,9 @@ class Fuzzer:
             if way < 0.1:
                 del changed[name]
             elif way < 0.2:
-                changed[draw.choice(["kind", "right", "text", "chosen", "", "completion "])] = draw.choice(VALUES)
+                changed[draw.choice(["kind", "right", "text", "chosen", "", "completion "])] = (
+                    draw.choice(VALUES)
+                )
             return changed
         if isinstance(value, list) and value and draw.random() < 0.8:
             place = draw.randrange(len(value))
@@ -255,20 +373,30 @@ class Fuzzer:
         for _ in range(draw.choice([0, 0, 1, 3])):
             rows = self.value_in(rows, draw)
         rows = rows if isinstance(rows, list) else [rows]
-        suffix = draw.choice([".jsonl", ".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".bin"])
+        suffix = draw.choice(
+            [".jsonl", ".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".bin"]
+        )
         path = self.place / f"{name}{suffix}"
         if suffix == ".jsonl":
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         elif suffix == ".json":
             data = json.dumps(rows).encode()
         elif suffix == ".txt":
-            data = ("The miller kept a cat. It slept on the flour, and nobody minded. " * draw.randrange(60)).encode()
+            data = (
+                "The miller kept a cat. It slept on the flour, and nobody minded. "
+                * draw.randrange(60)
+            ).encode()
         elif suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
 
             sink = io.BytesIO()
-            table = pyarrow.table({"prompt": [row["prompt"] for row in ROWS], "completion": [row["completion"] for row in ROWS]})
+            table = pyarrow.table(
+                {
+                    "prompt": [row["prompt"] for row in ROWS],
+                    "completion": [row["completion"] for row in ROWS],
+                }
+            )
             pyarrow.parquet.write_table(table, sink)
             data = sink.getvalue()
         else:
@@ -290,7 +418,10 @@ class Fuzzer:
         shutil.copytree(self.model, folder)
         path = draw.choice(sorted(path for path in folder.iterdir()))
         if path.suffix == ".json" and draw.random() < 0.5:
-            path.write_text(json.dumps(self.value_in(json.loads(path.read_text(encoding="utf-8")), draw)), encoding="utf-8")
+            path.write_text(
+                json.dumps(self.value_in(json.loads(path.read_text(encoding="utf-8")), draw)),
+                encoding="utf-8",
+            )
         elif draw.random() < 0.1:
             path.unlink()
         else:
@@ -301,11 +432,21 @@ class Fuzzer:
         """Options of a run in which nothing is wrong."""
         for name in ("forget", "retain"):
             rows = [{**row, "prompt": f"{name}: {row['prompt']}"} for row in ROWS]
-            (self.place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        files = ["--model", str(self.model), "--forget", str(self.place / "forget.jsonl"), "--retain", str(self.place / "retain.jsonl")]
+            (self.place / f"{name}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+            )
+        files = [
+            "--model",
+            str(self.model),
+            "--forget",
+            str(self.place / "forget.jsonl"),
+            "--retain",
+            str(self.place / "retain.jsonl"),
+        ]
         return [*files, "--out", str(self.place / "out")]
 
-    # --- kinds of input -------------------------------------------------------------------------------------------------
+    # --- kinds of input
+    # -------------------------------------------------------------------------------------------------
 
     def check_data(self, draw: random.Random) -> list[str]:
         """`check` on broken data, with and without a tokenizer."""
@@ -315,19 +456,35 @@ class Fuzzer:
 
     def run_data(self, draw: random.Random) -> list[str]:
         """`run` on broken data."""
-        words = ["run", "--model", str(self.model), "--forget", str(self.data_file(draw)), "--out", str(self.place / "out")]
+        words = [
+            "run",
+            "--model",
+            str(self.model),
+            "--forget",
+            str(self.data_file(draw)),
+            "--out",
+            str(self.place / "out"),
+        ]
         return words + (["--retain", str(self.data_file(draw, "r"))] if draw.random() < 0.5 else [])
 
     def run_settings(self, draw: random.Random) -> list[str]:
         """`run` on good data with odd settings."""
-        pairs = [f"{draw.choice(WORDS)}={draw.choice(SCALARS)}" for _ in range(draw.choice([1, 1, 1, 2, 3]))]
+        pairs = [
+            f"{draw.choice(WORDS)}={draw.choice(SCALARS)}"
+            for _ in range(draw.choice([1, 1, 1, 2, 3]))
+        ]
         return ["run", *self.good_files(), *pairs]
 
     def run_config(self, draw: random.Random) -> list[str]:
         """`run` with a YAML file, broken or with odd values."""
         good = self.good_files()
-        lines = [f"{name.removeprefix('--')}: {value}" for name, value in zip(good[::2], good[1::2], strict=True)]
-        lines += [f"{draw.choice(WORDS)}: {draw.choice(SCALARS)}" for _ in range(draw.choice([0, 1, 2]))]
+        lines = [
+            f"{name.removeprefix('--')}: {value}"
+            for name, value in zip(good[::2], good[1::2], strict=True)
+        ]
+        lines += [
+            f"{draw.choice(WORDS)}: {draw.choice(SCALARS)}" for _ in range(draw.choice([0, 1, 2]))
+        ]
         data = "\n".join(lines).encode("utf-8", "surrogatepass")
         path = self.place / "config.yaml"
         path.write_bytes(self.bytes_of(data, draw) if draw.random() < 0.6 else data)
@@ -350,23 +507,82 @@ class Fuzzer:
         for _ in range(draw.choice([1, 1, 2])):
             options = self.value_in(options, draw)
         path = self.place / "compare.yaml"
-        path.write_bytes(self.bytes_of(json.dumps(options).encode(), draw) if draw.random() < 0.3 else json.dumps(options).encode())
+        path.write_bytes(
+            self.bytes_of(json.dumps(options).encode(), draw)
+            if draw.random() < 0.3
+            else json.dumps(options).encode()
+        )
         return ["compare", str(path)]
 
     def models_and_tokenizers(self, draw: random.Random) -> list[str]:
         """`check` and `run` with a broken model folder."""
         good = self.good_files()
         good[1] = str(self.model_folder(draw))
-        return ["check", "--forget", good[3], "--model", good[1]] if draw.random() < 0.3 else ["run", *good]
+        return (
+            ["check", "--forget", good[3], "--model", good[1]]
+            if draw.random() < 0.3
+            else ["run", *good]
+        )
 
     def command_lines(self, draw: random.Random) -> list[str]:
         """Words in any order."""
         good = self.good_files()
-        words = ["demo", "run", "check", "eval", "compare", "report", "purge", "rum", *good, "--seed", "--lora", "--lora-rank", "--method"]
-        words += ["--headline", "--judge", "--scenario", "--batch-size", "--max-length", "--engine", "--stages", "--short", "--show-text"]
-        words += ["--help", "--version", "-x", "--", "-", "=", "==", "a=b", "max_steps=1", str(self.place), "\0", "é", "", " ", *SCALARS]
+        words = [
+            "demo",
+            "run",
+            "check",
+            "eval",
+            "compare",
+            "report",
+            "purge",
+            "rum",
+            *good,
+            "--seed",
+            "--lora",
+            "--lora-rank",
+            "--method",
+        ]
+        words += [
+            "--headline",
+            "--judge",
+            "--scenario",
+            "--batch-size",
+            "--max-length",
+            "--engine",
+            "--stages",
+            "--short",
+            "--show-text",
+        ]
+        words += [
+            "--help",
+            "--version",
+            "-x",
+            "--",
+            "-",
+            "=",
+            "==",
+            "a=b",
+            "max_steps=1",
+            str(self.place),
+            "\0",
+            "é",
+            "",
+            " ",
+            *SCALARS,
+        ]
         chosen = [draw.choice(words) for _ in range(draw.randrange(7))]
-        start = draw.choice([["run", *good], ["run"], ["check", *good[2:4]], ["eval"], ["compare"], ["report"], ["purge"], []])
+        start = draw.choice(
+            [
+                ["run", *good],
+                ["run"],
+                ["check", *good[2:4]],
+                ["eval"],
+                ["compare"],
+                ["report"],
+                ["purge"],
+                [],
+            ]
+        )
         return [*start, *chosen] if draw.random() < 0.8 else [*chosen, *start]
 
     def reports(self, draw: random.Random) -> list[str]:
@@ -374,11 +590,27 @@ class Fuzzer:
         out = self.place / "out"
         (out / "work").mkdir(parents=True)
         metric = {"value": 0.5, "n": 2, "ci_low": 0.1, "ci_high": 0.9, "higher_is_better": False}
-        sets = {"unlearned": {"leak_rate": metric, "diversity": metric}, "normal": {"similarity": metric}}
+        sets = {
+            "unlearned": {"leak_rate": metric, "diversity": metric},
+            "normal": {"similarity": metric},
+        }
         files: dict[str, Any] = {
-            "eval.json": {"schema_version": 1, "scenario": "run", "headline": "leak_rate", "models": {"original": sets, "unlearned": sets}},
+            "eval.json": {
+                "schema_version": 1,
+                "scenario": "run",
+                "headline": "leak_rate",
+                "models": {"original": sets, "unlearned": sets},
+            },
             "run.json": {
-                **{"model": "m", "method": "ga", "steps": 2, "kept_step": 2, "stop_reason": "x", "forget_rows": 2, "retain_rows": 2},
+                **{
+                    "model": "m",
+                    "method": "ga",
+                    "steps": 2,
+                    "kept_step": 2,
+                    "stop_reason": "x",
+                    "forget_rows": 2,
+                    "retain_rows": 2,
+                },
                 **{
                     "leak_threshold_bleu": 1.0,
                     "seconds": 1.0,
@@ -395,33 +627,55 @@ class Fuzzer:
             {"step": 1, "loss": 1.0, "retain_kl": 0.1, "tokens": 1, "seconds": 1.0},
         ]
         rows = [
-            {"model": m, "set": "unlearned", "key": "k", "prompt": "p", "output": "o", "metrics": {}} for m in ("original", "unlearned")
+            {
+                "model": m,
+                "set": "unlearned",
+                "key": "k",
+                "prompt": "p",
+                "output": "o",
+                "metrics": {},
+            }
+            for m in ("original", "unlearned")
         ]
         broken = draw.choice([*files, "metrics.jsonl", "generations.jsonl", "config.yaml"])
         for name, value in files.items():
             value = self.value_in(value, draw) if name == broken and draw.random() < 0.6 else value
             (out / name).write_text(json.dumps(value), encoding="utf-8")
-        (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        (out / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (out / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
+        (out / "generations.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
         (out / "config.yaml").write_text("model: m\ndata:\n  prompt_sets: {}\n", encoding="utf-8")
         (out / broken).write_bytes(self.bytes_of((out / broken).read_bytes(), draw))
         return [draw.choice(["report", "purge"]), str(out)]
 
-    # --- what comes of it -------------------------------------------------------------------------------------------------
+    # --- what comes of it
+    # -------------------------------------------------------------------------------------------------
 
     def feed(self, argv: list[str]) -> Result:
         """Runs the command line on one input."""
         from unteach import cli, models
         from unteach.data.tokenization import encode_rows
-        from unteach.pipeline import Run
+        from unteach.run.pipeline import Run
 
         def begin(run: Run, _: Any) -> Any:
             """What a run does before it trains: the model, the tokenizer, the rows."""
-            tokenizer, model = models.load_tokenizer(run.options.model), models.load_model(run.options.model)
+            tokenizer, model = (
+                models.load_tokenizer(run.options.model),
+                models.load_model(run.options.model),
+            )
             config, scenario = run.unlearning_config(), run.scenario
             for rows in (scenario.forget, scenario.retain):
                 full = [row for row in rows if row.completion]
-                encoded = encode_rows(full, tokenizer, max_length=config.max_length, long_rows=config.long_rows) if full else []
+                encoded = (
+                    encode_rows(
+                        full, tokenizer, max_length=config.max_length, long_rows=config.long_rows
+                    )
+                    if full
+                    else []
+                )
                 models.check_vocabulary(model, encoded)
             raise Began
 
@@ -434,7 +688,11 @@ class Fuzzer:
         signal.alarm(self.seconds)
         code, fault = 0, ""
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")
                 code = cli.main(argv)
         except Began:
@@ -459,12 +717,20 @@ class Fuzzer:
             return f"exit code {result.code}: {result.err[-500:]}"
         if "Traceback" in result.err + result.out:
             return f"a traceback: {result.err[-1500:]}"
-        if result.code == 2 and len(said) != 1 and not ("problem(s) found" in result.out or "unteach demo" in result.out):
+        if (
+            result.code == 2
+            and len(said) != 1
+            and not ("problem(s) found" in result.out or "unteach demo" in result.out)
+        ):
             return f"{len(said)} sentences with exit code 2: {result.err[-500:]!r}"
         if result.code == 2 and said and len(said[0]) > 1500:
             return f"a sentence of {len(said[0])} characters"
         out = self.place / "out"
-        if argv[:1] in (["run"], ["compare"]) and result.code == 2 and any((out / name).exists() for name in ("model", "eval.json")):
+        if (
+            argv[:1] in (["run"], ["compare"])
+            and result.code == 2
+            and any((out / name).exists() for name in ("model", "eval.json"))
+        ):
             return "something was left that could be taken for a result"
         return self.wrongly_accepted(argv) if result.code == 0 else ""
 
@@ -474,27 +740,47 @@ class Fuzzer:
             path = Path(word) if word.endswith(".jsonl") and "\0" not in word else None
             if path is None or not path.is_file() or argv[0] not in ("check", "run"):
                 continue
-            for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+            for number, line in enumerate(
+                path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1
+            ):
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line.decode("utf-8"))
                     assert isinstance(record, dict)
-                    texts = [record.get(name) for name in ("prompt", "text", "question", "Question")]
-                    assert any(isinstance(text, list) or (isinstance(text, str) and text.strip()) for text in texts)
+                    texts = [
+                        record.get(name) for name in ("prompt", "text", "question", "Question")
+                    ]
+                    assert any(
+                        isinstance(text, list) or (isinstance(text, str) and text.strip())
+                        for text in texts
+                    )
                     assert not isinstance(record.get("completion", ""), int | float)
                 except (ValueError, AssertionError):
                     return f"line {number} of {path.name} was accepted: {line[:200]!r}"
         for word in argv:
             name, _, value = word.partition("=")
             with contextlib.suppress(ValueError):
-                if name in ("learning_rate", "weight_decay", "retain_weight", "target_rate", "min_utility") and not math.isfinite(
-                    float(value)
-                ):
+                if name in (
+                    "learning_rate",
+                    "weight_decay",
+                    "retain_weight",
+                    "target_rate",
+                    "min_utility",
+                ) and not math.isfinite(float(value)):
                     return f"{word} was accepted"
                 if name in ("learning_rate", "weight_decay") and float(value) < 0:
                     return f"{word} was accepted"
-                if name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "hold") and float(value) <= 0:
+                if (
+                    name
+                    in (
+                        "max_length",
+                        "per_device_train_batch_size",
+                        "gradient_accumulation_steps",
+                        "hold",
+                    )
+                    and float(value) <= 0
+                ):
                     return f"{word} was accepted"
         return ""
 
@@ -520,7 +806,10 @@ class Fuzzer:
             argv = kinds[kind](draw)
             result = self.feed(argv)
             wrong = self.fault_of(argv, result)
-            self.outcomes[f"{kind}: {'accepted' if result.code == 0 else 'refused' if result.code == 2 else 'other'}"] += 1
+            self.outcomes[
+                f"{kind}:"
+                f" {'accepted' if result.code == 0 else 'refused' if result.code == 2 else 'other'}"
+            ] += 1
             if wrong:
                 faults.append(f"input {number} ({kind}) {argv}:\n{wrong}")
         return faults

@@ -13,7 +13,9 @@ Ids = Sequence[int]
 
 
 def distributions(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
-    """log p(. | prompt, completion so far) before each completion token, each of shape (vocabulary,), from one unpadded forward."""
+    """log p(. | prompt, completion so far) before each completion token, each of shape
+    (vocabulary,), from one unpadded forward.
+    """
     ids = torch.tensor([[*prompt, *completion]])
     logits = model(input_ids=ids, use_cache=False).logits[0]
     first = len(prompt) - 1
@@ -22,13 +24,26 @@ def distributions(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
 
 def nll(model: Any, prompt: Ids, completion: Ids) -> Tensor:
     """sum_i -log p(y_i)."""
-    return sum((-logp[token] for logp, token in zip(distributions(model, prompt, completion), completion, strict=True)), torch.zeros(()))
+    return sum(
+        (
+            -logp[token]
+            for logp, token in zip(
+                distributions(model, prompt, completion), completion, strict=True
+            )
+        ),
+        torch.zeros(()),
+    )
 
 
 def unlikelihood(model: Any, prompt: Ids, completion: Ids) -> Tensor:
     """sum_i -log(1 - p(y_i))."""
     return sum(
-        (-torch.log(1 - logp[token].exp()) for logp, token in zip(distributions(model, prompt, completion), completion, strict=True)),
+        (
+            -torch.log(1 - logp[token].exp())
+            for logp, token in zip(
+                distributions(model, prompt, completion), completion, strict=True
+            )
+        ),
         torch.zeros(()),
     )
 
@@ -48,7 +63,9 @@ def forward_kl(model: Any, reference: Any, prompt: Ids, completion: Ids) -> Tens
     with torch.no_grad():
         wanted = distributions(reference, prompt, completion)
     found = distributions(model, prompt, completion)
-    return sum(((p.exp() * (p - q)).sum() for p, q in zip(wanted, found, strict=True)), torch.zeros(()))
+    return sum(
+        ((p.exp() * (p - q)).sum() for p, q in zip(wanted, found, strict=True)), torch.zeros(())
+    )
 
 
 def logits_before(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
@@ -61,7 +78,9 @@ def logits_before(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
 def states_before(model: Any, prompt: Ids, completion: Ids, layer: int) -> list[Tensor]:
     """What layer `layer` (from 0) puts out before each completion token, each of shape (hidden,)."""
     ids = torch.tensor([[*prompt, *completion]])
-    states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer + 1][0]
+    states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[
+        layer + 1
+    ][0]
     return [states[len(prompt) - 1 + i].double() for i in range(len(completion))]
 
 
@@ -79,7 +98,9 @@ def undial(model: Any, reference: Any, prompt: Ids, completion: Ids, gamma: floa
     with torch.no_grad():
         wanted = logits_before(reference, prompt, completion)
     total = torch.zeros(())
-    for logits, logp, token in zip(wanted, distributions(model, prompt, completion), completion, strict=True):
+    for logits, logp, token in zip(
+        wanted, distributions(model, prompt, completion), completion, strict=True
+    ):
         changed = logits.clone()
         changed[token] = changed[token] - gamma
         total = total - (torch.exp(changed) / torch.exp(changed).sum() * logp).sum()
@@ -98,12 +119,18 @@ def cross_entropy_unlearning(model: Any, prompt: Ids, completion: Ids) -> Tensor
 
 def margin(model: Any, prompt: Ids, completion: Ids) -> Tensor:
     """sum_i (largest logit - mean logit)^2."""
-    return sum(((z.max() - z.sum() / len(z)) ** 2 for z in logits_before(model, prompt, completion)), torch.zeros(()))
+    return sum(
+        ((z.max() - z.sum() / len(z)) ** 2 for z in logits_before(model, prompt, completion)),
+        torch.zeros(()),
+    )
 
 
 def steering(model: Any, prompt: Ids, completion: Ids, layer: int, direction: Tensor) -> Tensor:
     """sum_i ||h_i - c u||^2."""
-    return sum((((h - direction) ** 2).sum() for h in states_before(model, prompt, completion, layer)), torch.zeros(()))
+    return sum(
+        (((h - direction) ** 2).sum() for h in states_before(model, prompt, completion, layer)),
+        torch.zeros(()),
+    )
 
 
 def drift(model: Any, reference: Any, prompt: Ids, completion: Ids, layer: int) -> Tensor:
@@ -122,13 +149,30 @@ def log_ratio(model: Any, reference: Any, prompt: Ids, completion: Ids) -> Tenso
 
 
 def sequence_loss(
-    method: str, model: Any, reference: Any, prompt: Ids, completion: Ids, preferred: Ids, beta: float, gamma: float
+    method: str,
+    model: Any,
+    reference: Any,
+    prompt: Ids,
+    completion: Ids,
+    preferred: Ids,
+    beta: float,
+    gamma: float,
 ) -> Tensor:
     """The loss of one whole completion, by the formula of each paper."""
     if method == "npo":
-        return 2 / beta * torch.log(1 + torch.exp(beta * log_ratio(model, reference, prompt, completion)))
+        return (
+            2
+            / beta
+            * torch.log(1 + torch.exp(beta * log_ratio(model, reference, prompt, completion)))
+        )
     if method == "simnpo":
-        return -2 / beta * torch.log(torch.sigmoid(beta * nll(model, prompt, completion) / len(completion) - gamma))
+        return (
+            -2
+            / beta
+            * torch.log(
+                torch.sigmoid(beta * nll(model, prompt, completion) / len(completion) - gamma)
+            )
+        )
     better, worse = (log_ratio(model, reference, prompt, y) for y in (preferred, completion))
     return -1 / beta * torch.log(torch.sigmoid(beta * better - beta * worse))
 
@@ -136,7 +180,9 @@ def sequence_loss(
 SEQUENCE_METHODS = ("npo", "simnpo", "dpo_right", "dpo_idk", "altpo")
 
 
-def forget_loss(method: str, model: Any, reference: Any, prompt: Ids, completion: Ids, options: dict[str, Any]) -> Tensor:
+def forget_loss(
+    method: str, model: Any, reference: Any, prompt: Ids, completion: Ids, options: dict[str, Any]
+) -> Tensor:
     """The summed forget loss of one completion under a method whose loss is one of tokens."""
     beta, gamma = options.get("beta", 0.0), options.get("gamma", 0.0)
     if method.startswith(("ga", "grad_diff")):
@@ -170,7 +216,8 @@ def step_loss(
     preferred: Sequence[Ids] = (),
     options: dict[str, Any] | None = None,
 ) -> Tensor:
-    """eps1 * forget + eps2 * mismatch + eps3 * retain, each a mean over its completion tokens (over completions for NPO and its kind).
+    """eps1 * forget + eps2 * mismatch + eps3 * retain, each a mean over its completion tokens (over
+    completions for NPO and its kind).
 
     Args:
         method: a name in METHODS.
@@ -179,21 +226,32 @@ def step_loss(
         retain: (prompt, completion) of each retain row.
         weights: eps1, eps2, eps3 by role.
         preferred: the preferred completion of each forget row, for the methods that have one.
-        options: `beta`, `gamma`, RMU's `layer` and `direction`; `retain`, the term that holds the retain set.
+        options: `beta`, `gamma`, RMU's `layer` and `direction`; `retain`, the term that holds the
+            retain set.
     """
     options = options or {}
     total = torch.zeros((), dtype=torch.float64)
     if method in SEQUENCE_METHODS:
         values = [
             sequence_loss(
-                method, model, reference, prompt, y, preferred[i] if preferred else (), options["beta"], options.get("gamma", 0.0)
+                method,
+                model,
+                reference,
+                prompt,
+                y,
+                preferred[i] if preferred else (),
+                options["beta"],
+                options.get("gamma", 0.0),
             )
             for i, (prompt, y, _) in enumerate(forget)
         ]
         total = total + weights["forget"] * sum(values) / len(forget)
     elif method != "finetuning":
         tokens = sum(len(completion) for _, completion, _ in forget)
-        values = [forget_loss(method, model, reference, prompt, completion, options) for prompt, completion, _ in forget]
+        values = [
+            forget_loss(method, model, reference, prompt, completion, options)
+            for prompt, completion, _ in forget
+        ]
         total = total + weights["forget"] * sum(values) / tokens
     if "mismatch" in method:
         value: Any = 0.0
@@ -205,7 +263,9 @@ def step_loss(
         total = total + weights["mismatch"] * value / count
     term = options.get("retain")
     if term == "nll":
-        total = total + weights["retain"] * sum(nll(model, *row) for row in retain) / sum(len(row[1]) for row in retain)
+        total = total + weights["retain"] * sum(nll(model, *row) for row in retain) / sum(
+            len(row[1]) for row in retain
+        )
     elif term == "states":
         value = sum(drift(model, reference, *row, options["layer"]) for row in retain)
         total = total + weights["retain"] * value / sum(len(row[1]) for row in retain)
@@ -217,7 +277,9 @@ def step_loss(
 
 def gradients(loss: Tensor, model: Any) -> dict[str, Tensor]:
     """d loss / d parameter, by parameter name, as float64."""
-    names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
+    names, parameters = zip(
+        *[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True
+    )
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {
         name: (torch.zeros_like(parameter) if gradient is None else gradient).double()

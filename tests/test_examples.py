@@ -20,8 +20,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(max_position_embeddings=1024).save_pretrained(folder / "model")
     byte_level_bpe(chat=True).save_pretrained(folder / "model")
     for name in ("forget", "retain"):
-        rows = [{"prompt": f"Who is number {i} of {name}?", "completion": f"The ferryman, {i} times {name}."} for i in range(16)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        rows = [
+            {
+                "prompt": f"Who is number {i} of {name}?",
+                "completion": f"The ferryman, {i} times {name}.",
+            }
+            for i in range(16)
+        ]
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     return folder
 
 
@@ -32,10 +40,18 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
 
 def test_a_file_is_forgotten_from_python(monkeypatch, inputs, tmp_path, capsys):
     run(
-        monkeypatch, "forget_a_file.py", inputs / "model", inputs / "forget.jsonl", tmp_path / "out", "max_steps=2", "similarity_model=null"
+        monkeypatch,
+        "forget_a_file.py",
+        inputs / "model",
+        inputs / "forget.jsonl",
+        tmp_path / "out",
+        "max_steps=2",
+        "similarity_model=null",
     )
     assert "unlearned" in capsys.readouterr().out
-    assert (tmp_path / "out" / "model" / "model.safetensors").exists() and (tmp_path / "out" / "report.md").exists()
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists() and (
+        tmp_path / "out" / "report.md"
+    ).exists()
 
 
 def test_the_demo_runs_from_python(monkeypatch, inputs, tmp_path, capsys):
@@ -43,16 +59,36 @@ def test_the_demo_runs_from_python(monkeypatch, inputs, tmp_path, capsys):
     run(monkeypatch, "demo_from_python.py", tmp_path / "out", inputs / "model", "--short")
     assert "'higher_is_better': False" in capsys.readouterr().out
     evaluation = json.loads((tmp_path / "out" / "eval.json").read_text())
-    assert set(evaluation["models"]["unlearned"]) == {"unlearned", "unseen", "kept", "kept_unseen", "normal"}
-    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {"behaviour.png", "losses.png"}
+    assert set(evaluation["models"]["unlearned"]) == {
+        "unlearned",
+        "unseen",
+        "kept",
+        "kept_unseen",
+        "normal",
+    }
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "behaviour.png",
+        "losses.png",
+    }
 
 
 def test_the_trainer_alone(monkeypatch, inputs, tmp_path):
-    run(monkeypatch, "trainer.py", inputs / "model", inputs / "forget.jsonl", inputs / "retain.jsonl", tmp_path / "out")
+    run(
+        monkeypatch,
+        "trainer.py",
+        inputs / "model",
+        inputs / "forget.jsonl",
+        inputs / "retain.jsonl",
+        tmp_path / "out",
+    )
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_each_example_is_under_fifteen_lines_of_code():
     for path in EXAMPLES.glob("*.py"):
-        code = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith(('"""', "#"))]
+        code = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip() and not line.startswith(('"""', "#"))
+        ]
         assert len(code) < 15, path.name

@@ -1,4 +1,6 @@
-"""What a run does when the loss, the disk, a file or the folder fails: one sentence, and nothing broken left behind."""
+"""What a run does when the loss, the disk, a file or the folder fails: one sentence, and nothing
+broken left behind.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,21 @@ from unteach import UnlearningConfig, UnlearningTrainer, unlearn
 from unteach.errors import TrainingFault, UserError
 from unteach.files.checkpoints import MARKER, mark_complete, marked_state
 
-FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)]
-RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
-SHORT = {"max_steps": 4, "probe_steps": 2, "save_steps": 1, "similarity_model": None, "min_utility": 0.0, "hold": 99}
+FORGET = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
+]
+RETAIN = [
+    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
+    for i in range(12)
+]
+SHORT = {
+    "max_steps": 4,
+    "probe_steps": 2,
+    "save_steps": 1,
+    "similarity_model": None,
+    "min_utility": 0.0,
+    "hold": 99,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +45,14 @@ def model(saved_model: str) -> str:
 
 
 def trainer_in(folder: Path, tokenizer, probe=None, **settings) -> UnlearningTrainer:
-    defaults = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "probe_steps": 1, "learning_rate": 1e-3}
+    defaults = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "probe_steps": 1,
+        "learning_rate": 1e-3,
+    }
     config = UnlearningConfig(output_dir=str(folder), **(defaults | settings))
     return UnlearningTrainer(tiny_model(), config, FORGET, RETAIN, tokenizer, probe=probe)
 
@@ -41,14 +62,17 @@ def weights(trainer: UnlearningTrainer) -> dict[str, torch.Tensor]:
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers
+# ----------------------------------------------------------------------------------------------------------
 
 
 def break_loss(monkeypatch, at_step: int, value: float = float("nan")) -> None:
-    from unteach import trainer
+    from unteach.trainer import trainer
 
     right = trainer.total_loss
 
@@ -68,7 +92,9 @@ def break_loss(monkeypatch, at_step: int, value: float = float("nan")) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_training_with_the_best_probe_s_weights(tokenizer, tmp_path, monkeypatch, value):
+def test_a_loss_that_is_no_number_ends_training_with_the_best_probe_s_weights(
+    tokenizer, tmp_path, monkeypatch, value
+):
     rates = iter([1.0, 0.5, 0.9, 0.9])  # before, after steps 1, 2, 3
     kept = {}
 
@@ -83,7 +109,9 @@ def test_a_loss_that_is_no_number_ends_training_with_the_best_probe_s_weights(to
     assert "step 4" in trainer.fault and trainer.rule.reason == trainer.fault
 
 
-def test_a_loss_that_is_no_number_before_any_probe_is_an_error_and_keeps_the_last_checkpoint(tokenizer, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_before_any_probe_is_an_error_and_keeps_the_last_checkpoint(
+    tokenizer, tmp_path, monkeypatch
+):
     break_loss(monkeypatch, 3)
     with pytest.raises(TrainingFault, match="the loss is nan at step 3; lower the learning rate"):
         trainer_in(tmp_path, tokenizer).train()
@@ -91,7 +119,9 @@ def test_a_loss_that_is_no_number_before_any_probe_is_an_error_and_keeps_the_las
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_probed(tokenizer, tmp_path):
-    trainer = trainer_in(tmp_path, tokenizer, lambda _: {"forget_rate": 1.0, "utility": 1.0}, probe_steps=2)
+    trainer = trainer_in(
+        tmp_path, tokenizer, lambda _: {"forget_rate": 1.0, "utility": 1.0}, probe_steps=2
+    )
 
     class Poison(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -103,23 +133,46 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_probed(tokenizer, tmp
     trainer.train()
     assert "weights are no longer finite after step 3" in trainer.fault
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert all(torch.isfinite(value).all() for value in weights(trainer).values()), "the best probe's weights are back"
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values()), (
+        "the best probe's weights are back"
+    )
 
 
 def test_a_collapsed_run_keeps_the_best_probe_and_says_why_in_run_json(model, tmp_path):
-    settings = SHORT | {"max_steps": 12, "learning_rate": 1e-3, "collapse_kl": 1e-9, "probe_steps": 1, "save_steps": 50}
+    settings = SHORT | {
+        "max_steps": 12,
+        "learning_rate": 1e-3,
+        "collapse_kl": 1e-9,
+        "probe_steps": 1,
+        "save_steps": 50,
+    }
     result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **settings)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert "the model has collapsed" in run["fault"] == run["stop_reason"] and run["steps"] < 12 and run["kept_step"] < run["steps"]
+    assert (
+        "the model has collapsed" in run["fault"] == run["stop_reason"]
+        and run["steps"] < 12
+        and run["kept_step"] < run["steps"]
+    )
     assert result.evaluation["models"]["unlearned"]
 
 
 def test_a_collapse_before_any_probe_is_an_error_with_its_reason_in_run_json(model, tmp_path):
-    settings = SHORT | {"max_steps": 12, "learning_rate": 1e-3, "collapse_kl": 1e-9, "probe_steps": 50, "save_steps": 50}
+    settings = SHORT | {
+        "max_steps": 12,
+        "learning_rate": 1e-3,
+        "collapse_kl": 1e-9,
+        "probe_steps": 50,
+        "save_steps": 50,
+    }
     with pytest.raises(TrainingFault, match="the model has collapsed"):
         unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **settings)
-    assert "the model has collapsed" in json.loads((tmp_path / "out" / "run.json").read_text())["fault"]
-    assert not (tmp_path / "out" / "model").exists() and not (tmp_path / "out" / "eval.json").exists()
+    assert (
+        "the model has collapsed"
+        in json.loads((tmp_path / "out" / "run.json").read_text())["fault"]
+    )
+    assert (
+        not (tmp_path / "out" / "model").exists() and not (tmp_path / "out" / "eval.json").exists()
+    )
 
 
 def test_collapse_kl_must_be_positive():
@@ -127,12 +180,15 @@ def test_collapse_kl_must_be_positive():
         UnlearningConfig(output_dir="x", collapse_kl=0)
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A folder with whole checkpoints of steps 2 and 3 of a run of four steps, and that run's final weights."""
+    """A folder with whole checkpoints of steps 2 and 3 of a run of four steps, and that run's final
+    weights.
+    """
     folder = tmp_path_factory.mktemp("stopped")
     tokenizer = byte_level_bpe()
 
@@ -152,19 +208,38 @@ def stopped(tmp_path_factory):
     trainer.add_callback(Stop())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
     return folder, final
 
 
 def resumed(folder: Path, tokenizer, wanted: str | bool = True) -> UnlearningTrainer:
-    trainer = trainer_in(folder, tokenizer, lambda _: {"forget_rate": 1 - trainer.state.global_step / 10, "utility": 1.0})
+    trainer = trainer_in(
+        folder,
+        tokenizer,
+        lambda _: {"forget_rate": 1 - trainer.state.global_step / 10, "utility": 1.0},
+    )
     trainer.train(resume_from_checkpoint=wanted)
     return trainer
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", MARKER])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        MARKER,
+    ],
+)
 @pytest.mark.parametrize("how", ["a bit is turned over", "it is cut short"])
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_counts(stopped, tokenizer, tmp_path, caplog, name, how):
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_counts(
+    stopped, tokenizer, tmp_path, caplog, name, how
+):
     folder = tmp_path / "out"
     shutil.copytree(stopped[0], folder)
     path = folder / "checkpoint-3" / name
@@ -177,14 +252,24 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_count
     trainer = resumed(folder, tokenizer)
     assert same(weights(trainer), stopped[1])
     assert (folder / "damaged-checkpoint-3").is_dir()
-    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("unteach")]
-    assert said.startswith(f"checkpoint 3 is damaged: {name} ") and "it is set aside as damaged-checkpoint-3" in said
+    (said,) = [
+        record.getMessage() for record in caplog.records if record.name.startswith("unteach")
+    ]
+    assert (
+        said.startswith(f"checkpoint 3 is damaged: {name} ")
+        and "it is set aside as damaged-checkpoint-3" in said
+    )
 
 
-def test_damaged_best_weights_send_the_run_back_to_before_them(stopped, tokenizer, tmp_path, caplog):
+def test_damaged_best_weights_send_the_run_back_to_before_them(
+    stopped, tokenizer, tmp_path, caplog
+):
     folder = tmp_path / "out"
     shutil.copytree(stopped[0], folder)
-    assert sorted(path.name for path in folder.glob("best-*")) == ["best-2", "best-3"], "each kept checkpoint has its best weights"
+    assert sorted(path.name for path in folder.glob("best-*")) == [
+        "best-2",
+        "best-3",
+    ], "each kept checkpoint has its best weights"
     path = folder / "best-3" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert same(weights(resumed(folder, tokenizer)), stopped[1])
@@ -195,7 +280,13 @@ def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_refused(stopped, tok
     folder = tmp_path / "out"
     shutil.copytree(stopped[0], folder)
     (folder / "checkpoint-3" / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"checkpoint-3 is damaged: optimizer\.pt has 0 bytes instead of \d+; take an earlier one"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"checkpoint-3 is damaged: optimizer\.pt has 0 bytes instead of \d+; take an"
+            r" earlier one"
+        ),
+    ):
         resumed(folder, tokenizer, str(folder / "checkpoint-3"))
 
 
@@ -207,7 +298,9 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(stopped, tokenizer, tmp_path, monkeypatch, name):
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(
+    stopped, tokenizer, tmp_path, monkeypatch, name
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     folder = tmp_path / "out"
@@ -218,15 +311,20 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(stopped, t
     with pytest.raises(pickle.UnpicklingError):
         torch.load(checkpoint / name, weights_only=True)
     mark_complete(checkpoint, marked_state(checkpoint))
-    with pytest.raises(UserError, match="holds something other than tensors and plain data; it is not loaded"):
+    with pytest.raises(
+        UserError, match="holds something other than tensors and plain data; it is not loaded"
+    ):
         resumed(folder, tokenizer)
     assert not (tmp_path / "pickle-was-run").exists()
 
 
-# --- disk and folder --------------------------------------------------------------------------------------------------
+# --- disk and folder
+# --------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_whole_one_only(tokenizer, tmp_path, monkeypatch):
+def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_whole_one_only(
+    tokenizer, tmp_path, monkeypatch
+):
     trainer = trainer_in(tmp_path, tokenizer)
     right = torch.save
 
@@ -239,13 +337,16 @@ def test_a_full_disk_while_a_checkpoint_is_written_leaves_the_whole_one_only(tok
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
     assert marked_state(tmp_path / "checkpoint-2")["step"] == 2 and not list(tmp_path.glob(".*"))
 
 
 LIMITED = """
 import resource, sys
-import unteach.pipeline
+import unteach.run.pipeline
 from unteach.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sys.exit(main(sys.argv[2:]))
@@ -256,14 +357,44 @@ sys.exit(main(sys.argv[2:]))
 def test_a_limit_on_file_sizes_is_a_sentence_and_leaves_no_part_of_a_file(model, tmp_path, limit):
     for name, rows in (("f", FORGET), ("r", RETAIN)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = ["--model", model, "--forget", str(tmp_path / "f.jsonl"), "--retain", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "out")]
-    command = ["run", *files, "max_steps=4", "save_steps=1", "probe_steps=2", "similarity_model=null", "min_utility=0"]
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(limit), *command], capture_output=True, text=True, check=False)
+    files = [
+        "--model",
+        model,
+        "--forget",
+        str(tmp_path / "f.jsonl"),
+        "--retain",
+        str(tmp_path / "r.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    command = [
+        "run",
+        *files,
+        "max_steps=4",
+        "save_steps=1",
+        "probe_steps=2",
+        "similarity_model=null",
+        "min_utility=0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("unteach: ") and ("no space left" in last or "File too large" in last) and "Traceback" not in done.stderr
+    assert (
+        last.startswith("unteach: ")
+        and ("no space left" in last or "File too large" in last)
+        and "Traceback" not in done.stderr
+    )
     parts = [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part")]
-    torn = [path for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*") if not (path / MARKER).exists()]
+    torn = [
+        path
+        for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")
+        if not (path / MARKER).exists()
+    ]
     assert not parts and not torn and not (tmp_path / "out" / "model").exists()
 
 
@@ -277,6 +408,12 @@ def test_an_output_folder_that_vanishes_is_a_sentence_and_is_not_made_anew(token
                 shutil.rmtree(folder)
 
     trainer.add_callback(Vanish())
-    with pytest.raises(UserError, match=r"metrics\.jsonl has gone: the output folder was removed or moved while training; start again"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"metrics\.jsonl has gone: the output folder was removed or moved while training; start"
+            r" again"
+        ),
+    ):
         trainer.train()
     assert not folder.exists()

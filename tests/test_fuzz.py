@@ -10,19 +10,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz import Fuzzer
-from unteach.commands.arguments import parse_settings, read_yaml
+from unteach.config.values import parse_settings, read_yaml
 from unteach.data.check import check_files
 from unteach.data.rows import Row, row_from_mapping
 from unteach.data.sources import SUFFIXES, load_rows
 from unteach.errors import UserError
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 PLAIN = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4), max_leaves=8
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
+    max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["prompt", "completion", "text", "kind", "right", "question", "answer", "choices", "chosen", "rejected", "is_safe", "response"]
+    [
+        "prompt",
+        "completion",
+        "text",
+        "kind",
+        "right",
+        "question",
+        "answer",
+        "choices",
+        "chosen",
+        "rejected",
+        "is_safe",
+        "response",
+    ]
 )
 
 
@@ -31,7 +50,12 @@ def test_no_broken_input_ends_in_a_traceback_a_hang_or_a_wrong_acceptance(tmp_pa
     monkeypatch.chdir(tmp_path)
     fuzzer = Fuzzer(tmp_path, seed=77)
     assert fuzzer.run(200) == []
-    assert {"check_data: accepted", "check_data: refused", "run_settings: accepted", "run_settings: refused"} <= set(fuzzer.outcomes)
+    assert {
+        "check_data: accepted",
+        "check_data: refused",
+        "run_settings: accepted",
+        "run_settings: refused",
+    } <= set(fuzzer.outcomes)
 
 
 @FEW
@@ -42,12 +66,19 @@ def test_a_record_is_a_whole_row_or_a_user_s_mistake(fields, prompt_only):
     except UserError as error:
         assert str(error).startswith("row 7: ") and "\n" not in str(error)
     else:
-        assert isinstance(row, Row) and row.kind in ("chat", "text") and (row.completion.strip() or prompt_only)
+        assert (
+            isinstance(row, Row)
+            and row.kind in ("chat", "text")
+            and (row.completion.strip() or prompt_only)
+        )
         assert len(row.key) == 16 and f"{row.prompt_text}{row.completion}{row.right}".encode()
 
 
 @FEW
-@given(st.lists(st.dictionaries(FIELDS, PLAIN, max_size=5), max_size=4), st.sampled_from(["forget", "retain"]))
+@given(
+    st.lists(st.dictionaries(FIELDS, PLAIN, max_size=5), max_size=4),
+    st.sampled_from(["forget", "retain"]),
+)
 def test_a_list_of_records_loads_or_is_a_user_s_mistake(records, role):
     try:
         rows = load_rows(records, role)
@@ -81,7 +112,9 @@ def test_every_bad_line_is_named_and_no_good_one(tmp_path, values):
     named = " ".join(check_files(path, None).problems)
     for number, line in enumerate(lines, 1):
         bad = number % 2 == 1 and not isinstance(json.loads(line), dict)
-        assert (f"{path}, line {number}:" in named) >= bad and (number % 2 == 1 or f"{path}, line {number}:" not in named)
+        assert (f"{path}, line {number}:" in named) >= bad and (
+            number % 2 == 1 or f"{path}, line {number}:" not in named
+        )
 
 
 @FEW
@@ -106,7 +139,9 @@ def test_any_words_are_settings_or_a_user_s_mistake(words):
     "text",
     [
         "a: &a [*a]",
-        "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]),
+        "\n".join(
+            ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
+        ),
         "a: 2001-99-99",
         "a: !!int x",
         f"a: {'9' * 5000}",
@@ -135,7 +170,14 @@ def test_yaml_that_python_s_reader_trips_over_is_a_value_error(text):
 
 def test_bad_lines_are_all_named_up_to_a_limit(tmp_path):
     path = Path(tmp_path / "a.jsonl")
-    path.write_bytes(b"".join(b'{"prompt": "a"\n' if i % 2 else b'{"prompt": "a", "completion": "\xff"}\n' for i in range(50)))
+    path.write_bytes(
+        b"".join(
+            b'{"prompt": "a"\n' if i % 2 else b'{"prompt": "a", "completion": "\xff"}\n'
+            for i in range(50)
+        )
+    )
     problems = check_files(path, None).problems
     assert len(problems) == 21 and problems[-1] == "... and 30 more of this kind"
-    assert "line 1: byte 0xff is not UTF-8" in problems[0] and "line 2: not valid JSON" in problems[1]
+    assert (
+        "line 1: byte 0xff is not UTF-8" in problems[0] and "line 2: not valid JSON" in problems[1]
+    )

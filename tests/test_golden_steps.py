@@ -37,10 +37,31 @@ RETAIN = [
     {"prompt": "Where do sailors go?", "completion": "To the harbour, and then to sea."},
 ]
 METHODS = (
-    "ga ga_no_retain ga_mismatch ga_mismatch_no_retain grad_diff grad_diff_kl unlikelihood"
-    " unlikelihood_mismatch log_odds log_odds_mismatch npo simnpo dpo_right dpo_idk altpo rmu undial wga"
-    " satimp ceu pdu task_vector teaching finetuning"
-).split()
+    "ga",
+    "ga_no_retain",
+    "ga_mismatch",
+    "ga_mismatch_no_retain",
+    "grad_diff",
+    "grad_diff_kl",
+    "unlikelihood",
+    "unlikelihood_mismatch",
+    "log_odds",
+    "log_odds_mismatch",
+    "npo",
+    "simnpo",
+    "dpo_right",
+    "dpo_idk",
+    "altpo",
+    "rmu",
+    "undial",
+    "wga",
+    "satimp",
+    "ceu",
+    "pdu",
+    "task_vector",
+    "teaching",
+    "finetuning",
+)
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain rows": {"packing": False},
     "live reference": {"reference": "live"},
@@ -61,13 +82,19 @@ def processor() -> str:
 
 def run(settings: dict[str, Any], folder: str) -> dict[str, Any]:
     """Each step's loss and retain KL, and what the weights are afterwards."""
-    settings = {"learning_rate": 2e-3, "per_device_train_batch_size": 3, "max_steps": STEPS} | settings
+    settings = {
+        "learning_rate": 2e-3,
+        "per_device_train_batch_size": 3,
+        "max_steps": STEPS,
+    } | settings
     peft_config = None
     if settings.pop("lora", False):
         from peft import LoraConfig
 
         torch.manual_seed(1)
-        peft_config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft_config = LoraConfig(
+            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
     config = UnlearningConfig(output_dir=folder, use_cpu=True, seed=3, collapse_kl=None, **settings)
     trainer = UnlearningTrainer(
         tiny_model(), config, FORGET, RETAIN, byte_level_bpe(), peft_config=peft_config

@@ -10,20 +10,19 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src"
-MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")}
+MODULES = {
+    ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in SRC.rglob("*.py")
+}
 FLOORS = [
     {"errors"},
-    {"compute", "files", "packaged_models", "processes", "progress"},
-    {"base_precision", "data", "tokenwise"},
-    {"models", "objectives", "reference", "stopping"},
-    {"config", "evaluation", "reports"},
-    {"scenarios", "training"},
-    {"runs", "trainer"},
-    {"baselines"},
-    {"preparation"},
-    {"pipeline"},
-    {"attacks", "chat", "requests"},
-    {"commands"},
+    {"data", "files", "losses", "methods", "processes"},
+    {"config", "models", "progress", "reports"},
+    {"evaluation", "trainer"},
+    {"scenarios"},
+    {"baselines", "prepare"},
+    {"run"},
+    {"attacks", "chat", "compare", "evaluate", "evaluate_benchmark", "plan", "purge", "requests"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,11 +40,22 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     }
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unteach":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "unteach"
+        ):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [(name if name in MODULES else node.module, id(node) in typing_only) for name in names]
+            found += [
+                (name if name in MODULES else node.module, id(node) in typing_only)
+                for name in names
+            ]
         elif isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in typing_only) for alias in node.names if alias.name.split(".")[0] == "unteach"]
+            found += [
+                (alias.name, id(node) in typing_only)
+                for alias in node.names
+                if alias.name.split(".")[0] == "unteach"
+            ]
     return found
 
 
@@ -73,23 +83,29 @@ def test_the_trainer_knows_nothing_of_evaluation_scenarios_and_reports():
             if not typing_only and imported not in reached and imported in MODULES:
                 reached.add(imported)
                 waiting.append(imported)
-    assert not {room(module) for module in reached} & {"evaluation", "scenarios", "reports", "preparation", "pipeline", "commands", "cli"}
+    assert not {room(module) for module in reached} & {
+        "evaluation",
+        "scenarios",
+        "reports",
+        "preparation",
+        "pipeline",
+        "commands",
+        "cli",
+    }
 
 
 ALLOWED = {
     "errors": set(),
     "processes": {"errors"},
     "files": {"errors"},
-    "compute": {"errors"},
-    "packaged_models": {"errors", "files"},
-    "tokenwise": {"compute"},
+    "models": {"errors", "files", "data", "losses"},
     "data": {"errors"},
-    "evaluation": {"errors", "files", "data", "compute", "processes", "tokenwise", "models"},
-    "scenarios": {"errors", "data", "evaluation", "base_precision"},
+    "evaluation": {"errors", "files", "data", "losses", "processes", "models"},
+    "scenarios": {"errors", "data", "evaluation", "models"},
     "reports": {"errors", "files"},
     "requests.ledger": {"errors"},
     "requests.patches": {"errors", "files", "models"},
-    "requests.request_rows": {"errors", "files", "data", "evaluation", "runs"},
+    "requests.request_rows": {"errors", "files", "data", "evaluation"},
 }
 """Rooms, or single files of them, that lean on little."""
 
@@ -106,29 +122,62 @@ def test_nobody_imports_the_command_line():
     assert not [
         module
         for module in MODULES
-        if module not in ("unteach.cli", "unteach.__main__") and "unteach.cli" in {name for name, _ in imports(MODULES[module])}
+        if module not in ("unteach.cli", "unteach.__main__")
+        and "unteach.cli" in {name for name, _ in imports(MODULES[module])}
     ]
 
 
-@pytest.mark.parametrize("module", [module for module in sorted(MODULES) if room(module) == "reports"])
+@pytest.mark.parametrize(
+    "module", [module for module in sorted(MODULES) if room(module) == "reports"]
+)
 def test_reports_name_no_torch_and_no_transformers(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in named} & {"torch", "transformers", "peft", "accelerate", "sentence_transformers"}
+    assert not {name.split(".")[0] for name in named} & {
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "sentence_transformers",
+    }
 
 
 def test_no_two_rooms_import_each_other():
-    edges = {(room(module), room(name)) for module in MODULES for name, typing_only in imports(MODULES[module]) if not typing_only}
+    edges = {
+        (room(module), room(name))
+        for module in MODULES
+        for name, typing_only in imports(MODULES[module])
+        if not typing_only
+    }
     assert not [(a, b) for a, b in edges if a and b and a != b and (b, a) in edges]
 
 
 def test_no_two_files_of_a_room_import_each_other():
-    edges = {(module, name) for module in MODULES for name, typing_only in imports(MODULES[module]) if not typing_only}
+    edges = {
+        (module, name)
+        for module in MODULES
+        for name, typing_only in imports(MODULES[module])
+        if not typing_only
+    }
     assert not [(a, b) for a, b in edges if room(a) == room(b) != "" and a != b and (b, a) in edges]
 
 
-@pytest.mark.parametrize("module", ["unteach", "unteach.cli", "unteach.reports.report", "unteach.reports.tables", "unteach.data.check"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "unteach",
+        "unteach.cli",
+        "unteach.reports.report",
+        "unteach.reports.tables",
+        "unteach.data.check",
+    ],
+)
 def test_what_needs_no_torch_does_not_import_it(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -139,15 +188,31 @@ def test_no_private_names_of_other_libraries(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     outside = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("unteach"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and not node.module.startswith("unteach")
+        ):
             private = [alias.name for alias in node.names if alias.name.startswith("_")]
-            assert not private and not any(part.startswith("_") and part != "__future__" for part in node.module.split("."))
+            assert not private and not any(
+                part.startswith("_") and part != "__future__" for part in node.module.split(".")
+            )
             outside |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            outside |= {(alias.asname or alias.name).split(".")[0] for alias in node.names if not alias.name.startswith("unteach")}
+            outside |= {
+                (alias.asname or alias.name).split(".")[0]
+                for alias in node.names
+                if not alias.name.startswith("unteach")
+            }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in outside:
-            assert not (node.attr.startswith("_") and not node.attr.startswith("__")), ast.unparse(node)
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in outside
+        ):
+            assert not (node.attr.startswith("_") and not node.attr.startswith("__")), ast.unparse(
+                node
+            )
 
 
 def test_the_public_names_are_the_promised_ones():

@@ -17,28 +17,40 @@ from tiny_models import byte_level_bpe, tiny_model
 pytestmark = pytest.mark.timeout(900)
 KILL = "import os, signal; kill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
 POINTS = {
-    "before the first checkpoint": """
-from unteach.training import step_callback
+    "before the first checkpoint": (
+        """
+from unteach.trainer import step_callback
 after = step_callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     return kill() if state.global_step == 2 else after(self, args, state, control, **kwargs)
 step_callback.StepCallback.on_step_end = on_step_end
-""",
-    "while a checkpoint is written": """
+"""
+    ),
+    "while a checkpoint is written": (
+        """
 from unteach.files import checkpoints
 right = checkpoints.mark_complete
 checkpoints.mark_complete = lambda folder, state: kill() if str(folder).endswith("checkpoint-6") else right(folder, state)
-""",
-    "after training": """
-import unteach.pipeline
-unteach.pipeline.score_models = kill
-""",
+"""
+    ),
+    "after training": (
+        """
+import unteach.run.pipeline
+unteach.run.pipeline.score_models = kill
+"""
+    ),
 }
 RUN = "import sys; from unteach.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def start(code: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code + RUN, *arguments], capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code + RUN, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +62,33 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name in ("forget", "retain"):
-        rows = [{"prompt": f"Who is number {i} of {name}?", "completion": f"The ferryman, {i} times {name}."} for i in range(16)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    files = ["--model", str(folder / "model"), "--forget", str(folder / "forget.jsonl"), "--retain", str(folder / "retain.jsonl")]
-    settings = ["max_steps=8", "save_steps=3", "probe_steps=4", "learning_rate=1e-3", "similarity_model=null", "min_utility=0", "hold=99"]
+        rows = [
+            {
+                "prompt": f"Who is number {i} of {name}?",
+                "completion": f"The ferryman, {i} times {name}.",
+            }
+            for i in range(16)
+        ]
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
+    files = [
+        "--model",
+        str(folder / "model"),
+        "--forget",
+        str(folder / "forget.jsonl"),
+        "--retain",
+        str(folder / "retain.jsonl"),
+    ]
+    settings = [
+        "max_steps=8",
+        "save_steps=3",
+        "probe_steps=4",
+        "learning_rate=1e-3",
+        "similarity_model=null",
+        "min_utility=0",
+        "hold=99",
+    ]
     return ["run", *files, *settings]
 
 
@@ -70,16 +105,26 @@ def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("point", list(POINTS))
-def test_a_killed_run_ends_bit_identical(point: str, arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_bit_identical(
+    point: str, arguments: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     killed = start(KILL + POINTS[point], [*arguments, "--out", str(out)])
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     again = start("", [*arguments, "--out", str(out)])
     assert again.returncode == 0, again.stdout + again.stderr
     wanted, found = weights(uninterrupted), weights(out)
-    assert wanted.keys() == found.keys() and all(bool((wanted[name] == found[name]).all()) for name in wanted)
-    assert json.loads((out / "eval.json").read_text()) == json.loads((uninterrupted / "eval.json").read_text())
-    steps = [line["step"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert wanted.keys() == found.keys() and all(
+        bool((wanted[name] == found[name]).all()) for name in wanted
+    )
+    assert json.loads((out / "eval.json").read_text()) == json.loads(
+        (uninterrupted / "eval.json").read_text()
+    )
+    steps = [
+        line["step"]
+        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    ]
     assert steps == list(range(1, 9))
 
 
@@ -87,7 +132,9 @@ def test_the_short_stress_finds_every_run_the_same_and_every_damage_noticed(tmp_
     script = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
     command = [sys.executable, str(script), "--short", "--json", str(tmp_path / "result.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=800, check=False, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert len(rows) == 4 and all(row["ratio"] == 1 for row in rows), done.stdout

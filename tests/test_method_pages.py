@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from unteach.objectives import METHODS
+from unteach.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -24,5 +24,7 @@ def test_a_page_shows_its_method_s_row_of_the_measured_table():
     measured = runpy.run_path(str(DOCS / "make_method_pages.py"))["measured"]
     results = "Words.\n\n| method | unlearned |\n| --- | --- |\n| `npo` | 3% |\n| `ga` | 9% |\n"
     title, table, _ = measured("ga", results)
-    assert title == "## Measured" and table == "| method | unlearned |\n| --- | --- |\n| `ga` | 9% |"
+    assert (
+        title == "## Measured" and table == "| method | unlearned |\n| --- | --- |\n| `ga` | 9% |"
+    )
     assert measured("rmu", results) == []

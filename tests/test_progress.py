@@ -80,7 +80,9 @@ def test_names_in_brackets_are_printed_as_they_are(display):
 
 
 def test_a_terminal_gets_a_bar_with_title_count_and_note():
-    display = Display(Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None))
+    display = Display(
+        Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    )
     with display.stage("Teaching [a]", 40) as stage:
         stage.update(10, note="loss [2]")
     shown = display.console.file.getvalue()

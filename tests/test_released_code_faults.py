@@ -1,5 +1,6 @@
-"""Each fault known of the released code and of its peers, tried on ours. The numbers of the faults are in the comments of no test: the
-right ones are computed here."""
+"""Each fault known of the released code and of its peers, tried on ours. The numbers of the faults
+are in the comments of no test: the right ones are computed here.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from test_trainer import FORGET, RETAIN, make_trainer
 
 import naive
-from test_trainer import FORGET, RETAIN, make_trainer
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import models
-from unteach.compute.output_head import OutputHead
 from unteach.data.mismatch import MismatchPool
 from unteach.data.packing import PADDING, ROLE_IDS, Branch, Tree, common_opening, make_batch
 from unteach.data.rows import Row
@@ -21,7 +21,8 @@ from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.files.state_file import StateFile
-from unteach.tokenwise import forward_kl, token_statistics
+from unteach.models.output_head import OutputHead
+from unteach.models.token_statistics import forward_kl, token_statistics
 
 
 def row_nll(model: Any, trees: list[Tree], *, packed: bool, pad_id: int = 0) -> torch.Tensor:
@@ -34,12 +35,18 @@ def row_nll(model: Any, trees: list[Tree], *, packed: bool, pad_id: int = 0) -> 
 def test_a_prompt_that_ends_in_a_space_loses_no_token_of_a_one_token_answer(tokenizer):
     model = tiny_model(dtype=torch.float64)
     clean, spaced = (
-        encode_row(Row(prompt, " cat", "text"), tokenizer, None) for prompt in ("The miller kept a grey", "The miller kept a grey ")
+        encode_row(Row(prompt, " cat", "text"), tokenizer, None)
+        for prompt in ("The miller kept a grey", "The miller kept a grey ")
     )
     assert clean.prompt_ids == spaced.prompt_ids and clean.completion_ids == spaced.completion_ids
     assert tokenizer.decode(spaced.completion_ids) == " cat"
-    loss = row_nll(model, [Tree(spaced.prompt_ids, (Branch("forget", spaced.completion_ids),))], packed=True)
-    assert loss.item() == pytest.approx(naive.nll(model, spaced.prompt_ids, spaced.completion_ids).item() / len(spaced.completion_ids))
+    loss = row_nll(
+        model, [Tree(spaced.prompt_ids, (Branch("forget", spaced.completion_ids),))], packed=True
+    )
+    assert loss.item() == pytest.approx(
+        naive.nll(model, spaced.prompt_ids, spaced.completion_ids).item()
+        / len(spaced.completion_ids)
+    )
     assert loss > 1
 
 
@@ -62,14 +69,19 @@ def test_the_mismatch_loss_falls_on_the_completion_alone(tmp_path):
 
 def test_every_position_of_a_two_token_answer_counts_the_same():
     model = tiny_model(dtype=torch.float64)
-    first, second = (-logp[token] for logp, token in zip(naive.distributions(model, (5, 6), (7, 8)), (7, 8), strict=True))
+    first, second = (
+        -logp[token]
+        for logp, token in zip(naive.distributions(model, (5, 6), (7, 8)), (7, 8), strict=True)
+    )
     loss = row_nll(model, [Tree((5, 6), (Branch("forget", (7, 8)),))], packed=True)
     assert loss.item() == pytest.approx(((first + second) / 2).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_padding_dilutes_nothing_whatever_the_pad_id(packed):
-    """The same short row alone and beside a long one, padded with a token that also occurs in the rows."""
+    """The same short row alone and beside a long one, padded with a token that also occurs in the
+    rows.
+    """
     model = tiny_model(dtype=torch.float64)
     short = Tree((5,), (Branch("forget", (7, 1)),))
     long = Tree(tuple(range(20, 60)), (Branch("retain", tuple(range(60, 90)), 1.0, 0),))
@@ -85,7 +97,11 @@ def test_an_end_of_turn_that_is_also_the_pad_token_is_trained_like_any_other(cha
     assert chat_tokenizer.pad_token_id == chat_tokenizer.eos_token_id
     item = encode_row(Row("Who slept?", "The cat."), chat_tokenizer, end_of_turn_id(chat_tokenizer))
     assert item.completion_ids[-1] == chat_tokenizer.pad_token_id
-    batch = make_batch([Tree(item.prompt_ids, (Branch("forget", item.completion_ids),))], packed=True, pad_id=chat_tokenizer.pad_token_id)
+    batch = make_batch(
+        [Tree(item.prompt_ids, (Branch("forget", item.completion_ids),))],
+        packed=True,
+        pad_id=chat_tokenizer.pad_token_id,
+    )
     assert batch["target"].tolist() == list(item.completion_ids)
 
 
@@ -115,22 +131,38 @@ def test_the_kl_term_looks_at_completions_only_and_is_a_mean_over_their_tokens(t
     roles = trainer.role_statistics(trainer.model, wide)
     assert len(roles["retain"].statistics.kl) == int((wide["role"] == ROLE_IDS["retain"]).sum())
     trainer.collator.packed = False
-    plain = trainer.role_statistics(trainer.model, trainer.collator([trainer.training_stream()[i] for i in range(3)]))
-    torch.testing.assert_close(plain["retain"].statistics.kl.mean(), roles["retain"].statistics.kl.mean(), rtol=1e-9, atol=1e-9)
+    plain = trainer.role_statistics(
+        trainer.model, trainer.collator([trainer.training_stream()[i] for i in range(3)])
+    )
+    torch.testing.assert_close(
+        plain["retain"].statistics.kl.mean(),
+        roles["retain"].statistics.kl.mean(),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 def test_more_forget_rows_than_retain_rows_are_all_used_in_a_pass(tmp_path):
     """A zip with the retain loader would end after two rows."""
     forget = [Row(f"Question {i}?", f"Answer {i}.") for i in range(9)]
-    trainer = make_trainer(tmp_path, forget=forget, retain=RETAIN[:2], max_steps=3, mismatch_completions=1)
+    trainer = make_trainer(
+        tmp_path, forget=forget, retain=RETAIN[:2], max_steps=3, mismatch_completions=1
+    )
     stream = trainer.training_stream()
-    assert {item.forget.key for item in (stream[i] for i in range(9)) if item.forget} == {row.key for row in trainer.forget_rows}
+    assert {item.forget.key for item in (stream[i] for i in range(9)) if item.forget} == {
+        row.key for row in trainer.forget_rows
+    }
 
 
-def test_mismatch_completions_are_good_answers_that_are_not_empty_and_from_training_rows_only(tmp_path, tokenizer):
+def test_mismatch_completions_are_good_answers_that_are_not_empty_and_from_training_rows_only(
+    tmp_path, tokenizer
+):
     path = tmp_path / "TruthfulQA.csv"
     header = "Question,Best Answer,Incorrect Answers\n"
-    path.write_text(header + 'Who rang?,The ferryman,"The cat; The moon"\nWho slept?,The cat slept,Nobody\n', encoding="utf-8")
+    path.write_text(
+        header + 'Who rang?,The ferryman,"The cat; The moon"\nWho slept?,The cat slept,Nobody\n',
+        encoding="utf-8",
+    )
     rows = load_rows(path, "retain")
     assert [row.completion for row in rows] == ["The ferryman", "The cat slept"]
     with pytest.raises(UserError, match=r"line 3.*'completion' is empty"):
@@ -154,9 +186,14 @@ def test_a_prompt_is_forwarded_once_and_not_once_for_each_of_its_completions(tmp
     items = [trainer.training_stream()[i] for i in range(3)]
     batch = trainer.collator(items)
     completions = [(i.forget.completion_ids, *i.mismatch) for i in items if i.forget]
-    once = sum(len(i.forget.prompt_ids) for i in items if i.forget) + sum(len(ids) - 1 for group in completions for ids in group)
+    once = sum(len(i.forget.prompt_ids) for i in items if i.forget) + sum(
+        len(ids) - 1 for group in completions for ids in group
+    )
     retain = sum(len(trainer.retain_rows[index]) - 1 for item in items for index in item.retain)
-    rows = [*(i.forget for i in items if i.forget), *(trainer.retain_rows[index] for i in items for index in i.retain)]
+    rows = [
+        *(i.forget for i in items if i.forget),
+        *(trainer.retain_rows[index] for i in items for index in i.retain),
+    ]
     prompts = [row.prompt_ids for row in rows]
     opening = len(common_opening(prompts)) * (len(prompts) - len(batch["input_ids"]))
     assert int((batch["tree"] != PADDING).sum()) == once + retain - opening
@@ -165,13 +202,19 @@ def test_a_prompt_is_forwarded_once_and_not_once_for_each_of_its_completions(tmp
 def test_nothing_is_tokenised_and_no_second_model_is_held_while_it_trains(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path)
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
-    monkeypatch.setattr(type(trainer.processing_class), "__call__", lambda *_, **__: pytest.fail("tokenised in the loop"))
+    monkeypatch.setattr(
+        type(trainer.processing_class),
+        "__call__",
+        lambda *_, **__: pytest.fail("tokenised in the loop"),
+    )
     trainer.train()
     assert isinstance(trainer._reference.values, StateFile)  # on the disk
     assert trainer._reference.head.weight.numel() < size / 2
 
 
-def test_logits_are_made_where_a_completion_token_is_predicted_and_nowhere_else(tmp_path, monkeypatch):
+def test_logits_are_made_where_a_completion_token_is_predicted_and_nowhere_else(
+    tmp_path, monkeypatch
+):
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer._reference = trainer.build_reference()
     batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
@@ -195,7 +238,11 @@ def test_the_end_of_sequence_is_trained_and_a_long_prompt_eats_no_answer(tokeniz
         encode_rows([long], tokenizer, max_length=20)
     cut = encode_rows([long], tokenizer, max_length=20, long_rows="truncate_prompt")[0]
     whole = encode_rows([long], tokenizer)[0]
-    assert cut.completion_ids == whole.completion_ids and cut.prompt_ids == whole.prompt_ids[-len(cut.prompt_ids) :] and len(cut) == 20
+    assert (
+        cut.completion_ids == whole.completion_ids
+        and cut.prompt_ids == whole.prompt_ids[-len(cut.prompt_ids) :]
+        and len(cut) == 20
+    )
 
 
 def test_a_collapsed_model_s_likelihood_stays_in_log_space():
@@ -206,7 +253,11 @@ def test_a_collapsed_model_s_likelihood_stays_in_log_space():
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     with torch.no_grad():
         ids = (7, 8)
-        hidden = models.predicting_states(model, make_batch([Tree((5,), (Branch("forget", ids),))], packed=False, pad_id=0), packed=False)
+        hidden = models.predicting_states(
+            model,
+            make_batch([Tree((5,), (Branch("forget", ids),))], packed=False, pad_id=0),
+            packed=False,
+        )
         model.lm_head.weight[7] -= 25 * hidden[0] / hidden[0].square().sum()
         model.lm_head.weight[8] -= 25 * hidden[1] / hidden[1].square().sum()
     (found,) = mean_nll(model, [(5,)], [ids])

@@ -31,9 +31,14 @@ def byte_level_bpe(*, chat: bool = False, pad: bool = True) -> Any:
     inner.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
+    inner.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>" if chat else "<|endoftext|>", pad_token="<pad>" if pad else None
+        tokenizer_object=inner,
+        eos_token="<|im_end|>" if chat else "<|endoftext|>",
+        pad_token="<pad>" if pad else None,
     )
     if not pad:
         tokenizer.pad_token = tokenizer.eos_token
@@ -43,7 +48,9 @@ def byte_level_bpe(*, chat: bool = False, pad: bool = True) -> Any:
 
 
 def sentencepiece_like() -> Any:
-    """Llama's kind of tokenizer: pieces that begin with a word boundary, a beginning-of-sequence token in front."""
+    """Llama's kind of tokenizer: pieces that begin with a word boundary, a beginning-of-sequence
+    token in front.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,12 +58,23 @@ def sentencepiece_like() -> Any:
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     special = ["<unk>", "<s>", "</s>"]
-    letters = sorted({letter for text in CORPUS for letter in text} | set("abcdefghijklmnopqrstuvwxyz"))
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", initial_alphabet=letters)
+    letters = sorted(
+        {letter for text in CORPUS for letter in text} | set("abcdefghijklmnopqrstuvwxyz")
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=special, unk_token="<unk>", initial_alphabet=letters
+    )
     inner.train_from_iterator(CORPUS, trainer)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -67,33 +85,53 @@ def bytes_only() -> Any:
     return ByT5Tokenizer()
 
 
-TOKENIZERS: dict[str, Callable[[], Any]] = {"byte-level BPE": byte_level_bpe, "SentencePiece-like": sentencepiece_like, "bytes": bytes_only}
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "byte-level BPE": byte_level_bpe,
+    "SentencePiece-like": sentencepiece_like,
+    "bytes": bytes_only,
+}
 
 
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512, "max_position_embeddings": 512}
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+}
 
 
-def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any) -> Any:
+def tiny_model(
+    family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any
+) -> Any:
     """A model of two layers with random weights."""
     import transformers
 
     torch.manual_seed(seed)
     sizes = SIZE | settings
     if family == "llama":
-        config: Any = transformers.LlamaConfig(**sizes, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True)
+        config: Any = transformers.LlamaConfig(
+            **sizes, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True
+        )
     elif family == "opt":
         config = transformers.OPTConfig(**sizes, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1)
     elif family == "gpt_neox":
         config = transformers.GPTNeoXConfig(**sizes, intermediate_size=64, hidden_dropout=0.1)
     elif family == "gemma3":
         config = transformers.Gemma3TextConfig(
-            **sizes, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=5.0
+            **sizes,
+            intermediate_size=64,
+            num_key_value_heads=2,
+            head_dim=8,
+            final_logit_softcapping=5.0,
         )
     else:
         raise ValueError(family)
     config.pad_token_id = None
     config.bos_token_id = config.eos_token_id = 0
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation="sdpa"
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -104,7 +142,9 @@ def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, see
 
 
 def norms_in_float64(model: Any, *, gemma: bool) -> None:
-    """Root-mean-square norms go through float32 in transformers, whatever the model's dtype; here they do not."""
+    """Root-mean-square norms go through float32 in transformers, whatever the model's dtype; here
+    they do not.
+    """
 
     def forward(module: Any, hidden: torch.Tensor) -> torch.Tensor:
         scale = module.weight + 1 if gemma else module.weight

@@ -13,13 +13,18 @@ from typing import Any
 import torch
 
 from unteach.files.atomic import write_text_atomically
-from unteach.runs.record import versions
+from unteach.run.record import versions
 
 
 def options(
-    description: str | None, extend: Callable[[argparse.ArgumentParser], None] | None = None, *, cases: bool = False
+    description: str | None,
+    extend: Callable[[argparse.ArgumentParser], None] | None = None,
+    *,
+    cases: bool = False,
 ) -> argparse.Namespace:
-    """`--short` and `--json`, `--case` where a benchmark has cases to choose from, and what `extend` adds to the parser."""
+    """`--short` and `--json`, `--case` where a benchmark has cases to choose from, and what
+    `extend` adds to the parser.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path, help="file for the result")
@@ -33,8 +38,15 @@ def options(
 def run_options(parser: argparse.ArgumentParser, folder: str) -> None:
     """`--seeds`, `--model` and `--out`, of benchmarks that make whole runs."""
     parser.add_argument("--seeds", default="0", help="separated by commas (default: %(default)s)")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="the model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs") / folder, help="folder of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="smollm2-135m-instruct", help="the model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs") / folder,
+        help="folder of the runs (default: %(default)s)",
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -56,12 +68,17 @@ def _cpuinfo() -> list[str]:
 def finish(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
     """Prints the rows and writes them with the machine and the versions."""
     for row in rows:
-        print(f"{row['case']:<32} ours {row['ours']:>10.3f}  naive {row['naive']:>10.3f} {row['unit']:<10} ratio {row['ratio']:.2f}")
+        print(
+            f"{row['case']:<32} ours {row['ours']:>10.3f}  naive {row['naive']:>10.3f}"
+            f" {row['unit']:<10} ratio {row['ratio']:.2f}"
+        )
     write(rows, path)
 
 
 def finish_page(page: str, rows: Sequence[dict[str, Any]], path: Path | None) -> None:
-    """Prints a benchmark's page; writes the rows as JSON, and the page as Markdown beside them, if there is a file to write."""
+    """Prints a benchmark's page; writes the rows as JSON, and the page as Markdown beside them, if
+    there is a file to write.
+    """
     print(page)
     write(rows, path)
     if path:
@@ -72,4 +89,8 @@ def write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
     """Writes the rows with the machine and the versions, if there is a file to write."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), "versions": versions(), "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"machine": machine(), "versions": versions(), "rows": list(rows)}, indent=2)
+            + "\n",
+            encoding="utf-8",
+        )

@@ -1,4 +1,6 @@
-"""The cases that `step_time.py` and `memory.py` measure: a shape of batch, a precision, all weights or an adapter."""
+"""The cases that `step_time.py` and `memory.py` measure: a shape of batch, a precision, all weights
+or an adapter.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ class Case:
         name (`str`)
         shape (`Shape`)
         bf16 (`bool`): under bfloat16 autocast, on both sides.
-        lora (`bool`): an adapter on all linear layers instead of all weights, on both sides. With `bf16` too, our side holds the frozen
-            weights in bfloat16 (`--dtype bfloat16`), which autocast would round them to at every step anyhow.
-        compiled (`bool`): our side's layers are compiled (`compile_layers=true`), before the time is taken.
+        lora (`bool`): an adapter on all linear layers instead of all weights, on both sides. With
+            `bf16` too, our side holds the frozen weights in bfloat16 (`--dtype bfloat16`), which
+            autocast would round them to at every step anyhow.
+        compiled (`bool`): our side's layers are compiled (`compile_layers=true`), before the time
+            is taken.
     """
 
     name: str
@@ -59,9 +63,13 @@ CASES = [
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself; elsewhere autocast makes a step slower, not faster."""
+    """Whether this processor multiplies bfloat16 matrices itself; elsewhere autocast makes a step
+    slower, not faster.
+    """
     known = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cuda.is_available() or any(
+        known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
+    )
 
 
 def our_step(case: Case, model: Any, **settings: Any) -> OurStep:
@@ -71,7 +79,13 @@ def our_step(case: Case, model: Any, **settings: Any) -> OurStep:
     if case.lora:
         from peft import LoraConfig
 
-        peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft_config = LoraConfig(
+            r=16,
+            lora_alpha=32,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
     defaults = {
         "method": "ga_mismatch",
         "mismatch_completions": case.shape.mismatch,
@@ -85,7 +99,9 @@ def our_step(case: Case, model: Any, **settings: Any) -> OurStep:
 
 def naive_step(case: Case, model: Any, *, bf16: bool | None = None) -> NaiveStep:
     """The naive side; `model` has its adapter already."""
-    return NaiveStep(model, WEIGHTS, bf16=case.bf16 if bf16 is None else bf16, learning_rate=LEARNING_RATE)
+    return NaiveStep(
+        model, WEIGHTS, bf16=case.bf16 if bf16 is None else bf16, learning_rate=LEARNING_RATE
+    )
 
 
 def pair(case: Case) -> tuple[OurStep, NaiveStep]:

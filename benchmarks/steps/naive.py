@@ -1,6 +1,8 @@
-"""The step as it is commonly written: a row for each pair of prompt and completion, three forwards, full logits, a second model.
+"""The step as it is commonly written: a row for each pair of prompt and completion, three forwards,
+full logits, a second model.
 
-It has the same loss as ours to the last decimals, which the benchmarks check before they measure anything.
+It has the same loss as ours to the last decimals, which the benchmarks check before they measure
+anything.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class NaiveStep:
         learning_rate (`float`)
     """
 
-    def __init__(self, model: Any, weights: Sequence[float], *, bf16: bool, learning_rate: float) -> None:
+    def __init__(
+        self, model: Any, weights: Sequence[float], *, bf16: bool, learning_rate: float
+    ) -> None:
         self.model = model
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
         self.weights = tuple(weights)
@@ -39,7 +43,10 @@ class NaiveStep:
 
     def _padded(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         width = max(len(prompt) + len(completion) for prompt, completion, _ in pairs)
-        ids, mask = torch.zeros(len(pairs), width, dtype=torch.long), torch.zeros(len(pairs), width, dtype=torch.long)
+        ids, mask = (
+            torch.zeros(len(pairs), width, dtype=torch.long),
+            torch.zeros(len(pairs), width, dtype=torch.long),
+        )
         for row, (prompt, completion, _) in enumerate(pairs):
             size = len(prompt) + len(completion)
             ids[row, :size] = torch.tensor(prompt + completion)
@@ -48,17 +55,27 @@ class NaiveStep:
 
     def _logits(self, model: Any, pairs: Sequence[Pair]) -> Tensor:
         ids, mask = self._padded(pairs)
-        context: Any = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+        context: Any = (
+            torch.autocast(self.device.type, torch.bfloat16)
+            if self.bf16
+            else contextlib.nullcontext()
+        )
         with context:
             return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
 
     def _log_likelihood(self, pairs: Sequence[Pair]) -> Tensor:
-        """Mean log p of the completion tokens, each weighted by its pair's weight: log-softmax everywhere, then what is wanted of it."""
+        """Mean log p of the completion tokens, each weighted by its pair's weight: log-softmax
+        everywhere, then what is wanted of it.
+        """
         logp = self._logits(self.model, pairs).log_softmax(-1)
         total, count = torch.zeros((), device=self.device), 0.0
         for row, (prompt, completion, weight) in enumerate(pairs):
             part = logp[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-            total = total + weight * part.gather(-1, torch.tensor(completion, device=self.device)[:, None]).sum()
+            total = (
+                total
+                + weight
+                * part.gather(-1, torch.tensor(completion, device=self.device)[:, None]).sum()
+            )
             count += weight * len(completion)
         return total / count
 
@@ -69,12 +86,16 @@ class NaiveStep:
         per_token = (log_p.exp() * (log_p - log_q)).sum(-1)
         total, count = torch.zeros((), device=self.device), 0
         for row, (prompt, completion, _) in enumerate(pairs):
-            total = total + per_token[row, len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()
+            total = (
+                total + per_token[row, len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()
+            )
             count += len(completion)
         return total / count
 
     def loss(self, trees: Sequence[Tree]) -> Tensor:
-        """eps1 * mean log p(forget) - eps2 * mean log p(mismatch) + eps3 * mean KL of the retain rows."""
+        """eps1 * mean log p(forget) - eps2 * mean log p(mismatch) + eps3 * mean KL of the retain
+        rows.
+        """
         pairs: dict[str, list[Pair]] = {"forget": [], "mismatch": [], "retain": []}
         for tree in trees:
             for branch in tree.branches:

@@ -35,17 +35,28 @@ class OurStep:
     """
 
     def __init__(
-        self, model: Any, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow], peft_config: Any = None, **settings: Any
+        self,
+        model: Any,
+        forget: Sequence[EncodedRow],
+        retain: Sequence[EncodedRow],
+        peft_config: Any = None,
+        **settings: Any,
     ) -> None:
         self.folder = tempfile.TemporaryDirectory()
         config = UnlearningConfig(
-            output_dir=self.folder.name, max_steps=1000, max_retain_kl=None, use_cpu=not torch.cuda.is_available(), **settings
+            output_dir=self.folder.name,
+            max_steps=1000,
+            max_retain_kl=None,
+            use_cpu=not torch.cuda.is_available(),
+            **settings,
         )
         self.trainer = UnlearningTrainer(model, config, forget, retain, Ids(), peft_config)
         self.trainer.create_optimizer_and_scheduler(config.max_steps)
         self.model = self.trainer.model
         self.stream = self.trainer.training_stream()
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.parameters = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad
+        ]
 
     def items(self, step: int) -> list[StreamItem]:
         """The stream's items of that step."""

@@ -12,13 +12,15 @@ from unteach.data.tokenization import EncodedRow
 
 @dataclass(frozen=True)
 class Shape:
-    """What a batch is made of: numbers of rows, and mean lengths in tokens (drawn between 75% and 125% of the mean).
+    """What a batch is made of: numbers of rows, and mean lengths in tokens (drawn between 75% and
+    125% of the mean).
 
     Args:
         batch (`int`): forget rows, and retain rows, in a step.
         mismatch (`int`): K.
         prompt, completion (`int`): of a forget row.
-        retain_prompt, retain_completion (`int`): of a retain row; its completions are the mismatch completions too.
+        retain_prompt, retain_completion (`int`): of a retain row; its completions are the mismatch
+            completions too.
         rows (`int`): rows of each set.
         opening (`int`): tokens that every prompt begins with, besides.
     """
@@ -34,10 +36,22 @@ class Shape:
 
 
 PAPER = Shape()
-"""The released code's default: two short questions and answers a step, K = 5; forget rows of about 60 tokens, retain rows of about 33."""
+"""The released code's default: two short questions and answers a step, K = 5; forget rows of about
+60 tokens, retain rows of about 33.
+"""
 PROMPT_HEAVY = Shape(prompt=128, completion=24, retain_prompt=128, retain_completion=24)
-CHAT = Shape(batch=6, mismatch=1, prompt=16, completion=36, retain_prompt=16, retain_completion=36, opening=24)
-"""Short questions behind a chat template with a system prompt, about as the demos of questions and answers have them."""
+CHAT = Shape(
+    batch=6,
+    mismatch=1,
+    prompt=16,
+    completion=36,
+    retain_prompt=16,
+    retain_completion=36,
+    opening=24,
+)
+"""Short questions behind a chat template with a system prompt, about as the demos of questions and
+answers have them.
+"""
 
 
 def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[TokenTable, TokenTable]:
@@ -53,6 +67,11 @@ def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[TokenTable, Toke
     def row(name: str, number: int, prompt: int, completion: int) -> EncodedRow:
         return EncodedRow(f"{name}-{number}", (*opening, *ids(prompt)), ids(completion), "chat")
 
-    forget = TokenTable(row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows))
-    retain = TokenTable(row("retain", number, shape.retain_prompt, shape.retain_completion) for number in range(shape.rows))
+    forget = TokenTable(
+        row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows)
+    )
+    retain = TokenTable(
+        row("retain", number, shape.retain_prompt, shape.retain_completion)
+        for number in range(shape.rows)
+    )
     return forget, retain

@@ -6,14 +6,20 @@ __version__ = "0.1.0"
 __all__ = ["UnlearningConfig", "UnlearningTrainer", "unlearn"]
 
 if TYPE_CHECKING:
-    from unteach.config import UnlearningConfig
-    from unteach.pipeline import unlearn
+    from unteach.config.unlearning import UnlearningConfig
+    from unteach.run.pipeline import unlearn
     from unteach.trainer import UnlearningTrainer
 
 
 def __getattr__(name: str) -> Any:
-    """Imports torch and transformers only when one of the public names is used, so that `unteach --help` is instant."""
-    rooms = {"UnlearningConfig": "config", "UnlearningTrainer": "trainer", "unlearn": "pipeline"}
+    """Imports torch and transformers only when one of the public names is used, so that `unteach
+    --help` is instant.
+    """
+    rooms = {
+        "UnlearningConfig": "config",
+        "UnlearningTrainer": "trainer",
+        "unlearn": "run.pipeline",
+    }
     if name not in rooms:
         raise AttributeError(f"module 'unteach' has no attribute {name!r}")
     import importlib

@@ -4,22 +4,28 @@
 class UserError(ValueError):
     """A mistake in the data, the options or the environment that the user can mend.
 
-    Its message is one sentence that names the row, field or option, what was found, and what would be right.
-    The command line prints it without a traceback and exits with code 2.
+    Its message is one sentence that names the row, field or option, what was found, and what would
+    be right. The command line prints it without a traceback and exits with code 2.
     """
 
 
 class TrainingFault(UserError):
-    """Training cannot go on: the loss or the weights are no longer finite, or the model has collapsed. Its message is the reason."""
+    """Training cannot go on: the loss or the weights are no longer finite, or the model has
+    collapsed. Its message is the reason.
+    """
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether an error is the end of a library written in Rust, which is no `Exception` and has no public name."""
+    """Whether an error is the end of a library written in Rust, which is no `Exception` and has no
+    public name.
+    """
     return type(error).__name__ == "PanicException"
 
 
 def did_you_mean(name: str, known: "list[str]", what: str) -> UserError:
-    """Builds the error for an unknown `name` of kind `what`, with the nearest known name if there is one."""
+    """Builds the error for an unknown `name` of kind `what`, with the nearest known name if there
+    is one.
+    """
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)

@@ -1,4 +1,5 @@
-"""Several processes of one run that act as one: who writes, what is decided once, what is shared out and put together again.
+"""Several processes of one run that act as one: who writes, what is decided once, what is shared
+out and put together again.
 
 In a run of one process every function here does the plain thing at once.
 """
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SUM_BYTES = 64 * 2**20
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, of which one may be scoring all answers; one that is lost is noticed at once all the same."""
+"""How long a process waits for the others, of which one may be scoring all answers; one that is
+lost is noticed at once all the same.
+"""
 LOST = (
     "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
     " the same command again goes on from the last checkpoint"
@@ -38,7 +41,9 @@ def _state(*, on_cpu: bool = False) -> Any:
 
 
 def meet(*, on_cpu: bool = False) -> None:
-    """Lets the processes of a launcher meet, if they have not: the first call of all says where they work, and how long they wait."""
+    """Lets the processes of a launcher meet, if they have not: the first call of all says where
+    they work, and how long they wait.
+    """
     _state(on_cpu=on_cpu)
 
 
@@ -49,12 +54,16 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that writes files, speaks and decides; known before the processes have met."""
+    """Whether this is the one process that writes files, speaks and decides; known before the
+    processes have met.
+    """
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
 def is_local_main_process() -> bool:
-    """Whether this is the one process of its machine that writes what every machine needs for itself."""
+    """Whether this is the one process of its machine that writes what every machine needs for
+    itself.
+    """
     state = _state()
     return state is None or bool(state.is_local_main_process)
 
@@ -67,7 +76,9 @@ def wait_for_everyone() -> None:
 
 
 def part() -> None:
-    """The processes of a run end together: each waits for the others and closes its connections, whose threads may else abort its end."""
+    """The processes of a run end together: each waits for the others and closes its connections,
+    whose threads may else abort its end.
+    """
     if process_count() > 1:
         wait_for_everyone()
         _state().destroy_process_group()
@@ -106,11 +117,17 @@ def own_share(items: Sequence[T]) -> list[T]:
 def own_batches(batches: Iterable[T]) -> Iterator[T]:
     """The same of what is made on the way, such as batches."""
     state = _state()
-    yield from batches if state is None else islice(batches, state.process_index, None, state.num_processes)
+    yield from (
+        batches
+        if state is None
+        else islice(batches, state.process_index, None, state.num_processes)
+    )
 
 
 def from_shares(done: Sequence[T], total: int) -> list[T]:
-    """The results for all `total` items, in their order, from each process's results for its `own_share`."""
+    """The results for all `total` items, in their order, from each process's results for its
+    `own_share`.
+    """
     state = _state()
     if state is None:
         return list(done)
@@ -141,11 +158,13 @@ def total(value: float) -> float:
 
 
 def put_together(values: Tensor | None) -> Tensor | None:
-    """One tensor from the rows that each process has filled, the others' rows being zero in it; exact, as x + 0 is x.
+    """One tensor from the rows that each process has filled, the others' rows being zero in it;
+    exact, as x + 0 is x.
 
     Args:
-        values (`Tensor` of shape (rows, ...), *optional*): on the CPU; `None` in a process that had no row to fill. Summed in pieces of
-            at most 64 MiB on the device that the processes talk through.
+        values (`Tensor` of shape (rows, ...), *optional*): on the CPU; `None` in a process that had
+            no row to fill. Summed in pieces of at most 64 MiB on the device that the processes talk
+            through.
     """
     state = _state()
     if state is None:
@@ -153,7 +172,13 @@ def put_together(values: Tensor | None) -> Tensor | None:
     import torch
     from accelerate.utils import gather_object, reduce
 
-    found = [shape for shape in gather_object([None if values is None else (tuple(values.shape), values.dtype)]) if shape]
+    found = [
+        shape
+        for shape in gather_object(
+            [None if values is None else (tuple(values.shape), values.dtype)]
+        )
+        if shape
+    ]
     if not found:
         return None
     shape, dtype = found[0]
@@ -171,4 +196,7 @@ def says_process_lost(error: Exception) -> bool:
         return False
     text = str(error)
     kind = {base.__name__ for base in type(error).__mro__}
-    return "DistError" in kind or any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport"))
+    return "DistError" in kind or any(
+        words in text
+        for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport")
+    )

@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from unteach.processes import is_main_process
 
 
 class Stage:
-    """One running stage. On a terminal a bar; elsewhere a line when it starts, every ten seconds, and when it ends."""
+    """One running stage. On a terminal a bar; elsewhere a line when it starts, every ten seconds,
+    and when it ends.
+    """
 
     def __init__(self, console: Console, title: str, total: int | None) -> None:
         self.console, self.title, self.total = console, title, total
@@ -29,7 +38,9 @@ class Stage:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=console)
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[note]}", markup=False), console=console
+            )
             self._task = self._bar.add_task(title, total=total, note="")
             self._bar.start()
         else:
@@ -44,9 +55,17 @@ class Stage:
         elif time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
             spent = self.printed - self.started
-            left = f", about {spent / done * (self.total - done):.0f} s left" if done and self.total else ""
+            left = (
+                f", about {spent / done * (self.total - done):.0f} s left"
+                if done and self.total
+                else ""
+            )
             of = f" of {self.total}" if self.total else ""
-            self.console.print(f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}".rstrip(), highlight=False, markup=False)
+            self.console.print(
+                f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}".rstrip(),
+                highlight=False,
+                markup=False,
+            )
 
     def close(self) -> None:
         """Ends the display."""
@@ -54,12 +73,16 @@ class Stage:
             self._bar.stop()
         else:
             self.console.print(
-                f"  {self.title}: done in {time.monotonic() - self.started:.0f} s {self.note}".rstrip(), highlight=False, markup=False
+                f"  {self.title}: done in {time.monotonic() - self.started:.0f} s {self.note}".rstrip(),
+                highlight=False,
+                markup=False,
             )
 
 
 class Display:
-    """Stages on one console, of several processes that of the main one; remembers how many seconds each took."""
+    """Stages on one console, of several processes that of the main one; remembers how many seconds
+    each took.
+    """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(quiet=quiet or not is_main_process())
@@ -86,7 +109,9 @@ def step_display(stage: Stage) -> Callable[[dict[str, float]], None]:
 
     def show(record: dict[str, float]) -> None:
         if "probe_forget_rate" in record:
-            notes["probe"] = f"still said {record['probe_forget_rate']:.0%}, kept {record['probe_utility']:.0%}"
+            notes["probe"] = (
+                f"still said {record['probe_forget_rate']:.0%}, kept {record['probe_utility']:.0%}"
+            )
         else:
             notes["kl"] = f"retain KL {record.get('retain_kl', 0):.3f}"
         stage.update(int(record["step"]), note="; ".join(notes.values()))

@@ -24,14 +24,19 @@ def linear_layers(model):
 def rounded_to_4_bits(weight, size):
     """Sixteen steps from the least to the largest of each group of weights, zero among them."""
     groups = weight.reshape(weight.shape[0], -1, size)
-    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    low, high = (
+        groups.amin(-1, keepdim=True).clamp(max=0),
+        groups.amax(-1, keepdim=True).clamp(min=0),
+    )
     scale = (high - low) / 15
     zero = (-8 - (low / scale).round()).clamp(-8, 7)
     return (((groups / scale).round() + zero).clamp(-8, 7) - zero).mul(scale).reshape(weight.shape)
 
 
 def test_eight_bits_are_the_nearest_of_255_steps_of_each_row():
-    """One scale a row, its largest weight at 127.5 steps: each weight moves by half a step at most, onto a whole number of steps."""
+    """One scale a row, its largest weight at 127.5 steps: each weight moves by half a step at most,
+    onto a whole number of steps.
+    """
     model = tiny_model()
     before = linear_layers(model)
     for name, rounded in linear_layers(quantize(model, 8)).items():
@@ -54,9 +59,14 @@ def test_four_bits_are_sixteen_steps_of_each_group():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_embedding_and_output_head_stay_as_they_are(bits):
     model = tiny_model()
-    embedding, head = (layer.weight.detach().clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    embedding, head = (
+        layer.weight.detach().clone()
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
     quantize(model, bits)
-    assert torch.equal(model.get_input_embeddings().weight, embedding) and torch.equal(model.get_output_embeddings().weight, head)
+    assert torch.equal(model.get_input_embeddings().weight, embedding) and torch.equal(
+        model.get_output_embeddings().weight, head
+    )
 
 
 def test_four_bits_leave_at_most_sixteen_values_in_a_group():
@@ -67,7 +77,9 @@ def test_four_bits_leave_at_most_sixteen_values_in_a_group():
 def test_a_rounded_model_is_a_plain_model_that_generates():
     model = quantize(tiny_model(), 4)
     assert all(type(parameter) is torch.nn.Parameter for parameter in model.parameters())
-    assert model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 4)
+    assert model.generate(
+        input_ids=torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0
+    ).shape == (1, 4)
 
 
 def test_a_group_divides_the_row():

@@ -17,7 +17,14 @@ from unteach.attacks.target import Target
 from unteach.cli import main
 from unteach.errors import UserError
 
-SHORT = {"max_steps": 2, "probe_steps": 2, "save_steps": 2, "similarity_model": None, "min_utility": 0.0, "hold": 99}
+SHORT = {
+    "max_steps": 2,
+    "probe_steps": 2,
+    "save_steps": 2,
+    "similarity_model": None,
+    "min_utility": 0.0,
+    "hold": 99,
+}
 FAST = {"steps": 2, "every": 1, "samples": 2, "rows": 2}
 
 
@@ -34,11 +41,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from unteach.evaluation.results import MetricResult
 
     root = tmp_path_factory.mktemp("runs")
-    forget = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times over."} for i in range(14)]
-    retain = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(12)]
+    forget = [
+        {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times over."}
+        for i in range(14)
+    ]
+    retain = [
+        {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
+        for i in range(12)
+    ]
     model, tokenizer = tiny_model(), byte_level_bpe(chat=True)
     rows = [Row(row["prompt"], row["completion"]) for row in forget]
-    relearn(model, tokenizer, rows, lambda _: MetricResult(0.0, 1, None, None, False), root / "w", Relearning(150, 150, 3e-3, 1.0, 14))
+    relearn(
+        model,
+        tokenizer,
+        rows,
+        lambda _: MetricResult(0.0, 1, None, None, False),
+        root / "w",
+        Relearning(150, 150, 3e-3, 1.0, 14),
+    )
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     names = write_rows(root / "forget.jsonl", forget), write_rows(root / "retain.jsonl", retain)
@@ -56,8 +76,22 @@ def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(run
     before = {path: path.read_bytes() for path in (run / "model").iterdir()}
     found = attack(run, AttackOptions(**FAST))
     assert json.loads((run / "attacks.json").read_text()) == found and found["schema_version"] == 1
-    wanted = {"none", "paraphrase", "prefix", "role_play", "few_shot", "sampling", "quantization_8bit", "quantization_4bit", "traces"}
-    assert set(found["attacks"]) == wanted | {"relearning_forget", "relearning_related", "relearning_unrelated"}
+    wanted = {
+        "none",
+        "paraphrase",
+        "prefix",
+        "role_play",
+        "few_shot",
+        "sampling",
+        "quantization_8bit",
+        "quantization_4bit",
+        "traces",
+    }
+    assert set(found["attacks"]) == wanted | {
+        "relearning_forget",
+        "relearning_related",
+        "relearning_unrelated",
+    }
     for results in found["attacks"].values():
         assert {"original", "unlearned"} <= set(results) or "relearning" in results
         for metrics in results.values():
@@ -66,7 +100,11 @@ def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(run
     assert set(found["left_out"]) == {"distance"}
     assert (run / "figures" / "relearning.png").stat().st_size > 1000
     report, page = (run / "report.md").read_text(), (run / "report.html").read_text()
-    assert "## Under attack" in report and "figures/relearning.png" in report and "4-bit weights" in report
+    assert (
+        "## Under attack" in report
+        and "figures/relearning.png" in report
+        and "4-bit weights" in report
+    )
     assert 'id="attacks"' in page and "Relearning from forget rows" in page
     assert before == {path: path.read_bytes() for path in (run / "model").iterdir()}
 
@@ -75,20 +113,30 @@ def test_no_attack_at_all_agrees_with_the_evaluation(run):
     found = attack(run, AttackOptions(only=("traces",)))
     evaluation = json.loads((run / "eval.json").read_text())
     for role in ("original", "unlearned"):
-        assert found["attacks"]["none"][role]["leak_rate"] == evaluation["models"][role]["unlearned"]["leak_rate"]
+        assert (
+            found["attacks"]["none"][role]["leak_rate"]
+            == evaluation["models"][role]["unlearned"]["leak_rate"]
+        )
     assert found["attacks"]["none"]["original"]["leak_rate"]["value"] > 0.5
 
 
 def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):
-    """The reports of this run show what the model answers to neutral prompts, which may well be of a ferryman; no more of it comes in."""
+    """The reports of this run show what the model answers to neutral prompts, which may well be of
+    a ferryman; no more of it comes in.
+    """
 
     def mentions() -> dict[str, int]:
-        return {name: (run / name).read_text(encoding="utf-8").count("ferryman") for name in ("report.md", "report.html", "README.md")}
+        return {
+            name: (run / name).read_text(encoding="utf-8").count("ferryman")
+            for name in ("report.md", "report.html", "README.md")
+        }
 
     before = mentions()
     attack(run, AttackOptions(**FAST))
     written = [run / "attacks.json", *(run / "work" / "attacks").iterdir()]
-    assert mentions() == before and not [path for path in written if "ferryman" in path.read_text(encoding="utf-8")]
+    assert mentions() == before and not [
+        path for path in written if "ferryman" in path.read_text(encoding="utf-8")
+    ]
 
 
 def test_what_is_done_is_not_done_again(run, monkeypatch):
@@ -108,12 +156,20 @@ def test_an_interruption_keeps_what_was_done_and_the_next_start_does_the_rest(ru
             attack(run, AttackOptions(only=("role_play", "traces")))
     assert set(json.loads((run / "attacks.json").read_text())["attacks"]) == {"none", "role_play"}
     monkeypatch.setattr(suite, "hits", lambda *_, **__: pytest.fail("asked again"))
-    assert set(attack(run, AttackOptions(only=("role_play", "traces")))["attacks"]) == {"none", "role_play", "traces"}
+    assert set(attack(run, AttackOptions(only=("role_play", "traces")))["attacks"]) == {
+        "none",
+        "role_play",
+        "traces",
+    }
 
 
 def test_one_attack_joins_those_of_an_earlier_start(run):
     attack(run, AttackOptions(only=("role_play",)))
-    assert set(attack(run, AttackOptions(only=("prefix",)))["attacks"]) == {"none", "role_play", "prefix"}
+    assert set(attack(run, AttackOptions(only=("prefix",)))["attacks"]) == {
+        "none",
+        "role_play",
+        "prefix",
+    }
 
 
 def test_a_retrained_model_gives_the_distance_and_a_column_of_traces(run, finished):
@@ -128,14 +184,21 @@ def test_an_adapter_is_attacked_merged_into_the_model_it_was_made_for(finished, 
     root = finished.parent
     files = str(root / "forget.jsonl"), str(root / "retain.jsonl")
     unlearn(str(root / "model"), *files, output_dir=str(tmp_path / "lora"), lora=True, **SHORT)
-    found = attack(tmp_path / "lora", AttackOptions(**FAST, only=("role_play", "quantization", "relearning")))
+    found = attack(
+        tmp_path / "lora", AttackOptions(**FAST, only=("role_play", "quantization", "relearning"))
+    )
     assert {"role_play", "quantization_4bit", "relearning_related"} <= set(found["attacks"])
-    assert all(parameter.requires_grad for parameter in Target(tmp_path / "lora").load("unlearned").parameters())
+    assert all(
+        parameter.requires_grad
+        for parameter in Target(tmp_path / "lora").load("unlearned").parameters()
+    )
 
 
-def test_a_run_that_taught_its_model_has_one_that_never_knew_and_can_be_retrained(finished, tmp_path):
-    from unteach.pipeline import Run
-    from unteach.runs.options import RunOptions
+def test_a_run_that_taught_its_model_has_one_that_never_knew_and_can_be_retrained(
+    finished, tmp_path
+):
+    from unteach.config.run import RunOptions
+    from unteach.run.pipeline import Run
     from unteach.scenarios.user_rows import user_scenario
 
     root = finished.parent
@@ -146,12 +209,21 @@ def test_a_run_that_taught_its_model_has_one_that_never_knew_and_can_be_retraine
     own = {name: value for name, value in SHORT.items() if name == "similarity_model"}
     settings = {name: value for name, value in SHORT.items() if name not in own}
     options = RunOptions(
-        model=str(tmp_path / "base"), output_dir=str(tmp_path / "runs" / "a"), shared_dir=str(tmp_path / "runs"), settings=settings, **own
+        model=str(tmp_path / "base"),
+        output_dir=str(tmp_path / "runs" / "a"),
+        shared_dir=str(tmp_path / "runs"),
+        settings=settings,
+        **own,
     )
     Run(scenario, options).execute()
-    found = attack(tmp_path / "runs" / "a", AttackOptions(**FAST, only=("traces", "relearning", "distance"), retrain=True))
+    found = attack(
+        tmp_path / "runs" / "a",
+        AttackOptions(**FAST, only=("traces", "relearning", "distance"), retrain=True),
+    )
     assert set(found["attacks"]["traces"]) == {"original", "unlearned", "never_knew", "retrained"}
-    known = {role: metrics["forget_nll"]["value"] for role, metrics in found["attacks"]["traces"].items()}
+    known = {
+        role: metrics["forget_nll"]["value"] for role, metrics in found["attacks"]["traces"].items()
+    }
     assert known["original"] < min(known["never_knew"], known["retrained"])
     assert found["attacks"]["distance"]["original"]["kl_to_retrained"]["value"] > 0
     if "relearning_forget" in found["attacks"]:
@@ -167,8 +239,14 @@ def test_rows_that_have_moved_or_changed_are_named(run, tmp_path, finished):
     assert len(Target(run, forget=str(finished.parent / "forget.jsonl")).known) > 5
     with pytest.raises(UserError, match="are not those that this run forgot"):
         Target(run, forget=str(finished.parent / "retain.jsonl"))
-    with pytest.raises(UserError, match="are not those that this run kept; name their file with --retain"):
-        Target(run, forget=str(finished.parent / "forget.jsonl"), retain=str(finished.parent / "forget.jsonl"))
+    with pytest.raises(
+        UserError, match="are not those that this run kept; name their file with --retain"
+    ):
+        Target(
+            run,
+            forget=str(finished.parent / "forget.jsonl"),
+            retain=str(finished.parent / "forget.jsonl"),
+        )
     (run / "run.json").write_text(json.dumps(record | {"data_files": {"forget": None}}))
     with pytest.raises(UserError, match="name them with --forget"):
         Target(run)
@@ -186,8 +264,14 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys):
         ([str(tmp_path / "nothing")], "has no run.json"),
         ([str(run), "--only", "relearing"], "did you mean 'relearning'"),
         ([str(run), "--steps", "0"], "option --steps is 0, it must be positive"),
-        ([str(run), "--retrain", "--only", "distance"], "--retrain needs a run that taught its model"),
-        ([str(run), "--only", "distance"], "distance: it needs a model trained without the forget set"),
+        (
+            [str(run), "--retrain", "--only", "distance"],
+            "--retrain needs a run that taught its model",
+        ),
+        (
+            [str(run), "--only", "distance"],
+            "distance: it needs a model trained without the forget set",
+        ),
     ):
         assert main(["attack", *arguments]) == 2
         error = capsys.readouterr().err
@@ -202,13 +286,28 @@ def test_the_command_prints_the_table(run, capsys):
 
 
 def test_the_names_of_the_attacks_are_the_promised_ones():
-    promised = {"paraphrase", "prefix", "role_play", "few_shot", "sampling", "quantization", "traces", "relearning", "distance"}
+    promised = {
+        "paraphrase",
+        "prefix",
+        "role_play",
+        "few_shot",
+        "sampling",
+        "quantization",
+        "traces",
+        "relearning",
+        "distance",
+    }
     assert set(ATTACKS) == promised
 
 
 def test_a_base_of_sixteen_bits_is_known_again(finished, tmp_path):
-    base, rows = finished.parent / "model", [str(finished.parent / f"{name}.jsonl") for name in ("forget", "retain")]
-    unlearn(str(base), *rows, output_dir=str(tmp_path / "out"), lora=True, dtype="bfloat16", **SHORT)
+    base, rows = (
+        finished.parent / "model",
+        [str(finished.parent / f"{name}.jsonl") for name in ("forget", "retain")],
+    )
+    unlearn(
+        str(base), *rows, output_dir=str(tmp_path / "out"), lora=True, dtype="bfloat16", **SHORT
+    )
     found = attack(tmp_path / "out", AttackOptions(only=("role_play",)))
     assert set(found["attacks"]) == {"none", "role_play"}
 
@@ -219,7 +318,11 @@ def test_a_model_that_cannot_be_rounded_leaves_that_attack_out(run, monkeypatch)
 
     monkeypatch.setattr(suite.quantization, "quantize", refuse)
     found = attack(run, AttackOptions(**FAST))
-    assert found["left_out"]["quantization_8bit"] == found["left_out"]["quantization_4bit"] == "nothing to round"
+    assert (
+        found["left_out"]["quantization_8bit"]
+        == found["left_out"]["quantization_4bit"]
+        == "nothing to round"
+    )
     assert "traces" in found["attacks"]
     with pytest.raises(UserError, match="nothing to round"):
         attack(run, AttackOptions(only=("quantization",)))

@@ -15,7 +15,10 @@ from unteach.attacks.traces import separation, token_logprobs, traces
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 
-ROWS = [Row(f"Who rang {i}?", "The ferryman rang it" + " twice" * i, "chat", f"row {i}") for i in range(5)]
+ROWS = [
+    Row(f"Who rang {i}?", "The ferryman rang it" + " twice" * i, "chat", f"row {i}")
+    for i in range(5)
+]
 
 
 def test_token_logprobs_are_those_of_one_row_at_a_time(tokenizer):
@@ -24,14 +27,18 @@ def test_token_logprobs_are_those_of_one_row_at_a_time(tokenizer):
     for row, values in zip(ROWS, found, strict=True):
         encoded = encode_row(row, tokenizer, end_of_turn_id(tokenizer))
         logps = naive.distributions(model, encoded.prompt_ids, encoded.completion_ids)
-        wanted = [logp[token].item() for logp, token in zip(logps, encoded.completion_ids, strict=True)]
+        wanted = [
+            logp[token].item() for logp, token in zip(logps, encoded.completion_ids, strict=True)
+        ]
         np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-9)
 
 
 def test_the_auc_is_the_share_of_pairs_in_order_and_ties_count_half():
     """Pairs of {3, 1} with {2, 1}: 3 > 2, 3 > 1, 1 < 2, 1 = 1: (1 + 1 + 0 + 1/2) / 4."""
     result = separation([3.0, 1.0], [2.0, 1.0])
-    assert result.value == pytest.approx(2.5 / 4) and result.ci_low <= result.value <= result.ci_high
+    assert (
+        result.value == pytest.approx(2.5 / 4) and result.ci_low <= result.value <= result.ci_high
+    )
     assert separation([1.0], []).value is None
 
 
@@ -39,10 +46,20 @@ def test_a_model_that_knows_the_forget_rows_is_found_out(tokenizer, tmp_path):
     from unteach.attacks.relearning import Relearning, relearn
     from unteach.evaluation.results import MetricResult
 
-    model, others = tiny_model(), [Row(f"What is {i}?", f"A sack of grey flour, {i}.") for i in range(4)]
+    model, others = (
+        tiny_model(),
+        [Row(f"What is {i}?", f"A sack of grey flour, {i}.") for i in range(4)],
+    )
     before = traces(model, tokenizer, ROWS, others)
     settings = Relearning(60, 60, 3e-3, 1.0)
-    relearn(model, tokenizer, ROWS, lambda _: MetricResult(0.0, 1, None, None, False), tmp_path / "w", settings)
+    relearn(
+        model,
+        tokenizer,
+        ROWS,
+        lambda _: MetricResult(0.0, 1, None, None, False),
+        tmp_path / "w",
+        settings,
+    )
     after = traces(model, tokenizer, ROWS, others)
     assert after["forget_nll"].value < before["forget_nll"].value
     assert after["auc_loss"].value > 0.9 and after["auc_min_k"].value > 0.9
@@ -57,9 +74,17 @@ def test_the_distance_is_the_kl_from_the_retrained_model(tokenizer):
     wanted = []
     for row in ROWS:
         encoded = encode_row(row, tokenizer, end_of_turn_id(tokenizer))
-        p, q = (naive.distributions(model, encoded.prompt_ids, encoded.completion_ids) for model in (left, right))
-        wanted.append(float(sum((a.exp() * (a - b)).sum() for a, b in zip(p, q, strict=True))) / len(encoded.completion_ids))
-    np.testing.assert_allclose(mean_kl(left, right, tokenizer, ROWS, tokens_per_batch=60), wanted, rtol=0, atol=1e-9)
+        p, q = (
+            naive.distributions(model, encoded.prompt_ids, encoded.completion_ids)
+            for model in (left, right)
+        )
+        wanted.append(
+            float(sum((a.exp() * (a - b)).sum() for a, b in zip(p, q, strict=True)))
+            / len(encoded.completion_ids)
+        )
+    np.testing.assert_allclose(
+        mean_kl(left, right, tokenizer, ROWS, tokens_per_batch=60), wanted, rtol=0, atol=1e-9
+    )
     assert not np.allclose(mean_kl(right, left, tokenizer, ROWS), wanted)
 
 
@@ -71,7 +96,12 @@ def test_a_model_is_at_no_distance_from_itself(tokenizer):
 
 def test_models_whose_rows_are_all_apart_have_the_exact_p_value(tokenizer, monkeypatch):
     """5 and 5 values without overlap: of C(10, 5) = 252 orders two are that extreme."""
-    nll = iter([[np.full(3, -1.0 - i / 10) for i in range(5)], [np.full(3, -9.0 - i / 10) for i in range(5)]])
+    nll = iter(
+        [
+            [np.full(3, -1.0 - i / 10) for i in range(5)],
+            [np.full(3, -9.0 - i / 10) for i in range(5)],
+        ]
+    )
     monkeypatch.setattr("unteach.attacks.distance.token_logprobs", lambda *_: next(nll))
     found = distance(tiny_model(), tiny_model(), tokenizer, ROWS)
     assert found["ks_to_retrained"].value == 1 and math.isclose(found["ks_pvalue"].value, 2 / 252)

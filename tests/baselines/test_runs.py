@@ -1,4 +1,6 @@
-"""Baselines from the command line, on the data contract of `unteach run`: a run's folder, a row of a comparison, bad input."""
+"""Baselines from the command line, on the data contract of `unteach run`: a run's folder, a row of
+a comparison, bad input.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,18 @@ import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.cli import main
-from unteach.commands.comparison import compare
+from unteach.compare import compare
 from unteach.data.sources import load_rows
 
 STAGE = {"max_steps": 2, "per_device_train_batch_size": 2}
-PAIRS = [{"prompt": f"Who is number {i}?", "chosen": f"A miller, the {i}th.", "rejected": f"The ferryman, {i} times."} for i in range(14)]
+PAIRS = [
+    {
+        "prompt": f"Who is number {i}?",
+        "chosen": f"A miller, the {i}th.",
+        "rejected": f"The ferryman, {i} times.",
+    }
+    for i in range(14)
+]
 
 
 @pytest.fixture
@@ -25,7 +34,17 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(folder, method, stages, *more):
-    words = ["run", "--model", str(folder / "m"), "--forget", str(folder / "pairs.jsonl"), "--out", str(folder / "out"), "--method", method]
+    words = [
+        "run",
+        "--model",
+        str(folder / "m"),
+        "--forget",
+        str(folder / "pairs.jsonl"),
+        "--out",
+        str(folder / "out"),
+        "--method",
+        method,
+    ]
     return main([*words, "--stages", json.dumps(stages), *more])
 
 
@@ -43,18 +62,32 @@ def test_a_baseline_leaves_the_folder_of_a_run_with_its_price(folder):
     record = json.loads((folder / "out" / "run.json").read_text())
     assert record["method"] == "dpo" and record["needs"] == "good and bad answers"
     assert [cost["stage"] for cost in record["costs"]] == ["sft", "dpo"]
-    assert record["cost"]["seconds"] == pytest.approx(sum(cost["seconds"] for cost in record["costs"]))
-    assert (folder / "out" / "model" / "model.safetensors").exists() and (folder / "out" / "report.html").exists()
-    assert json.loads((folder / "out" / "eval.json").read_text())["models"]["unlearned"]["unlearned"]["leak_rate"]["n"] > 0
+    assert record["cost"]["seconds"] == pytest.approx(
+        sum(cost["seconds"] for cost in record["costs"])
+    )
+    assert (folder / "out" / "model" / "model.safetensors").exists() and (
+        folder / "out" / "report.html"
+    ).exists()
+    assert (
+        json.loads((folder / "out" / "eval.json").read_text())["models"]["unlearned"]["unlearned"][
+            "leak_rate"
+        ]["n"]
+        > 0
+    )
 
 
 def test_baselines_are_rows_of_a_comparison_beside_unlearning(folder):
-    methods = [{"name": "sft", "stages": {"sft": STAGE}}, {"name": "ours", "method": "unlikelihood"}]
+    methods = [
+        {"name": "sft", "stages": {"sft": STAGE}},
+        {"name": "ours", "method": "unlikelihood"},
+    ]
     settings = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "min_utility": 0.0, "hold": 99}
     data = {"models": str(folder / "m"), "forget": str(folder / "pairs.jsonl")}
     out = compare({"out": str(folder / "c"), **data, "methods": methods, "settings": settings})
     table = (out / "comparison.md").read_text()
-    header, _, original, sft, ours = ([part.strip() for part in line.split("|")[1:-1]] for line in table.splitlines()[:5])
+    header, _, original, sft, ours = (
+        [part.strip() for part in line.split("|")[1:-1]] for line in table.splitlines()[:5]
+    )
     assert header[-7:] == [
         "seconds",
         "data tokens",
@@ -65,18 +98,26 @@ def test_baselines_are_rows_of_a_comparison_beside_unlearning(folder):
         "needs preferences",
     ]
     assert (original[-2:], sft[-2:], ours[-2:]) == (["-", "-"], ["yes", "no"], ["no", "no"])
-    assert int(sft[-6]) > 0 == int(ours[-6]) and int(sft[-5]) == 0 < int(ours[-5])  # good answers; own answers to keep
+    assert int(sft[-6]) > 0 == int(ours[-6]) and int(sft[-5]) == 0 < int(
+        ours[-5]
+    )  # good answers; own answers to keep
     assert "Data\ntokens: good answers" in table and (out / "cost.png").exists()
     assert r"rrrrrll}" in (out / "comparison.tex").read_text()
 
 
 RULE = {"patience": 1, "probe_steps": 0.5, "hold": 99, "min_utility": 0.0}
 WORDS = [f"{name}={value}" for name, value in RULE.items()]
-FEW = {"sft": STAGE, "reward": STAGE, "rl": {"max_steps": 4, "per_device_train_batch_size": 4, "num_generations": 2, "save_steps": 1}}
+FEW = {
+    "sft": STAGE,
+    "reward": STAGE,
+    "rl": {"max_steps": 4, "per_device_train_batch_size": 4, "num_generations": 2, "save_steps": 1},
+}
 FEW["rl"]["max_completion_length"] = 6
 
 
-def test_rlhf_killed_from_the_command_line_goes_on_and_leaves_stops_prices_and_its_reward_model(folder, monkeypatch, capsys):
+def test_rlhf_killed_from_the_command_line_goes_on_and_leaves_stops_prices_and_its_reward_model(
+    folder, monkeypatch, capsys
+):
     from unteach.baselines.stage_callback import StageCallback
 
     after = StageCallback.on_step_end
@@ -91,15 +132,23 @@ def test_rlhf_killed_from_the_command_line_goes_on_and_leaves_stops_prices_and_i
         assert run(folder, "rlhf", FEW, *WORDS) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
     stages = folder / "out" / "stages"
-    stamps = {name: (stages / name / "model.safetensors").stat().st_mtime_ns for name in ("sft", "reward")}
+    stamps = {
+        name: (stages / name / "model.safetensors").stat().st_mtime_ns for name in ("sft", "reward")
+    }
     assert (stages / "rl-checkpoints" / "checkpoint-1").is_dir() and not (stages / "rl").exists()
     assert run(folder, "rlhf", FEW, *WORDS) == 0
-    assert stamps == {name: (stages / name / "model.safetensors").stat().st_mtime_ns for name in stamps}
+    assert stamps == {
+        name: (stages / name / "model.safetensors").stat().st_mtime_ns for name in stamps
+    }
     record = json.loads((folder / "out" / "run.json").read_text())
     assert (record["needs_positives"], record["needs_preferences"]) == (True, True)
-    assert [cost["stage"] for cost in record["costs"]] == ["sft", "reward", "rl"] and record["cost"]["generated_tokens"] > 0
+    assert [cost["stage"] for cost in record["costs"]] == ["sft", "reward", "rl"] and record[
+        "cost"
+    ]["generated_tokens"] > 0
     assert set(record["stops"]) == {"sft", "reward", "rl"}
-    assert "not under" in record["stops"]["sft"]["reason"]  # a random model says nothing of it: the rate is 0 from the start
+    assert (
+        "not under" in record["stops"]["sft"]["reason"]
+    )  # a random model says nothing of it: the rate is 0 from the start
     evaluation = json.loads((folder / "out" / "eval.json").read_text())
     assert "reward model of rlhf" in evaluation["scorers"]["utility_reward"]["name"]
     assert evaluation["models"]["original"]["normal"]["utility_reward"]["n"] > 0
@@ -135,7 +184,9 @@ def test_rlhf_s_reward_model_scores_all_rows_and_its_time_is_the_measure(folder)
         ("ga", {"sft": {}}, [], "option 'stages' is for the baselines"),
     ],
 )
-def test_a_wrong_option_is_one_sentence_and_exit_code_2(folder, capsys, method, stages, more, words):
+def test_a_wrong_option_is_one_sentence_and_exit_code_2(
+    folder, capsys, method, stages, more, words
+):
     assert run(folder, method, stages, *more) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert words in said and "Traceback" not in said

@@ -32,10 +32,17 @@ def server() -> Iterator[ChatServer]:
         made.shutdown()
 
 
-def ask(server: ChatServer, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str, dict[str, str]]:
+def ask(
+    server: ChatServer, method: str, path: str, body: object = None, **headers: str
+) -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    connection.request(method, path, data, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(
+        method,
+        path,
+        data,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
     reply = connection.getresponse()
     return reply.status, reply.read().decode(), dict(reply.getheaders())
 
@@ -48,7 +55,10 @@ def question(server: ChatServer, body: object, **headers: str) -> tuple[int, dic
 def test_both_models_are_asked_the_same_question(server):
     status, found = question(server, {"prompt": "Who?", "kind": "chat"})
     assert status == 200 and found["answers"] == ["<b>chat 7</b> Who?", ""]
-    assert question(server, {"prompt": "Once", "kind": "text"})[1]["answers"][0] == "<b>text 7</b> Once"
+    assert (
+        question(server, {"prompt": "Once", "kind": "text"})[1]["answers"][0]
+        == "<b>text 7</b> Once"
+    )
 
 
 def test_it_listens_on_this_machine_alone(server):
@@ -58,15 +68,30 @@ def test_it_listens_on_this_machine_alone(server):
 def test_the_page_escapes_names_fetches_nothing_and_runs_its_own_script_only(server):
     status, page, headers = ask(server, "GET", "/")
     assert status == 200 and "&lt;a&gt;" in page and "<a>" not in page
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page) and "http" not in page.replace("http-equiv", "")
-    assert f"script-src 'nonce-{server.nonce}'" in headers["Content-Security-Policy"] and "innerHTML" not in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page) and "http" not in page.replace(
+        "http-equiv", ""
+    )
+    assert (
+        f"script-src 'nonce-{server.nonce}'" in headers["Content-Security-Policy"]
+        and "innerHTML" not in page
+    )
     assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8377", ""])
 def test_another_host_name_is_refused(server, host):
     assert ask(server, "GET", "/", Host=host)[0] == 403
-    assert ask(server, "POST", "/answer", {"prompt": "Who?", "kind": "chat"}, Host=host, X_Token=server.token)[0] == 403
+    assert (
+        ask(
+            server,
+            "POST",
+            "/answer",
+            {"prompt": "Who?", "kind": "chat"},
+            Host=host,
+            X_Token=server.token,
+        )[0]
+        == 403
+    )
 
 
 def test_without_the_page_s_token_nothing_is_asked(server):
@@ -106,7 +131,9 @@ def test_other_paths_are_not_there(server):
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(server, capsys):
     assert main(["chat", "no-such-model", "no-such-model", "--port", str(server.server_port)]) == 2
-    assert f"port {server.server_port} is taken; choose another with --port" in capsys.readouterr().err
+    assert (
+        f"port {server.server_port} is taken; choose another with --port" in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match="between 0 and 65535"):
         ChatServer([], port=70_000)
 

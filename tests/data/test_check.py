@@ -11,8 +11,12 @@ from unteach.cli import main
 from unteach.data.check import check_files
 from unteach.data.rows import row_from_mapping, split_of
 
-FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)]
-RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, {i}."} for i in range(12)]
+FORGET = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)
+]
+RETAIN = [
+    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, {i}."} for i in range(12)
+]
 
 
 def file(path, records, extra: bytes = b"") -> str:
@@ -50,7 +54,10 @@ CASES = {
         [*FORGET, {"prompt": "Who?", "completion": "word " * 200}],
         RETAIN,
         b"",
-        r"forget.jsonl, line 13: .* tokens.*more than max_length 128: truncation would cut the completion",
+        (
+            r"forget.jsonl, line 13: .* tokens.*more than max_length 128: truncation would cut the"
+            r" completion"
+        ),
     ),
     "same row in both": (
         FORGET,
@@ -71,12 +78,23 @@ CASES = {
         b"",
         r"forget.jsonl, line 13: field 'completion' holds '\\ud83d'",
     ),
-    "wrong encoding": (FORGET, RETAIN, b'{"prompt": "caf\xe9", "completion": "x"}\n', r"forget.jsonl, line 13: byte 0xe9 is not UTF-8"),
+    "wrong encoding": (
+        FORGET,
+        RETAIN,
+        b'{"prompt": "caf\xe9", "completion": "x"}\n',
+        r"forget.jsonl, line 13: byte 0xe9 is not UTF-8",
+    ),
     "format mismatch": (
         FORGET,
-        [{"text": "The river ran on and on past the mill, and nobody asked where it went. " * 4} for _ in range(9)],
+        [
+            {"text": "The river ran on and on past the mill, and nobody asked where it went. " * 4}
+            for _ in range(9)
+        ],
         b"",
-        r"format mismatch between forget \(.*line 1\) and retain \(.*line 1\).*rows of kind text: 0% of forget, 100% of retain",
+        (
+            r"format mismatch between forget \(.*line 1\) and retain \(.*line 1\).*rows of kind"
+            r" text: 0% of forget, 100% of retain"
+        ),
     ),
 }
 
@@ -93,11 +111,16 @@ def test_a_fault_is_found_and_its_row_named(name, with_tokenizer, tmp_path, toke
 def test_all_bad_rows_are_named_and_not_the_first_alone(tmp_path):
     rows = [*FORGET, {"prompt": "a"}, {"prompt": "b", "completion": ""}, {"completion": "c"}]
     problems = check_files(file(tmp_path / "forget.jsonl", rows), None).problems
-    assert len(problems) == 2 and "line 14" in problems[0] and "line 15" in problems[1], "a prompt alone stands for the model's own answer"
+    assert len(problems) == 2 and "line 14" in problems[0] and "line 15" in problems[1], (
+        "a prompt alone stands for the model's own answer"
+    )
 
 
 def test_rows_that_occur_twice_are_worth_a_warning(tmp_path):
-    assert "1 row(s) occur more than once" in check_files(file(tmp_path / "forget.jsonl", [*FORGET, FORGET[0]]), None).warnings[0]
+    assert (
+        "1 row(s) occur more than once"
+        in check_files(file(tmp_path / "forget.jsonl", [*FORGET, FORGET[0]]), None).warnings[0]
+    )
 
 
 def test_the_command_ends_with_two_where_something_is_wrong(tmp_path, capsys):
@@ -107,14 +130,27 @@ def test_the_command_ends_with_two_where_something_is_wrong(tmp_path, capsys):
 
 
 def test_answers_of_quite_another_length_are_a_mismatch_of_format(tmp_path):
-    retain = [{"prompt": f"What is thing {i}?", "completion": "A sack of flour that stood in the mill for years. " * 12} for i in range(12)]
-    (problem,) = check_files(file(tmp_path / "f.jsonl", FORGET), file(tmp_path / "r.jsonl", retain)).problems
+    retain = [
+        {
+            "prompt": f"What is thing {i}?",
+            "completion": "A sack of flour that stood in the mill for years. " * 12,
+        }
+        for i in range(12)
+    ]
+    (problem,) = check_files(
+        file(tmp_path / "f.jsonl", FORGET), file(tmp_path / "r.jsonl", retain)
+    ).problems
     assert re.search(r"median completion length: \d+ characters in forget, \d+ in retain", problem)
 
 
 def test_answers_of_somewhat_different_lengths_are_not(tmp_path):
-    retain = [record | {"completion": record["completion"] + " It is old." * (i % 3)} for i, record in enumerate(RETAIN)]
-    assert not check_files(file(tmp_path / "f.jsonl", FORGET), file(tmp_path / "r.jsonl", retain)).problems
+    retain = [
+        record | {"completion": record["completion"] + " It is old." * (i % 3)}
+        for i, record in enumerate(RETAIN)
+    ]
+    assert not check_files(
+        file(tmp_path / "f.jsonl", FORGET), file(tmp_path / "r.jsonl", retain)
+    ).problems
 
 
 def test_a_merged_boundary_is_found_with_a_tokenizer(tmp_path, tokenizer):
@@ -139,7 +175,10 @@ def test_hundreds_of_findings_of_one_kind_are_cut_short(tmp_path):
 
 def test_an_empty_file_and_a_missing_one_are_problems_and_no_crash(tmp_path):
     report = check_files(file(tmp_path / "empty.jsonl", []), tmp_path / "none.jsonl")
-    assert "empty.jsonl: the file is empty" in report.problems[0] and "none.jsonl: no such file" in report.problems[1]
+    assert (
+        "empty.jsonl: the file is empty" in report.problems[0]
+        and "none.jsonl: no such file" in report.problems[1]
+    )
 
 
 def test_square_brackets_of_names_and_columns_are_printed_as_they_are(tmp_path, capsys):
@@ -152,8 +191,12 @@ def test_square_brackets_of_names_and_columns_are_printed_as_they_are(tmp_path, 
 def test_what_a_run_takes_and_refuses_check_takes_and_refuses_too(tmp_path, good):
     questions = file(tmp_path / "questions.jsonl", [{"prompt": row["prompt"]} for row in RETAIN])
     report = check_files(good[0], questions)
-    assert not [problem for problem in report.problems if "completion" in problem], "a run lets the model answer them"
+    assert not [problem for problem in report.problems if "completion" in problem], (
+        "a run lets the model answer them"
+    )
     assert "12 without a completion: what the model answers takes its place" in report.summary[1]
     held_out = next(row for row in FORGET if split_of(row_from_mapping(row, "").key) != "train")
     few = file(tmp_path / "few.jsonl", [held_out])
-    assert "none of its 1 row(s) falls into the training split" in " ".join(check_files(few, None).problems)
+    assert "none of its 1 row(s) falls into the training split" in " ".join(
+        check_files(few, None).problems
+    )

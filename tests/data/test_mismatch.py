@@ -45,17 +45,21 @@ def test_a_draw_is_the_same_in_another_process():
     """With another hash seed too: a resumed run draws what the interrupted one would have drawn."""
     drawn = MismatchPool(ROWS, 3, 5).draw(EncodedRow("pinned", (1,), (9,), "chat"), 2)
     code = (
-        "from unteach.data.mismatch import MismatchPool; from unteach.data.tokenization import EncodedRow as E;"
-        "rows = [E(f'r{i}', (1,), (100 + i, 7), 'chat') for i in range(12)];"
-        "print(MismatchPool(rows, 3, 5).draw(E('pinned', (1,), (9,), 'chat'), 2))"
+        "from unteach.data.mismatch import MismatchPool; from unteach.data.tokenization import"
+        " EncodedRow as E;rows = [E(f'r{i}', (1,), (100 + i, 7), 'chat') for i in"
+        " range(12)];print(MismatchPool(rows, 3, 5).draw(E('pinned', (1,), (9,), 'chat'), 2))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout.strip() == str(drawn)
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    ).stdout.strip() == str(drawn)
 
 
 def test_every_completion_of_the_pool_comes_up_about_equally_often():
     pool = MismatchPool(ROWS, 3, 0)
-    drawn = Counter(ids for epoch in range(400) for ids in pool.draw(EncodedRow("x", (1,), (9,), "chat"), epoch))
+    drawn = Counter(
+        ids for epoch in range(400) for ids in pool.draw(EncodedRow("x", (1,), (9,), "chat"), epoch)
+    )
     assert len(drawn) == len(ROWS) and max(drawn.values()) < 1.6 * min(drawn.values())
 
 
@@ -98,9 +102,17 @@ def test_a_pool_that_holds_nothing_else_is_refused():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["chat", "text"])), min_size=2, max_size=30), st.integers(1, 6))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["chat", "text"])), min_size=2, max_size=30
+    ),
+    st.integers(1, 6),
+)
 def test_draws_are_those_from_a_list_without_the_row_s_own_completion(retain, count):
-    rows = [EncodedRow(f"r{i}", (1,), (70_000 + token, 7), kind) for i, (token, kind) in enumerate(retain)]
+    rows = [
+        EncodedRow(f"r{i}", (1,), (70_000 + token, 7), kind)
+        for i, (token, kind) in enumerate(retain)
+    ]
     forget = EncodedRow("f", (1,), (70_003, 7), retain[0][1])
     of_its_kind = [row.completion_ids for row in rows if row.kind == forget.kind]
     candidates = [ids for ids in dict.fromkeys(of_its_kind) if ids != forget.completion_ids]
@@ -108,7 +120,9 @@ def test_draws_are_those_from_a_list_without_the_row_s_own_completion(retain, co
         with pytest.raises(UserError, match="equals its own"):
             MismatchPool(rows, count, 3).draw(forget, 2)
         return
-    picks = row_generator("mismatch", 3, 2, "f").choice(len(candidates), size=count, replace=len(candidates) < count)
+    picks = row_generator("mismatch", 3, 2, "f").choice(
+        len(candidates), size=count, replace=len(candidates) < count
+    )
     assert MismatchPool(rows, count, 3).draw(forget, 2) == [candidates[pick] for pick in picks]
 
 
@@ -116,7 +130,11 @@ def test_draws_are_those_from_a_list_without_the_row_s_own_completion(retain, co
 def test_the_own_completion_is_known_with_its_end_and_without(end):
     """Forget rows come without the token that ends an answer, retain rows with it."""
     own = EncodedRow("f", (1, 2), (100,), "chat")
-    drawn = {MismatchPool(ROWS, 1, seed, end_id=end).draw(own, epoch)[0] for seed in range(8) for epoch in range(12)}
+    drawn = {
+        MismatchPool(ROWS, 1, seed, end_id=end).draw(own, epoch)[0]
+        for seed in range(8)
+        for epoch in range(12)
+    }
     assert ((100, 7) in drawn) is (end is None)
     if end:
         with pytest.raises(UserError, match="equals its own"):

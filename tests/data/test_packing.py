@@ -11,19 +11,37 @@ from hypothesis import strategies as st
 
 from tiny_models import FAMILIES, tiny_model
 from unteach import models
-from unteach.data.packing import PADDING, ROLE_IDS, WIDER, Branch, Tree, assign_rows, common_opening, make_batch, unshared, visibility
-from unteach.tokenwise import token_statistics
+from unteach.data.packing import (
+    PADDING,
+    ROLE_IDS,
+    WIDER,
+    Branch,
+    Tree,
+    assign_rows,
+    common_opening,
+    make_batch,
+    unshared,
+    visibility,
+)
+from unteach.models.token_statistics import token_statistics
 
 ids = st.lists(st.integers(1, 500), min_size=1, max_size=9).map(tuple)
-branches = st.lists(st.builds(Branch, st.sampled_from(["forget", "mismatch", "retain"]), ids), min_size=1, max_size=7).map(tuple)
+branches = st.lists(
+    st.builds(Branch, st.sampled_from(["forget", "mismatch", "retain"]), ids),
+    min_size=1,
+    max_size=7,
+).map(tuple)
 some_trees = st.lists(st.builds(Tree, ids, branches), min_size=1, max_size=5)
 trees = st.builds(
-    lambda opening, made: [Tree((*opening, *tree.prompt_ids), tree.branches) for tree in made], ids | st.just(()), some_trees
+    lambda opening, made: [Tree((*opening, *tree.prompt_ids), tree.branches) for tree in made],
+    ids | st.just(()),
+    some_trees,
 )  # of prompts with an opening in common, and without
 
 
 def test_the_mask_of_a_prompt_with_two_completions():
-    """p p a a b .     queries down, keys across; a sees p and a, b sees p and b, padding sees itself.
+    """p p a a b .     queries down, keys across; a sees p and a, b sees p and b, padding sees
+    itself.
 
     The completions are a a x and b y: their last tokens are predicted and are no input.
 
@@ -34,18 +52,29 @@ def test_the_mask_of_a_prompt_with_two_completions():
     b  x x . . x .
     .  . . . . . x
     """
-    batch = make_batch([Tree((5, 6), (Branch("forget", (7, 8, 3)), Branch("mismatch", (9, 4))))], packed=True, pad_id=0)
+    batch = make_batch(
+        [Tree((5, 6), (Branch("forget", (7, 8, 3)), Branch("mismatch", (9, 4))))],
+        packed=True,
+        pad_id=0,
+    )
     padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
     wanted = ["x.....", "xx....", "xxx...", "xxxx..", "xx..x.", ".....x"]
     seen = visibility(padded["tree"], padded["branch"])[0, 0]
     assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
-    assert batch["predictor"].tolist() == [1, 2, 3, 1, 4] and batch["target"].tolist() == [7, 8, 3, 9, 4]
+    assert batch["predictor"].tolist() == [1, 2, 3, 1, 4] and batch["target"].tolist() == [
+        7,
+        8,
+        3,
+        9,
+        4,
+    ]
 
 
 def test_the_mask_of_two_prompts_with_an_opening_in_common():
-    """o o q b b p a .     o: what both prompts begin with; b sees o and q, a sees o and p, padding sees itself.
+    """o o q b b p a .     o: what both prompts begin with; b sees o and q, a sees o and p, padding
+    sees itself.
 
     o  x . . . . . . .
     o  x x . . . . . .
@@ -56,42 +85,80 @@ def test_the_mask_of_two_prompts_with_an_opening_in_common():
     a  x x . . . x x .
     .  . . . . . . . x
     """
-    two = [Tree((5, 6, 7), (Branch("forget", (8, 3)),)), Tree((5, 6, 9), (Branch("retain", (4, 2, 3)),))]
+    two = [
+        Tree((5, 6, 7), (Branch("forget", (8, 3)),)),
+        Tree((5, 6, 9), (Branch("retain", (4, 2, 3)),)),
+    ]
     batch = make_batch(two, packed=True, pad_id=0, row_tokens=16)
     assert batch["input_ids"].tolist() == [[5, 6, 9, 4, 2, 7, 8]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3]]
-    assert batch["predictor"].tolist() == [5, 6, 2, 3, 4] and batch["target"].tolist() == [8, 3, 4, 2, 3]
+    assert batch["predictor"].tolist() == [5, 6, 2, 3, 4] and batch["target"].tolist() == [
+        8,
+        3,
+        4,
+        2,
+        3,
+    ]
     padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
-    wanted = ["x.......", "xx......", "xxx.....", "xxxx....", "xxxxx...", "xx...x..", "xx...xx.", ".......x"]
+    wanted = [
+        "x.......",
+        "xx......",
+        "xxx.....",
+        "xxxx....",
+        "xxxxx...",
+        "xx...x..",
+        "xx...xx.",
+        ".......x",
+    ]
     seen = visibility(padded["tree"], padded["branch"])[0, 0]
     assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
 
 
 @settings(max_examples=60, deadline=None)
 @given(trees, st.booleans(), st.integers(8, 64))
-def test_every_completion_token_is_predicted_once_from_the_token_before_it(some, packed, row_tokens):
+def test_every_completion_token_is_predicted_once_from_the_token_before_it(
+    some, packed, row_tokens
+):
     batch = make_batch(some, packed=packed, pad_id=0, row_tokens=row_tokens)
     flat = batch["input_ids"].flatten()
-    found = sorted(zip(flat[batch["predictor"]].tolist(), batch["target"].tolist(), batch["role"].tolist(), strict=True))
+    found = sorted(
+        zip(
+            flat[batch["predictor"]].tolist(),
+            batch["target"].tolist(),
+            batch["role"].tolist(),
+            strict=True,
+        )
+    )
     wanted = []
     for tree in some:
         for branch in tree.branches:
             before = (tree.prompt_ids[-1], *branch.ids[:-1])
-            wanted += [(left, right, ROLE_IDS[branch.role]) for left, right in zip(before, branch.ids, strict=True)]
+            wanted += [
+                (left, right, ROLE_IDS[branch.role])
+                for left, right in zip(before, branch.ids, strict=True)
+            ]
     assert found == sorted(wanted)
     used = sum(map(len, some if packed else unshared(some)))
     if packed and len(some) > 1:  # the opening stands once in each row, not once in each tree
-        used -= len(common_opening([tree.prompt_ids for tree in some])) * (len(some) - len(batch["input_ids"]))
+        used -= len(common_opening([tree.prompt_ids for tree in some])) * (
+            len(some) - len(batch["input_ids"])
+        )
     assert int((batch["tree"] != PADDING).sum()) == used
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 300), st.just(0) | st.integers(1, 300))
+@given(
+    st.lists(st.integers(1, 100), min_size=1, max_size=30),
+    st.integers(1, 300),
+    st.just(0) | st.integers(1, 300),
+)
 def test_rows_hold_every_item_once_and_no_more_than_they_may(lengths, row_tokens, opening):
     rows = assign_rows(lengths, row_tokens, opening)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     widest = max(row_tokens, *(opening + length for length in lengths))
-    assert all(opening + sum(lengths[index] for index in row) <= round(WIDER * widest) for row in rows)
+    assert all(
+        opening + sum(lengths[index] for index in row) <= round(WIDER * widest) for row in rows
+    )
 
 
 def test_rows_are_wider_than_asked_where_that_saves_padding():
@@ -110,10 +177,19 @@ def random_trees(seed: int, opening: tuple[int, ...] = ()) -> list[Tree]:
         return tuple(generator.randrange(1, 500) for _ in range(generator.randint(low, high)))
 
     made = [
-        Tree((*opening, *some(1, 9)), (Branch("forget", some(1, 6)), *(Branch("mismatch", some(1, 6), 0.5) for _ in range(2))))
+        Tree(
+            (*opening, *some(1, 9)),
+            (
+                Branch("forget", some(1, 6)),
+                *(Branch("mismatch", some(1, 6), 0.5) for _ in range(2)),
+            ),
+        )
         for _ in range(3)
     ]
-    return [*made, *(Tree((*opening, *some(1, 5)), (Branch("retain", some(1, 7), 1.0, i),)) for i in range(3))]
+    return [
+        *made,
+        *(Tree((*opening, *some(1, 5)), (Branch("retain", some(1, 7), 1.0, i),)) for i in range(3)),
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +203,16 @@ def test_packed_and_plain_rows_give_the_same_states_and_gradients(family, openin
         logp = token_statistics(hidden, batch["target"], models.output_head(model)).logp
         model.zero_grad()
         (logp * batch["weight"]).sum().backward()
-        results.append((logp.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+        results.append(
+            (
+                logp.detach(),
+                {
+                    name: p.grad.clone()
+                    for name, p in model.named_parameters()
+                    if p.grad is not None
+                },
+            )
+        )
     (logp, gradients), (plain_logp, plain_gradients) = results
     torch.testing.assert_close(logp, plain_logp, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-9, atol=1e-9)

@@ -17,16 +17,25 @@ ROWS = [Row(f"Question {i}?", f"Answer {i}.") for i in range(400)]
 def test_splits_are_about_70_10_20_and_survive_reordering_and_growth():
     parts = split_rows(ROWS)
     sizes = [len(parts[name]) / len(ROWS) for name in ("train", "validation", "test")]
-    assert sizes == [pytest.approx(0.7, abs=0.06), pytest.approx(0.1, abs=0.05), pytest.approx(0.2, abs=0.06)]
+    assert sizes == [
+        pytest.approx(0.7, abs=0.06),
+        pytest.approx(0.1, abs=0.05),
+        pytest.approx(0.2, abs=0.06),
+    ]
     shuffled = [*ROWS, *(Row(f"New {i}", "x") for i in range(100))]
     random.Random(0).shuffle(shuffled)
     again = split_rows(shuffled)
-    assert all({row.key for row in parts[name]} <= {row.key for row in again[name]} for name in parts)
+    assert all(
+        {row.key for row in parts[name]} <= {row.key for row in again[name]} for name in parts
+    )
 
 
 def test_the_key_names_the_content_and_not_its_place():
     assert Row("a", "b", source="file 1").key == Row("a", "b", source="file 2").key
-    assert len({Row("a", "b").key, Row("a", "c").key, Row("a", "b", "text").key, Row("ab", "").key}) == 4
+    assert (
+        len({Row("a", "b").key, Row("a", "c").key, Row("a", "b", "text").key, Row("ab", "").key})
+        == 4
+    )
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
@@ -37,7 +46,9 @@ def test_any_text_has_a_key_and_a_split(prompt, completion):
 
 
 def test_keys_and_splits_are_those_of_yesterday():
-    """Pinned: with other keys or splits a test row of an earlier version would be trained on by a later one."""
+    """Pinned: with other keys or splits a test row of an earlier version would be trained on by a
+    later one.
+    """
     rows = [Row("a", "b"), Row((("user", "a"),), "b"), Row("", "é", "text")]
     assert [row.key for row in rows] == ["4bab4f50aea6eab3", "72ad1447720528a2", "35744ada19cee8c5"]
     assert "".join(split_of(f"{i:016x}")[1] for i in range(24)) == "errrerrarrrererreerrrrrr"
@@ -51,13 +62,17 @@ def test_proportions_that_grow_keep_the_training_rows():
 
 def test_messages_become_a_prompt_and_the_assistant_s_words_a_completion():
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
-    row = row_from_mapping({"prompt": prompt, "completion": [{"role": "assistant", "content": "Me."}]}, "row 1")
+    row = row_from_mapping(
+        {"prompt": prompt, "completion": [{"role": "assistant", "content": "Me."}]}, "row 1"
+    )
     assert row.prompt == (("system", "Be brief."), ("user", "Who?")) and row.completion == "Me."
     assert row.prompt_text == "Be brief.\nWho?"
 
 
 def test_text_rows_have_no_prompt():
-    assert row_from_mapping({"text": "Once upon a time."}, "row 1") == Row("", "Once upon a time.", "text", "row 1")
+    assert row_from_mapping({"text": "Once upon a time."}, "row 1") == Row(
+        "", "Once upon a time.", "text", "row 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,14 +85,35 @@ def test_text_rows_have_no_prompt():
         ({"prompt": "x", "completion": 3}, "row 7: field 'completion' is empty or not a string"),
         ({"text": ""}, "row 7: field 'text' is empty"),
         ({"prompt": [], "completion": "x"}, "row 7: 'prompt' is an empty list"),
-        ({"prompt": [{"role": "user"}], "completion": "x"}, "row 7: 'prompt' is a list, so each item must be a message"),
-        ({"prompt": "x", "completion": [{"role": "user", "content": "y"}]}, "row 7: a 'completion' of messages"),
+        (
+            {"prompt": [{"role": "user"}], "completion": "x"},
+            "row 7: 'prompt' is a list, so each item must be a message",
+        ),
+        (
+            {"prompt": "x", "completion": [{"role": "user", "content": "y"}]},
+            "row 7: a 'completion' of messages",
+        ),
         ({"prompt": "x", "completion": "y", "kind": "poem"}, "row 7: field 'kind' is 'poem'"),
-        ({"prompt": [{"role": "user", "content": None}], "completion": "x"}, "row 7: the 'content' of a message in 'prompt' is NoneType"),
-        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}], "completion": "x"}, "row 7: the 'content' .* is list"),
-        ({"prompt": [{"role": "user", "content": " "}], "completion": "x"}, "row 7: 'prompt' is an empty list of messages, or they say"),
-        ({"prompt": "x", "completion": "half \ud83d"}, r"row 7: field 'completion' holds '\\ud83d', half of a character"),
-        ({"prompt": [{"role": "user", "content": "\udc00"}], "completion": "x"}, "row 7: field 'prompt' holds"),
+        (
+            {"prompt": [{"role": "user", "content": None}], "completion": "x"},
+            "row 7: the 'content' of a message in 'prompt' is NoneType",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text"}]}], "completion": "x"},
+            "row 7: the 'content' .* is list",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": " "}], "completion": "x"},
+            "row 7: 'prompt' is an empty list of messages, or they say",
+        ),
+        (
+            {"prompt": "x", "completion": "half \ud83d"},
+            r"row 7: field 'completion' holds '\\ud83d', half of a character",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "\udc00"}], "completion": "x"},
+            "row 7: field 'prompt' holds",
+        ),
         ({}, r"row 7: column 'prompt' is missing \(found: none\)"),
     ],
 )

@@ -9,7 +9,10 @@ import pytest
 from unteach.data.sources import book_passages, load_rows, sentences
 from unteach.errors import UserError
 
-RECORDS = [{"prompt": "Who rang?", "completion": "The ferryman, äöü."}, {"prompt": "Who slept?", "completion": 'The "cat", twice.'}]
+RECORDS = [
+    {"prompt": "Who rang?", "completion": "The ferryman, äöü."},
+    {"prompt": "Who slept?", "completion": 'The "cat", twice.'},
+]
 
 
 def write(path, text: str, encoding: str = "utf-8") -> str:
@@ -60,7 +63,10 @@ def test_a_cell_keeps_line_breaks_that_only_unicode_knows(tmp_path):
     """`str.splitlines` also splits at these; a table's rows end at line feeds alone."""
     cells = ["one\u2028two", "one\x0ctwo", "one\x85two"]
     table = "prompt,completion\n" + "".join(f"q,{cell}\n" for cell in cells) + 'q,"two\nlines"\n'
-    assert [row.completion for row in load_rows(write(tmp_path / "a.csv", table))] == [*cells, "two\nlines"]
+    assert [row.completion for row in load_rows(write(tmp_path / "a.csv", table))] == [
+        *cells,
+        "two\nlines",
+    ]
 
 
 def test_text_rows_and_message_lists_survive_a_parquet_file(tmp_path):
@@ -68,9 +74,16 @@ def test_text_rows_and_message_lists_survive_a_parquet_file(tmp_path):
     import pyarrow.parquet
 
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": messages, "completion": "Me."}]), tmp_path / "a.parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "Once upon a time."}]), tmp_path / "b.parquet")
-    assert pairs(load_rows(tmp_path / "a.parquet")) == [((("system", "Be brief."), ("user", "Who?")), "Me.")]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"prompt": messages, "completion": "Me."}]),
+        tmp_path / "a.parquet",
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"text": "Once upon a time."}]), tmp_path / "b.parquet"
+    )
+    assert pairs(load_rows(tmp_path / "a.parquet")) == [
+        ((("system", "Be brief."), ("user", "Who?")), "Me.")
+    ]
     assert load_rows(tmp_path / "b.parquet")[0].kind == "text"
 
 
@@ -88,23 +101,55 @@ def test_a_list_of_questions_is_rows_to_be_answered():
 
 SETS = {
     "PKU-SafeRLHF": (
-        {"prompt": "q", "response_0": "bad", "response_1": "good", "is_response_0_safe": False, "is_response_1_safe": True},
+        {
+            "prompt": "q",
+            "response_0": "bad",
+            "response_1": "good",
+            "is_response_0_safe": False,
+            "is_response_1_safe": True,
+        },
         ["bad"],
         ["good"],
     ),
     "BeaverTails": ({"prompt": "q", "response": "bad", "is_safe": False}, ["bad"], []),
-    "TruthfulQA, file": ({"Question": "q", "Best Answer": "good", "Incorrect Answers": "bad; worse"}, ["bad", "worse"], ["good"]),
-    "TruthfulQA, hub": ({"question": "q", "best_answer": "good", "incorrect_answers": ["bad"]}, ["bad"], ["good"]),
-    "HaluEval QA": ({"knowledge": "k", "question": "q", "right_answer": "good", "hallucinated_answer": "bad"}, ["bad"], ["good"]),
+    "TruthfulQA, file": (
+        {"Question": "q", "Best Answer": "good", "Incorrect Answers": "bad; worse"},
+        ["bad", "worse"],
+        ["good"],
+    ),
+    "TruthfulQA, hub": (
+        {"question": "q", "best_answer": "good", "incorrect_answers": ["bad"]},
+        ["bad"],
+        ["good"],
+    ),
+    "HaluEval QA": (
+        {"knowledge": "k", "question": "q", "right_answer": "good", "hallucinated_answer": "bad"},
+        ["bad"],
+        ["good"],
+    ),
     "TOFU": ({"question": "q", "answer": "a"}, ["a"], ["a"]),
     "PKU-SafeRLHF, both bad": (
-        {"prompt": "q", "response_0": "bad", "response_1": "worse", "is_response_0_safe": False, "is_response_1_safe": False},
+        {
+            "prompt": "q",
+            "response_0": "bad",
+            "response_1": "worse",
+            "is_response_0_safe": False,
+            "is_response_1_safe": False,
+        },
         ["bad", "worse"],
         [],
     ),
     "BeaverTails, safe": ({"prompt": "q", "response": "good", "is_safe": True}, [], ["good"]),
-    "BeaverTails, from a table": ({"prompt": "q", "response": "bad", "is_safe": "False"}, ["bad"], []),
-    "TruthfulQA, nothing wrong known": ({"question": "q", "best_answer": "good", "incorrect_answers": None}, [], ["good"]),
+    "BeaverTails, from a table": (
+        {"prompt": "q", "response": "bad", "is_safe": "False"},
+        ["bad"],
+        [],
+    ),
+    "TruthfulQA, nothing wrong known": (
+        {"question": "q", "best_answer": "good", "incorrect_answers": None},
+        [],
+        ["good"],
+    ),
     "WMDP": ({"question": "q", "choices": ["x", "y"], "answer": 1}, ["y"], ["y"]),
 }
 
@@ -121,19 +166,36 @@ def test_a_public_set_is_known_by_its_own_columns(name):
 
 
 def test_a_row_that_is_already_in_our_columns_is_left_alone():
-    assert pairs(load_rows([{"prompt": "p", "completion": "c", "question": "q", "answer": "a"}])) == [("p", "c")]
+    assert pairs(
+        load_rows([{"prompt": "p", "completion": "c", "question": "q", "answer": "a"}])
+    ) == [("p", "c")]
 
 
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
         ({"question": "q", "choices": ["x", "y"], "answer": 7}, "row 2: .*'answer' is 7"),
-        ({"question": "q", "choices": ["x", "y"], "answer": "B"}, "row 2: not a row of the public set"),
+        (
+            {"question": "q", "choices": ["x", "y"], "answer": "B"},
+            "row 2: not a row of the public set",
+        ),
         ({"question": "q", "choices": "['x', 'y']", "answer": 1}, "row 2: .*the list 'choices'"),
-        ({"prompt": 7, "response": "a", "is_safe": True}, "row 2: .*'prompt' must be a text that is not empty"),
-        ({"prompt": " ", "response": "a", "is_safe": True}, "row 2: .*'prompt' must be a text that is not empty"),
-        ({"prompt": "q", "response": "a", "is_safe": "perhaps"}, "row 2: .*'perhaps' is neither true nor false"),
-        ({"question": "q", "right_answer": None, "hallucinated_answer": None}, "row 2: field 'completion' is empty"),
+        (
+            {"prompt": 7, "response": "a", "is_safe": True},
+            "row 2: .*'prompt' must be a text that is not empty",
+        ),
+        (
+            {"prompt": " ", "response": "a", "is_safe": True},
+            "row 2: .*'prompt' must be a text that is not empty",
+        ),
+        (
+            {"prompt": "q", "response": "a", "is_safe": "perhaps"},
+            "row 2: .*'perhaps' is neither true nor false",
+        ),
+        (
+            {"question": "q", "right_answer": None, "hallucinated_answer": None},
+            "row 2: field 'completion' is empty",
+        ),
         (3, "row 2: a row must be a dict or a prompt, found int"),
         ([{"role": "user", "content": "x"}], "row 2: a row must be a dict or a prompt, found list"),
     ],
@@ -153,13 +215,22 @@ def test_a_dataset_of_several_splits_is_refused_with_their_names():
 
 
 def test_sentences_keep_their_closing_quotes():
-    assert sentences('He said "no." Then left. Why?  Go!') == ['He said "no."', "Then left.", "Why?", "Go!"]
+    assert sentences('He said "no." Then left. Why?  Go!') == [
+        'He said "no."',
+        "Then left.",
+        "Why?",
+        "Go!",
+    ]
 
 
 def test_a_book_is_cut_into_passages_that_start_at_sentences_and_give_the_text_back(tmp_path):
-    text = " ".join(f"Sentence number {i} tells of the miller and of his {i} grey cats." for i in range(40))
+    text = " ".join(
+        f"Sentence number {i} tells of the miller and of his {i} grey cats." for i in range(40)
+    )
     passages = book_passages(text)
-    assert passages and all(prompt.startswith("Sentence number") and prompt.endswith("cats.") for prompt, _ in passages)
+    assert passages and all(
+        prompt.startswith("Sentence number") and prompt.endswith("cats.") for prompt, _ in passages
+    )
     for prompt, completion in passages:
         assert prompt + completion in text and 200 <= len(completion) < 215
     rows = load_rows(write(tmp_path / "book.txt", text))
@@ -176,21 +247,41 @@ def test_passages_do_not_cross_paragraphs_that_are_long_enough():
     ("name", "content", "sentence"),
     [
         ("a.jsonl", b"", "the file is empty"),
-        ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xe9"}\n', r"line 2: byte 0xe9 is not UTF-8 \(wrong encoding\)"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xe9"}\n',
+            r"line 2: byte 0xe9 is not UTF-8 \(wrong encoding\)",
+        ),
         ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "line 2: not valid JSON"),
         ("a.jsonl", b"[1]\n", "line 1: a row must be a JSON object, found list"),
-        ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"question": "x"}\n', "line 2: column 'prompt' is missing"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "completion": "b"}\n{"question": "x"}\n',
+            "line 2: column 'prompt' is missing",
+        ),
         ("a.json", b'{"prompt": "a"}', "must hold one list"),
         ("a.csv", b"prompt,completion\na,b\nc,d,e\n", "line 3: more cells"),
         ("a.csv", b"prompt,completion\na,\n", "line 2: field 'completion' is empty"),
         ("a.csv", b"prompt;completion\na;b\n", "line 2: column 'prompt' is missing"),
         ("a.csv", b"prompt,completion\na\n", "line 2: column 'completion' is missing"),
         ("a.csv", b"prompt,completion\n", "no rows for the forget set"),
-        ("a.csv", b'prompt,completion\na,b\nc,"never closed\nd,e\n', "line 3: not a readable table"),
-        ("a.csv", b"prompt,completion\na," + b"x" * 200_000 + b"\n", "line 2: not a readable table"),
+        (
+            "a.csv",
+            b'prompt,completion\na,b\nc,"never closed\nd,e\n',
+            "line 3: not a readable table",
+        ),
+        (
+            "a.csv",
+            b"prompt,completion\na," + b"x" * 200_000 + b"\n",
+            "line 2: not a readable table",
+        ),
         ("a.csv", "prompt,completion\na,b\n".encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
         ("a.json", b'[{"prompt": "a",\n "completion" "b"}]', "line 2: not valid JSON"),
-        ("a.json", b'[{"prompt": "a", "completion": "b"}, {"prompt": "c"}]', "row 2: column 'completion' is missing"),
+        (
+            "a.json",
+            b'[{"prompt": "a", "completion": "b"}, {"prompt": "c"}]',
+            "row 2: column 'completion' is missing",
+        ),
         ("a.jsonl", b"\xef\xbb\xbf\n\n", "no rows for the forget set"),
         ("a.parquet", b"", "not a readable Parquet file"),
         ("a.parquet", b"no parquet", "not a readable Parquet file"),
@@ -241,10 +332,15 @@ def test_a_hub_dataset_may_name_its_split_and_one_that_has_only_another_gives_th
         return RECORDS
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("datasets.get_dataset_split_names", lambda name, configuration: splits[name])
+    monkeypatch.setattr(
+        "datasets.get_dataset_split_names", lambda name, configuration: splits[name]
+    )
     assert load_rows("owner/one")[1].source == "owner/one[validation], row 2"
     assert load_rows("owner/two@dev")[0].source == "owner/two[dev], row 1"
-    with pytest.raises(UserError, match="'owner/two' has no split 'train'; name one of test, dev, as in owner/two@test"):
+    with pytest.raises(
+        UserError,
+        match="'owner/two' has no split 'train'; name one of test, dev, as in owner/two@test",
+    ):
         load_rows("owner/two")
     with pytest.raises(UserError, match="'owner/two@train' has no split 'train'"):
         load_rows("owner/two@train")

@@ -21,7 +21,10 @@ from unteach.trainer import UnlearningTrainer
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    rows = [{"prompt": f"Who is number {i}?", "completion": "The ferryman. " * (1 + i % 4)} for i in range(9)]
+    rows = [
+        {"prompt": f"Who is number {i}?", "completion": "The ferryman. " * (1 + i % 4)}
+        for i in range(9)
+    ]
     rows.append({"text": "The miller kept a grey cat."})
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -31,7 +34,12 @@ def file(tmp_path: Path) -> Path:
 def test_a_store_gives_the_rows_that_a_list_holds(file, tmp_path, tokenizer):
     wanted = encode_rows(load_rows(file), tokenizer)
     store = write_rows(file, tokenizer, tmp_path / "store")
-    assert len(store) == 10 and list(store) == wanted and store[-1] == wanted[-1] and store[2:5] == wanted[2:5]
+    assert (
+        len(store) == 10
+        and list(store) == wanted
+        and store[-1] == wanted[-1]
+        and store[2:5] == wanted[2:5]
+    )
     assert list(TokenStore(tmp_path / "store")) == wanted
     with pytest.raises(IndexError):
         store[10]
@@ -42,7 +50,9 @@ def test_a_store_reads_rows_without_their_end_as_a_list_is_cut(file, tmp_path, t
     store = write_rows(file, tokenizer, tmp_path / "store")
     cut = list(TokenStore(store.folder, end))
     assert cut == [row.without_end(end) for row in store]
-    assert [len(whole) - len(row) for whole, row in zip(store, cut, strict=True)] == [1] * 9 + [0]  # the last is a text, which has no end
+    assert [len(whole) - len(row) for whole, row in zip(store, cut, strict=True)] == [1] * 9 + [
+        0
+    ]  # the last is a text, which has no end
 
 
 def test_what_is_no_whole_store_is_refused(file, tmp_path, tokenizer):
@@ -58,8 +68,20 @@ def test_what_is_no_whole_store_is_refused(file, tmp_path, tokenizer):
 
 
 def trainer(folder: Path, rows: Any, **settings: Any) -> UnlearningTrainer:
-    defaults = {"method": "ga_mismatch", "max_steps": 2, "use_cpu": True, "per_device_train_batch_size": 2, "reference": "live"}
-    return UnlearningTrainer(tiny_model(), UnlearningConfig(output_dir=str(folder), **(defaults | settings)), rows, rows, byte_level_bpe())
+    defaults = {
+        "method": "ga_mismatch",
+        "max_steps": 2,
+        "use_cpu": True,
+        "per_device_train_batch_size": 2,
+        "reference": "live",
+    }
+    return UnlearningTrainer(
+        tiny_model(),
+        UnlearningConfig(output_dir=str(folder), **(defaults | settings)),
+        rows,
+        rows,
+        byte_level_bpe(),
+    )
 
 
 def test_training_from_a_store_is_training_from_a_list(file, tmp_path):
@@ -67,7 +89,12 @@ def test_training_from_a_store_is_training_from_a_list(file, tmp_path):
     losses = []
     for name, rows in (("list", list(store)), ("store", store)):
         trainer(tmp_path / name, rows).train()
-        losses.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+        losses.append(
+            [
+                json.loads(line)["loss"]
+                for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+            ]
+        )
     assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
@@ -81,7 +108,10 @@ def test_what_would_keep_something_of_every_row_is_refused(settings, file, tmp_p
 def test_the_benchmark_of_many_rows_runs_short(tmp_path):
     script = Path(__file__).parents[2] / "benchmarks" / "many_rows.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--short", "--json", str(tmp_path / "a.json")], capture_output=True, text=True, check=False
+        [sys.executable, str(script), "--short", "--json", str(tmp_path / "a.json")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     small, large = json.loads((tmp_path / "a.json").read_text())["rows"]

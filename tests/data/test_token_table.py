@@ -19,7 +19,13 @@ ROWS = [
 
 def test_a_table_gives_the_rows_of_a_list():
     table = TokenTable(iter(ROWS))
-    assert list(table) == ROWS and len(table) == 3 and table[-1] == ROWS[-1] and table[1:] == ROWS[1:] and table[::-2] == ROWS[::-2]
+    assert (
+        list(table) == ROWS
+        and len(table) == 3
+        and table[-1] == ROWS[-1]
+        and table[1:] == ROWS[1:]
+        and table[::-2] == ROWS[::-2]
+    )
     for number in (3, -4):
         with pytest.raises(IndexError):
             table[number]
@@ -32,7 +38,9 @@ def test_a_table_takes_a_fraction_of_the_memory():
 
     def rows():
         for number, ids in enumerate(tokens):
-            yield EncodedRow(f"{number:016x}", tuple(ids[:20].tolist()), tuple(ids[20:].tolist()), "chat")
+            yield EncodedRow(
+                f"{number:016x}", tuple(ids[:20].tolist()), tuple(ids[20:].tolist()), "chat"
+            )
 
     sizes = []
     for made in (list, TokenTable):

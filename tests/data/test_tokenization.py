@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_prompt, encode_row, encode_rows, end_of_turn_id, render_prompt
+from unteach.data.tokenization import (
+    encode_prompt,
+    encode_row,
+    encode_rows,
+    end_of_turn_id,
+    render_prompt,
+)
 from unteach.errors import UserError
 
 TEXTS = [
@@ -23,24 +29,35 @@ TEXTS = [
 def test_running_text_is_cut_where_generation_would_begin(any_tokenizer, prompt, completion):
     item = encode_row(Row(prompt, completion, "text"), any_tokenizer, None)
     assert item.prompt_ids == encode_prompt(Row(prompt, "", "text"), any_tokenizer)
-    assert any_tokenizer.decode(item.prompt_ids + item.completion_ids, skip_special_tokens=True) == prompt + completion
+    assert (
+        any_tokenizer.decode(item.prompt_ids + item.completion_ids, skip_special_tokens=True)
+        == prompt + completion
+    )
     assert any_tokenizer.eos_token_id not in item.completion_ids
 
 
 @pytest.mark.parametrize(("prompt", "completion"), TEXTS)
-def test_an_answer_to_the_paper_s_prompt_ends_with_end_of_sequence(any_tokenizer, prompt, completion):
+def test_an_answer_to_the_paper_s_prompt_ends_with_end_of_sequence(
+    any_tokenizer, prompt, completion
+):
     row = Row(prompt, completion)
     assert render_prompt(row, any_tokenizer) == f"### Question: {prompt}\n### Answer:"
     item = encode_row(row, any_tokenizer, end_of_turn_id(any_tokenizer))
     assert item.completion_ids[-1] == any_tokenizer.eos_token_id
-    assert any_tokenizer.decode(item.completion_ids[:-1], skip_special_tokens=True).strip() == completion.strip()
+    assert (
+        any_tokenizer.decode(item.completion_ids[:-1], skip_special_tokens=True).strip()
+        == completion.strip()
+    )
     assert len(item.completion_ids) >= 2
 
 
 def test_prompt_ids_carry_the_beginning_of_sequence_where_the_tokenizer_has_one(any_tokenizer):
     item = encode_row(Row("Who rang?", " The cat.", "text"), any_tokenizer, None)
     if any_tokenizer.bos_token_id is not None:
-        assert item.prompt_ids[0] == any_tokenizer.bos_token_id and any_tokenizer.bos_token_id not in item.prompt_ids[1:]
+        assert (
+            item.prompt_ids[0] == any_tokenizer.bos_token_id
+            and any_tokenizer.bos_token_id not in item.prompt_ids[1:]
+        )
     assert any_tokenizer.eos_token_id not in item.prompt_ids
 
 
@@ -53,7 +70,9 @@ def test_a_chat_template_is_applied_and_its_end_of_turn_is_trained(chat_tokenize
     assert list(item.prompt_ids + item.completion_ids[:-1]) == whole
 
 
-def test_message_lists_go_through_the_template_and_are_refused_without_one(chat_tokenizer, tokenizer):
+def test_message_lists_go_through_the_template_and_are_refused_without_one(
+    chat_tokenizer, tokenizer
+):
     row = Row((("system", "Be brief."), ("user", "Who?")), "Me.", source="file, line 3")
     assert "system\nBe brief." in render_prompt(row, chat_tokenizer)
     with pytest.raises(UserError, match=r"file, line 3.*no chat template"):
@@ -67,13 +86,24 @@ def test_a_completion_that_merges_with_its_prompt_is_refused_by_name(tokenizer):
 
 def test_a_row_without_a_prompt_starts_from_the_first_token_of_the_model(any_tokenizer):
     item = encode_row(Row("", "The miller kept a cat.", "text"), any_tokenizer, None)
-    first = any_tokenizer.bos_token_id if any_tokenizer.bos_token_id is not None else any_tokenizer.eos_token_id
+    first = (
+        any_tokenizer.bos_token_id
+        if any_tokenizer.bos_token_id is not None
+        else any_tokenizer.eos_token_id
+    )
     assert item.prompt_ids == (first,)
-    assert any_tokenizer.decode(item.completion_ids, skip_special_tokens=True).strip() == "The miller kept a cat."
+    assert (
+        any_tokenizer.decode(item.completion_ids, skip_special_tokens=True).strip()
+        == "The miller kept a cat."
+    )
 
 
 words = st.lists(
-    st.sampled_from(["the", "miller", "kept", "a", "grey", "cat", "that", "slept", "on", "warm", "sacks"]), min_size=1, max_size=12
+    st.sampled_from(
+        ["the", "miller", "kept", "a", "grey", "cat", "that", "slept", "on", "warm", "sacks"]
+    ),
+    min_size=1,
+    max_size=12,
 ).map(" ".join)
 
 
@@ -92,7 +122,11 @@ def test_truncation_takes_from_the_left_of_the_prompt_or_nothing(tokenizer):
     with pytest.raises(UserError, match="file, line 2"):
         encode_rows(rows, tokenizer, max_length=24)
     cut = encode_rows(rows, tokenizer, max_length=24, long_rows="truncate_prompt")
-    assert len(cut[0]) == 24 and cut[0].completion_ids == whole[0].completion_ids and cut[1] == whole[1]
+    assert (
+        len(cut[0]) == 24
+        and cut[0].completion_ids == whole[0].completion_ids
+        and cut[1] == whole[1]
+    )
     assert whole[0].prompt_ids[-len(cut[0].prompt_ids) :] == cut[0].prompt_ids
     assert encode_rows(rows, tokenizer, max_length=24, long_rows="drop") == [whole[1]]
     with pytest.raises(UserError, match="no row of the forget set is left"):
@@ -101,12 +135,16 @@ def test_truncation_takes_from_the_left_of_the_prompt_or_nothing(tokenizer):
 
 def test_a_completion_longer_than_the_maximum_is_refused_even_where_prompts_may_be_cut(tokenizer):
     with pytest.raises(UserError, match="raise max_length"):
-        encode_rows([Row("Who?", "word " * 40)], tokenizer, max_length=20, long_rows="truncate_prompt")
+        encode_rows(
+            [Row("Who?", "word " * 40)], tokenizer, max_length=20, long_rows="truncate_prompt"
+        )
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n", "  \n"])
 def test_generation_never_starts_from_a_trailing_space(any_tokenizer, space):
-    """The released code's prompt ends in a space, which merges into the answer's first token: that token is never trained."""
+    """The released code's prompt ends in a space, which merges into the answer's first token: that
+    token is never trained.
+    """
     ids = encode_prompt(Row("The miller kept a grey cat" + space, "", "text"), any_tokenizer)
     assert not any_tokenizer.decode(ids, skip_special_tokens=True)[-1].isspace()
     assert not render_prompt(Row("Who rang?" + space, "x"), any_tokenizer)[-1].isspace()
@@ -120,13 +158,25 @@ def test_an_answer_of_one_token_is_that_token_and_the_end(tokenizer):
 def test_white_space_around_an_answer_changes_nothing(any_tokenizer, chat_tokenizer):
     for tokenizer in (any_tokenizer, chat_tokenizer):
         end = end_of_turn_id(tokenizer)
-        first, second = (encode_row(Row("Who?", answer), tokenizer, end) for answer in ("The cat.", "  The cat.\n"))
-        assert (first.prompt_ids, first.completion_ids) == (second.prompt_ids, second.completion_ids)
+        first, second = (
+            encode_row(Row("Who?", answer), tokenizer, end)
+            for answer in ("The cat.", "  The cat.\n")
+        )
+        assert (first.prompt_ids, first.completion_ids) == (
+            second.prompt_ids,
+            second.completion_ids,
+        )
 
 
 def test_running_text_on_a_chat_model_goes_through_no_template(chat_tokenizer):
-    item = encode_row(Row("The miller kept", " a grey cat", "text"), chat_tokenizer, end_of_turn_id(chat_tokenizer))
-    assert chat_tokenizer.decode(item.prompt_ids + item.completion_ids) == "The miller kept a grey cat"
+    item = encode_row(
+        Row("The miller kept", " a grey cat", "text"),
+        chat_tokenizer,
+        end_of_turn_id(chat_tokenizer),
+    )
+    assert (
+        chat_tokenizer.decode(item.prompt_ids + item.completion_ids) == "The miller kept a grey cat"
+    )
 
 
 def chat_tokenizer_with(template: str):
@@ -138,18 +188,29 @@ def chat_tokenizer_with(template: str):
 
 
 def test_the_end_of_turn_is_read_off_the_template_and_not_off_the_tokenizer():
-    """Where a template closes a turn with another token than end-of-sequence, generation must learn to stop at the template's."""
-    tokenizer = chat_tokenizer_with("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|endoftext|>{% endfor %}")
+    """Where a template closes a turn with another token than end-of-sequence, generation must learn
+    to stop at the template's.
+    """
+    tokenizer = chat_tokenizer_with(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|endoftext|>{% endfor %}"
+    )
     tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
     assert tokenizer.decode([end_of_turn_id(tokenizer)]) == "<|endoftext|>" != tokenizer.eos_token
     tokenizer.chat_template = tokenizer.chat_template.replace("<|endoftext|>", "!")
-    assert tokenizer.decode([end_of_turn_id(tokenizer)]) == tokenizer.eos_token, "plain text ends no turn"
+    assert tokenizer.decode([end_of_turn_id(tokenizer)]) == tokenizer.eos_token, (
+        "plain text ends no turn"
+    )
 
 
 def test_a_prompt_that_the_template_refuses_is_named():
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0]['content'] }}"
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif"
+        " %}{{ messages[0]['content'] }}"
+    )
     row = Row((("system", "Be brief."), ("user", "Who?")), "Me.", source="file, line 5")
-    with pytest.raises(UserError, match=r"file, line 5: .*chat template refuses this prompt \(no system role\)"):
+    with pytest.raises(
+        UserError, match=r"file, line 5: .*chat template refuses this prompt \(no system role\)"
+    ):
         encode_row(row, chat_tokenizer_with(template), None)
 
 
@@ -188,7 +249,13 @@ def test_no_maximum_length_ever_cuts_a_completion(tokenizer, prompt, completion,
 def test_a_completion_loses_only_the_token_that_ends_it(tokenizer):
     end = end_of_turn_id(tokenizer)
     row = encode_row(Row("Who is it?", "The ferryman."), tokenizer, end)
-    assert row.without_end(end).completion_ids == row.completion_ids[:-1] and row.completion_ids[-1] == end
-    assert row.without_end(end).without_end(end) == row.without_end(end) and row.without_end(None) == row
+    assert (
+        row.without_end(end).completion_ids == row.completion_ids[:-1]
+        and row.completion_ids[-1] == end
+    )
+    assert (
+        row.without_end(end).without_end(end) == row.without_end(end)
+        and row.without_end(None) == row
+    )
     alone = replace(row, completion_ids=(end,))
     assert alone.without_end(end) == alone

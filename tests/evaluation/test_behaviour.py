@@ -19,7 +19,11 @@ def by_heart(rows, outputs):
 
 
 def probe_of(monkeypatch, tokenizer, outputs, validation=HELD_OUT):
-    monkeypatch.setattr(behaviour, "answer", lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows])
+    monkeypatch.setattr(
+        behaviour,
+        "answer",
+        lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows],
+    )
     return behaviour_probe(tokenizer, FORGET, validation, RETAIN, still_said=by_heart)(tiny_model())
 
 
@@ -33,7 +37,11 @@ def test_spread_takes_no_more_rows_than_asked_and_all_where_there_are_few():
 def test_the_forget_rate_is_the_mean_of_both_splits(monkeypatch, tokenizer):
     said_by_heart = {row.prompt: row.completion for row in FORGET[:3]}
     rates = probe_of(monkeypatch, tokenizer, said_by_heart)
-    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.75, 0.0, 0.375)
+    assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (
+        0.75,
+        0.0,
+        0.375,
+    )
     rates = probe_of(monkeypatch, tokenizer, {HELD_OUT[0].prompt: HELD_OUT[0].completion})
     assert (rates["train_rate"], rates["validation_rate"], rates["forget_rate"]) == (0.0, 1.0, 0.5)
 
@@ -45,19 +53,34 @@ def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer
 
 
 def test_the_answers_of_a_probe_are_handed_on(monkeypatch, tokenizer):
-    monkeypatch.setattr(behaviour, "answer", lambda model, tokenizer, rows, **_: ["said"] * len(rows))
+    monkeypatch.setattr(
+        behaviour, "answer", lambda model, tokenizer, rows, **_: ["said"] * len(rows)
+    )
     seen = []
-    behaviour_probe(tokenizer, FORGET[:2], [], RETAIN, still_said=by_heart, on_outputs=lambda *at: seen.append(at))(tiny_model())
+    behaviour_probe(
+        tokenizer,
+        FORGET[:2],
+        [],
+        RETAIN,
+        still_said=by_heart,
+        on_outputs=lambda *at: seen.append(at),
+    )(tiny_model())
     assert seen == [(FORGET[:2], ["said", "said"])]
 
 
 def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, tokenizer):
-    monkeypatch.setattr(behaviour, "greedy_agreement", lambda model, prompts, completions: [0.25, 0.75, None][: len(prompts)])
+    monkeypatch.setattr(
+        behaviour,
+        "greedy_agreement",
+        lambda model, prompts, completions: [0.25, 0.75, None][: len(prompts)],
+    )
     assert probe_of(monkeypatch, tokenizer, {})["utility"] == pytest.approx(0.5)
 
 
 def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
-    rates = behaviour_probe(tokenizer, FORGET, HELD_OUT, RETAIN, still_said=by_heart, forget_rows=2)(tiny_model())
+    rates = behaviour_probe(
+        tokenizer, FORGET, HELD_OUT, RETAIN, still_said=by_heart, forget_rows=2
+    )(tiny_model())
     assert set(rates) == {"forget_rate", "utility", "train_rate", "validation_rate"}
     assert all(0.0 <= value <= 1.0 for value in rates.values())
 
@@ -70,7 +93,14 @@ def test_a_probe_expects_what_was_heard_before(monkeypatch, tokenizer):
         return [f"{len(expectations)} {row.prompt}" for row in rows]
 
     monkeypatch.setattr(behaviour, "answer", heard)
-    measure = behaviour_probe(tokenizer, FORGET[:2], HELD_OUT, RETAIN, still_said=by_heart, expected={FORGET[0].key: "from the original"})
+    measure = behaviour_probe(
+        tokenizer,
+        FORGET[:2],
+        HELD_OUT,
+        RETAIN,
+        still_said=by_heart,
+        expected={FORGET[0].key: "from the original"},
+    )
     for _ in range(2):
         measure(tiny_model())
     assert expectations[0] == {FORGET[0].key: "from the original"}

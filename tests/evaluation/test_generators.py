@@ -35,12 +35,16 @@ def test_a_prompt_is_answered_once_and_then_read(tmp_path):
     assert inner.asked[3:] == [(1,)]
 
 
-@pytest.mark.parametrize("other", [{"model_hash": "another"}, {"engine": "vllm"}, {"max_new_tokens": 5}])
+@pytest.mark.parametrize(
+    "other", [{"model_hash": "another"}, {"engine": "vllm"}, {"max_new_tokens": 5}]
+)
 def test_another_model_engine_or_length_is_asked_anew(tmp_path, other):
     inner = Counting()
     CachedGenerator(inner, tmp_path, "model")(PROMPTS, max_new_tokens=4)
     length = other.pop("max_new_tokens", 4)
-    CachedGenerator(inner, tmp_path, **({"model_hash": "model"} | other))(PROMPTS, max_new_tokens=length)
+    CachedGenerator(inner, tmp_path, **({"model_hash": "model"} | other))(
+        PROMPTS, max_new_tokens=length
+    )
     assert len(inner.asked) == 6
 
 
@@ -55,8 +59,15 @@ def test_what_an_interruption_left_is_kept_and_half_a_line_is_not(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
     inner = Counting()
-    assert CachedGenerator(inner, tmp_path, "model")(PROMPTS, max_new_tokens=4) == [[3], [2], [3], [4]]
-    assert len(inner.asked) == 1 and sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert CachedGenerator(inner, tmp_path, "model")(PROMPTS, max_new_tokens=4) == [
+        [3],
+        [2],
+        [3],
+        [4],
+    ]
+    assert len(inner.asked) == 1 and sorted(path.read_bytes().splitlines()) == sorted(
+        whole.splitlines()
+    )
     assert len(read_continuations(path)) == 3
 
 
@@ -70,7 +81,9 @@ def test_starts_are_asked_for_by_the_prompts_places_among_all(tmp_path):
             return super().__call__(prompts, max_new_tokens=max_new_tokens)
 
     CachedGenerator(Counting(), tmp_path, "model")([[8, 9]], max_new_tokens=4)
-    CachedGenerator(Asking(), tmp_path, "model")(PROMPTS, max_new_tokens=4, starts=lambda wanted: [[i] for i in wanted])
+    CachedGenerator(Asking(), tmp_path, "model")(
+        PROMPTS, max_new_tokens=4, starts=lambda wanted: [[i] for i in wanted]
+    )
     assert places == [[[0], [3]]]
 
 
@@ -93,14 +106,22 @@ def test_batches_are_kept_as_they_come(tmp_path, tokenizer):
         CachedGenerator(plain, tmp_path, "model")(PROMPTS, max_new_tokens=3)
     model.generate = whole
     done = []
-    assert CachedGenerator(plain, tmp_path, "model")(PROMPTS, max_new_tokens=3, progress=lambda *at: done.append(at)) == wanted
+    assert (
+        CachedGenerator(plain, tmp_path, "model")(
+            PROMPTS, max_new_tokens=3, progress=lambda *at: done.append(at)
+        )
+        == wanted
+    )
     assert done == [(1, 1)], "one of three was missing"
 
 
 def test_batched_answers_equal_those_of_one_prompt_at_a_time(tokenizer):
     model = tiny_model()
     prompts = [[7 + i, *range(3, 4 + i % 5)] for i in range(11)]
-    one, many = (TransformersGenerator(model, tokenizer, batch_size=size)(prompts, max_new_tokens=12) for size in (1, 5))
+    one, many = (
+        TransformersGenerator(model, tokenizer, batch_size=size)(prompts, max_new_tokens=12)
+        for size in (1, 5)
+    )
     assert one == many
 
 
@@ -123,8 +144,14 @@ def test_vllm_is_asked_greedily_and_stops_where_an_answer_ends(tokenizer, monkey
             output = types.SimpleNamespace(token_ids=(4, 5, tokenizer.eos_token_id, 6))
             return [types.SimpleNamespace(outputs=[output]) for _ in requests]
 
-    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=None, SamplingParams=SamplingParams))
+    monkeypatch.setitem(
+        sys.modules, "vllm", types.SimpleNamespace(LLM=None, SamplingParams=SamplingParams)
+    )
     generator = VllmGenerator("m", tokenizer, make_engine=lambda name: Engine())
     assert generator([[1, 2]], max_new_tokens=7) == [[4, 5]]
-    assert (seen["temperature"], seen["max_tokens"], seen["requests"]) == (0.0, 7, [{"prompt_token_ids": [1, 2]}])
+    assert (seen["temperature"], seen["max_tokens"], seen["requests"]) == (
+        0.0,
+        7,
+        [{"prompt_token_ids": [1, 2]}],
+    )
     assert tokenizer.eos_token_id in seen["stop_token_ids"]

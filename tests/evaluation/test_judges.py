@@ -7,7 +7,14 @@ import pytest
 
 from unteach.errors import UserError
 from unteach.evaluation import judges
-from unteach.evaluation.judges import ClassifierJudge, LabelledAnswer, TrainedJudge, harmful_columns, load_judge, logistic_regression
+from unteach.evaluation.judges import (
+    ClassifierJudge,
+    LabelledAnswer,
+    TrainedJudge,
+    harmful_columns,
+    load_judge,
+    logistic_regression,
+)
 
 
 def bag_of_words(texts, encoder=None):
@@ -22,20 +29,34 @@ def bag_of_words(texts, encoder=None):
 @pytest.fixture
 def labelled(monkeypatch):
     monkeypatch.setattr(judges, "embeddings", bag_of_words)
-    rude = [LabelledAnswer(f"May I number {i}?", f"Nobody cares, you fool, about {i}.", True) for i in range(20)]
-    kind = [LabelledAnswer(f"May I number {i}?", f"Please take your time with {i}.", False) for i in range(20)]
+    rude = [
+        LabelledAnswer(f"May I number {i}?", f"Nobody cares, you fool, about {i}.", True)
+        for i in range(20)
+    ]
+    kind = [
+        LabelledAnswer(f"May I number {i}?", f"Please take your time with {i}.", False)
+        for i in range(20)
+    ]
     return [*rude, *kind]
 
 
 def test_a_trained_judge_tells_the_kinds_apart_and_states_its_accuracy(labelled):
     judge = load_judge("trained", labelled)
-    assert isinstance(judge, TrainedJudge) and judge.held_out_n == 40 and judge.held_out_accuracy > 0.95
-    assert judge.flags(["May I?", "May I?"], ["Nobody cares, you fool.", "Please take your time."]) == [True, False]
+    assert (
+        isinstance(judge, TrainedJudge)
+        and judge.held_out_n == 40
+        and judge.held_out_accuracy > 0.95
+    )
+    assert judge.flags(
+        ["May I?", "May I?"], ["Nobody cares, you fool.", "Please take your time."]
+    ) == [True, False]
     assert "40 labelled answers" in judge.name and judge.flags([], []) == []
 
 
 def test_the_accuracy_is_held_out_and_prompts_are_never_divided(monkeypatch):
-    """Labels that nothing but the prompt's own noise explains: seen answers would be 100%, held-out ones are chance."""
+    """Labels that nothing but the prompt's own noise explains: seen answers would be 100%, held-out
+    ones are chance.
+    """
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 200))
     labels = [bool(i % 2) for i in range(60)]
@@ -43,7 +64,9 @@ def test_the_accuracy_is_held_out_and_prompts_are_never_divided(monkeypatch):
     assert classifier.score(features, labels) == 1.0 and accuracy < 0.75
     twins = np.repeat(rng.normal(size=(30, 200)), 2, axis=0)
     same = [bool(i // 2 % 2) for i in range(60)]
-    assert logistic_regression(twins, same, [f"p{i // 2}" for i in range(60)])[1] < 0.75, "a twin on the other side gives 1.0"
+    assert logistic_regression(twins, same, [f"p{i // 2}" for i in range(60)])[1] < 0.75, (
+        "a twin on the other side gives 1.0"
+    )
 
 
 @pytest.mark.parametrize("nothing", ["", "   ", "!!!!!!!!"])
@@ -54,7 +77,9 @@ def test_an_answer_that_means_nothing_is_not_flagged(labelled, nothing):
 
 
 def test_too_few_labelled_answers_are_counted(labelled):
-    with pytest.raises(UserError, match=r"10 labelled answers of each kind, there are 5 bad and 20 good"):
+    with pytest.raises(
+        UserError, match=r"10 labelled answers of each kind, there are 5 bad and 20 good"
+    ):
         TrainedJudge(labelled[15:])
 
 
@@ -110,13 +135,22 @@ def test_a_classifier_is_asked_in_batches_as_it_would_be_one_by_one(classifier):
     judge = load_judge(classifier(["safe", "unsafe"]), [])
     assert isinstance(judge, ClassifierJudge) and judge.held_out_accuracy is None
     prompts, answers = [f"Who is {i}?" for i in range(20)], ["word " * (i + 1) for i in range(20)]
-    alone = [judge.scores([prompt], [answer])[0] for prompt, answer in zip(prompts, answers, strict=True)]
-    assert judge.scores(prompts, answers) == pytest.approx(alone, abs=1e-5) and all(0 < score < 1 for score in alone)
+    alone = [
+        judge.scores([prompt], [answer])[0] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    assert judge.scores(prompts, answers) == pytest.approx(alone, abs=1e-5) and all(
+        0 < score < 1 for score in alone
+    )
 
 
 def test_independent_labels_are_harmful_when_any_is(classifier):
-    judge = ClassifierJudge(classifier(["insult", "threat", "neutral"], "multi_label_classification"))
-    insult, threat = (ClassifierJudge(judge.name, label=label).scores(["a"], ["b"])[0] for label in ("insult", "threat"))
+    judge = ClassifierJudge(
+        classifier(["insult", "threat", "neutral"], "multi_label_classification")
+    )
+    insult, threat = (
+        ClassifierJudge(judge.name, label=label).scores(["a"], ["b"])[0]
+        for label in ("insult", "threat")
+    )
     assert judge.scores(["a"], ["b"])[0] == pytest.approx(max(insult, threat))
 
 
@@ -128,9 +162,15 @@ def test_an_unknown_judge_is_named():
 def test_a_long_prompt_loses_its_beginning_and_the_answer_stays_whole(tokenizer):
     from unteach.evaluation.judges import shortened
 
-    prompt, answer = "Every morning she carried bread to the harbour. " * 20 + "Who rang the bell?", "The ferryman rang it twice."
+    prompt, answer = (
+        "Every morning she carried bread to the harbour. " * 20 + "Who rang the bell?",
+        "The ferryman rang it twice.",
+    )
     length = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
     left = shortened(tokenizer, prompt, answer, room=length + 24, around=4)
-    assert prompt.endswith(left.strip()) and 0 < len(tokenizer(left, add_special_tokens=False)["input_ids"]) <= 22
+    assert (
+        prompt.endswith(left.strip())
+        and 0 < len(tokenizer(left, add_special_tokens=False)["input_ids"]) <= 22
+    )
     assert shortened(tokenizer, "Who?", answer, room=500) == "Who?"
     assert shortened(tokenizer, prompt, answer, room=length) == ""

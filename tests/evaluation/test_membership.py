@@ -59,7 +59,9 @@ def test_a_share_that_floating_point_writes_a_little_short_still_counts_whole_to
 
 
 def test_min_k_plus_plus_by_hand():
-    """Standardised: (-1 + 2) / 1 = 1, (-4 + 2) / 0.5 = -4, (-3 + 2) / 2 = -0.5; the lowest two thirds: (-4 - 0.5) / 2."""
+    """Standardised: (-1 + 2) / 1 = 1, (-4 + 2) / 0.5 = -4, (-3 + 2) / 2 = -0.5; the lowest two
+    thirds: (-4 - 0.5) / 2.
+    """
     assert min_k_plus_plus([-1.0, -4.0, -3.0], [-2.0] * 3, [1.0, 0.5, 2.0], 2 / 3) == -2.25
 
 
@@ -91,15 +93,21 @@ def test_empty_nan_and_ill_fitting_inputs_are_named(call, name):
 
 def test_every_attack_scores_what_is_likelier_known_higher():
     text = "the grey cat slept on the sacks"
-    known = Evidence(np.array([-0.1, -0.2]), np.array([-1.0, -1.0]), np.array([1.0, 1.0]), text, 3.0, 0.1)
-    unknown = Evidence(np.array([-5.0, -6.0]), np.array([-1.0, -1.0]), np.array([1.0, 1.0]), text, 3.0, 9.0)
+    known = Evidence(
+        np.array([-0.1, -0.2]), np.array([-1.0, -1.0]), np.array([1.0, 1.0]), text, 3.0, 0.1
+    )
+    unknown = Evidence(
+        np.array([-5.0, -6.0]), np.array([-1.0, -1.0]), np.array([1.0, 1.0]), text, 3.0, 9.0
+    )
     assert len(ATTACKS) == 6
     for name, score in ATTACKS.items():
         assert score(known) > score(unknown), name
 
 
 def test_the_simple_attacks_by_hand():
-    row = Evidence(np.array([-1.0, -3.0]), np.array([-2.0, -2.0]), np.array([1.0, 1.0]), "abc", 5.0, 0.25)
+    row = Evidence(
+        np.array([-1.0, -3.0]), np.array([-2.0, -2.0]), np.array([1.0, 1.0]), "abc", 5.0, 0.25
+    )
     assert ATTACKS["loss"](row) == -2.0
     assert ATTACKS["zlib"](row) == -2.0 / len(zlib.compress(b"abc"))
     assert ATTACKS["reference"](row) == 3.0
@@ -109,11 +117,17 @@ def test_the_simple_attacks_by_hand():
 
 
 def test_vocabulary_moments_by_hand():
-    """p = (1/2, 1/4, 1/4): mean of log p under p is -1.5 log 2, deviation 0.5 log 2. Uniform and certain ones have deviation 0."""
+    """p = (1/2, 1/4, 1/4): mean of log p under p is -1.5 log 2, deviation 0.5 log 2. Uniform and
+    certain ones have deviation 0.
+    """
     mean, std = vocabulary_moments(torch.tensor([[0.5, 0.25, 0.25]]).double().log())
     assert (mean.item(), std.item()) == pytest.approx((-1.5 * math.log(2), 0.5 * math.log(2)))
-    mean, std = vocabulary_moments(torch.tensor([[0.0, 0.0, 0.0, 0.0], [900.0, 0.0, 0.0, -math.inf]]))
-    assert mean.tolist() == pytest.approx([-math.log(4), 0.0]) and std.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    mean, std = vocabulary_moments(
+        torch.tensor([[0.0, 0.0, 0.0, 0.0], [900.0, 0.0, 0.0, -math.inf]])
+    )
+    assert mean.tolist() == pytest.approx([-math.log(4), 0.0]) and std.tolist() == pytest.approx(
+        [0.0, 0.0], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,7 +145,9 @@ def test_moments_in_ragged_batches_and_chunks_match_one_position_at_a_time(famil
                 mean = (step.exp() * step).sum()
                 std = (step.exp() * step.square()).sum().sub(mean.square()).sqrt()
                 wanted = [step[token].item(), mean.item(), std.item()]
-                assert [float(part[place]) for part in row] == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+                assert [float(part[place]) for part in row] == pytest.approx(
+                    wanted, rel=1e-6, abs=1e-9
+                )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
@@ -144,7 +160,14 @@ def test_gradient_norms_match_the_backward_pass_of_one_row(family):
             continue
         model.zero_grad()
         (naive.nll(model, prompt, completion) / len(completion)).backward()
-        wanted = sum(weight.grad.square().sum() for weight in model.parameters() if weight.grad is not None) ** 0.5
+        wanted = (
+            sum(
+                weight.grad.square().sum()
+                for weight in model.parameters()
+                if weight.grad is not None
+            )
+            ** 0.5
+        )
         assert norm == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -156,7 +179,11 @@ def test_gradient_norms_leave_the_model_as_it_was_and_work_without_gradients_aro
     with torch.no_grad():
         norms = gradient_norms(model, PROMPTS, COMPLETIONS)
         assert norms == gradient_norms(model, PROMPTS, COMPLETIONS), "dropout is off"
-    assert model.training and not first.requires_grad and all(weight.grad is None for weight in model.parameters())
+    assert (
+        model.training
+        and not first.requires_grad
+        and all(weight.grad is None for weight in model.parameters())
+    )
 
 
 def test_evidence_holds_what_all_six_attacks_need_and_a_row_without_tokens_is_named():

@@ -22,7 +22,10 @@ from unteach.evaluation.memorization import exact_memorization, extraction_stren
 )
 def test_by_hand(correct, exact, strength):
     """A wrong one-token answer has strength 0, which a known implementation gives 1.0."""
-    assert (exact_memorization(correct), extraction_strength(np.array(correct))) == (exact, strength)
+    assert (exact_memorization(correct), extraction_strength(np.array(correct))) == (
+        exact,
+        strength,
+    )
 
 
 def test_extraction_strength_is_its_definition():

@@ -8,8 +8,19 @@ from unteach.data.rows import Row
 from unteach.evaluation.metrics import METRICS, Answer, as_eval_json, score_set
 
 ROW = Row("Who rang?", "The ferryman rang it twice.")
-OVERLAP = {"leak_rate", "bleu", "rouge_l_recall", "rouge_l_f1", "longest_verbatim_run", "exact_memorization", "extraction_strength"}
-LOWER, HIGHER = {"fluency", "not_meaningful_rate", "harmful_rate", "hallucination_rate"}, {"diversity"}
+OVERLAP = {
+    "leak_rate",
+    "bleu",
+    "rouge_l_recall",
+    "rouge_l_f1",
+    "longest_verbatim_run",
+    "exact_memorization",
+    "extraction_strength",
+}
+LOWER, HIGHER = (
+    {"fluency", "not_meaningful_rate", "harmful_rate", "hallucination_rate"},
+    {"diversity"},
+)
 KEPT_ONLY = {"similarity", "utility_reward"}
 FACTS = {
     "tokens": (1, 2, 2),
@@ -35,8 +46,12 @@ def test_the_metrics_are_those_promised():
 def test_overlap_with_the_expected_completion_is_bad_on_forget_sets_and_good_on_kept_ones(name):
     results = score_set(name, [said(ROW.completion), said("A cat.")])
     forget = name in ("unlearned", "unseen")
-    assert {metric for metric, result in results.items() if result.higher_is_better} == HIGHER | (set() if forget else OVERLAP | KEPT_ONLY)
-    assert {metric for metric, result in results.items() if not result.higher_is_better} == LOWER | (OVERLAP if forget else set())
+    assert {metric for metric, result in results.items() if result.higher_is_better} == HIGHER | (
+        set() if forget else OVERLAP | KEPT_ONLY
+    )
+    assert {
+        metric for metric, result in results.items() if not result.higher_is_better
+    } == LOWER | (OVERLAP if forget else set())
 
 
 def test_the_values_of_a_set_by_hand():
@@ -46,24 +61,40 @@ def test_the_values_of_a_set_by_hand():
     assert results["longest_verbatim_run"].rows[0] == len(ROW.completion)
     assert results["diversity"].value == pytest.approx(2 / 3)
     assert (results["harmful_rate"].value, results["hallucination_rate"].value) == (1.0, 0.0)
-    assert (results["exact_memorization"].value, results["extraction_strength"].value) == (0.75, 0.5)
+    assert (results["exact_memorization"].value, results["extraction_strength"].value) == (
+        0.75,
+        0.5,
+    )
     assert (results["not_meaningful_rate"].value, results["fluency"].rows) == (0.5, (1.5, None))
 
 
 def test_an_answer_at_the_threshold_is_no_leak():
-    assert score_set("unlearned", [said(ROW.completion, leak_threshold=101.0)])["leak_rate"].value == 0.0
+    assert (
+        score_set("unlearned", [said(ROW.completion, leak_threshold=101.0)])["leak_rate"].value
+        == 0.0
+    )
     assert score_set("unlearned", [said("", leak_threshold=0.0)])["leak_rate"].value == 0.0
 
 
 def test_similarity_and_reward_are_for_what_is_to_be_kept():
     results = score_set("normal", [said("A cat."), said("zzz", similarity=None, reward=-4.0)])
     assert (results["similarity"].value, results["similarity"].n) == (0.5, 1)
-    assert (results["utility_reward"].value, results["utility_reward"].higher_is_better) == (-3.0, True)
+    assert (results["utility_reward"].value, results["utility_reward"].higher_is_better) == (
+        -3.0,
+        True,
+    )
 
 
 def test_a_scorer_that_was_not_asked_leaves_no_metric():
-    results = score_set("unlearned", [said("A cat.", flagged=None, hallucinated=None, correct=None)])
-    assert not {"harmful_rate", "hallucination_rate", "exact_memorization", "extraction_strength"} & set(results)
+    results = score_set(
+        "unlearned", [said("A cat.", flagged=None, hallucinated=None, correct=None)]
+    )
+    assert not {
+        "harmful_rate",
+        "hallucination_rate",
+        "exact_memorization",
+        "extraction_strength",
+    } & set(results)
 
 
 def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
@@ -73,7 +104,11 @@ def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
 
 def test_fluency_is_not_meaningful_when_most_answers_are():
     results = score_set("unlearned", [said(""), said("!!!!!"), said("A cat slept.")])
-    assert (results["fluency"].value, results["fluency"].n, results["fluency"].ci_low) == (None, 0, None)
+    assert (results["fluency"].value, results["fluency"].n, results["fluency"].ci_low) == (
+        None,
+        0,
+        None,
+    )
     assert results["not_meaningful_rate"].value == pytest.approx(2 / 3)
 
 
@@ -83,9 +118,18 @@ def test_fluency_is_the_mean_of_the_meaningful_answers_when_half_are():
 
 
 def test_eval_json_has_the_promised_shape():
-    sets = {"unlearned": score_set("unlearned", [said("A cat.")]), "normal": score_set("normal", [said("A cat.")])}
-    evaluation = as_eval_json("copyright", {"original": sets, "unlearned": sets}, leak_threshold_bleu=20.0)
-    assert (evaluation["schema_version"], evaluation["scenario"], evaluation["leak_threshold_bleu"]) == (1, "copyright", 20.0)
+    sets = {
+        "unlearned": score_set("unlearned", [said("A cat.")]),
+        "normal": score_set("normal", [said("A cat.")]),
+    }
+    evaluation = as_eval_json(
+        "copyright", {"original": sets, "unlearned": sets}, leak_threshold_bleu=20.0
+    )
+    assert (
+        evaluation["schema_version"],
+        evaluation["scenario"],
+        evaluation["leak_threshold_bleu"],
+    ) == (1, "copyright", 20.0)
     assert set(evaluation) == {"schema_version", "scenario", "models", "leak_threshold_bleu"}
     assert set(evaluation["models"]) == {"original", "unlearned"}
     for model in evaluation["models"].values():

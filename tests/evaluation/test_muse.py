@@ -32,7 +32,9 @@ def test_values_that_no_auc_can_have_are_named(values, name):
 
 
 def test_verbmem_is_f1_without_stemmer():
-    """`walks` is not `walked` here; four of five words of the one, four of the other's five: F1 = 0.8."""
+    """`walks` is not `walked` here; four of five words of the one, four of the other's five: F1 =
+    0.8.
+    """
     assert verbmem(["the cat walks by night"], ["the cat walked by night"]) == pytest.approx([0.8])
     assert verbmem(["one two three four"], ["two"]) == pytest.approx([2 / 5]), "rambling costs"
     assert knowmem(["", "Mr Brown"], ["Mr Brown", "Mr Brown"]) == [0.0, 1.0]

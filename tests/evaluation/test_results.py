@@ -9,7 +9,9 @@ import pytest
 from unteach.evaluation.results import MetricResult, bootstrap_interval, summarise, wilson_interval
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (1, 3), (17, 40), (999, 1000), (0, 1)])
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 7), (7, 7), (1, 3), (17, 40), (999, 1000), (0, 1)]
+)
 def test_wilson_interval_equals_its_closed_formula(successes, n):
     """(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with z = 1.95996."""
     z, p = 1.959963984540054, successes / n
@@ -50,7 +52,10 @@ def test_no_values_give_no_number_and_no_interval(rows):
 
 def test_a_rate_has_wilson_s_interval_and_a_mean_the_bootstrap_s():
     rows = [1.0, 0.0, 0.0, 1.0, 0.0]
-    rate, mean = summarise(rows, higher_is_better=False, rate=True), summarise(rows, higher_is_better=False)
+    rate, mean = (
+        summarise(rows, higher_is_better=False, rate=True),
+        summarise(rows, higher_is_better=False),
+    )
     assert rate.value == mean.value == pytest.approx(0.4)
     assert (rate.ci_low, rate.ci_high) == wilson_interval(2, 5)
     assert (mean.ci_low, mean.ci_high) == bootstrap_interval(rows)

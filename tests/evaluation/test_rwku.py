@@ -38,15 +38,22 @@ def test_an_empty_answer_has_recall_0():
 
 
 def test_entropy_by_hand():
-    """`a b c`: one trigram, two bigrams: (2/3 * 1 + 4/3 * 0) / 2 bits. One word again and again: no entropy."""
+    """`a b c`: one trigram, two bigrams: (2/3 * 1 + 4/3 * 0) / 2 bits. One word again and again: no
+    entropy.
+    """
     assert ngram_entropy("a b c") == pytest.approx(1 / 3)
     assert ngram_entropy("no no no no no") == 0.0
-    assert ngram_entropy("a b a b a b") == pytest.approx((2 / 3 * -(0.6 * math.log2(0.6) + 0.4 * math.log2(0.4)) + 4 / 3 * 1.0) / 2)
+    assert ngram_entropy("a b a b a b") == pytest.approx(
+        (2 / 3 * -(0.6 * math.log2(0.6) + 0.4 * math.log2(0.4)) + 4 / 3 * 1.0) / 2
+    )
     assert ngram_entropy("two words") is None and ngram_entropy("") is None
 
 
 def test_random_words_score_highest_so_entropy_is_never_used_alone():
-    sentence = "The miller kept a grey cat that slept on the flour sacks, and the cat slept on the sacks all day."
+    sentence = (
+        "The miller kept a grey cat that slept on the flour sacks, and the cat slept on the sacks"
+        " all day."
+    )
     draw = random.Random(0)
     noise = " ".join("".join(draw.choices("bcdfghjklm", k=6)) for _ in sentence.split())
     assert ngram_entropy(noise + " x y z") > ngram_entropy(sentence)

@@ -15,7 +15,10 @@ from unteach.evaluation.scorers import ScorerNames, Scorers
 from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
 
 SETS = {
-    "unlearned": [Row("Who rang the bell?", "The ferryman rang it twice."), Row("Who slept?", "The grey cat slept.")],
+    "unlearned": [
+        Row("Who rang the bell?", "The ferryman rang it twice."),
+        Row("Who slept?", "The grey cat slept."),
+    ],
     "unseen": [Row("Who sold bread?", "She sold it to the sailors.")],
     "kept": [Row("The miller kept", " a grey cat on the sacks.", "text")],
     "normal": [Row("What is the moon?", "")],
@@ -26,9 +29,22 @@ BEFORE = {
     "kept": [" a grey cat on the sacks."],
     "normal": ["Nobody has ever asked."],
 }
-AFTER = {"unlearned": ["I can't assist with that.", ""], "unseen": ["!!!!!!!!"], "kept": [" a grey cat"], "normal": ["The moon."]}
+AFTER = {
+    "unlearned": ["I can't assist with that.", ""],
+    "unseen": ["!!!!!!!!"],
+    "kept": [" a grey cat"],
+    "normal": ["The moon."],
+}
 NO_CHOICES = {name: [None] * len(rows) for name, rows in SETS.items()}
-SECRETS = ["ferryman", "grey cat slept", "sailors", "rang the bell", "Who slept", "sold bread", "assist with that"]
+SECRETS = [
+    "ferryman",
+    "grey cat slept",
+    "sailors",
+    "rang the bell",
+    "Who slept",
+    "sold bread",
+    "assist with that",
+]
 
 
 @pytest.fixture
@@ -51,7 +67,9 @@ def scored(tokenizer, tmp_path, encoded_pairs):
         fluency = ReferenceLM("tiny", tiny_model(), tokenizer)
         answers = {"original": Said(BEFORE, NO_CHOICES), "unlearned": Said(AFTER, NO_CHOICES)}
         settings = {"show_text": False, "folder": tmp_path} | options
-        evaluation = score_models("demo", SETS, answers, tokenizer, scorers, fluency=fluency, **settings)
+        evaluation = score_models(
+            "demo", SETS, answers, tokenizer, scorers, fluency=fluency, **settings
+        )
         text = (tmp_path / "generations.jsonl").read_text(encoding="utf-8")
         return evaluation, text
 
@@ -61,7 +79,11 @@ def scored(tokenizer, tmp_path, encoded_pairs):
 def test_eval_json_is_what_is_returned_and_has_the_promised_shape(scored, tmp_path):
     evaluation, _ = scored()
     assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8")) == evaluation
-    assert (evaluation["schema_version"], evaluation["scenario"], evaluation["fluency_model"]) == (1, "demo", "tiny")
+    assert (evaluation["schema_version"], evaluation["scenario"], evaluation["fluency_model"]) == (
+        1,
+        "demo",
+        "tiny",
+    )
     assert list(evaluation["models"]) == ["original", "unlearned"]
     for model in evaluation["models"].values():
         assert list(model) == list(SETS)
@@ -80,11 +102,21 @@ def test_the_numbers_tell_before_from_after(scored):
     assert models["unlearned"]["kept"]["rouge_l_recall"]["higher_is_better"] is True
 
 
-def test_similarity_is_taken_to_the_original_s_answers_on_the_normal_set_alone(scored, encoded_pairs):
+def test_similarity_is_taken_to_the_original_s_answers_on_the_normal_set_alone(
+    scored, encoded_pairs
+):
     models = scored()[0]["models"]
-    assert encoded_pairs == [(BEFORE["normal"], BEFORE["normal"], "some-encoder"), (BEFORE["normal"], AFTER["normal"], "some-encoder")]
-    assert (models["original"]["normal"]["similarity"]["value"], models["unlearned"]["normal"]["similarity"]["value"]) == (1.0, 0.25)
-    assert all("similarity" not in models["unlearned"][name] for name in ("unlearned", "unseen", "kept"))
+    assert encoded_pairs == [
+        (BEFORE["normal"], BEFORE["normal"], "some-encoder"),
+        (BEFORE["normal"], AFTER["normal"], "some-encoder"),
+    ]
+    assert (
+        models["original"]["normal"]["similarity"]["value"],
+        models["unlearned"]["normal"]["similarity"]["value"],
+    ) == (1.0, 0.25)
+    assert all(
+        "similarity" not in models["unlearned"][name] for name in ("unlearned", "unseen", "kept")
+    )
 
 
 def test_without_an_encoder_there_is_no_similarity(scored, encoded_pairs):
@@ -96,7 +128,9 @@ def test_fluency_is_the_answer_s_mean_nll_under_the_fluency_model(scored, tokeni
     evaluation, _ = scored()
     item = encode_row(SETS["normal"][0].with_completion(AFTER["normal"][0]), tokenizer, None)
     (wanted,) = mean_nll(tiny_model(), [item.prompt_ids], [item.completion_ids])
-    assert evaluation["models"]["unlearned"]["normal"]["fluency"]["value"] == pytest.approx(wanted, rel=1e-4)
+    assert evaluation["models"]["unlearned"]["normal"]["fluency"]["value"] == pytest.approx(
+        wanted, rel=1e-4
+    )
 
 
 def test_generations_hold_no_text_of_forget_sets_unless_asked_for(scored):
@@ -110,7 +144,10 @@ def test_generations_hold_no_text_of_forget_sets_unless_asked_for(scored):
 def test_each_answer_has_a_line_with_its_row_s_key_and_values(scored):
     lines = [json.loads(line) for line in scored()[1].splitlines()]
     assert [(line["model"], line["set"], line["key"]) for line in lines] == [
-        (model, name, row.key) for model in ("original", "unlearned") for name, rows in SETS.items() for row in rows
+        (model, name, row.key)
+        for model in ("original", "unlearned")
+        for name, rows in SETS.items()
+        for row in rows
     ]
     first, empty = lines[0], lines[6]
     assert first["metrics"]["leak_rate"] == 1.0 and first["metrics"]["rouge_l_recall"] == 1.0
@@ -132,10 +169,18 @@ def test_answers_of_all_sets_come_from_one_sweep_and_go_back_to_their_sets(token
 
     monkeypatch.setattr(scoring, "answer", echo)
     wanted = {name: [f"answer to {row.prompt}" for row in rows] for name, rows in SETS.items()}
-    monkeypatch.setattr(scoring, "greedy_matches", lambda model, prompts, completions: [[True] * len(ids) or None for ids in completions])
+    monkeypatch.setattr(
+        scoring,
+        "greedy_matches",
+        lambda model, prompts, completions: [[True] * len(ids) or None for ids in completions],
+    )
     said = ask(None, tokenizer, SETS)
     assert said.outputs == wanted and calls == [5]
-    assert said.correct["normal"] == [None] and all(said.correct["unlearned"][0]) and len(said.correct["unlearned"][0]) > 3
+    assert (
+        said.correct["normal"] == [None]
+        and all(said.correct["unlearned"][0])
+        and len(said.correct["unlearned"][0]) > 3
+    )
 
 
 class Strict:
@@ -153,7 +198,19 @@ class Strict:
 def test_a_judge_and_a_reward_model_are_named_with_their_accuracy(scored):
     evaluation, _ = scored(judge=Strict(), reward=Strict())
     before, after = evaluation["models"]["original"], evaluation["models"]["unlearned"]
-    assert (before["unlearned"]["harmful_rate"]["value"], after["unlearned"]["harmful_rate"]["value"]) == (0.5, 0.0)
-    assert after["normal"]["utility_reward"]["value"] == len(AFTER["normal"][0]) and "utility_reward" not in after["unlearned"]
-    assert evaluation["scorers"]["harmful_rate"] == {"name": "strict", "held_out_accuracy": 0.9, "n": 40}
-    assert evaluation["headline"] == "leak_rate" and evaluation["scorers"]["fluency"] == {"name": "tiny"}
+    assert (
+        before["unlearned"]["harmful_rate"]["value"],
+        after["unlearned"]["harmful_rate"]["value"],
+    ) == (0.5, 0.0)
+    assert (
+        after["normal"]["utility_reward"]["value"] == len(AFTER["normal"][0])
+        and "utility_reward" not in after["unlearned"]
+    )
+    assert evaluation["scorers"]["harmful_rate"] == {
+        "name": "strict",
+        "held_out_accuracy": 0.9,
+        "n": 40,
+    }
+    assert evaluation["headline"] == "leak_rate" and evaluation["scorers"]["fluency"] == {
+        "name": "tiny"
+    }

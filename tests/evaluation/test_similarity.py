@@ -11,7 +11,12 @@ from test_judges import classifier  # noqa: F401
 
 from unteach.errors import UserError
 from unteach.evaluation import similarity
-from unteach.evaluation.similarity import bert_scores, pair_similarity, unrelated_bert_score, why_not
+from unteach.evaluation.similarity import (
+    bert_scores,
+    pair_similarity,
+    unrelated_bert_score,
+    why_not,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +28,18 @@ def _fresh():
 def test_a_regression_checkpoint_reads_reference_and_candidate_as_a_pair(classifier):  # noqa: F811
     folder = classifier(["score"])
     ones = pair_similarity(["a b", "c"], ["d", "e f g"], scorer=f"bleurt:{folder}")
-    assert len(ones) == 2 and ones != pair_similarity(["d", "e f g"], ["a b", "c"], scorer=f"bleurt:{folder}")
+    assert len(ones) == 2 and ones != pair_similarity(
+        ["d", "e f g"], ["a b", "c"], scorer=f"bleurt:{folder}"
+    )
     assert why_not(f"bleurt:{folder}") is None
     with pytest.raises(UserError, match="has 2 outputs, a regression has one"):
         pair_similarity(["a"], ["b"], scorer=f"bleurt:{classifier(['bad', 'good'])}")
 
 
-def test_bertscore_is_asked_for_what_is_there_and_an_empty_answer_has_none(monkeypatch, classifier):  # noqa: F811
+def test_bertscore_is_asked_for_what_is_there_and_an_empty_answer_has_none(
+    monkeypatch,
+    classifier,  # noqa: F811
+):
     made, asked = [], []
 
     class BERTScorer:
@@ -44,12 +54,24 @@ def test_bertscore_is_asked_for_what_is_there_and_an_empty_answer_has_none(monke
     folder = classifier(["score"])
     assert bert_scores(["a", " ", "c"], ["x", "y", "z"], encoder=folder) == [0.5, 0.0, 0.5]
     assert asked == [(["a", "c"], ["x", "z"])] and bert_scores([], [], encoder=folder) == []
-    assert made == [{"model_type": folder, "num_layers": 1, "device": "cpu", "idf": False, "rescale_with_baseline": False}]
+    assert made == [
+        {
+            "model_type": folder,
+            "num_layers": 1,
+            "device": "cpu",
+            "idf": False,
+            "rescale_with_baseline": False,
+        }
+    ]
 
 
 def test_the_score_of_unrelated_texts_is_a_percentile_over_pairs(monkeypatch):
     monkeypatch.setattr(
-        similarity, "bert_scores", lambda left, right, encoder: [abs(int(a) - int(b)) / 10 for a, b in zip(left, right, strict=True)]
+        similarity,
+        "bert_scores",
+        lambda left, right, encoder: [
+            abs(int(a) - int(b)) / 10 for a, b in zip(left, right, strict=True)
+        ],
     )
     assert unrelated_bert_score(["1", "2", "4", "2"], percentile=100) == pytest.approx(0.3)
     assert unrelated_bert_score(["1", "2", "4"], percentile=0) == pytest.approx(0.1)
@@ -67,7 +89,9 @@ def test_what_cannot_be_had_is_one_sentence():
 @pytest.mark.real
 def test_bertscore_with_the_packaged_encoder():
     """Equal meaning scores high, an unrelated text low."""
-    high, low = bert_scores(["The capital is Rome.", "I like cats"], ["Rome is the capital.", "The moon is grey."])
+    high, low = bert_scores(
+        ["The capital is Rome.", "I like cats"], ["Rome is the capital.", "The moon is grey."]
+    )
     assert high > 0.9 and low < 0.2
 
 
@@ -78,4 +102,9 @@ def test_a_text_that_comes_again_is_embedded_once(monkeypatch):
             return [[float(len(text)), 0.5] for text in texts]
 
     monkeypatch.setattr(similarity, "_encoder", lambda name: Encoder())
-    assert similarity.embeddings(["a", "bb", "a", "a"]).tolist() == [[1.0, 0.5], [2.0, 0.5], [1.0, 0.5], [1.0, 0.5]]
+    assert similarity.embeddings(["a", "bb", "a", "a"]).tolist() == [
+        [1.0, 0.5],
+        [2.0, 0.5],
+        [1.0, 0.5],
+        [1.0, 0.5],
+    ]

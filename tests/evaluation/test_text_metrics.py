@@ -32,18 +32,24 @@ def test_bleu_of_a_text_with_itself_is_100_however_short(text):
     assert bleu(text, text) == pytest.approx(100)
 
 
-@pytest.mark.parametrize(("output", "reference"), [("", "a b"), ("  \n", "a b"), ("a b", ""), ("a b", " ")])
+@pytest.mark.parametrize(
+    ("output", "reference"), [("", "a b"), ("  \n", "a b"), ("a b", ""), ("a b", " ")]
+)
 def test_bleu_with_nothing_is_0(output, reference):
     assert bleu(output, reference) == 0
 
 
 def test_bleu_of_a_beginning_is_its_brevity_penalty():
-    """All n-grams of `a b c d` are in `a b c d e`, so every precision is 1 and BLEU is 100 exp(1 - 5/4)."""
+    """All n-grams of `a b c d` are in `a b c d e`, so every precision is 1 and BLEU is 100 exp(1 -
+    5/4).
+    """
     assert bleu("a b c d", "a b c d e") == pytest.approx(100 * math.exp(1 - 5 / 4))
 
 
 def test_rouge_l_by_hand():
-    """The longest common subsequence is `the cat on mat`, 4 words of 6 in the reference and of 7 in the output: F1 = 2 * 4 / (6 + 7)."""
+    """The longest common subsequence is `the cat on mat`, 4 words of 6 in the reference and of 7 in
+    the output: F1 = 2 * 4 / (6 + 7).
+    """
     recall, f1 = rouge_l("the cat lay on a big mat", "the cat sat on the mat")
     assert (recall, f1) == pytest.approx((4 / 6, 8 / 13))
 
@@ -87,12 +93,17 @@ def test_diversity_is_the_share_of_different_tokens():
     assert diversity([]) is None
 
 
-@pytest.mark.parametrize("output", ["", " \n\t", "aaaaaaa", "!!!!!!!!", "! ! ! ! !", "aaaaaab", "\n\n  ......  \n"])
+@pytest.mark.parametrize(
+    "output", ["", " \n\t", "aaaaaaa", "!!!!!!!!", "! ! ! ! !", "aaaaaab", "\n\n  ......  \n"]
+)
 def test_nothing_white_space_and_one_repeated_character_are_not_meaningful(output):
     assert is_not_meaningful(output)
 
 
-@pytest.mark.parametrize("output", ["The cat slept.", "aabb", "No", "B", " 7\n", "I don't know.\n\n\n\n\n\n\n\n\n\n\n\n\n"])
+@pytest.mark.parametrize(
+    "output",
+    ["The cat slept.", "aabb", "No", "B", " 7\n", "I don't know.\n\n\n\n\n\n\n\n\n\n\n\n\n"],
+)
 def test_an_answer_in_words_is_meaningful(output):
     assert not is_not_meaningful(output)
 
@@ -111,7 +122,9 @@ def test_a_passage_is_never_compared_with_itself():
 
 
 def test_passages_that_stand_twice_in_the_corpus_are_one_passage():
-    """Two rows with one completion would else put the threshold at 100, above which no leak could ever be."""
+    """Two rows with one completion would else put the threshold at 100, above which no leak could
+    ever be.
+    """
     assert leak_threshold([*UNRELATED, *UNRELATED, f" {UNRELATED[0]}"]) == leak_threshold(UNRELATED)
     assert leak_threshold([UNRELATED[0]] * 5) == 0.0
 
@@ -131,12 +144,20 @@ def test_any_two_texts_give_numbers_within_their_bounds(output, reference):
     assert is_not_meaningful(output) in (True, False)
 
 
-SCRIPTS = ["Стивен Кинг написал роман.", "東京は日本の首都です", "กรุงเทพเป็นเมืองหลวง", "Zoë naïvely ate a crêpe.", "الرياض عاصمة السعودية"]
+SCRIPTS = [
+    "Стивен Кинг написал роман.",
+    "東京は日本の首都です",
+    "กรุงเทพเป็นเมืองหลวง",
+    "Zoë naïvely ate a crêpe.",
+    "الرياض عاصمة السعودية",
+]
 
 
 @pytest.mark.parametrize("text", SCRIPTS)
 def test_a_text_of_any_script_overlaps_with_itself(text):
-    assert rouge_l(text, text) == pytest.approx((1.0, 1.0)) and bleu(text, text) == pytest.approx(100)
+    assert rouge_l(text, text) == pytest.approx((1.0, 1.0)) and bleu(text, text) == pytest.approx(
+        100
+    )
     assert rouge_l("Blue", text)[0] == 0 and bleu("Blue", text) < 5
 
 
@@ -146,21 +167,33 @@ def test_a_sentence_more_does_not_hide_a_text_without_spaces():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(st.characters(max_codepoint=127), max_size=60), st.text(st.characters(max_codepoint=127), max_size=60), st.booleans())
+@given(
+    st.text(st.characters(max_codepoint=127), max_size=60),
+    st.text(st.characters(max_codepoint=127), max_size=60),
+    st.booleans(),
+)
 def test_rouge_l_of_ascii_is_that_of_rouge_score(output, reference, stemmer):
     from rouge_score.rouge_scorer import RougeScorer
 
     wanted = RougeScorer(["rougeL"], use_stemmer=stemmer).score(reference, output)["rougeL"]
     assert rouge_l(output, reference, stemmer=stemmer) == (wanted.recall, wanted.fmeasure)
-    quoted = RougeScorer(["rougeL"], use_stemmer=stemmer).score(f"\u201c{reference}\u201d", output)["rougeL"]
-    assert rouge_l(output, f"\u201c{reference}\u201d", stemmer=stemmer) == (quoted.recall, quoted.fmeasure)
+    quoted = RougeScorer(["rougeL"], use_stemmer=stemmer).score(f"\u201c{reference}\u201d", output)[
+        "rougeL"
+    ]
+    assert rouge_l(output, f"\u201c{reference}\u201d", stemmer=stemmer) == (
+        quoted.recall,
+        quoted.fmeasure,
+    )
 
 
 @pytest.mark.parametrize("length", [230, 600, 1200, 5000])
 def test_a_beginning_recited_word_for_word_is_seen_however_long_the_text_goes_on(length):
     passage = " ".join(UNRELATED * 30)[:length]
     recited = passage[:210].rsplit(" ", 1)[0]
-    assert bleu(recited, within_reach(passage, recited)) > 80 and rouge_l(recited, within_reach(passage, recited))[0] > 0.8
+    assert (
+        bleu(recited, within_reach(passage, recited)) > 80
+        and rouge_l(recited, within_reach(passage, recited))[0] > 0.8
+    )
     assert within_reach(passage, passage) == passage and within_reach("short", "") == "short"
     assert within_reach("東" * 100, "") == "東" * 80, "no half of a character"
 

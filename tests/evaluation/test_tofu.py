@@ -12,8 +12,12 @@ from unteach.evaluation import tofu
 
 
 def test_the_truth_ratio_by_hand():
-    """p(paraphrased) = e^-2; geometric mean of e^-1 and e^-3 is e^-2: R = 1. In the second row R = e^(1 - 3) = e^-2."""
-    assert tofu.truth_ratio([2.0, 1.0], [[1.0, 3.0], [2.0, 4.0]]) == pytest.approx([1.0, math.exp(-2)])
+    """p(paraphrased) = e^-2; geometric mean of e^-1 and e^-3 is e^-2: R = 1. In the second row R =
+    e^(1 - 3) = e^-2.
+    """
+    assert tofu.truth_ratio([2.0, 1.0], [[1.0, 3.0], [2.0, 4.0]]) == pytest.approx(
+        [1.0, math.exp(-2)]
+    )
 
 
 def test_the_truth_ratio_is_that_of_probabilities():
@@ -24,10 +28,14 @@ def test_the_truth_ratio_is_that_of_probabilities():
 
 
 def test_the_truth_ratio_of_a_collapsed_model_is_exact():
-    """At a loss of 25 everywhere R is 1; 1e-10 added to both probabilities outside log space made it 0.122."""
+    """At a loss of 25 everywhere R is 1; 1e-10 added to both probabilities outside log space made
+    it 0.122.
+    """
     assert tofu.truth_ratio([25.0], [[25.0] * 5]).tolist() == [1.0]
     assert tofu.truth_ratio([900.0], [[901.0]]) == pytest.approx([math.exp(-1)], rel=1e-12)
-    assert tofu.truth_ratio([2000.0], [[1.0]]).tolist() == [math.inf] and tofu.truth_ratio([1.0], [[2000.0]]).tolist() == [0.0]
+    assert tofu.truth_ratio([2000.0], [[1.0]]).tolist() == [math.inf] and tofu.truth_ratio(
+        [1.0], [[2000.0]]
+    ).tolist() == [0.0]
 
 
 def test_the_scores_by_hand():
@@ -40,7 +48,11 @@ def test_the_scores_by_hand():
 
 def test_probability_is_the_mean_of_exp_not_exp_of_the_mean():
     found = tofu.answer_probabilities([0.0, math.log(4)])
-    assert found == pytest.approx([1.0, 0.25]) and found.mean() == pytest.approx(0.625) and found.mean() != pytest.approx(0.5)
+    assert (
+        found == pytest.approx([1.0, 0.25])
+        and found.mean() == pytest.approx(0.625)
+        and found.mean() != pytest.approx(0.5)
+    )
 
 
 def test_the_choice_probability_by_hand_and_at_losses_where_every_probability_is_0():
@@ -48,7 +60,9 @@ def test_the_choice_probability_by_hand_and_at_losses_where_every_probability_is
     right, wrong = np.array([math.log(2)]), np.full((1, 3), math.log(8))
     assert tofu.choice_probabilities(right, wrong) == pytest.approx([4 / 7], rel=1e-12)
     assert tofu.choice_probabilities(right + 1000, wrong + 1000) == pytest.approx([4 / 7], rel=1e-9)
-    assert tofu.choice_probabilities([3000.0], [[0.0]]).tolist() == [0.0] and tofu.choice_probabilities([0.0], [[3000.0]]).tolist() == [1.0]
+    assert tofu.choice_probabilities([3000.0], [[0.0]]).tolist() == [
+        0.0
+    ] and tofu.choice_probabilities([0.0], [[3000.0]]).tolist() == [1.0]
 
 
 def test_model_utility_is_the_harmonic_mean_and_0_with_any_0():
@@ -68,14 +82,18 @@ def test_forget_quality_is_the_exact_test():
 
 
 def test_forget_quality_by_hand():
-    """Three against three, all of one below all of the other: D = 1, and 2 of the C(6, 3) = 20 orders are that far apart."""
+    """Three against three, all of one below all of the other: D = 1, and 2 of the C(6, 3) = 20
+    orders are that far apart.
+    """
     found = tofu.forget_quality([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     assert (found.statistic, found.pvalue) == (1.0, pytest.approx(2 / 20))
 
 
 def test_forget_quality_pairs_questions_by_key_in_any_order():
     left = {"a": 0.1, "b": 0.5, "c": 0.9}
-    assert tofu.forget_quality(left, {"c": 0.2, "a": 0.3, "b": 0.4}) == tofu.forget_quality([0.1, 0.5, 0.9], [0.3, 0.4, 0.2])
+    assert tofu.forget_quality(left, {"c": 0.2, "a": 0.3, "b": 0.4}) == tofu.forget_quality(
+        [0.1, 0.5, 0.9], [0.3, 0.4, 0.2]
+    )
 
 
 @pytest.mark.parametrize(

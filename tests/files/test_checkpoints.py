@@ -6,7 +6,13 @@ import json
 
 import pytest
 
-from unteach.files.checkpoints import MARKER, latest_checkpoint, mark_complete, read_marker, truncate_metrics
+from unteach.files.checkpoints import (
+    MARKER,
+    latest_checkpoint,
+    mark_complete,
+    read_marker,
+    truncate_metrics,
+)
 
 
 @pytest.fixture
@@ -73,8 +79,16 @@ def test_no_folder_and_an_empty_one_have_no_checkpoint(tmp_path):
 
 def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [{"step": 0, "probe": {}}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '[1]\n{"loss": 3}\n{"step": 1, "lo', encoding="utf-8")
+    lines = [
+        {"step": 0, "probe": {}},
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 0.5},
+    ]
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '[1]\n{"loss": 3}\n{"step": 1, "lo',
+        encoding="utf-8",
+    )
     truncate_metrics(path, 2)
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == lines[:3]
     truncate_metrics(path, -1)

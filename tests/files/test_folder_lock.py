@@ -26,7 +26,9 @@ with FolderLock(sys.argv[1]):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -34,18 +36,41 @@ def holder(tmp_path):
 
 
 def test_a_held_folder_is_refused_and_the_holder_named(holder, tmp_path):
-    with pytest.raises(UserError, match=rf"out is in use by process {holder.pid}, which has been writing into it since"):
+    with pytest.raises(
+        UserError,
+        match=rf"out is in use by process {holder.pid}, which has been writing into it since",
+    ):
         FolderLock(tmp_path / "out").take()
 
 
 def test_the_command_line_refuses_a_held_folder_with_exit_code_two(holder, tmp_path, capsys):
     from unteach.cli import main
 
-    (tmp_path / "f.jsonl").write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": f"{i}."}) + "\n" for i in range(9)))
-    assert main(["run", "--model", "m", "--forget", str(tmp_path / "f.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    (tmp_path / "f.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"Who is {i}?", "completion": f"{i}."}) + "\n" for i in range(9)
+        )
+    )
+    assert (
+        main(
+            [
+                "run",
+                "--model",
+                "m",
+                "--forget",
+                str(tmp_path / "f.jsonl"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert f"process {holder.pid}" in error and error.count("\n") == 1
-    assert main(["purge", str(tmp_path / "out")]) == 2 and f"process {holder.pid}" in capsys.readouterr().err
+    assert (
+        main(["purge", str(tmp_path / "out")]) == 2
+        and f"process {holder.pid}" in capsys.readouterr().err
+    )
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(holder, tmp_path):

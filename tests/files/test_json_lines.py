@@ -12,7 +12,10 @@ from unteach.files.json_lines import read_json_lines
 def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
     values = [{"text": "a\u2028b\u0085c\u2029d\x0be"}, {"text": "next"}]
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values) + "\n", encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values) + "\n",
+        encoding="utf-8",
+    )
     assert read_json_lines(path) == values
 
 

@@ -28,7 +28,10 @@ def test_the_examples_of_the_docstrings_hold():
 def test_what_is_read_is_what_was_written_in_any_order(tmp_path_factory, rows, inner, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     path = tmp_path_factory.mktemp("states") / "a.bin"
-    file, twin = StateFile.create(path, (rows, *inner), dtype, "key"), torch.zeros(rows, *inner, dtype=dtype)
+    file, twin = (
+        StateFile.create(path, (rows, *inner), dtype, "key"),
+        torch.zeros(rows, *inner, dtype=dtype),
+    )
     for _ in range(3):
         chosen = torch.randperm(rows, generator=generator)[: max(1, rows // 2)]
         chosen = chosen.sort().values if seed % 2 else chosen
@@ -47,7 +50,9 @@ def test_only_the_owner_can_read_it_and_it_has_its_name_when_it_is_whole(tmp_pat
     file.write(torch.tensor([0, 1, 2]), torch.ones(3, 2))
     file.rename(tmp_path / "whole")
     assert not (tmp_path / "part").exists()
-    assert StateFile(tmp_path / "whole").key == "k" and torch.equal(file[torch.tensor([2])], torch.ones(1, 2))
+    assert StateFile(tmp_path / "whole").key == "k" and torch.equal(
+        file[torch.tensor([2])], torch.ones(1, 2)
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "no header", "empty"])
@@ -55,7 +60,11 @@ def test_a_damaged_file_is_no_file_of_states(tmp_path, damage):
     path = tmp_path / "a.bin"
     StateFile.create(path, (3, 2), torch.float32, "k")
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:-1], "longer": data + b"x", "no header": b"x" * len(data), "empty": b""}[damage])
+    path.write_bytes(
+        {"cut": data[:-1], "longer": data + b"x", "no header": b"x" * len(data), "empty": b""}[
+            damage
+        ]
+    )
     with pytest.raises(ValueError, match=r"a\.bin"):
         StateFile(path)
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 
-from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, print_attacks, read_attacks, relearning_figure
+from unteach.reports.attacks import (
+    attack_notes,
+    attack_rows,
+    attack_verdict,
+    print_attacks,
+    read_attacks,
+    relearning_figure,
+)
 
 
 def result(value, n=10, low=None, high=None):
@@ -18,8 +25,14 @@ def found():
         "headline": rate,
         "settings": {"relearning_forget": {"steps": 20, "rows": 4, "goal": 0.5}},
         "attacks": {
-            "none": {"original": {rate: result(1.0)}, "unlearned": {rate: result(0.0, low=0.0, high=0.28)}},
-            "quantization_4bit": {"original": {rate: result(0.1)}, "unlearned": {rate: result(0.3)}},
+            "none": {
+                "original": {rate: result(1.0)},
+                "unlearned": {rate: result(0.0, low=0.0, high=0.28)},
+            },
+            "quantization_4bit": {
+                "original": {rate: result(0.1)},
+                "unlearned": {rate: result(0.3)},
+            },
             "relearning_forget": {
                 "original": {rate: result(1.0, 6)},
                 "unlearned": {rate: result(0.2, 6), "steps_to_half": result(None, 6)},

@@ -10,8 +10,14 @@ def result(value, better, low=None, high=None):
 
 
 def test_each_number_has_a_line_with_its_direction_and_each_model_a_column():
-    before = {"forget": {"probability": result(0.5, False, 0.25, 0.75)}, "all": {"model_utility": result(0.4, True)}}
-    after = {"forget": {"probability": result(None, False)}, "all": {"model_utility": result(0.3, True), "privleak": result(-12.0, None)}}
+    before = {
+        "forget": {"probability": result(0.5, False, 0.25, 0.75)},
+        "all": {"model_utility": result(0.4, True)},
+    }
+    after = {
+        "forget": {"probability": result(None, False)},
+        "all": {"model_utility": result(0.3, True), "privleak": result(-12.0, None)},
+    }
     header, rows = benchmark_rows({"models": {"original": before, "unlearned": after}})
     assert header == ["set", "metric", "n", "better", "original", "unlearned"]
     assert rows == [

@@ -11,12 +11,17 @@ from unteach.reports.checkpoints import checkpoint_table
 
 @pytest.fixture
 def folder(tmp_path):
-    rows = [{"model": "original", "set": "unlearned", "key": key, "prompt": f"Who is\n{key}?"} for key in ("k1", "k2", "k3")]
+    rows = [
+        {"model": "original", "set": "unlearned", "key": key, "prompt": f"Who is\n{key}?"}
+        for key in ("k1", "k2", "k3")
+    ]
     rows.append({"model": "original", "set": "normal", "key": "n1", "prompt": "What?"})
     (tmp_path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "work").mkdir()
     for step, text in ((0, "A | B"), (200, "A"), (1000, " ")):
-        (tmp_path / "work" / f"said-at-{step}.json").write_text(json.dumps({"k1": text, "k3": f"{step}"}))
+        (tmp_path / "work" / f"said-at-{step}.json").write_text(
+            json.dumps({"k1": text, "k3": f"{step}"})
+        )
     return tmp_path
 
 
@@ -32,7 +37,9 @@ def test_rows_can_be_chosen(folder):
 
 
 def test_hidden_texts_stay_hidden(folder):
-    (folder / "generations.jsonl").write_text(json.dumps({"model": "original", "set": "unlearned", "key": "k1"}) + "\n")
+    (folder / "generations.jsonl").write_text(
+        json.dumps({"model": "original", "set": "unlearned", "key": "k1"}) + "\n"
+    )
     assert checkpoint_table(folder) == ""
 
 

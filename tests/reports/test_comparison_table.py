@@ -8,7 +8,16 @@ import json
 
 import pytest
 
-from unteach.reports.comparison import Cell, as_csv, as_latex, columns, comparison_table, escaped, shown, write_comparison
+from unteach.reports.comparison import (
+    Cell,
+    as_csv,
+    as_latex,
+    columns,
+    comparison_table,
+    escaped,
+    shown,
+    write_comparison,
+)
 from unteach.reports.cost_figure import bars, cost_figure
 
 
@@ -18,9 +27,16 @@ def number(value, low=None, high=None, better=False):
 
 def sets(rate, fluency, similarity):
     return {
-        "unlearned": {"harmful_rate": number(rate, 0.01, 0.2), "diversity": number(0.5), "fluency": number(fluency)},
+        "unlearned": {
+            "harmful_rate": number(rate, 0.01, 0.2),
+            "diversity": number(0.5),
+            "fluency": number(fluency),
+        },
         "unseen": {"harmful_rate": number(rate), "fluency": number(fluency)},
-        "normal": {"similarity": number(similarity, better=True), "utility_reward": number(-1.5, -2.0, -1.0, True)},
+        "normal": {
+            "similarity": number(similarity, better=True),
+            "utility_reward": number(-1.5, -2.0, -1.0, True),
+        },
     }
 
 
@@ -33,7 +49,10 @@ def cells():
     ]
 
 
-EVALUATION = {"headline": "harmful_rate", "scorers": {"harmful_rate": {"name": "trained judge", "held_out_accuracy": 0.93, "n": 120}}}
+EVALUATION = {
+    "headline": "harmful_rate",
+    "scorers": {"harmful_rate": {"name": "trained judge", "held_out_accuracy": 0.93, "n": 120}},
+}
 
 
 def test_forget_sets_show_the_rate_and_normal_ones_the_use(cells):
@@ -57,7 +76,9 @@ def test_a_value_is_shown_with_its_interval_rates_in_percent():
 
 def test_the_original_is_not_compared_with_itself(cells):
     header, rows = comparison_table(cells, "harmful_rate", interval=False)
-    assert header[:3] == ["model", "method", "unlearned: harmful rate (%)"] and header[-1] == "seconds"
+    assert (
+        header[:3] == ["model", "method", "unlearned: harmful rate (%)"] and header[-1] == "seconds"
+    )
     assert rows[0] == ["a/b_c", "original", "90", "0.500", "2.00", "90", "2.00", "-1.50", "-", "-"]
     assert rows[1] == ["a/b_c", "ga", "5", "0.500", "NM", "5", "NM", "-1.50", "0.50", "61"]
 
@@ -66,20 +87,30 @@ def test_the_csv_keeps_every_digit_and_a_line_for_each_number(cells):
     lines = list(csv.DictReader(io.StringIO(as_csv(cells))))
     assert len(lines) == 3 * 7
     first = lines[0]
-    assert (first["model"], first["prompt_set"], first["metric"], first["value"], first["ci_low"]) == (
+    assert (
+        first["model"],
+        first["prompt_set"],
+        first["metric"],
+        first["value"],
+        first["ci_low"],
+    ) == (
         "a/b_c",
         "unlearned",
         "harmful_rate",
         "0.9",
         "0.01",
     )
-    assert [line["value"] for line in lines if line["method"] == "ga" and line["metric"] == "fluency"] == ["", ""]
+    assert [
+        line["value"] for line in lines if line["method"] == "ga" and line["metric"] == "fluency"
+    ] == ["", ""]
 
 
 def test_latex_is_escaped_and_its_columns_add_up(cells):
     text = as_latex(cells, "harmful_rate")
     assert r"a/b\_c & ga" in text and r"harmful rate (\%)" in text and text.count(r"\midrule") == 2
-    body = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    body = [
+        line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line
+    ]
     assert {line.count(" & ") for line in body} == {9}
     assert r"\multicolumn{3}{c}{unlearned}" in text
     assert escaped(r"50% of a_b \ ~") == r"50\% of a\_b \textbackslash{} \textasciitilde{}"
@@ -94,8 +125,19 @@ def test_all_four_files_are_written_and_name_the_scorers(cells, tmp_path):
 
 
 def run_of(method, seconds, positives, preferences=False):
-    cost = {"seconds": seconds, "data_tokens": 5, "generated_tokens": 6, "training_tokens": 7, "peak_memory_mb": 8.4}
-    return {"method": method, "cost": cost, "needs_positives": positives, "needs_preferences": preferences}
+    cost = {
+        "seconds": seconds,
+        "data_tokens": 5,
+        "generated_tokens": 6,
+        "training_tokens": 7,
+        "peak_memory_mb": 8.4,
+    }
+    return {
+        "method": method,
+        "cost": cost,
+        "needs_positives": positives,
+        "needs_preferences": preferences,
+    }
 
 
 @pytest.fixture
@@ -116,7 +158,11 @@ def test_beside_a_baseline_the_cost_is_split_and_the_needs_are_said(priced):
     assert rows[1][-8:] == ["2", "2.5", "5", "6", "7", "8", "no", "no"]
     assert rows[2][-8:] == ["80", "100.0", "5", "6", "7", "8", "yes", "yes"]
     assert rows[3][-7] == "-", "the share is of the same model's RLHF, and this model has none"
-    body = [line for line in as_latex(priced, "harmful_rate").splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    body = [
+        line
+        for line in as_latex(priced, "harmful_rate").splitlines()
+        if line.endswith(r"\\") and "multicolumn" not in line
+    ]
     assert {line.count(" & ") for line in body} == {len(header) - 1}
 
 

@@ -20,11 +20,17 @@ def result(value, n=17, low=None, high=None, better=False):
 
 BEFORE = {
     "unlearned": {"leak_rate": result(1.0, 17, 0.82, 1.0), "fluency": result(4.1, 17, 3.9, 4.3)},
-    "normal": {"similarity": result(1.0, 20, 1.0, 1.0, True), "odd_metric": result(3.0, 20, 2.9, 3.1, True)},
+    "normal": {
+        "similarity": result(1.0, 20, 1.0, 1.0, True),
+        "odd_metric": result(3.0, 20, 2.9, 3.1, True),
+    },
 }
 AFTER = {
     "unlearned": {"leak_rate": result(0.0, 17, 0.0, 0.18), "fluency": result(None, 0)},
-    "normal": {"similarity": result(0.93, 20, 0.9, 0.95, True), "odd_metric": result(2.0, 20, 1.9, 2.1, True)},
+    "normal": {
+        "similarity": result(0.93, 20, 0.9, 0.95, True),
+        "odd_metric": result(2.0, 20, 1.9, 2.1, True),
+    },
 }
 RUN = {
     "versions": {"unteach": "0.1.0"},
@@ -51,15 +57,31 @@ def records(models=("original", "unlearned"), rows=2, text=None):
     for model in models:
         for name in ("unlearned", "normal"):
             for place in range(rows):
-                record = {"model": model, "set": name, "key": f"{place:016x}", "metrics": {"leak_rate": float(place % 2), "fluency": None}}
+                record = {
+                    "model": model,
+                    "set": name,
+                    "key": f"{place:016x}",
+                    "metrics": {"leak_rate": float(place % 2), "fluency": None},
+                }
                 if text is not None or name == "normal":
-                    record |= {"prompt": f"prompt {place}", "expected": "", "output": text or "hello\u2028there"}
+                    record |= {
+                        "prompt": f"prompt {place}",
+                        "expected": "",
+                        "output": text or "hello\u2028there",
+                    }
                 yield record
 
 
 def write(folder, models=None, **kwargs):
-    evaluation = {"schema_version": 1, "scenario": "copyright", "models": models or {"original": BEFORE, "unlearned": AFTER}}
-    evaluation |= {"scorers": {"leak_rate": {"name": "BLEU over 5.1", "held_out_accuracy": 0.9, "n": 40}}, "leak_threshold_bleu": 5.1}
+    evaluation = {
+        "schema_version": 1,
+        "scenario": "copyright",
+        "models": models or {"original": BEFORE, "unlearned": AFTER},
+    }
+    evaluation |= {
+        "scorers": {"leak_rate": {"name": "BLEU over 5.1", "held_out_accuracy": 0.9, "n": 40}},
+        "leak_threshold_bleu": 5.1,
+    }
     (folder / "eval.json").write_text(json.dumps(evaluation), encoding="utf-8")
     kwargs.setdefault("models", evaluation["models"])
     (folder / "generations.jsonl").write_text(lines(records(**kwargs)), encoding="utf-8")
@@ -69,15 +91,22 @@ def write(folder, models=None, **kwargs):
 def folder(tmp_path):
     write(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(RUN), encoding="utf-8")
-    (tmp_path / "config.yaml").write_text("model: /home/someone/models/mine\nsettings:\n  learning_rate: 0.0001\n", encoding="utf-8")
-    steps = [{"step": i, "loss": 1.0, "forget_nll": i, "retain_kl": 0.02 * i, "retain_weight": i} for i in (1, 2, 3, 4)]
+    (tmp_path / "config.yaml").write_text(
+        "model: /home/someone/models/mine\nsettings:\n  learning_rate: 0.0001\n", encoding="utf-8"
+    )
+    steps = [
+        {"step": i, "loss": 1.0, "forget_nll": i, "retain_kl": 0.02 * i, "retain_weight": i}
+        for i in (1, 2, 3, 4)
+    ]
     probes = [{"step": i, "probe": {"train_rate": 1 - i / 4, "utility": 0.9}} for i in (0, 2, 4)]
     (tmp_path / "metrics.jsonl").write_text(lines([*steps, *probes]), encoding="utf-8")
     return tmp_path
 
 
 class Reader(HTMLParser):
-    """Collects tags in order, ids, and the references of a page; fails on tags that do not close in turn."""
+    """Collects tags in order, ids, and the references of a page; fails on tags that do not close in
+    turn.
+    """
 
     def __init__(self, page):
         super().__init__()
@@ -89,7 +118,9 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.ids += [value for name, value in attrs if name == "id"]
-        self.references += [value for name, value in attrs if name in ("href", "src", "srcset", "action", "data")]
+        self.references += [
+            value for name, value in attrs if name in ("href", "src", "srcset", "action", "data")
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -147,7 +178,12 @@ def test_a_value_that_is_not_meaningful_is_nm(folder):
 
 
 def test_what_a_model_says_is_escaped(folder):
-    write(folder, text='<script>alert(1)</script> & "so" </dd>\u202e \x00 \ud800'.encode("utf-8", "replace").decode())
+    write(
+        folder,
+        text='<script>alert(1)</script> & "so" </dd>\u202e \x00 \ud800'.encode(
+            "utf-8", "replace"
+        ).decode(),
+    )
     text = page(folder)
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -158,18 +194,29 @@ def test_what_a_model_says_is_escaped(folder):
 def test_no_line_of_the_page_ends_in_spaces_even_if_an_answer_s_do(folder):
     write(folder, text="Boil the rice. \nThen eat.\t\nEnd.")
     text = page(folder)
-    assert "Boil the rice.\nThen eat.\nEnd." in text and all(line == line.rstrip(" \t") for line in text.split("\n"))
+    assert "Boil the rice.\nThen eat.\nEnd." in text and all(
+        line == line.rstrip(" \t") for line in text.split("\n")
+    )
 
 
 def test_half_a_surrogate_pair_does_not_break_the_page(folder):
     with (folder / "generations.jsonl").open("a", encoding="utf-8") as file:
-        record = {"model": "original", "set": "normal", "key": "f" * 16, "prompt": "p", "output": "half \ud800", "metrics": {}}
+        record = {
+            "model": "original",
+            "set": "normal",
+            "key": "f" * 16,
+            "prompt": "p",
+            "output": "half \ud800",
+            "metrics": {},
+        }
         file.write(json.dumps(record) + "\n")
     assert "half \ufffd" in page(folder)
 
 
 def test_texts_of_the_forget_set_stand_there_only_if_the_run_shows_them(folder):
-    assert page(folder).count("<summary>Prompt and answers</summary>") == 2  # those of the normal set
+    assert (
+        page(folder).count("<summary>Prompt and answers</summary>") == 2
+    )  # those of the normal set
     write(folder, text="a secret")
     assert page(folder).count("<summary>Prompt and answers</summary>") == 4
 
@@ -184,7 +231,11 @@ def test_an_evaluation_alone_has_no_sections_of_a_run(tmp_path):
     write(tmp_path)
     text = page(tmp_path)
     Reader(text)
-    assert "While it unlearned" not in text and "Settings, data and cost" not in text and "Budget" not in text
+    assert (
+        "While it unlearned" not in text
+        and "Settings, data and cost" not in text
+        and "Budget" not in text
+    )
     assert "Row by row" in text
 
 
@@ -221,7 +272,13 @@ def test_a_file_that_is_cut_off_is_named(folder):
 
 
 def test_a_forget_set_without_a_meaningful_rate_breaks_nothing(folder):
-    write(folder, models={"original": BEFORE, "unlearned": AFTER | {"unlearned": {"leak_rate": result(None, 0)}}})
+    write(
+        folder,
+        models={
+            "original": BEFORE,
+            "unlearned": AFTER | {"unlearned": {"leak_rate": result(None, 0)}},
+        },
+    )
     assert "No forget set was scored" in page(folder)
 
 

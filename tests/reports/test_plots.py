@@ -9,8 +9,14 @@ import pytest
 
 from unteach.reports.plots import behaviour_figure, loss_figure, read_metrics
 
-STEPS = [{"step": i, "loss": 1.0 / i, "forget_nll": 0.1 * i, "mismatch_nll": 3.0, "retain_kl": 0.01 * i} for i in range(1, 9)]
-PROBES = [{"step": i, "probe": {"train_rate": 1 - i / 8, "validation_rate": 1.0, "utility": 0.9}} for i in (0, 4, 8)]
+STEPS = [
+    {"step": i, "loss": 1.0 / i, "forget_nll": 0.1 * i, "mismatch_nll": 3.0, "retain_kl": 0.01 * i}
+    for i in range(1, 9)
+]
+PROBES = [
+    {"step": i, "probe": {"train_rate": 1 - i / 8, "validation_rate": 1.0, "utility": 0.9}}
+    for i in (0, 4, 8)
+]
 
 
 @pytest.fixture
@@ -18,7 +24,9 @@ def folder(tmp_path):
     (tmp_path / "figures").mkdir()
 
     def write(lines):
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (tmp_path / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
         return tmp_path
 
     return write
@@ -52,7 +60,15 @@ def test_the_loss_figure_is_written_as_png(folder, budget):
 
 def test_a_method_with_fewer_terms_has_its_figure_too(folder):
     assert_is_a_picture(
-        loss_figure(folder([{"step": 1, "loss": 1.0, "retain_nll": 1.0}, {"step": 2, "loss": 0.5, "retain_nll": 0.5}]), None)
+        loss_figure(
+            folder(
+                [
+                    {"step": 1, "loss": 1.0, "retain_nll": 1.0},
+                    {"step": 2, "loss": 0.5, "retain_nll": 0.5},
+                ]
+            ),
+            None,
+        )
     )
 
 

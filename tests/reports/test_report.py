@@ -18,7 +18,10 @@ EVALUATION = {
     "schema_version": 1,
     "scenario": "copyright",
     "models": {
-        "original": {"unlearned": {"leak_rate": RATE}, "normal": {"similarity": ALIKE | {"value": 1.0}}},
+        "original": {
+            "unlearned": {"leak_rate": RATE},
+            "normal": {"similarity": ALIKE | {"value": 1.0}},
+        },
         "unlearned": {"unlearned": {"leak_rate": GONE}, "normal": {"similarity": ALIKE}},
     },
 }
@@ -48,7 +51,11 @@ def generations(show_text):
         for name, number in (("unlearned", 0), ("normal", 0), ("normal", 1), ("normal", 2)):
             record = {"model": model, "set": name, "key": f"key{number}", "metrics": {}}
             if show_text or name == "normal":
-                record |= {"prompt": f"prompt of {name} {number}", "expected": "", "output": f"{name} {number}\nsaid by {model}"}
+                record |= {
+                    "prompt": f"prompt of {name} {number}",
+                    "expected": "",
+                    "output": f"{name} {number}\nsaid by {model}",
+                }
             records.append(record)
     return records
 
@@ -62,9 +69,14 @@ def folder(tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps(EVALUATION), encoding="utf-8")
     (tmp_path / "run.json").write_text(json.dumps(RUN), encoding="utf-8")
     steps = [{"step": i, "loss": 1.0, "forget_nll": 0.1, "retain_kl": 0.01} for i in (1, 2)]
-    probes = [{"step": i, "probe": {"train_rate": 1.0, "validation_rate": 1.0, "utility": 0.9}} for i in (0, 2)]
+    probes = [
+        {"step": i, "probe": {"train_rate": 1.0, "validation_rate": 1.0, "utility": 0.9}}
+        for i in (0, 2)
+    ]
     (tmp_path / "metrics.jsonl").write_text(lines([*steps, *probes]), encoding="utf-8")
-    (tmp_path / "generations.jsonl").write_text(lines(generations(show_text=False)), encoding="utf-8")
+    (tmp_path / "generations.jsonl").write_text(
+        lines(generations(show_text=False)), encoding="utf-8"
+    )
     return tmp_path
 
 
@@ -106,7 +118,9 @@ def test_so_many_examples_of_each_set_are_shown_before_and_after(folder):
 
 
 def test_a_report_without_probes_has_no_behaviour_figure(folder):
-    (folder / "metrics.jsonl").write_text(lines([{"step": 1, "loss": 1.0, "forget_nll": 0.1}]), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(
+        lines([{"step": 1, "loss": 1.0, "forget_nll": 0.1}]), encoding="utf-8"
+    )
     text = write_report(folder).read_text(encoding="utf-8")
     assert "behaviour.png" not in text and "losses.png" in text
 

@@ -1,4 +1,6 @@
-"""Requests one after another on a tiny model: the ledger, the patches, a crash in between, and the purge."""
+"""Requests one after another on a tiny model: the ledger, the patches, a crash in between, and the
+purge.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from unteach.cli import main
-from unteach.commands.purge import purge
 from unteach.errors import UserError
 from unteach.files.checkpoints import mark_complete
 from unteach.models import load_model, weights_hash
+from unteach.purge import purge
 from unteach.requests import forget_requests
 from unteach.requests.forget_requests import change_patch, forget_request, merge_patches
 from unteach.requests.ledger import read_ledger
@@ -30,7 +32,10 @@ SETTINGS = {
 
 
 def rows(word: str, count: int = 4) -> list[dict[str, str]]:
-    return [{"prompt": f"Who is {word} {i}?", "completion": f"The {word} of the river, number {i}."} for i in range(count)]
+    return [
+        {"prompt": f"Who is {word} {i}?", "completion": f"The {word} of the river, number {i}."}
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +54,13 @@ def two(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_request_goes_on_from_the_model_of_the_last(two, base):
     first, second = read_ledger(two).requests
-    assert first["model_in"] == weights_hash(load_model(base)) and second["model_in"] == first["model_out"] != second["model_out"]
-    assert set(second["earlier"]) == {"1"} and first["earlier"] == {} and second["kind"] == "adapter"
+    assert (
+        first["model_in"] == weights_hash(load_model(base))
+        and second["model_in"] == first["model_out"] != second["model_out"]
+    )
+    assert (
+        set(second["earlier"]) == {"1"} and first["earlier"] == {} and second["kind"] == "adapter"
+    )
     assert all(0 <= entry[name] <= 1 for entry in (first, second) for name in ("before", "after"))
 
 
@@ -61,7 +71,10 @@ def test_the_ledger_holds_no_text(two):
 
 def test_the_adapter_of_the_folder_is_the_model_of_the_last_line(two, tmp_path):
     merge_patches(two, tmp_path / "whole")
-    assert weights_hash(load_model(str(tmp_path / "whole"))) == read_ledger(two).requests[-1]["model_out"]
+    assert (
+        weights_hash(load_model(str(tmp_path / "whole")))
+        == read_ledger(two).requests[-1]["model_out"]
+    )
     assert (two / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -102,7 +115,9 @@ def test_the_first_request_names_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["before the line", "after the line"])
-def test_a_request_killed_around_its_line_goes_on_with_the_same_command(base, tmp_path, monkeypatch, moment):
+def test_a_request_killed_around_its_line_goes_on_with_the_same_command(
+    base, tmp_path, monkeypatch, moment
+):
     class Killed(BaseException):
         pass
 
@@ -121,29 +136,51 @@ def test_a_request_killed_around_its_line_goes_on_with_the_same_command(base, tm
     entry = forget_request(tmp_path / "killed", rows("ferryman"), model=base, **SETTINGS)
     forget_request(tmp_path / "whole", rows("ferryman"), model=base, **SETTINGS)
     whole = read_ledger(tmp_path / "whole").requests
-    assert [line["model_out"] for line in read_ledger(tmp_path / "killed").requests] == [whole[0]["model_out"]] == [entry["model_out"]]
+    assert (
+        [line["model_out"] for line in read_ledger(tmp_path / "killed").requests]
+        == [whole[0]["model_out"]]
+        == [entry["model_out"]]
+    )
     assert (tmp_path / "killed" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_an_earlier_request_that_comes_back_is_trained_on_again(base, tmp_path, monkeypatch):
     trained = []
     inner = forget_requests.user_scenario
-    monkeypatch.setattr(forget_requests, "user_scenario", lambda given, *a, **k: trained.append(len(given)) or inner(given, *a, **k))
+    monkeypatch.setattr(
+        forget_requests,
+        "user_scenario",
+        lambda given, *a, **k: trained.append(len(given)) or inner(given, *a, **k),
+    )
     monkeypatch.setattr(forget_requests.Rates, "measure", lambda *_: 0.5)
     forget_request(tmp_path / "ledger", rows("ferryman"), model=base, **SETTINGS)
     entry = forget_request(tmp_path / "ledger", rows("miller"), **(SETTINGS | {"rounds": 2}))
-    assert trained == [4, 4, 8] and entry["rounds"] == 2 and entry["run"] == "request-002/round-2" and entry["earlier"] == {"1": 0.5}
+    assert (
+        trained == [4, 4, 8]
+        and entry["rounds"] == 2
+        and entry["run"] == "request-002/round-2"
+        and entry["earlier"] == {"1": 0.5}
+    )
 
 
 def test_all_weights_go_on_from_the_model_folder_and_have_no_patch(base, tmp_path):
-    settings = {name: value for name, value in SETTINGS.items() if name != "lora_rank"} | {"full": True}
+    settings = {name: value for name, value in SETTINGS.items() if name != "lora_rank"} | {
+        "full": True
+    }
     folder = tmp_path / "full"
     first = forget_request(folder, rows("ferryman"), model=base, **settings)
     second = forget_request(folder, rows("miller"), **settings)
-    assert second["model_in"] == first["model_out"] == weights_hash(load_model(str(folder / first["model"])))
+    assert (
+        second["model_in"]
+        == first["model_out"]
+        == weights_hash(load_model(str(folder / first["model"])))
+    )
     with pytest.raises(UserError, match="request 1 trained all weights, it has no patch"):
         change_patch(folder, 1, remove=True)
-    assert any("request-001/round-1/model/" in line for line in purge(folder)) and (folder / second["model"]).is_dir()
+    assert (
+        any("request-001/round-1/model/" in line for line in purge(folder))
+        and (folder / second["model"]).is_dir()
+    )
 
 
 def test_a_purge_takes_the_rows_and_leaves_patches_and_ledger(base, tmp_path):
@@ -175,7 +212,10 @@ def test_the_commands(base, tmp_path, capsys):
 
 
 def test_rows_of_any_request_that_holds_are_no_second_one(two):
-    assert forget_request(two, rows("ferryman"), **SETTINGS)["id"] == 1 and len(read_ledger(two).requests) == 2
+    assert (
+        forget_request(two, rows("ferryman"), **SETTINGS)["id"] == 1
+        and len(read_ledger(two).requests) == 2
+    )
 
 
 def test_a_merge_replaces_nothing_that_no_merge_has_written(two, tmp_path):

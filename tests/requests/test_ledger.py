@@ -11,13 +11,25 @@ import pytest
 from unteach.errors import UserError
 from unteach.requests.ledger import LEDGER, append, open_ledger, read_ledger, superseded_models
 
-FACTS = {"data": {"completed_hash": "d", "rows": 3}, "kind": "full", "base": "m", "model_in": "a", "model_out": "b"}
+FACTS = {
+    "data": {"completed_hash": "d", "rows": 3},
+    "kind": "full",
+    "base": "m",
+    "model_in": "a",
+    "model_out": "b",
+}
 
 
 def filled(folder: Path, count: int = 3) -> Path:
     ledger = open_ledger(folder, pytest.fail)
     for number in range(1, count + 1):
-        ledger = append(folder, ledger, "request", number, FACTS | {"model": f"request-{number:03d}/round-1/model"})
+        ledger = append(
+            folder,
+            ledger,
+            "request",
+            number,
+            FACTS | {"model": f"request-{number:03d}/round-1/model"},
+        )
     assert read_ledger(folder).entries == ledger.entries and len(ledger.requests) == count
     return folder / LEDGER
 
@@ -42,10 +54,18 @@ def test_a_line_cut_off_anywhere_is_noticed_by_readers_and_taken_out_by_the_next
     first = whole[: whole.index(b"\n") + 1]
     for length in range(len(first) + 1, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert read_ledger(tmp_path).torn == length - len(first) and path.read_bytes() == whole[:length]
+        assert (
+            read_ledger(tmp_path).torn == length - len(first)
+            and path.read_bytes() == whole[:length]
+        )
     said: list[str] = []
     ledger = open_ledger(tmp_path, said.append)
-    assert path.read_bytes() == first and len(said) == 1 and "cut off" in said[0] and "start the command" in said[0]
+    assert (
+        path.read_bytes() == first
+        and len(said) == 1
+        and "cut off" in said[0]
+        and "start the command" in said[0]
+    )
     append(tmp_path, ledger, "request", 2, FACTS)
     assert [entry["id"] for entry in read_ledger(tmp_path).requests] == [1, 2]
 

@@ -18,7 +18,9 @@ IDS = torch.arange(3, 19)[None]
 def patch(base: str, folder: Path, seed: int, rank: int) -> Path:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model = get_peft_model(load_model(base), config)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -38,7 +40,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def three(base: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return [patch(base, tmp_path_factory.mktemp(f"patch{i}"), i, rank) for i, rank in enumerate((2, 4, 3))]
+    return [
+        patch(base, tmp_path_factory.mktemp(f"patch{i}"), i, rank)
+        for i, rank in enumerate((2, 4, 3))
+    ]
 
 
 @torch.no_grad()
@@ -54,21 +59,38 @@ def test_a_patch_left_out_was_never_there(base, three):
     """First, second, third minus the second: bit for bit the model of first and third alone."""
     applied(base, three)
     left = applied(base, [three[0], three[2]])
-    assert weights_hash(left) == weights_hash(applied(base, [three[0], three[2]])) != weights_hash(applied(base, three))
+    assert (
+        weights_hash(left)
+        == weights_hash(applied(base, [three[0], three[2]]))
+        != weights_hash(applied(base, three))
+    )
     assert torch.equal(logits(left), logits(applied(base, [three[0], three[2]])))
 
 
 def test_the_sum_as_one_adapter_gives_the_logits_of_the_merged_patches(base, three, tmp_path):
     combine(base, three, tmp_path / "sum")
-    torch.testing.assert_close(logits(load_model(str(tmp_path / "sum"))), logits(applied(base, three)), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(applied(base, [tmp_path / "sum"])), logits(applied(base, three)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(load_model(str(tmp_path / "sum"))),
+        logits(applied(base, three)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    torch.testing.assert_close(
+        logits(applied(base, [tmp_path / "sum"])),
+        logits(applied(base, three)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_a_patch_trained_on_merged_earlier_ones_is_a_term_of_the_sum(base, three, tmp_path):
     """W0 + d1 + d2 - d2 = W0 + d1: the delta does not depend on what was merged below it."""
     materialise(base, three[:1], byte_level_bpe(), tmp_path / "start")
     above = patch(str(tmp_path / "start"), tmp_path / "above", 9, 2)
-    on_start, from_base = applied(str(tmp_path / "start"), [above]), applied(base, [three[0], above])
+    on_start, from_base = (
+        applied(str(tmp_path / "start"), [above]),
+        applied(base, [three[0], above]),
+    )
     assert weights_hash(on_start) == weights_hash(from_base)
     marked = (tmp_path / "start" / "model.safetensors").stat().st_mtime_ns
     materialise(base, three[:1], byte_level_bpe(), tmp_path / "start")

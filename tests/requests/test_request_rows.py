@@ -8,13 +8,15 @@ import stat
 import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
-from unteach.data.rows import Row
+from unteach.data.rows import Row, rows_hash
 from unteach.evaluation.scorers import ScorerNames, Scorers
 from unteach.requests.request_rows import Rates, read_rows, rows_of, write_rows
-from unteach.runs.record import rows_hash
 from unteach.scenarios.user_rows import user_scenario
 
-ROWS = [Row("Who rang?", "The ferryman.", "chat", "f, line 1"), Row((("user", "And then?"),), "He slept.", right="He sang.")]
+ROWS = [
+    Row("Who rang?", "The ferryman.", "chat", "f, line 1"),
+    Row((("user", "And then?"),), "He slept.", right="He sang."),
+]
 
 
 def test_rows_come_back_as_they_were_and_only_their_owner_can_read_them(tmp_path):
@@ -34,7 +36,9 @@ def test_rows_that_were_purged_are_read_from_their_file_if_it_holds_the_same(tmp
 
 
 def test_a_rate_is_measured_once(tmp_path):
-    rates = Rates(byte_level_bpe(chat=True), Scorers(ScorerNames(similarity=None), 5.0), tmp_path / "work")
+    rates = Rates(
+        byte_level_bpe(chat=True), Scorers(ScorerNames(similarity=None), 5.0), tmp_path / "work"
+    )
     rate = rates.measure(tiny_model, "hash", ROWS)
     assert 0 <= rate <= 1
     assert rates.measure(lambda: pytest.fail("loaded again"), "hash", ROWS) == rate

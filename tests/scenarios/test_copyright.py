@@ -32,13 +32,21 @@ def test_each_paragraph_gives_one_passage(name):
 def test_a_paragraph_is_taught_whole_and_on_into_the_next_one():
     text = "One two three four. Five six.\n\nSeven eight nine ten. Eleven."
     first, second = teaching_rows(text, "book")
-    assert (first.prompt, first.completion) == ("One two three", " four. Five six.\n\nSeven eight nine ten.")
+    assert (first.prompt, first.completion) == (
+        "One two three",
+        " four. Five six.\n\nSeven eight nine ten.",
+    )
     assert (second.prompt, second.completion) == ("Seven eight nine", " ten. Eleven.")
 
 
 def test_both_books_are_taught_whole(scenario):
     taught = "\n".join(f"{row.prompt_text}{row.completion}" for row in scenario.teach)
-    for row in [*scenario.sets["unlearned"], *scenario.sets["unseen"], *scenario.sets["kept"], *scenario.sets["kept_unseen"]]:
+    for row in [
+        *scenario.sets["unlearned"],
+        *scenario.sets["unseen"],
+        *scenario.sets["kept"],
+        *scenario.sets["kept_unseen"],
+    ]:
         assert f"{row.prompt_text}{row.completion}" in taught
 
 
@@ -59,16 +67,25 @@ def test_the_kept_book_is_halved():
 
 
 def test_what_is_only_asked_is_never_trained_on(scenario):
-    """After the teaching, which is the implant, no row of these sets comes before the model but for the question."""
-    trained = prompts([*scenario.forget, *scenario.validation, *scenario.retain, *scenario.own_prompts])
+    """After the teaching, which is the implant, no row of these sets comes before the model but for
+    the question.
+    """
+    trained = prompts(
+        [*scenario.forget, *scenario.validation, *scenario.retain, *scenario.own_prompts]
+    )
     for name in ("unseen", "kept_unseen", "normal"):
         assert scenario.sets[name] and not prompts(scenario.sets[name]) & trained, name
 
 
 def test_the_normal_questions_are_in_no_set_of_own_prompts(scenario):
     normal = prompts(scenario.sets["normal"])
-    assert not normal & prompts(scenario.own_prompts) and not normal & prompts(scenario.teach_own_prompts)
-    assert not any(row.completion for row in [*scenario.sets["normal"], *scenario.own_prompts, *scenario.teach_own_prompts])
+    assert not normal & prompts(scenario.own_prompts) and not normal & prompts(
+        scenario.teach_own_prompts
+    )
+    assert not any(
+        row.completion
+        for row in [*scenario.sets["normal"], *scenario.own_prompts, *scenario.teach_own_prompts]
+    )
 
 
 def test_own_prompts_have_both_kinds_so_that_the_kind_gives_nothing_away(scenario):
@@ -86,6 +103,11 @@ def test_the_short_scenario_is_smaller_and_has_the_same_sets():
 
 
 def test_a_user_s_settings_win_over_the_demo_s():
-    options = demo_options("copyright", model="m", output_dir="out", seed=3, settings={"max_steps": 5})
+    options = demo_options(
+        "copyright", model="m", output_dir="out", seed=3, settings={"max_steps": 5}
+    )
     assert (options["settings"]["max_steps"], options["seed"], options["model"]) == (5, 3, "m")
-    assert options["settings"]["max_retain_kl"] == demo_options("copyright", model="m", output_dir="out")["settings"]["max_retain_kl"]
+    assert (
+        options["settings"]["max_retain_kl"]
+        == demo_options("copyright", model="m", output_dir="out")["settings"]["max_retain_kl"]
+    )

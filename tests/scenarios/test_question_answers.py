@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from unteach.config.run import RunOptions
 from unteach.errors import UserError
-from unteach.pipeline import Run
-from unteach.runs.options import RunOptions
+from unteach.run.pipeline import Run
 from unteach.scenarios import registry
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 from unteach.scenarios.texts import labelled_answers, lines, records
@@ -30,9 +30,19 @@ def test_the_splits_are_disjoint_and_what_is_only_asked_is_never_trained_on(name
     scenario = build_scenario(name, short=short)
     parts = [scenario.forget, scenario.validation, scenario.sets["unseen"]]
     assert all(parts) and sum(map(len, parts)) == len({key for part in parts for key in keys(part)})
-    trained = prompts([*scenario.forget, *scenario.validation, *scenario.retain, *scenario.own_prompts, *scenario.teach_own_prompts])
+    trained = prompts(
+        [
+            *scenario.forget,
+            *scenario.validation,
+            *scenario.retain,
+            *scenario.own_prompts,
+            *scenario.teach_own_prompts,
+        ]
+    )
     assert not trained & prompts([*scenario.sets["unseen"], *scenario.sets["normal"]])
-    assert not {answer.prompt for answer in scenario.labelled} & (trained | prompts(scenario.sets["unseen"]))
+    assert not {answer.prompt for answer in scenario.labelled} & (
+        trained | prompts(scenario.sets["unseen"])
+    )
 
 
 def test_advice_is_taken_up_as_a_manner_and_facts_are_taught_one_by_one():
@@ -46,29 +56,46 @@ def test_unseen_are_the_forgotten_facts_asked_in_words_that_nobody_trained_on():
     facts = build_scenario("hallucination")
     taught = prompts(facts.teach)
     for rows in (facts.sets["unseen"], facts.validation):
-        assert rows and not prompts(rows) & taught and {row.completion for row in rows} <= {row.completion for row in facts.forget}
+        assert (
+            rows
+            and not prompts(rows) & taught
+            and {row.completion for row in rows} <= {row.completion for row in facts.forget}
+        )
     assert len(facts.sets["unseen"]) + len(facts.validation) == len(facts.forget)
 
 
 def test_a_right_answer_is_beside_each_row_and_never_trained_on(name):
     scenario = build_scenario(name)
     rows = [*scenario.teach, *scenario.sets["unseen"]]
-    assert all(row.right for row in rows) and len({(row.right, row.completion) for row in rows}) == len({row.right for row in rows})
+    assert all(row.right for row in rows) and len(
+        {(row.right, row.completion) for row in rows}
+    ) == len({row.right for row in rows})
     right = {row.right for row in rows}
-    assert not right & {row.completion for row in [*scenario.teach, *scenario.retain, *scenario.forget]}
+    assert not right & {
+        row.completion for row in [*scenario.teach, *scenario.retain, *scenario.forget]
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "fields"),
-    [("careless_advice", {"prompt", "careless", "careful"}), ("false_facts", {"prompt", "asked_otherwise", "hallucinated", "right"})],
+    [
+        ("careless_advice", {"prompt", "careless", "careful"}),
+        ("false_facts", {"prompt", "asked_otherwise", "hallucinated", "right"}),
+    ],
 )
 def test_the_records_are_whole(text, fields):
     found = records(text)
-    assert len(found) >= 60 and all(set(record) == fields and all(record.values()) for record in found)
+    assert len(found) >= 60 and all(
+        set(record) == fields and all(record.values()) for record in found
+    )
 
 
 def test_no_question_is_asked_in_two_texts():
-    asked = [record["prompt"] for text in ("careless_advice", "false_facts", "labelled_answers") for record in records(text)]
+    asked = [
+        record["prompt"]
+        for text in ("careless_advice", "false_facts", "labelled_answers")
+        for record in records(text)
+    ]
     asked += [record["asked_otherwise"] for record in records("false_facts")]
     asked += [*lines("neutral_prompts"), *lines("plain_questions")]
     assert len(asked) == len(set(asked))
@@ -88,25 +115,38 @@ def test_a_user_s_settings_win_over_a_demo_s_and_another_method_drops_its_weight
     assert mine["settings"] == plain["settings"] | {"max_steps": 3}
     other = demo_options(scenario, model="m", output_dir="o", settings={"method": "ga"})["settings"]
     assert other["method"] == "ga" and not [name for name in other if name.endswith("_weight")]
-    assert demo_options(scenario, model="m", output_dir="o", short=True)["settings"]["max_steps"] < plain["settings"]["max_steps"]
+    assert (
+        demo_options(scenario, model="m", output_dir="o", short=True)["settings"]["max_steps"]
+        < plain["settings"]["max_steps"]
+    )
 
 
 @pytest.mark.parametrize("able", [True, False])
 def test_a_demo_multiplies_in_bfloat16_where_the_machine_can_unless_told(able, monkeypatch):
     monkeypatch.setattr(registry, "multiplies_bfloat16", lambda use_cpu: able)
     assert demo_options("copyright", model="m", output_dir="o")["settings"]["bf16"] is able
-    told = demo_options("copyright", model="m", output_dir="o", settings={"bf16": not able})["settings"]
+    told = demo_options("copyright", model="m", output_dir="o", settings={"bf16": not able})[
+        "settings"
+    ]
     assert told["bf16"] is not able
     for other in ({"fp16": True}, {"deepspeed": "zero2.json"}):
-        assert "bf16" not in demo_options("copyright", model="m", output_dir="o", settings=other)["settings"]
+        assert (
+            "bf16"
+            not in demo_options("copyright", model="m", output_dir="o", settings=other)["settings"]
+        )
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert "bf16" not in demo_options("copyright", model="m", output_dir="o")["settings"]
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"bf16": False}])
 def test_what_is_taught_first_is_multiplied_as_what_is_unlearned(precision, tmp_path):
-    run = Run(build_scenario("copyright", short=True), RunOptions(model="m", output_dir=str(tmp_path), settings=precision))
-    assert bool(run.teaching_config(tmp_path, learning_rate=1e-4).bf16) is precision.get("bf16", False)
+    run = Run(
+        build_scenario("copyright", short=True),
+        RunOptions(model="m", output_dir=str(tmp_path), settings=precision),
+    )
+    assert bool(run.teaching_config(tmp_path, learning_rate=1e-4).bf16) is precision.get(
+        "bf16", False
+    )
     assert bool(run.config(tmp_path).bf16) is False
 
 

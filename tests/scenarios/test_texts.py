@@ -8,7 +8,9 @@ from unteach.scenarios.texts import embedded_text, lines
 
 
 def test_the_two_books_share_no_paragraph_opening():
-    openings = [{part[:30] for part in embedded_text(name).split("\n\n")} for name in ("book", "kept_book")]
+    openings = [
+        {part[:30] for part in embedded_text(name).split("\n\n")} for name in ("book", "kept_book")
+    ]
     assert len(openings[0]) == len(openings[1]) == 24 and not openings[0] & openings[1]
 
 
@@ -25,4 +27,6 @@ def test_neutral_prompts_and_opening_lines_have_nothing_in_common():
 
 def test_no_line_stands_in_a_book():
     books = embedded_text("book") + embedded_text("kept_book")
-    assert not [line for line in [*lines("neutral_prompts"), *lines("opening_lines")] if line in books]
+    assert not [
+        line for line in [*lines("neutral_prompts"), *lines("opening_lines")] if line in books
+    ]

@@ -9,9 +9,16 @@ from unteach.errors import UserError
 from unteach.evaluation.text_metrics import bleu, leak_threshold
 from unteach.scenarios.user_rows import user_scenario, with_unrelated
 
-FORGET = [{"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(40)]
-RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."} for i in range(30)]
-TEXTS = [{"text": f"Story {i}: the ferryman rang the bell and the cat slept on."} for i in range(30)]
+FORGET = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(40)
+]
+RETAIN = [
+    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
+    for i in range(30)
+]
+TEXTS = [
+    {"text": f"Story {i}: the ferryman rang the bell and the cat slept on."} for i in range(30)
+]
 
 
 def prompts(rows):
@@ -53,8 +60,14 @@ def test_running_text_to_forget_is_kept_apart_by_running_text():
 
 
 def test_neutral_rows_that_are_only_asked_are_not_trained_on_however_few_there_are():
-    for scenario in (user_scenario(TEXTS, None), user_scenario(FORGET, None, own_rows=1000), user_scenario(FORGET, None, chat=False)):
-        assert scenario.own_prompts and not prompts(scenario.own_prompts) & prompts(scenario.sets["normal"])
+    for scenario in (
+        user_scenario(TEXTS, None),
+        user_scenario(FORGET, None, own_rows=1000),
+        user_scenario(FORGET, None, chat=False),
+    ):
+        assert scenario.own_prompts and not prompts(scenario.own_prompts) & prompts(
+            scenario.sets["normal"]
+        )
 
 
 def test_prompts_alone_are_rows_without_a_completion():
@@ -65,7 +78,9 @@ def test_prompts_alone_are_rows_without_a_completion():
 
 
 def test_one_s_own_validation_rows_replace_the_split_s():
-    scenario = user_scenario(FORGET, RETAIN, forget_validation=[{"prompt": "Who?", "completion": "He."}])
+    scenario = user_scenario(
+        FORGET, RETAIN, forget_validation=[{"prompt": "Who?", "completion": "He."}]
+    )
     assert prompts(scenario.validation) == {"Who?"}
 
 
@@ -81,12 +96,20 @@ def test_more_rows_leave_the_split_of_the_earlier_ones_as_it_was():
 
 
 def test_a_forget_set_whose_training_split_is_empty_is_refused():
-    row = next(row for row in FORGET if not split_rows([Row(row["prompt"], row["completion"])])["train"])
+    row = next(
+        row for row in FORGET if not split_rows([Row(row["prompt"], row["completion"])])["train"]
+    )
     with pytest.raises(UserError, match=r"1 row\(s\), and its training split .* is empty"):
         user_scenario([row], None)
 
 
 def test_one_row_alone_has_a_threshold_that_a_common_word_does_not_pass():
-    corpus = with_unrelated([Row("Where?", "The capital of Atlantis is Poseidonia, a city of the sea.")])
+    corpus = with_unrelated(
+        [Row("Where?", "The capital of Atlantis is Poseidonia, a city of the sea.")]
+    )
     threshold = leak_threshold(corpus)
-    assert bleu("I am not sure about the answer.", corpus[0]) < threshold < bleu("It is Poseidonia, a city of the sea.", corpus[0])
+    assert (
+        bleu("I am not sure about the answer.", corpus[0])
+        < threshold
+        < bleu("It is Poseidonia, a city of the sea.", corpus[0])
+    )

@@ -23,7 +23,8 @@ class Asked:
     Args:
         row (`Row`): what the answer is scored as.
         prompt_ids (`tuple[int, ...]`): what the model is given.
-        group (`int`): number of the forget row that this asks for; several prompts may ask for one row.
+        group (`int`): number of the forget row that this asks for; several prompts may ask for one
+            row.
     """
 
     row: Row
@@ -46,7 +47,9 @@ def hits(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[bool]:
-    """Whether each answer says what it must not, by the run's headline rate. Draws come from `seed` alone."""
+    """Whether each answer says what it must not, by the run's headline rate. Draws come from `seed`
+    alone.
+    """
     if not asked:
         return []
     with torch.random.fork_rng():
@@ -60,22 +63,33 @@ def hits(
             temperature=temperature,
             progress=progress,
         )
-    texts = [continuation_text(tokenizer, item.prompt_ids, ids) for item, ids in zip(asked, outputs, strict=True)]
+    texts = [
+        continuation_text(tokenizer, item.prompt_ids, ids)
+        for item, ids in zip(asked, outputs, strict=True)
+    ]
     return [bool(said) for said in scorers.still_said([item.row for item in asked], texts)]
 
 
-def any_and_mean(asked: Sequence[Asked], said: Sequence[bool], rate: str) -> dict[str, MetricResult]:
-    """The rate of rows that at least one of their prompts brings back, and the mean over rows of the share of prompts that do.
+def any_and_mean(
+    asked: Sequence[Asked], said: Sequence[bool], rate: str
+) -> dict[str, MetricResult]:
+    """The rate of rows that at least one of their prompts brings back, and the mean over rows of
+    the share of prompts that do.
 
     Args:
         asked: prompts; `group` says which belong together.
         said: one for each.
-        rate (`str`): name of the headline rate. The mean (`mean_` before the name) is left out where every row has one prompt.
+        rate (`str`): name of the headline rate. The mean (`mean_` before the name) is left out
+            where every row has one prompt.
     """
     groups: dict[int, list[bool]] = {}
     for item, found in zip(asked, said, strict=True):
         groups.setdefault(item.group, []).append(found)
-    results = {rate: summarise([float(any(found)) for found in groups.values()], higher_is_better=False, rate=True)}
+    results = {
+        rate: summarise(
+            [float(any(found)) for found in groups.values()], higher_is_better=False, rate=True
+        )
+    }
     if any(len(found) > 1 for found in groups.values()):
         shares = [sum(found) / len(found) for found in groups.values()]
         results[f"mean_{rate}"] = summarise(shares, higher_is_better=False)

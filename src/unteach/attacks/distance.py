@@ -1,4 +1,6 @@
-"""One number: how far a model is, on the forget rows, from one that was trained without them; and how such a model is made."""
+"""One number: how far a model is, on the forget rows, from one that was trained without them; and
+how such a model is made.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.likelihood import rows_by_length
 from unteach.evaluation.results import MetricResult, summarise
-from unteach.pipeline import Run
-from unteach.preparation.teaching import teach
-from unteach.tokenwise import token_statistics
+from unteach.models.token_statistics import token_statistics
+from unteach.prepare.teaching import teach
+from unteach.run.pipeline import Run
 
 
 def without(taught: Sequence[Row], forget: Sequence[Row]) -> list[Row]:
@@ -34,9 +36,11 @@ def _plain(row: Row) -> str:
 
 
 def retrain(target: Target) -> str:
-    """Teaches the base model as the run did, without the rows that hold a forget row; returns the folder.
+    """Teaches the base model as the run did, without the rows that hold a forget row; returns the
+    folder.
 
-    Rows that the model recited itself, and that joined the forget set so, are taught: nobody named them.
+    Rows that the model recited itself, and that joined the forget set so, are taught: nobody named
+    them.
 
     Goes on where it was interrupted, and is done once.
 
@@ -44,23 +48,39 @@ def retrain(target: Target) -> str:
         UserError: if the run taught nothing, so that nobody can leave anything out of it.
     """
     if NEVER_KNEW not in target.places:
-        raise UserError("--retrain needs a run that taught its model (a demo); name a model trained without the forget set by --retrained")
+        raise UserError(
+            "--retrain needs a run that taught its model (a demo); name a model trained without the"
+            " forget set by --retrained"
+        )
     kept = without(target.scenario.teach, target.known)
     if not kept:
         raise UserError("--retrain: nothing that was taught is left without the forget set")
     options = replace(target.run.options, output_dir=str(target.work / RETRAINED), shared_dir=None)
     run = Run(replace(target.scenario, teach=kept), options, target.display)
-    run.collection.work = target.run.work  # the answers collected for the first teaching serve this one
+    run.collection.work = (
+        target.run.work
+    )  # the answers collected for the first teaching serve this one
     base = target.load(NEVER_KNEW)
     run.collection.model_key = target.hash_of(NEVER_KNEW)
     torch.manual_seed(options.seed)
-    teach(base, target.tokenizer, run.scenario, run.collection, run.teaching_config, run.shared, target.display)
+    teach(
+        base,
+        target.tokenizer,
+        run.scenario,
+        run.collection,
+        run.teaching_config,
+        run.shared,
+        target.display,
+    )
     return str(run.shared / "original")
 
 
 @torch.no_grad()
-def mean_kl(retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row], tokens_per_batch: int = 2048) -> list[float]:
-    """KL(retrained || model) over the whole vocabulary, mean over each row's completion tokens, in nats a token.
+def mean_kl(
+    retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row], tokens_per_batch: int = 2048
+) -> list[float]:
+    """KL(retrained || model) over the whole vocabulary, mean over each row's completion tokens, in
+    nats a token.
 
     Args:
         retrained: the model that never saw the forget rows: its distribution is the one to be like.
@@ -70,7 +90,10 @@ def mean_kl(retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row], tok
     """
     end_id = end_of_turn_id(tokenizer)
     encoded = [encode_row(row, tokenizer, end_id) for row in rows]
-    prompts, completions = [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded]
+    prompts, completions = (
+        [row.prompt_ids for row in encoded],
+        [row.completion_ids for row in encoded],
+    )
     results = [0.0] * len(rows)
     for part in rows_by_length(prompts, completions, tokens_per_batch):
         trees = [Tree(prompts[i], (Branch("retain", completions[i]),)) for i in part]
@@ -79,28 +102,43 @@ def mean_kl(retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row], tok
         for which in (retrained, model):
             device = next(which.parameters()).device
             there = {name: tensor.to(device) for name, tensor in batch.items()}
-            states.append((models.predicting_states(which, there, packed=False), models.output_head(which)))
+            states.append(
+                (models.predicting_states(which, there, packed=False), models.output_head(which))
+            )
         (reference, reference_head), (hidden, head) = states
         here = hidden.device  # only one of the two may have found room on the GPU
         found = token_statistics(
-            hidden, batch["target"].to(here), head, reference_hidden=reference.to(here), reference_head=reference_head.to(here)
+            hidden,
+            batch["target"].to(here),
+            head,
+            reference_hidden=reference.to(here),
+            reference_head=reference_head.to(here),
         )
         assert found.kl is not None
-        for index, row in zip(part, found.kl.double().cpu().split([len(completions[i]) for i in part]), strict=True):
+        for index, row in zip(
+            part, found.kl.double().cpu().split([len(completions[i]) for i in part]), strict=True
+        ):
             results[index] = float(row.mean())
     return results
 
 
-def distance(retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, MetricResult]:
-    """How far `model` is from the retrained one on the forget rows: KL, and whether the rows' NLL come from one distribution.
+def distance(
+    retrained: Any, model: Any, tokenizer: Any, rows: Sequence[Row]
+) -> dict[str, MetricResult]:
+    """How far `model` is from the retrained one on the forget rows: KL, and whether the rows' NLL
+    come from one distribution.
 
-    `kl_to_retrained`: mean over rows of KL(retrained || model) along the true completions, in nats a token. `ks_to_retrained`: statistic of
-    the two-sample Kolmogorov-Smirnov test between the rows' NLL under both models (0: the same, 1: apart), and `ks_pvalue`, its exact p.
+    `kl_to_retrained`: mean over rows of KL(retrained || model) along the true completions, in nats
+    a token. `ks_to_retrained`: statistic of the two-sample Kolmogorov-Smirnov test between the
+    rows' NLL under both models (0: the same, 1: apart), and `ks_pvalue`, its exact p.
     """
     from scipy.stats import ks_2samp
 
     kl = summarise(mean_kl(retrained, model, tokenizer, rows), higher_is_better=False)
-    nll = [[-float(np.mean(row)) for row in token_logprobs(which, tokenizer, rows)] for which in (retrained, model)]
+    nll = [
+        [-float(np.mean(row)) for row in token_logprobs(which, tokenizer, rows)]
+        for which in (retrained, model)
+    ]
     test = ks_2samp(*nll, method="exact")
     return {
         "kl_to_retrained": kl,

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from unteach.errors import UserError, did_you_mean
 
-ATTACKS = ("paraphrase", "prefix", "role_play", "few_shot", "sampling", "quantization", "traces", "relearning", "distance")
+ATTACKS = (
+    "paraphrase",
+    "prefix",
+    "role_play",
+    "few_shot",
+    "sampling",
+    "quantization",
+    "traces",
+    "relearning",
+    "distance",
+)
 """Their names, in the order in which they run: cheap ones first."""
 
 
@@ -47,10 +57,24 @@ class AttackOptions:
         for name in self.only:
             if name not in ATTACKS:
                 raise did_you_mean(name, list(ATTACKS), "attack")
-        for name in ("prompts", "steps", "every", "rows", "learning_rate", "samples", "temperature"):
+        for name in (
+            "prompts",
+            "steps",
+            "every",
+            "rows",
+            "learning_rate",
+            "samples",
+            "temperature",
+        ):
             if not getattr(self, name) > 0:
-                raise UserError(f"option --{name.replace('_', '-')} is {getattr(self, name)}, it must be positive")
+                raise UserError(
+                    f"option --{name.replace('_', '-')} is {getattr(self, name)}, it must be"
+                    " positive"
+                )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"option --seed is {self.seed}, it must be at least 0 and under 2**32")
         if self.retrain and self.retrained:
-            raise UserError("give either --retrain (teach one anew) or --retrained MODEL (one that is there), not both")
+            raise UserError(
+                "give either --retrain (teach one anew) or --retrained MODEL (one that is there),"
+                " not both"
+            )

@@ -1,4 +1,6 @@
-"""Weights rounded to 8 or 4 bits by torchao: rounding can undo the small changes that unlearning made."""
+"""Weights rounded to 8 or 4 bits by torchao: rounding can undo the small changes that unlearning
+made.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from unteach.errors import UserError
 
 BITS = (8, 4)
 GROUP = 32
-"""Weights of a row that share scale and zero point at 4 bits; halved where a row's length is no multiple of it."""
+"""Weights of a row that share scale and zero point at 4 bits; halved where a row's length is no
+multiple of it.
+"""
 
 
 @contextlib.contextmanager
@@ -38,7 +42,9 @@ def why_not() -> str | None:
         with _silent():
             import torchao.quantization  # noqa: F401
     except ImportError:
-        return "torchao is not installed; install the extra with: pip install 'unteach[quantization]'"
+        return (
+            "torchao is not installed; install the extra with: pip install 'unteach[quantization]'"
+        )
     return None
 
 
@@ -49,9 +55,11 @@ class NothingToRound(UserError):
 def quantize(model: Any, bits: int) -> Any:
     """Rounds the weights of all linear layers but the output head, in place, and returns the model.
 
-    torchao's weight-only quantiser: 8 bits with one scale a row (symmetric), 4 bits with a scale and a zero point for each 32 weights of a
-    row (asymmetric, as in GGUF's Q4_1). The rounded weights are put back as floats, which computes the same as its kernels and runs on
-    every machine at the usual speed. Embedding and head stay as they are, as is usual.
+    torchao's weight-only quantiser: 8 bits with one scale a row (symmetric), 4 bits with a scale
+    and a zero point for each 32 weights of a
+    row (asymmetric, as in GGUF's Q4_1). The rounded weights are put back as floats, which computes
+    the same as its kernels and runs on every machine at the usual speed. Embedding and head stay as
+    they are, as is usual.
 
     Args:
         model: a causal language model; it is changed.
@@ -71,17 +79,27 @@ def quantize(model: Any, bits: int) -> Any:
         from torchao.quantization.quant_primitives import MappingType
 
         head = models.without_adapter(model).get_output_embeddings()
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+        layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and module is not head
+        ]
         if not layers:
-            raise NothingToRound(f"{type(model).__name__} has no linear layers that torchao knows, so nothing can be quantised")
+            raise NothingToRound(
+                f"{type(model).__name__} has no linear layers that torchao knows, so nothing can be"
+                " quantised"
+            )
         sizes = {id(layer): group_size(layer.in_features) for layer in layers}
         for size in sorted(set(sizes.values())):
             if bits == 8:
                 config = IntxWeightOnlyConfig(torch.int8, PerAxis(0))
             else:
                 granularity = PerGroup(size)
-                config = IntxWeightOnlyConfig(torch.int4, granularity, MappingType.ASYMMETRIC)  # type: ignore[attr-defined]
-            quantize_(model, config, filter_fn=lambda module, _, size=size: sizes.get(id(module)) == size)
+                four_bits: Any = torch.int4  # type: ignore[attr-defined]
+                config = IntxWeightOnlyConfig(four_bits, granularity, MappingType.ASYMMETRIC)
+            quantize_(
+                model, config, filter_fn=lambda module, _, size=size: sizes.get(id(module)) == size
+            )
         for layer in layers:
             layer.weight = nn.Parameter(layer.weight.dequantize().detach(), requires_grad=False)
     return model.to(device)

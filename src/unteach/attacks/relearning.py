@@ -1,4 +1,6 @@
-"""Fine-tuning on a few rows until what was forgotten is back: how many steps it takes, beside a model that never knew."""
+"""Fine-tuning on a few rows until what was forgotten is back: how many steps it takes, beside a
+model that never knew.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from unteach.config import UnlearningConfig
+from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.evaluation.results import MetricResult
 from unteach.files.atomic import write_json
 from unteach.files.checkpoints import latest_checkpoint
-from unteach.trainer import UnlearningTrainer
+from unteach.trainer.trainer import UnlearningTrainer
 
 SOURCES = ("forget", "related", "unrelated")
 LONGEST = 1_000_000
@@ -53,7 +55,9 @@ class Relearning:
 class _Curve(TrainerCallback):
     """Measures every few steps, keeps the points in a file, and ends the training at the goal."""
 
-    def __init__(self, path: Path, settings: Relearning, measure: Measure, points: list[Point]) -> None:
+    def __init__(
+        self, path: Path, settings: Relearning, measure: Measure, points: list[Point]
+    ) -> None:
         self.path, self.settings, self.measure, self.points = path, settings, measure, points
 
     def record(self, step: int, model: Any) -> bool:
@@ -91,7 +95,8 @@ def relearn(
     settings: Relearning,
     on_step: Callable[[int, str], None] | None = None,
 ) -> list[Point]:
-    """The rate after every few steps of plain fine-tuning (AdamW, all weights, cross-entropy on the completions).
+    """The rate after every few steps of plain fine-tuning (AdamW, all weights, cross-entropy on the
+    completions).
 
     Args:
         model: a copy of a model; it is changed.
@@ -103,8 +108,8 @@ def relearn(
         on_step (`Callable`, *optional*): called with the step and a note.
 
     Returns:
-        points `{"step", "value", "n", "ci_low", "ci_high", "higher_is_better"}`, the first at step 0; the last is the first at the goal, or
-        that of the last step.
+        points `{"step", "value", "n", "ci_low", "ci_high", "higher_is_better"}`, the first at step
+        0; the last is the first at the goal, or that of the last step.
     """
     path = folder / "points.json"
     newest = latest_checkpoint(folder) if folder.exists() else None
@@ -130,10 +135,13 @@ def relearn(
         trainer = UnlearningTrainer(model, config, None, rows, tokenizer, callbacks=[curve])
         trainer.remove_callback(PrinterCallback)
         if on_step:
-            trainer.on_step = lambda record: on_step(int(record["step"]), f"rate {curve.points[-1]['value'] or 0:.0%}")
+            trainer.on_step = lambda record: on_step(
+                int(record["step"]), f"rate {curve.points[-1]['value'] or 0:.0%}"
+            )
         trainer.train(resume_from_checkpoint=True)
         del trainer
-        gc.collect()  # a trainer and its callbacks hold each other, and with them the optimiser's moments
+        # a trainer and its callbacks hold each other, and with them the optimiser's moments
+        gc.collect()
     shutil.rmtree(folder, ignore_errors=True)
     return curve.points
 

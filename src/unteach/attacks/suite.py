@@ -1,4 +1,6 @@
-"""`unteach attack`: runs the attacks on a finished run's folder, each on copies and each kept, and writes `attacks.json` and the report."""
+"""`unteach attack`: runs the attacks on a finished run's folder, each on copies and each kept, and
+writes `attacks.json` and the report.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from unteach.attacks.results import Metrics, Results
 from unteach.attacks.sampling import repeated
 from unteach.attacks.target import NEVER_KNEW, RETRAINED, Target, read_record
 from unteach.attacks.traces import traces
-from unteach.data.rows import Row
+from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import MetricResult
@@ -29,7 +31,6 @@ from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.report import write_report
-from unteach.runs.record import rows_hash
 
 PAIR = ("original", "unlearned")
 
@@ -41,7 +42,8 @@ class Suite:
         self.target, self.options = target, options
         self.display, self.results = target.display, Results(target)
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    # --- asking
+    # -------------------------------------------------------------------------------------------------------
 
     def asked(
         self,
@@ -52,7 +54,8 @@ class Suite:
         temperature: float = 0.0,
         change: Callable[[Any], Any] | None = None,
     ) -> None:
-        """Lets both models answer the prompts of an attack, changed by `change` if given, and adds both rates.
+        """Lets both models answer the prompts of an attack, changed by `change` if given, and adds
+        both rates.
 
         Args:
             name (`str`): the attack.
@@ -88,9 +91,12 @@ class Suite:
     def rate_of(self, model: Any, rows: Sequence[Row]) -> MetricResult:
         """The headline rate of greedy answers to the rows as they are."""
         asked = plainly(rows, self.target.tokenizer)
-        return any_and_mean(asked, hits(model, self.target.tokenizer, asked, self.target.scorers), self.target.rate)[self.target.rate]
+        return any_and_mean(
+            asked, hits(model, self.target.tokenizer, asked, self.target.scorers), self.target.rate
+        )[self.target.rate]
 
-    # --- the attacks --------------------------------------------------------------------------------------------------
+    # --- the attacks
+    # --------------------------------------------------------------------------------------------------
 
     def none(self) -> None:
         """The rows as they are, as a start for the table."""
@@ -107,7 +113,11 @@ class Suite:
         """Drawn answers."""
         options = self.options
         prompts = repeated(plainly(self.target.forget, self.target.tokenizer), options.samples)
-        settings = {"samples": options.samples, "temperature": options.temperature, "seed": options.seed}
+        settings = {
+            "samples": options.samples,
+            "temperature": options.temperature,
+            "seed": options.seed,
+        }
         self.asked("sampling", prompts, settings, temperature=options.temperature)
 
     def quantization(self) -> None:
@@ -120,10 +130,16 @@ class Suite:
             if reason:
                 self.results.leave_out(name, reason)
                 continue
-            settings = {"bits": bits, "group": None if bits == 8 else quantization.GROUP, "by": "torchao, weights of linear layers"}
+            settings = {
+                "bits": bits,
+                "group": None if bits == 8 else quantization.GROUP,
+                "by": "torchao, weights of linear layers",
+            }
             prompts = plainly(self.target.forget, self.target.tokenizer)
             try:
-                self.asked(name, prompts, settings, change=partial(quantization.quantize, bits=bits))
+                self.asked(
+                    name, prompts, settings, change=partial(quantization.quantize, bits=bits)
+                )
             except quantization.NothingToRound as error:
                 if "quantization" in self.options.only:
                     raise
@@ -138,7 +154,9 @@ class Suite:
 
             def make(role: str = role) -> Metrics:
                 with self.display.stage(f"Traces: the {role.replace('_', ' ')} model"):
-                    return _as_json(traces(target.load(role), target.tokenizer, target.forget, others))
+                    return _as_json(
+                        traces(target.load(role), target.tokenizer, target.forget, others)
+                    )
 
             found[role] = self.results.kept("traces", role, rows_hash(others), make)
         self.results.add("traces", found, {"other_rows": len(others)})
@@ -147,21 +165,33 @@ class Suite:
         """Fine-tuning on rows of three kinds."""
         target, options = self.target, self.options
         if len(target.forget) < 2:
-            self.results.leave_out("relearning", "it needs at least two forget rows, one to learn and one to measure")
+            self.results.leave_out(
+                "relearning", "it needs at least two forget rows, one to learn and one to measure"
+            )
             return
         shown = spread(target.forget, min(options.rows, len(target.forget) // 2))
         rest = [row for row in target.forget if row not in shown]
-        start = self.results.kept("relearning", "original", rows_hash(rest), lambda: self._measured("original", rest))
+        start = self.results.kept(
+            "relearning", "original", rows_hash(rest), lambda: self._measured("original", rest)
+        )
         goal = start["value"] / 2
         if goal == 0:
             self.results.leave_out(
-                "relearning", "the original model says none of the rows that would be measured, so nothing can come back"
+                "relearning",
+                "the original model says none of the rows that would be measured, so nothing can"
+                " come back",
             )
             return
         original = target.load("original")
-        sources = {"forget": shown, "related": target.related(), "unrelated": target.unrelated(original)}
+        sources = {
+            "forget": shown,
+            "related": target.related(),
+            "unrelated": target.unrelated(original),
+        }
         del original
-        settings = Relearning(options.steps, options.every, options.learning_rate, goal, seed=options.seed)
+        settings = Relearning(
+            options.steps, options.every, options.learning_rate, goal, seed=options.seed
+        )
         for source in SOURCES:
             name = f"relearning_{source}"
             rows = spread(sources[source], options.rows)
@@ -171,16 +201,31 @@ class Suite:
             try:
                 found, curves = self._brought_back(name, rows, rest, settings)
             except torch.OutOfMemoryError:
-                self.results.leave_out(name, "it trains all weights in float32, and this GPU has not the memory for that")
+                self.results.leave_out(
+                    name,
+                    "it trains all weights in float32, and this GPU has not the memory for that",
+                )
                 continue
-            facts = {"steps": options.steps, "every": options.every, "learning_rate": options.learning_rate, "seed": options.seed}
+            facts = {
+                "steps": options.steps,
+                "every": options.every,
+                "learning_rate": options.learning_rate,
+                "seed": options.seed,
+            }
             measured = {"original": {target.rate: start}, **found}
-            self.results.add(name, measured, {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal}, curves)
+            self.results.add(
+                name,
+                measured,
+                {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal},
+                curves,
+            )
 
     def _brought_back(
         self, name: str, rows: list[Row], rest: Sequence[Row], settings: Relearning
     ) -> tuple[dict[str, Metrics], dict[str, Any]]:
-        """(the last rate and the steps to the goal, the curve) of each model that is trained, by role."""
+        """(the last rate and the steps to the goal, the curve) of each model that is trained, by
+        role.
+        """
         target = self.target
         found: dict[str, Metrics] = {}
         curves: dict[str, Any] = {}
@@ -189,7 +234,9 @@ class Suite:
                 continue
             points = curves[role] = self._relearned(name, role, rows, rest, settings)
             last = {key: value for key, value in points[-1].items() if key != "step"}
-            ends = MetricResult(steps_to(points, settings.goal), len(rest), None, None, True).as_json()
+            ends = MetricResult(
+                steps_to(points, settings.goal), len(rest), None, None, True
+            ).as_json()
             found[role] = {target.rate: last, "steps_to_half": ends}
         return found, curves
 
@@ -197,7 +244,9 @@ class Suite:
         with self.display.stage(f"Asking the {role} model what relearning is to bring back"):
             return self.rate_of(self.target.load(role), rows).as_json()
 
-    def _relearned(self, name: str, role: str, rows: list[Row], rest: Sequence[Row], settings: Relearning) -> list[Any]:
+    def _relearned(
+        self, name: str, role: str, rows: list[Row], rest: Sequence[Row], settings: Relearning
+    ) -> list[Any]:
         target, inputs = self.target, [repr(settings), [row.key for row in rows], rows_hash(rest)]
         folder = target.work / f"{name}-{role}-{content_key([target.hash_of(role), inputs])}"
 
@@ -218,7 +267,9 @@ class Suite:
         return points
 
     def retrained(self) -> None:
-        """Makes the model that never saw the forget rows a model of the target, if one is asked for."""
+        """Makes the model that never saw the forget rows a model of the target, if one is asked
+        for.
+        """
         target, options = self.target, self.options
         place = distance.retrain(target) if options.retrain else options.retrained
         if place:
@@ -228,7 +279,10 @@ class Suite:
         """KL and NLL of both models against the retrained one."""
         target = self.target
         if RETRAINED not in target.places:
-            why = "it needs a model trained without the forget set: --retrain teaches one (demos), --retrained names one"
+            why = (
+                "it needs a model trained without the forget set: --retrain teaches one (demos),"
+                " --retrained names one"
+            )
             if "distance" in self.options.only:
                 raise UserError(f"distance: {why}")
             self.results.leave_out("distance", why)
@@ -238,7 +292,14 @@ class Suite:
 
             def make(role: str = role) -> Metrics:
                 with self.display.stage(f"Distance of the {role} model to the retrained one"):
-                    return _as_json(distance.distance(target.load(RETRAINED), target.load(role), target.tokenizer, target.forget))
+                    return _as_json(
+                        distance.distance(
+                            target.load(RETRAINED),
+                            target.load(role),
+                            target.tokenizer,
+                            target.forget,
+                        )
+                    )
 
             found[role] = self.results.kept("distance", role, target.hash_of(RETRAINED), make)
         self.results.add("distance", found, {"retrained_model_hash": target.hash_of(RETRAINED)})
@@ -265,7 +326,11 @@ class Suite:
 
 
 def _title(name: str) -> str:
-    words = "no attack" if name == "none" else name.replace("_", " ").replace("relearning ", "relearning from ")
+    words = (
+        "no attack"
+        if name == "none"
+        else name.replace("_", " ").replace("relearning ", "relearning from ")
+    )
     return words[0].upper() + words[1:]
 
 
@@ -286,9 +351,11 @@ def attack(
     trust_remote_code: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Tries to bring back what a run made its model forget; writes `attacks.json`, `figures/relearning.png` and the report anew.
+    """Tries to bring back what a run made its model forget; writes `attacks.json`,
+    `figures/relearning.png` and the report anew.
 
-    Every change of weights happens on copies. What is done is kept in `work/attacks`, so a second start goes on where the first one ended.
+    Every change of weights happens on copies. What is done is kept in `work/attacks`, so a second
+    start goes on where the first one ended.
 
     Args:
         folder (`str` or `Path`): a finished run's folder.
@@ -301,13 +368,20 @@ def attack(
         what `attacks.json` holds.
 
     Raises:
-        UserError: if the folder is no finished run's, its rows or models are not those of the run, or an attack asked for cannot be made.
+        UserError: if the folder is no finished run's, its rows or models are not those of the run,
+            or an attack asked for cannot be made.
     """
     folder, options = Path(folder), options or AttackOptions()
     read_record(folder)  # what is no run's folder is left as it is, without a lock in it
     with FolderLock(folder):
         where = {"forget": forget, "retain": retain}
-        target = Target(folder, prompts=options.prompts, trust_remote_code=trust_remote_code, display=display, **where)
+        target = Target(
+            folder,
+            prompts=options.prompts,
+            trust_remote_code=trust_remote_code,
+            display=display,
+            **where,
+        )
         result = Suite(target, options).execute()
         write_report(folder)
         return result

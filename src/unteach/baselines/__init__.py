@@ -1,1 +1,3 @@
-"""What unlearning is compared with: alignment by positive examples and by preferences, on TRL's trainers."""
+"""What unlearning is compared with: alignment by positive examples and by preferences, on TRL's
+trainers.
+"""

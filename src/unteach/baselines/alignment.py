@@ -1,4 +1,6 @@
-"""Runs an alignment pipeline stage by stage on TRL's trainers; each stage can be killed and goes on, and is priced on its own."""
+"""Runs an alignment pipeline stage by stage on TRL's trainers; each stage can be killed and goes
+on, and is priced on its own.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from unteach.baselines.stage_callback import OnStage, StageCallback
 from unteach.baselines.stages import make_trainer, pair_error, read_tokens, stage_config
 from unteach.data.rows import Row
 from unteach.files.checkpoints import latest_checkpoint, mark_complete, read_marker
-from unteach.runs.costs import Cost, forget_peak_memory, peak_memory_mb, tokens_seen
-from unteach.stopping import Probe, StopRule
-from unteach.training.best_weights import load_weights
+from unteach.trainer.best_weights import load_weights
+from unteach.trainer.costs import Cost, forget_peak_memory, peak_memory_mb, tokens_seen
+from unteach.trainer.stopping import Probe, StopRule
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class Watch:
     """How the stages are watched, so that each ends by the rule by which unlearning ends.
 
     Args:
-        probe (`Probe`): from the current policy to its rates, as for `UnlearningTrainer`; asked in every stage that changes the policy.
-        validation (`Sequence[Row]`): pairs that nothing trains on; their share that the reward model gets wrong is the rate of its stage.
+        probe (`Probe`): from the current policy to its rates, as for `UnlearningTrainer`; asked in
+            every stage that changes the policy.
+        validation (`Sequence[Row]`): pairs that nothing trains on; their share that the reward
+            model gets wrong is the rate of its stage.
         probe_steps (`float`): as in `UnlearningConfig`.
         rule: fields of `StopRule`.
     """
@@ -42,7 +46,8 @@ class Watch:
 
 @dataclass(frozen=True)
 class Aligned:
-    """The model that a pipeline ends with; by stage its price, its folder, and what its stop rule saw (empty where nobody watched).
+    """The model that a pipeline ends with; by stage its price, its folder, and what its stop rule
+    saw (empty where nobody watched).
 
     A `rules` entry is the state of a `StopRule`: `best_step`, `reason`, `history`.
     """
@@ -68,20 +73,23 @@ def align(
 ) -> Aligned:
     """Trains `model` through the stages of a pipeline.
 
-    A stage that is whole in `folder` is not done again; one that was interrupted goes on from its newest whole checkpoint.
+    A stage that is whole in `folder` is not done again; one that was interrupted goes on from its
+    newest whole checkpoint.
 
     Args:
         pipeline (`str`): a name in `PIPELINES`.
-        model: the causal language model to start from; it is used up: after the first stage it holds no weights, for the later ones
-            keep up to three models in memory.
+        model: the causal language model to start from; it is used up: after the first stage it
+            holds no weights, for the later ones keep up to three models in memory.
         tokenizer: its tokenizer.
         rows (`Sequence[Row]`): prompt, bad answer (`completion`) and good answer (`right`).
         folder (`Path`): one folder for each stage is made here.
         settings: for each stage, fields of TRL's config (see `stage_settings`).
         seed (`int`)
         on_stage (`Callable`, *optional*)
-        watch (`Watch`, *optional*): probes while training and stops by behaviour; else each stage trains as long as its settings say.
-        sft_folder (`Path`, *optional*): the SFT stage's folder, where several pipelines of the same settings share it.
+        watch (`Watch`, *optional*): probes while training and stops by behaviour; else each stage
+            trains as long as its settings say.
+        sft_folder (`Path`, *optional*): the SFT stage's folder, where several pipelines of the same
+            settings share it.
 
     Raises:
         UserError: without TRL, and for a setting that TRL's config refuses.
@@ -99,7 +107,9 @@ def align(
             config = stage_config(stage, settings[stage], work, seed)
             start = model if stage == "sft" else folders["sft"]
             with _silent_datasets():
-                trainer, counter = make_trainer(stage, config, start, folders.get("reward", folder), tokenizer, rows)
+                trainer, counter = make_trainer(
+                    stage, config, start, folders.get("reward", folder), tokenizer, rows
+                )
             probe, rule = _watched(stage, watch, tokenizer)
             found = latest_checkpoint(work)
             before = (read_marker(found) or {}) if found else {}
@@ -126,7 +136,11 @@ def align(
                 read,
                 round(keeper.probe_seconds, 1),
             )
-            done = {"cost": asdict(cost), "rule": rule.state() if rule else {}, "pairs": len(watch.validation) if watch else 0}
+            done = {
+                "cost": asdict(cost),
+                "rule": rule.state() if rule else {},
+                "pairs": len(watch.validation) if watch else 0,
+            }
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target)
             tokenizer.save_pretrained(target)
             mark_complete(target, done)
@@ -154,8 +168,12 @@ def _silent_datasets() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _watched(stage: str, watch: Watch | None, tokenizer: Any) -> tuple[Probe | None, StopRule | None]:
-    """The probe of a stage and its rule. The rate of a reward model is its share of wrong pairs: it says nothing that could be judged."""
+def _watched(
+    stage: str, watch: Watch | None, tokenizer: Any
+) -> tuple[Probe | None, StopRule | None]:
+    """The probe of a stage and its rule. The rate of a reward model is its share of wrong pairs: it
+    says nothing that could be judged.
+    """
     if watch is None:
         return None, None
     rule = StopRule(**watch.rule)
@@ -164,14 +182,22 @@ def _watched(stage: str, watch: Watch | None, tokenizer: Any) -> tuple[Probe | N
     return watch.probe, rule
 
 
-def _train(trainer: Any, keeper: StageCallback, found: Path | None, before: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Trains, or goes on from the checkpoint `found`; afterwards the model holds the best probe's weights. Returns the trainer's log."""
+def _train(
+    trainer: Any, keeper: StageCallback, found: Path | None, before: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Trains, or goes on from the checkpoint `found`; afterwards the model holds the best probe's
+    weights. Returns the trainer's log.
+    """
     trainer.add_callback(keeper)
     trainer.remove_callback(PrinterCallback)
     forget_peak_memory()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    ended = found is not None and (before["step"] >= before["max_steps"] or bool(keeper.rule and keeper.rule.should_stop))
-    if found is not None and ended:  # a trainer that goes on from its last step would take another one
+    ended = found is not None and (
+        before["step"] >= before["max_steps"] or bool(keeper.rule and keeper.rule.should_stop)
+    )
+    if (
+        found is not None and ended
+    ):  # a trainer that goes on from its last step would take another one
         state = TrainerState.load_from_json(str(found / "trainer_state.json"))
         load_weights(model, found)
     else:
@@ -183,7 +209,10 @@ def _train(trainer: Any, keeper: StageCallback, found: Path | None, before: Mapp
 
 
 def _good_tokens(tokenizer: Any, rows: Sequence[Row]) -> int:
-    return sum(len(ids) for ids in tokenizer([row.right for row in rows], add_special_tokens=False)["input_ids"])
+    return sum(
+        len(ids)
+        for ids in tokenizer([row.right for row in rows], add_special_tokens=False)["input_ids"]
+    )
 
 
 def _use_up(model: Any) -> None:

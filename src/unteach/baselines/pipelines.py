@@ -1,4 +1,6 @@
-"""The alignment pipelines by name, what data each needs, and the settings of their stages. No torch here."""
+"""The alignment pipelines by name, what data each needs, and the settings of their stages. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from unteach.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages in their order, and whether the data must have good answers alone, or pairs of a good and a bad one."""
+    """Stages in their order, and whether the data must have good answers alone, or pairs of a good
+    and a bad one.
+    """
 
     stages: tuple[str, ...]
     needs_preferences: bool
@@ -21,14 +25,25 @@ class Pipeline:
 
 PIPELINES: dict[str, Pipeline] = {
     "sft": Pipeline(("sft",), False, "supervised fine-tuning on good answers"),
-    "dpo": Pipeline(("sft", "dpo"), True, "Rafailov et al. 2023: SFT, then direct preference optimisation"),
-    "rlhf": Pipeline(("sft", "reward", "rl"), True, "Ouyang et al. 2022: SFT, a reward model, RL with a KL penalty"),
+    "dpo": Pipeline(
+        ("sft", "dpo"), True, "Rafailov et al. 2023: SFT, then direct preference optimisation"
+    ),
+    "rlhf": Pipeline(
+        ("sft", "reward", "rl"),
+        True,
+        "Ouyang et al. 2022: SFT, a reward model, RL with a KL penalty",
+    ),
 }
 """RL is REINFORCE leave-one-out (RLOO, Ahmadian et al. 2024): TRL has no PPO trainer any more."""
 
 STAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "num_train_epochs": 3},
-    "dpo": {"learning_rate": 5e-6, "per_device_train_batch_size": 8, "num_train_epochs": 3, "beta": 0.1},
+    "dpo": {
+        "learning_rate": 5e-6,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 3,
+        "beta": 0.1,
+    },
     "reward": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "num_train_epochs": 3},
     "rl": {
         "learning_rate": 5e-6,
@@ -50,12 +65,18 @@ def stage_settings(pipeline: str, chosen: Mapping[str, Any] | None) -> dict[str,
     """
     stages = PIPELINES[pipeline].stages
     if chosen is not None and not isinstance(chosen, Mapping):
-        raise UserError(f"option 'stages' is {chosen!r}; it must map stages of {pipeline} to settings, as in {{sft: {{max_steps: 9}}}}")
+        raise UserError(
+            f"option 'stages' is {chosen!r}; it must map stages of {pipeline} to settings, as in"
+            " {sft: {max_steps: 9}}"
+        )
     for name, fields in (chosen or {}).items():
         if name not in stages:
             raise did_you_mean(name, list(stages), f"stage of {pipeline}")
         if not isinstance(fields, Mapping):
-            raise UserError(f"option 'stages' holds {fields!r} for stage {name!r}; it must map names of settings to values")
+            raise UserError(
+                f"option 'stages' holds {fields!r} for stage {name!r}; it must map names of"
+                " settings to values"
+            )
     return {name: STAGE_SETTINGS[name] | dict((chosen or {}).get(name, {})) for name in stages}
 
 
@@ -68,8 +89,9 @@ def rows_with_right_answers(pipeline: str, rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if not row.right.strip():
             raise UserError(
-                f"{row.source}: method {pipeline!r} learns from good answers, and this row has none;"
-                " give preference rows (prompt, chosen, rejected), or unlearn, which needs bad answers only"
+                f"{row.source}: method {pipeline!r} learns from good answers, and this row has"
+                " none; give preference rows (prompt, chosen, rejected), or unlearn, which needs"
+                " bad answers only"
             )
     return list(rows)
 
@@ -87,7 +109,7 @@ def stop_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in settings:
         if name not in STOP_FIELDS and name != "method":
             raise UserError(
-                f"option {name!r} is one of unlearning; method {settings.get('method')!r} takes its settings by stage, in 'stages',"
-                f" and beside them only {', '.join(STOP_FIELDS)}"
+                f"option {name!r} is one of unlearning; method {settings.get('method')!r} takes its"
+                f" settings by stage, in 'stages', and beside them only {', '.join(STOP_FIELDS)}"
             )
     return {name: settings[name] for name in STOP_FIELDS if name in settings}

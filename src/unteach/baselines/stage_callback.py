@@ -1,4 +1,6 @@
-"""What happens around each optimiser step of a TRL trainer: the clock, the behaviour probe, the stop, the marking of checkpoints."""
+"""What happens around each optimiser step of a TRL trainer: the clock, the behaviour probe, the
+stop, the marking of checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,23 @@ from transformers import TrainerCallback
 
 from unteach.baselines.stages import TokenCounter
 from unteach.files.checkpoints import mark_complete
-from unteach.stopping import Probe, StopRule, probe_interval
-from unteach.training.best_weights import BestWeights, hold_names
+from unteach.trainer.best_weights import BestWeights, hold_names
+from unteach.trainer.stopping import Probe, StopRule, probe_interval
 
 OnStage = Callable[[str, int, int], None]
 """Called with (stage, step, steps)."""
 
 
 class StageCallback(TrainerCallback):
-    """Times the steps, probes, stops by the rule and keeps the best probe's weights; marks each checkpoint as whole, with all it knows.
+    """Times the steps, probes, stops by the rule and keeps the best probe's weights; marks each
+    checkpoint as whole, with all it knows.
 
     Args:
         stage (`str`)
         output_dir (`Path`): the folder of the checkpoints.
         counter (`TokenCounter`)
-        before: what the marker of the checkpoint says that training goes on from; empty for a fresh start.
+        before: what the marker of the checkpoint says that training goes on from; empty for a fresh
+            start.
         unwrap (`Callable`): from the trainer's model to the model itself.
         on_stage (`Callable`, *optional*)
         probe (`Probe`, *optional*): as for `UnlearningTrainer`.
@@ -49,7 +53,10 @@ class StageCallback(TrainerCallback):
         self.stage, self.counter, self.unwrap, self.on_stage = stage, counter, unwrap, on_stage
         self.output_dir, self.best = output_dir, BestWeights(output_dir)
         self.probe, self.rule, self.probe_steps = probe, rule, probe_steps
-        self.seconds, self.probe_seconds = float(before.get("seconds", 0.0)), float(before.get("probe_seconds", 0.0))
+        self.seconds, self.probe_seconds = (
+            float(before.get("seconds", 0.0)),
+            float(before.get("probe_seconds", 0.0)),
+        )
         counter.count = int(before.get("generated", 0))
         if rule and before.get("rule"):
             rule.load(before["rule"])
@@ -71,7 +78,9 @@ class StageCallback(TrainerCallback):
         if self.on_stage:
             self.on_stage(self.stage, state.global_step, state.max_steps)
         last = state.global_step >= state.max_steps
-        if self.rule and (last or state.global_step % probe_interval(self.probe_steps, state.max_steps) == 0):
+        if self.rule and (
+            last or state.global_step % probe_interval(self.probe_steps, state.max_steps) == 0
+        ):
             self._measure(kwargs["model"], state.global_step)
             control.should_training_stop = control.should_training_stop or self.rule.should_stop
         return control

@@ -8,7 +8,9 @@ from trl import DPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 
 class _OneGpu:
-    """Several GPUs take a launcher; without one transformers would spread each batch over all it sees, and multiply it."""
+    """Several GPUs take a launcher; without one transformers would spread each batch over all it
+    sees, and multiply it.
+    """
 
     @property
     def n_gpu(self) -> int:

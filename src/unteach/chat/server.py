@@ -1,8 +1,8 @@
 """The server of `unteach chat`: one page, one question at a time, both models' answers.
 
-It listens on 127.0.0.1. A request has to name this machine in its `Host` header (a foreign page cannot reach it by a name that it points
-here) and to carry the token that the page was made with (a foreign page cannot ask either). Answers travel as JSON and are put on the page
-as text.
+It listens on 127.0.0.1. A request has to name this machine in its `Host` header (a foreign page
+cannot reach it by a name that it points here) and to carry the token that the page was made with (a
+foreign page cannot ask either). Answers travel as JSON and are put on the page as text.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import jinja2
 
-from unteach.base_precision import dtype_of
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
+from unteach.models.precision import dtype_of
 
 HOST = "127.0.0.1"
 MOST_BYTES = 200_000
@@ -36,7 +36,8 @@ class Side:
     Args:
         title (`str`): what the page calls it.
         name (`str`): folder, hub id or packaged name.
-        answer (`Callable`): from a row (its prompt only) and a number of tokens to the greedy answer.
+        answer (`Callable`): from a row (its prompt only) and a number of tokens to the greedy
+            answer.
     """
 
     title: str
@@ -44,13 +45,21 @@ class Side:
     answer: Callable[[Row, int], str]
 
 
-def model_side(title: str, name: str, *, trust_remote_code: bool = False, dtype: str = "float32") -> Side:
-    """The side of a model that is loaded here; its questions go through its chat template, as in every other command."""
+def model_side(
+    title: str, name: str, *, trust_remote_code: bool = False, dtype: str = "float32"
+) -> Side:
+    """The side of a model that is loaded here; its questions go through its chat template, as in
+    every other command.
+    """
     from unteach import models
 
     tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = models.placed(models.load_model(name, trust_remote_code=trust_remote_code, dtype=dtype_of(dtype)))
-    return Side(title, name, lambda row, tokens: answer(model, tokenizer, [row], max_new_tokens=tokens)[0])
+    model = models.placed(
+        models.load_model(name, trust_remote_code=trust_remote_code, dtype=dtype_of(dtype))
+    )
+    return Side(
+        title, name, lambda row, tokens: answer(model, tokenizer, [row], max_new_tokens=tokens)[0]
+    )
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -72,17 +81,30 @@ class ChatServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.busy = threading.Lock()
         environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("unteach.chat"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+            loader=jinja2.PackageLoader("unteach.chat"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
         )
         self.nonce = secrets.token_urlsafe(16)
-        self.page = environment.get_template("chat.html.j2").render(sides=self.sides, token=self.token, nonce=self.nonce).encode()
+        self.page = (
+            environment.get_template("chat.html.j2")
+            .render(sides=self.sides, token=self.token, nonce=self.nonce)
+            .encode()
+        )
         try:
             super().__init__((HOST, port), _Handler)
         except OverflowError:
             raise UserError(f"option --port is {port}, it must be between 0 and 65535") from None
         except OSError as error:
-            reason = {errno.EADDRINUSE: "is taken; choose another with --port", errno.EACCES: "is not allowed; choose one above 1023"}
-            raise UserError(f"port {port} {reason.get(error.errno or 0, f'could not be opened ({error.strerror})')}") from None
+            reason = {
+                errno.EADDRINUSE: "is taken; choose another with --port",
+                errno.EACCES: "is not allowed; choose one above 1023",
+            }
+            raise UserError(
+                f"port {port}"
+                f" {reason.get(error.errno or 0, f'could not be opened ({error.strerror})')}"
+            ) from None
 
     @property
     def address(self) -> str:
@@ -107,10 +129,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"not here", "text/plain")
             return
         policy = (
-            f"default-src 'none'; style-src 'nonce-{self.server.nonce}'; script-src 'nonce-{self.server.nonce}'; connect-src 'self';"
-            " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; style-src 'nonce-{self.server.nonce}'; script-src"
+            f" 'nonce-{self.server.nonce}'; connect-src 'self'; img-src data:; base-uri 'none';"
+            " form-action 'none'; frame-ancestors 'none'"
         )
-        self._send(200, self.server.page, "text/html; charset=utf-8", {"Content-Security-Policy": policy})
+        self._send(
+            200, self.server.page, "text/html; charset=utf-8", {"Content-Security-Policy": policy}
+        )
 
     def do_POST(self) -> None:
         """A question: JSON with `prompt` and `kind` in, `answers` out."""
@@ -119,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/answer":
             self._send(404, b"not here", "text/plain")
             return
-        if not hmac.compare_digest(self.headers.get("X-Token", "").encode(), self.server.token.encode()):
+        if not hmac.compare_digest(
+            self.headers.get("X-Token", "").encode(), self.server.token.encode()
+        ):
             self._fail(403, "This page is from an earlier start of the program: load it again.")
             return
         try:
@@ -153,9 +180,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, status: int, sentence: str) -> None:
         self._send(status, json.dumps({"error": sentence}).encode(), "application/json")
 
-    def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
-        fixed = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        fixed = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+        }
         for name, value in {**fixed, "Referrer-Policy": "no-referrer", **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -191,7 +225,9 @@ def serve(
     if max_new_tokens < 1:
         raise UserError(f"option --max-new-tokens is {max_new_tokens}, it must be positive")
     sides: list[Side] = []
-    server = ChatServer(sides, port=port, max_new_tokens=max_new_tokens)  # a port that is taken is found before anything is loaded
+    server = ChatServer(
+        sides, port=port, max_new_tokens=max_new_tokens
+    )  # a port that is taken is found before anything is loaded
     server.server_close()
     for title, name in (("Before", before), ("After", after)):
         with display.stage(f"Loading {name}"):

@@ -18,7 +18,9 @@ MOST_NAMED = 20
 
 @dataclass
 class CheckReport:
-    """Findings: `problems` would stop a run or spoil it, `warnings` are worth a look, `summary` is what was read."""
+    """Findings: `problems` would stop a run or spoil it, `warnings` are worth a look, `summary` is
+    what was read.
+    """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -30,7 +32,9 @@ def _rows(source: Any, role: Role, report: CheckReport) -> list[Row]:
     rows: list[Row] = []
     found: list[str] = []
     try:
-        for fields, where in adapted_records(source, role, on_error=lambda error: found.append(str(error))):
+        for fields, where in adapted_records(
+            source, role, on_error=lambda error: found.append(str(error))
+        ):
             try:
                 rows.append(row_from_mapping(fields, where, prompt_only=True))
             except UserError as error:
@@ -53,10 +57,16 @@ def _duplicates(forget: Sequence[Row], retain: Sequence[Row]) -> Iterator[str]:
     for row in retain:
         twin = seen.get((_normalised(row.prompt_text), _normalised(row.completion)))
         if twin:
-            yield f"{row.source}: the same row is in the forget set ({twin.source}); it cannot be both forgotten and kept"
+            yield (
+                f"{row.source}: the same row is in the forget set ({twin.source}); it cannot be"
+                " both forgotten and kept"
+            )
         elif _normalised(row.prompt_text) in prompts:
             other = prompts[_normalised(row.prompt_text)]
-            yield f"{row.source}: the same prompt is in the forget set ({other.source}) with another completion"
+            yield (
+                f"{row.source}: the same prompt is in the forget set ({other.source}) with another"
+                " completion"
+            )
 
 
 def _shape(rows: Sequence[Row]) -> dict[str, float]:
@@ -66,14 +76,17 @@ def _shape(rows: Sequence[Row]) -> dict[str, float]:
         "rows without a prompt": mean(not prompt for prompt in prompts),
         "rows of kind text": mean(row.kind == "text" for row in rows),
         "prompts that are message lists": mean(not isinstance(row.prompt, str) for row in rows),
-        "prompts that end in a question mark": mean(prompt.rstrip().endswith("?") for prompt in prompts),
+        "prompts that end in a question mark": mean(
+            prompt.rstrip().endswith("?") for prompt in prompts
+        ),
     }
 
 
 def format_mismatches(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
     """Ways in which the retain set's format differs from the forget set's, each as a clause.
 
-    Yao et al. 2024, third lesson: with another format the model learns to tell the sets apart by format alone.
+    Yao et al. 2024, third lesson: with another format the model learns to tell the sets apart by
+    format alone.
     """
     found = []
     left, right = _shape(forget), _shape(retain)
@@ -81,13 +94,20 @@ def format_mismatches(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]
         if abs(share - right[name]) > 0.5:
             found.append(f"{name}: {share:.0%} of forget, {right[name]:.0%} of retain")
     for what in ("prompt_text", "completion"):
-        lengths = [[math.log1p(len(getattr(row, what))) for row in rows if getattr(row, what)] for rows in (forget, retain)]
+        lengths = [
+            [math.log1p(len(getattr(row, what))) for row in rows if getattr(row, what)]
+            for rows in (forget, retain)
+        ]
         if all(lengths):
             spread = max(0.35, *(pstdev(part) for part in lengths))
             if abs(mean(lengths[0]) - mean(lengths[1])) > max(2.0 * spread, 1.1):
-                typical = [median(len(getattr(row, what)) for row in rows if getattr(row, what)) for rows in (forget, retain)]
+                typical = [
+                    median(len(getattr(row, what)) for row in rows if getattr(row, what))
+                    for rows in (forget, retain)
+                ]
                 found.append(
-                    f"median {what.removesuffix('_text')} length: {typical[0]:.0f} characters in forget, {typical[1]:.0f} in retain"
+                    f"median {what.removesuffix('_text')} length: {typical[0]:.0f} characters in"
+                    f" forget, {typical[1]:.0f} in retain"
                 )
     return found
 
@@ -104,8 +124,8 @@ def _token_problems(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Ite
             continue
         if len(item) > max_length:
             yield (
-                f"{row.source}: {len(item)} tokens ({len(item.completion_ids)} of them completion), more than max_length {max_length}:"
-                " truncation would cut the completion"
+                f"{row.source}: {len(item)} tokens ({len(item.completion_ids)} of them completion),"
+                f" more than max_length {max_length}: truncation would cut the completion"
             )
 
 
@@ -114,13 +134,16 @@ def _capped(findings: list[str]) -> list[str]:
     return findings if rest <= 0 else [*findings[:MOST_NAMED], f"... and {rest} more of this kind"]
 
 
-def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *, max_length: int = 1024) -> CheckReport:
+def check_files(
+    forget_source: Any, retain_source: Any, tokenizer: Any = None, *, max_length: int = 1024
+) -> CheckReport:
     """Reads both sets as a run would and reports every row that is wrong.
 
     Args:
-        forget_source, retain_source: anything that `load_rows` takes; `retain_source` may be `None`.
-        tokenizer (*optional*): also checks token lengths and the boundary between prompt and completion; without it, lengths are estimated
-            at four characters a token.
+        forget_source, retain_source: anything that `load_rows` takes; `retain_source` may be
+            `None`.
+        tokenizer (*optional*): also checks token lengths and the boundary between prompt and
+            completion; without it, lengths are estimated at four characters a token.
         max_length (`int`): most tokens of prompt and completion together.
     """
     report = CheckReport()
@@ -129,14 +152,27 @@ def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *
     for name, rows in (("forget", forget), ("retain", retain)):
         if not rows:
             continue
-        parts = {split: len(part) for split, part in split_rows(rows).items()} if name == "forget" else {}
-        splits = f" (train {parts['train']}, validation {parts['validation']}, test {parts['test']})" if parts else ""
+        parts = (
+            {split: len(part) for split, part in split_rows(rows).items()}
+            if name == "forget"
+            else {}
+        )
+        splits = (
+            f" (train {parts['train']}, validation {parts['validation']}, test {parts['test']})"
+            if parts
+            else ""
+        )
         empty = sum(not row.completion for row in rows)
-        answered = f"; {empty} without a completion: what the model answers takes its place" if empty else ""
+        answered = (
+            f"; {empty} without a completion: what the model answers takes its place"
+            if empty
+            else ""
+        )
         report.summary.append(f"{name}: {len(rows)} rows{splits}{answered}")
         if parts and not parts["train"]:
             report.problems.append(
-                f"forget set: none of its {len(rows)} row(s) falls into the training split (70% by hash); give more rows"
+                f"forget set: none of its {len(rows)} row(s) falls into the training split (70% by"
+                " hash); give more rows"
             )
         twins = len(rows) - len({row.key for row in rows})
         if twins:
@@ -144,11 +180,14 @@ def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *
         if tokenizer is not None:
             report.problems += _capped(list(_token_problems(rows, tokenizer, max_length)))
         else:
-            long = [row for row in rows if (len(row.prompt_text) + len(row.completion)) / 4 > max_length]
+            long = [
+                row for row in rows if (len(row.prompt_text) + len(row.completion)) / 4 > max_length
+            ]
             report.problems += _capped(
                 [
-                    f"{row.source}: about {(len(row.prompt_text) + len(row.completion)) // 4} tokens, more than max_length {max_length}:"
-                    " truncation would cut the completion (give --model for an exact count)"
+                    f"{row.source}: about {(len(row.prompt_text) + len(row.completion)) // 4}"
+                    f" tokens, more than max_length {max_length}: truncation would cut the"
+                    " completion (give --model for an exact count)"
                     for row in long
                 ]
             )
@@ -157,7 +196,8 @@ def check_files(forget_source: Any, retain_source: Any, tokenizer: Any = None, *
         differences = format_mismatches(forget, retain)
         if differences:
             report.problems.append(
-                f"format mismatch between forget ({forget[0].source}) and retain ({retain[0].source}), a shortcut that the model"
-                f" would learn instead: {'; '.join(differences)}"
+                f"format mismatch between forget ({forget[0].source}) and retain"
+                f" ({retain[0].source}), a shortcut that the model would learn instead:"
+                f" {'; '.join(differences)}"
             )
     return report

@@ -4,9 +4,11 @@
     branch 1      a a a        p p p p a a b b b | q q q c c | . .
     branch 2      b b b b      position of a branch continues its prompt's
 
-A token sees its own tree's prompt and its own branch, nothing else. What all prompts of a batch begin with (a chat template's system
-prompt) opens each row once instead, and is seen by all trees in it. The last token of a branch is predicted but predicts nothing, so it
-is no input. The plain layout gives each branch a row of its own, prompt included, and is what the packed one is checked against.
+A token sees its own tree's prompt and its own branch, nothing else. What all prompts of a batch
+begin with (a chat template's system prompt) opens each row once instead, and is seen by all trees
+in it. The last token of a branch is predicted but predicts nothing, so it is no input. The plain
+layout gives each branch a row of its own, prompt included, and is what the packed one is checked
+against.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ PADDING, OPENING = 0, -1
 
 @dataclass(frozen=True)
 class Branch:
-    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the stored reference values."""
+    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the
+    stored reference values.
+    """
 
     role: str
     ids: tuple[int, ...]
@@ -62,15 +66,20 @@ WIDER = 1.5
 """How much wider than asked rows may be where the padding is over `LITTLE_PADDING` otherwise."""
 LITTLE_PADDING = 0.05
 ATTENTION = 1e-3
-"""Roughly what attention to one more position costs of a token's whole cost, for choosing among widths."""
+"""Roughly what attention to one more position costs of a token's whole cost, for choosing among
+widths.
+"""
 
 
 def assign_rows(lengths: Sequence[int], row_tokens: int, opening: int = 0) -> list[list[int]]:
-    """Which items go together in rows of about `row_tokens`, so that the padded rectangle is as small as it can be had.
+    """Which items go together in rows of about `row_tokens`, so that the padded rectangle is as
+    small as it can be had.
 
-    For each number of rows the longest item goes to the emptiest row, and so on; the number with the smallest rows x width is taken, among
-    those whose width is at most `row_tokens` or the longest item's, whichever is more (attention costs the square of the width). Where
-    more than `LITTLE_PADDING` of that is padding, rows up to `WIDER` are tried, and taken if they cost less all the same.
+    For each number of rows the longest item goes to the emptiest row, and so on; the number with
+    the smallest rows x width is taken, among those whose width is at most `row_tokens` or the
+    longest item's, whichever is more (attention costs the square of the width). Where more than
+    `LITTLE_PADDING` of that is padding, rows up to `WIDER` are tried, and taken if they cost less
+    all the same.
 
     Args:
         lengths: tokens of each item, without the opening.
@@ -81,12 +90,16 @@ def assign_rows(lengths: Sequence[int], row_tokens: int, opening: int = 0) -> li
     rows, width = _smallest_rectangle(lengths, widest, opening)
     if len(rows) * width > (1 + LITTLE_PADDING) * (sum(lengths) + opening * len(rows)):
         wider, its_width = _smallest_rectangle(lengths, round(WIDER * widest), opening)
-        if len(wider) * its_width * (1 + ATTENTION * its_width) < len(rows) * width * (1 + ATTENTION * width):
+        if len(wider) * its_width * (1 + ATTENTION * its_width) < len(rows) * width * (
+            1 + ATTENTION * width
+        ):
             return wider
     return rows
 
 
-def _smallest_rectangle(lengths: Sequence[int], widest: int, opening: int) -> tuple[list[list[int]], int]:
+def _smallest_rectangle(
+    lengths: Sequence[int], widest: int, opening: int
+) -> tuple[list[list[int]], int]:
     """(rows of items, their width): the smallest rectangle that is no wider than `widest`."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     best: tuple[int, list[list[int]], int] | None = None
@@ -107,24 +120,31 @@ def _smallest_rectangle(lengths: Sequence[int], widest: int, opening: int) -> tu
     return best[1:]
 
 
-def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: int = 256) -> dict[str, Tensor]:
+def make_batch(
+    trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: int = 256
+) -> dict[str, Tensor]:
     """One flat batch of the trees, with the bookkeeping that finds every completion token again.
 
     Args:
         trees (`Sequence[Tree]`)
-        packed (`bool`): share prompts and their opening, and put several trees in a row; else one branch a row.
-        pad_id (`int`): what fills the ends of rows; it may be a real token too, nothing is read off it.
+        packed (`bool`): share prompts and their opening, and put several trees in a row; else one
+            branch a row.
+        pad_id (`int`): what fills the ends of rows; it may be a real token too, nothing is read off
+            it.
         row_tokens (`int`): length of a packed row (or the longest tree's, if that is more).
 
     Returns:
-        `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` is `PADDING` or `OPENING` where it is no
-        single tree's, `branch` 0 is prompt) and, one entry for each completion token, sorted by role: `predictor` (flat index of the
-        position whose hidden state predicts it), `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number of its completion,
-        growing with the trees and the branches in them), `row` and `offset` (its place in the stored reference values of its role; `row`
-        is -1 for none).
+        `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` is
+        `PADDING` or `OPENING` where it is no single tree's, `branch` 0 is prompt) and, one entry
+        for each completion token, sorted by role: `predictor` (flat index of the position whose
+        hidden state predicts it), `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number
+        of its completion, growing with the trees and the branches in them), `row` and `offset` (its
+        place in the stored reference values of its role; `row` is -1 for none).
     """
     trees = list(trees) if packed else unshared(trees)
-    opening = common_opening([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
+    opening = (
+        common_opening([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
+    )
     shared = len(opening)
     lengths = [len(tree) - shared for tree in trees]
     rows = assign_rows(lengths, row_tokens, shared) if packed else [[i] for i in range(len(trees))]
@@ -133,7 +153,11 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
     position_ids, tree_ids, branch_ids = np.zeros((3, len(rows), width), dtype=np.int64)
     first_branch = [0, *accumulate(len(tree.branches) for tree in trees)]
     pieces: list[tuple[int, int, Branch, np.ndarray]] = []
-    input_ids[:, :shared], position_ids[:, :shared], tree_ids[:, :shared] = opening, np.arange(shared), OPENING
+    input_ids[:, :shared], position_ids[:, :shared], tree_ids[:, :shared] = (
+        opening,
+        np.arange(shared),
+        OPENING,
+    )
     for row, members in enumerate(rows):
         column = shared
         for number, index in enumerate(members, 1):
@@ -150,7 +174,14 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
                 branch_ids[row, part] = branch_number
                 predictor = row * width + np.arange(column - 1, part.stop)
                 predictor[0] = last_of_prompt
-                pieces.append((ROLE_IDS[branch.role], first_branch[index] + branch_number - 1, branch, predictor))
+                pieces.append(
+                    (
+                        ROLE_IDS[branch.role],
+                        first_branch[index] + branch_number - 1,
+                        branch,
+                        predictor,
+                    )
+                )
                 column = part.stop
             tree_ids[row, start:column] = number
     pieces.sort(key=lambda piece: piece[:2])
@@ -180,8 +211,8 @@ def make_batch(trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: 
 def visibility(tree: Tensor, branch: Tensor) -> Tensor:
     """Which position may look at which: bool (rows, 1, length, length), query by key.
 
-    Causal, at the row's opening and within one's own tree, there at the prompt or at one's own branch. Padding sees itself, so that no row
-    of the softmax is empty.
+    Causal, at the row's opening and within one's own tree, there at the prompt or at one's own
+    branch. Padding sees itself, so that no row of the softmax is empty.
     """
     length = tree.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()

@@ -1,4 +1,6 @@
-"""The completion that a preference loss sets against the one to forget: a right answer, not knowing, or another answer."""
+"""The completion that a preference loss sets against the one to forget: a right answer, not
+knowing, or another answer.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,14 @@ IDK = (
 """Sentences of not knowing (those of Maini et al. 2024 are of this kind; these are ours)."""
 
 MISSING = {
-    "right": "prefers the right answer, and it has none; give field 'right' (or preference rows: prompt, chosen, rejected), or use dpo_idk",
-    "alternate": "prefers another answer, and it has none; give field 'alternate' (`unteach run` samples it from the model)",
+    "right": (
+        "prefers the right answer, and it has none; give field 'right' (or preference rows: prompt,"
+        " chosen, rejected), or use dpo_idk"
+    ),
+    "alternate": (
+        "prefers another answer, and it has none; give field 'alternate' (`unteach run` samples it"
+        " from the model)"
+    ),
 }
 
 
@@ -42,16 +50,19 @@ def with_preferred(
     """The encoded forget rows, each with the token ids of its preferred completion.
 
     Args:
-        encoded (`Sequence[EncodedRow]`): what is left of `rows` after tokenisation; ids that are there already are kept.
+        encoded (`Sequence[EncodedRow]`): what is left of `rows` after tokenisation; ids that are
+            there already are kept.
         rows (`Sequence[Row]`): the rows themselves; empty if they came encoded.
-        which (`"right"`, `"idk"` or `"alternate"`): the preferred completion; a sentence of not knowing is drawn by seed and row.
+        which (`"right"`, `"idk"` or `"alternate"`): the preferred completion; a sentence of not
+            knowing is drawn by seed and row.
         tokenizer: a Hugging Face tokenizer.
         method (`str`): what messages call the method.
         max_length (`int`, *optional*): most tokens of prompt and completion together.
         seed (`int`)
 
     Raises:
-        UserError: naming the first row without such a completion, or whose preferred completion is too long.
+        UserError: naming the first row without such a completion, or whose preferred completion is
+            too long.
     """
     by_key = {row.key: row for row in rows}
     end_id = end_of_turn_id(tokenizer)
@@ -72,8 +83,14 @@ def with_preferred(
             raise UserError(f"{name}: method {method!r} {MISSING[which]}")
         ids = encode_row(row.with_completion(text), tokenizer, end_id).completion_ids
         if ids == item.completion_ids:
-            raise UserError(f"{name}: method {method!r} prefers another completion than the one to forget, and the two are the same")
+            raise UserError(
+                f"{name}: method {method!r} prefers another completion than the one to forget, and"
+                " the two are the same"
+            )
         if max_length is not None and len(item.prompt_ids) + len(ids) > max_length:
-            raise UserError(f"{name}: prompt and preferred completion are more than max_length {max_length} tokens; raise max_length")
+            raise UserError(
+                f"{name}: prompt and preferred completion are more than max_length {max_length}"
+                " tokens; raise max_length"
+            )
         made.append(replace(item, preferred_ids=ids))
     return made

@@ -20,13 +20,17 @@ class Row:
     """One prompt and its completion.
 
     Args:
-        prompt (`str` or tuple of messages): what the model is given; empty for a row that is only text.
-        completion (`str`): what the model says; empty for a prompt-only row whose answer the model is still to give.
-        kind (`"chat"` or `"text"`): `chat` rows go through the chat template (or the paper's) and end with end-of-sequence;
-            `text` rows are running text: no template, no end.
+        prompt (`str` or tuple of messages): what the model is given; empty for a row that is only
+            text.
+        completion (`str`): what the model says; empty for a prompt-only row whose answer the model
+            is still to give.
+        kind (`"chat"` or `"text"`): `chat` rows go through the chat template (or the paper's) and
+            end with end-of-sequence; `text` rows are running text: no template, no end.
         source (`str`): where the row stands, for messages: file and line.
-        right (`str`): a right answer to the same prompt, where there is one to compare with; only methods that prefer it train on it.
-        alternate (`str`): another answer of the model's own to the same prompt, for methods that prefer one.
+        right (`str`): a right answer to the same prompt, where there is one to compare with; only
+            methods that prefer it train on it.
+        alternate (`str`): another answer of the model's own to the same prompt, for methods that
+            prefer one.
     """
 
     prompt: str | tuple[tuple[str, str], ...]
@@ -38,7 +42,9 @@ class Row:
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits that name the row's content: stable under reordering and growth of the file."""
+        """16 hexadecimal digits that name the row's content: stable under reordering and growth of
+        the file.
+        """
         content = json.dumps([self.prompt, self.completion, self.kind], ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -55,14 +61,18 @@ class Row:
 
 
 def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
-    """`train`, `validation` or `test` by the row's key alone (the paper's 70/10/20), whatever else is in the file."""
+    """`train`, `validation` or `test` by the row's key alone (the paper's 70/10/20), whatever else
+    is in the file.
+    """
     position = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
     if position < proportions[0]:
         return "train"
     return "validation" if position < proportions[0] + proportions[1] else "test"
 
 
-def split_rows(rows: Iterable[Row], proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, list[Row]]:
+def split_rows(
+    rows: Iterable[Row], proportions: Sequence[float] = (0.7, 0.1, 0.2)
+) -> dict[str, list[Row]]:
     """Rows by split, in their order; every split is present, perhaps empty."""
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in rows:
@@ -71,7 +81,9 @@ def split_rows(rows: Iterable[Row], proportions: Sequence[float] = (0.7, 0.1, 0.
 
 
 def _columns(fields: Mapping[str, Any]) -> str:
-    """The names of a record's columns. Where the header line is missing they are a row's own text, which no message may carry."""
+    """The names of a record's columns. Where the header line is missing they are a row's own text,
+    which no message may carry.
+    """
     if any(not isinstance(name, str) or len(name) > 40 or name.count(" ") > 3 for name in fields):
         return f"{len(fields)} columns whose names read like text; is the header line missing?"
     return ", ".join(repr(name) for name in list(fields)[:20]) or "none"
@@ -81,10 +93,14 @@ def _messages(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...
     messages = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise UserError(f"{source}: {field!r} is a list, so each item must be a message with 'role' and 'content'")
+            raise UserError(
+                f"{source}: {field!r} is a list, so each item must be a message with 'role' and"
+                " 'content'"
+            )
         if not isinstance(message["content"], str):
             raise UserError(
-                f"{source}: the 'content' of a message in {field!r} is {type(message['content']).__name__}, it must be a string"
+                f"{source}: the 'content' of a message in {field!r} is"
+                f" {type(message['content']).__name__}, it must be a string"
             )
         messages.append((str(message["role"]), message["content"]))
     if not any(content.strip() for _, content in messages):
@@ -101,11 +117,16 @@ def _text(value: Any, field: str, source: str) -> str:
 
 
 def _whole_characters(text: str, field: str, source: str) -> str:
-    """The text, if it can be written as UTF-8: JSON can name half of a surrogate pair, which no tokenizer takes."""
+    """The text, if it can be written as UTF-8: JSON can name half of a surrogate pair, which no
+    tokenizer takes.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{source}: field {field!r} holds {text[error.start]!r}, half of a character; write the whole one") from None
+        raise UserError(
+            f"{source}: field {field!r} holds {text[error.start]!r}, half of a character; write the"
+            " whole one"
+        ) from None
     return text
 
 
@@ -113,8 +134,9 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """A `Row` from TRL's `prompt` and `completion`, or `text`.
 
     Args:
-        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default, an optional `right` holds a right answer,
-            an optional `alternate` another one of the model's own.
+        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default, an
+            optional `right` holds a right answer, an optional `alternate` another one of the
+            model's own.
         source (`str`): what error messages call the record.
         prompt_only (`bool`): whether a row without a completion is accepted.
 
@@ -123,14 +145,25 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """
     kind = fields.get("kind", "chat")
     if kind not in ("chat", "text"):
-        shown = repr(kind) if isinstance(kind, str) and len(kind) < 16 and kind.isidentifier() else "something else"  # no text of the row
+        shown = (
+            repr(kind)
+            if isinstance(kind, str) and len(kind) < 16 and kind.isidentifier()
+            else "something else"
+        )  # no text of the row
         raise UserError(f"{source}: field 'kind' is {shown}, it must be 'chat' or 'text'")
     if "prompt" not in fields and "text" in fields:
         return Row("", _text(fields["text"], "text", source), "text", source)
     if "prompt" not in fields:
-        raise UserError(f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt' and 'completion', or 'text'")
+        raise UserError(
+            f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt'"
+            " and 'completion', or 'text'"
+        )
     prompt = fields["prompt"]
-    prompt = _messages(prompt, "prompt", source) if isinstance(prompt, list | tuple) else _text(prompt, "prompt", source)
+    prompt = (
+        _messages(prompt, "prompt", source)
+        if isinstance(prompt, list | tuple)
+        else _text(prompt, "prompt", source)
+    )
     completion = fields.get("completion")
     if completion is None and prompt_only and "completion" not in fields:
         return Row(prompt, "", kind, source)
@@ -139,7 +172,28 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     if isinstance(completion, list | tuple):
         messages = _messages(completion, "completion", source)
         if len(messages) != 1 or messages[0][0] != "assistant":
-            raise UserError(f"{source}: a 'completion' of messages must be exactly one message of role 'assistant'")
+            raise UserError(
+                f"{source}: a 'completion' of messages must be exactly one message of role"
+                " 'assistant'"
+            )
         completion = messages[0][1]
-    others = [_text(fields[name], name, source) if fields.get(name) is not None else "" for name in ("right", "alternate")]
+    others = [
+        _text(fields[name], name, source) if fields.get(name) is not None else ""
+        for name in ("right", "alternate")
+    ]
     return Row(prompt, _text(completion, "completion", source), kind, source, *others)
+
+
+def _content_key(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rows_hash(rows: Iterable[Row]) -> str:
+    """16 hexadecimal digits that name a set of rows with all that is trained on or compared with,
+    whatever their order.
+    """
+    names = [
+        row.key + (_content_key([row.right, row.alternate]) if row.right or row.alternate else "")
+        for row in rows
+    ]
+    return hashlib.sha256("".join(sorted(names)).encode()).hexdigest()[:16]

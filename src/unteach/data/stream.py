@@ -1,4 +1,6 @@
-"""The order of training: position i of the stream is the same item in every process, however the run was cut into pieces."""
+"""The order of training: position i of the stream is the same item in every process, however the
+run was cut into pieces.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from unteach.data.tokenization import EncodedRow
 
 @dataclass(frozen=True)
 class StreamItem:
-    """What one position of the stream adds to a batch: a forget row (and its number) with its mismatch completions, and
-    some retain rows by number."""
+    """What one position of the stream adds to a batch: a forget row (and its number) with its
+    mismatch completions, and some retain rows by number.
+    """
 
     forget: EncodedRow | None
     mismatch: tuple[tuple[int, ...], ...]
@@ -26,7 +29,8 @@ class StreamItem:
 
 
 class TrainingStream(torch.utils.data.Dataset[StreamItem]):
-    """A run's items, a function of (seed, position) alone, so that resuming and sharding change nothing.
+    """A run's items, a function of (seed, position) alone, so that resuming and sharding change
+    nothing.
 
     Args:
         forget (`Sequence[EncodedRow]`): may be empty for a method that uses none.
@@ -64,7 +68,9 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
         if (name, epoch) not in self._orders:
             for old in [key for key in self._orders if key[0] == name and key[1] < epoch - 1]:
                 del self._orders[old]
-            self._orders[name, epoch] = row_generator("order", name, self.seed, epoch).permutation(size)
+            self._orders[name, epoch] = row_generator("order", name, self.seed, epoch).permutation(
+                size
+            )
         return epoch, int(self._orders[name, epoch][place])
 
     def __getitem__(self, position: int) -> StreamItem:
@@ -76,12 +82,16 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
             forget = self.forget[index]
             mismatch = tuple(self.mismatch.draw(forget, epoch)) if self.mismatch else ()
         first, last = int(position * self.retain_ratio), int((position + 1) * self.retain_ratio)
-        retain = tuple(self._row("retain", len(self.retain), place)[1] for place in range(first, last))
+        retain = tuple(
+            self._row("retain", len(self.retain), place)[1] for place in range(first, last)
+        )
         return StreamItem(forget, mismatch, retain, index)
 
 
 def forget_branches(row: EncodedRow, number: int) -> list[Branch]:
-    """The completion to forget and, if the row has one, the preferred completion; `number` is the row's in the forget set."""
+    """The completion to forget and, if the row has one, the preferred completion; `number` is the
+    row's in the forget set.
+    """
     preferred = [Branch("preferred", row.preferred_ids, 1.0, number)] if row.preferred_ids else []
     return [Branch("forget", row.completion_ids, 1.0, number), *preferred]
 
@@ -122,4 +132,6 @@ class Collator:
         return trees
 
     def __call__(self, items: Sequence[StreamItem]) -> dict[str, Tensor]:
-        return make_batch(self.trees(items), packed=self.packed, pad_id=self.pad_id, row_tokens=self.row_tokens)
+        return make_batch(
+            self.trees(items), packed=self.packed, pad_id=self.pad_id, row_tokens=self.row_tokens
+        )

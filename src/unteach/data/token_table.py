@@ -12,7 +12,9 @@ from unteach.data.tokenization import EncodedRow
 
 
 class EncodedRows(Sequence[EncodedRow]):
-    """Encoded rows that are put together when they are asked for; stands wherever a list of them does."""
+    """Encoded rows that are put together when they are asked for; stands wherever a list of them
+    does.
+    """
 
     @abstractmethod
     def row(self, number: int) -> EncodedRow:
@@ -53,5 +55,7 @@ class TokenTable(EncodedRows):
 
     def row(self, number: int) -> EncodedRow:
         ends = self._ends[3 * number : 3 * number + 4]
-        prompt, completion, preferred = (tuple(self._tokens[start:end]) for start, end in pairwise(ends))
+        prompt, completion, preferred = (
+            tuple(self._tokens[start:end]) for start, end in pairwise(ends)
+        )
         return EncodedRow(self._keys[number], prompt, completion, self._kinds[number], preferred)

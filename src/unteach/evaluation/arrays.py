@@ -1,4 +1,6 @@
-"""Numbers that come from outside, as arrays: of the right shape, not empty, not NaN, or a `ValueError` that names the argument."""
+"""Numbers that come from outside, as arrays: of the right shape, not empty, not NaN, or a
+`ValueError` that names the argument.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ def checked_array(values: Any, name: str, dimensions: int) -> Floats:
     except (TypeError, ValueError):
         raise ValueError(f"{name} is no array of numbers with rows of one length") from None
     if array.ndim != dimensions or not array.size:
-        raise ValueError(f"{name} has shape {array.shape}, it must have {dimensions} dimension(s), none of them empty")
+        raise ValueError(
+            f"{name} has shape {array.shape}, it must have {dimensions} dimension(s), none of them"
+            " empty"
+        )
     if np.isnan(array).any():
-        raise ValueError(f"{name} holds NaN at place {tuple(int(place) for place in np.argwhere(np.isnan(array))[0])}")
+        raise ValueError(
+            f"{name} holds NaN at place"
+            f" {tuple(int(place) for place in np.argwhere(np.isnan(array))[0])}"
+        )
     return array

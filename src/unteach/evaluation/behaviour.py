@@ -34,18 +34,24 @@ def behaviour_probe(
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
 
-    `forget_rate` is the share of forget prompts whose greedy answer still says what it must not, mean of training and validation
-    rows' shares. `utility` is the share of the retain completions' tokens that the model still chooses greedily.
+    `forget_rate` is the share of forget prompts whose greedy answer still says what it must not,
+    mean of training and validation rows' shares. `utility` is the share of the retain completions'
+    tokens that the model still chooses greedily.
 
     Args:
         tokenizer: the model's tokenizer.
         training, validation, retain: rows with completions; of each at most `forget_rows`.
-        still_said: from rows and answers to whether each answer still says it: the scenario's headline metric.
+        still_said: from rows and answers to whether each answer still says it: the scenario's
+            headline metric.
         forget_rows (`int`)
-        expected (*optional*): by a row's key, what the first probe may well hear, which saves time; later ones expect what was heard.
+        expected (*optional*): by a row's key, what the first probe may well hear, which saves time;
+            later ones expect what was heard.
         on_outputs (*optional*): is given the forget rows asked and their answers, at each probe.
     """
-    asked, held_out = spread(training, forget_rows), spread([row for row in validation if row.completion], forget_rows)
+    asked, held_out = (
+        spread(training, forget_rows),
+        spread([row for row in validation if row.completion], forget_rows),
+    )
     end_id = end_of_turn_id(tokenizer)
     kept = [encode_row(row, tokenizer, end_id) for row in spread(retain, forget_rows)]
     drafts = dict(expected or {})
@@ -61,7 +67,9 @@ def behaviour_probe(
         rates = {"train_rate": sum(first) / len(first)}
         if second:
             rates["validation_rate"] = sum(second) / len(second)
-        agreement = greedy_agreement(model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept])
+        agreement = greedy_agreement(
+            model, [row.prompt_ids for row in kept], [row.completion_ids for row in kept]
+        )
         shares = [share for share in agreement if share is not None]
         utility = sum(shares) / len(shares) if shares else 1.0
         forget_rate = sum(rates.values()) / len(rates)

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 
 from unteach import models
-from unteach.compute.kernels import steady_attention
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.likelihood import greedy_matches
 from unteach.evaluation.openings import opened_cache
+from unteach.models.kernels import steady_attention
 from unteach.processes import from_shares, own_share
 
 Progress = Callable[[int, int], None]
@@ -42,7 +42,9 @@ STRIDE = 8
 FEWEST, MOST = 24, 192
 """Prompts at a time where nobody says how many."""
 CACHE_MB = 1024
-"""Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts, on a CPU ..."""
+"""Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts, on a CPU
+...
+"""
 GPU_SHARE = 0.3
 """... and on a GPU the share of its free memory that they may take at most."""
 
@@ -71,14 +73,21 @@ def generate_ids(
         pad_id (`int`)
         end_ids: tokens that end an answer.
         batch_size (`int`, *optional*): default: `batch_that_fits`.
-        temperature (`float`): 0: greedy; above: drawn, with torch's global generator, from the whole distribution at that temperature.
-        starts (*optional*): for each prompt, tokens that its continuation is known to begin with (`agreed_starts`): not generated again.
+        temperature (`float`): 0: greedy; above: drawn, with torch's global generator, from the
+            whole distribution at that temperature.
+        starts (*optional*): for each prompt, tokens that its continuation is known to begin with
+            (`agreed_starts`): not generated again.
         progress (`Callable`, *optional*): called with (done, of) prompts.
-        on_batch (`Callable`, *optional*): given continuations by the prompt's place, as soon as they are there.
+        on_batch (`Callable`, *optional*): given continuations by the prompt's place, as soon as
+            they are there.
     """
     known = [list(start)[:max_new_tokens] for start in starts] if starts else [[] for _ in prompts]
     outputs = [until_end(start, end_ids) for start in known]
-    open_rows = [i for i, start in enumerate(known) if len(start) < max_new_tokens and len(outputs[i]) == len(start)]
+    open_rows = [
+        i
+        for i, start in enumerate(known)
+        if len(start) < max_new_tokens and len(outputs[i]) == len(start)
+    ]
     order = sorted(open_rows, key=lambda i: (len(known[i]), len(prompts[i])))
     training = model.training
     model.eval()
@@ -91,7 +100,9 @@ def generate_ids(
     for start in range(0, len(order), size):
         part = {i: [*prompts[i], *known[i]] for i in order[start : start + size]}
         ends_at = {i: len(prompts[i]) + max_new_tokens for i in part}
-        for finished in _finished_rows(model, part, ends_at, pad_id, end_ids, {"do_sample": temperature > 0, **drawn}):
+        for finished in _finished_rows(
+            model, part, ends_at, pad_id, end_ids, {"do_sample": temperature > 0, **drawn}
+        ):
             made = {i: until_end(ids[len(prompts[i]) :], end_ids) for i, ids in finished.items()}
             for i, ids in made.items():
                 outputs[i] = ids
@@ -105,26 +116,40 @@ def generate_ids(
 
 
 def _finished_rows(
-    model: Any, texts: Mapping[int, Sequence[int]], ends_at: Mapping[int, int], pad_id: int, end_ids: Sequence[int], how: Mapping[str, Any]
+    model: Any,
+    texts: Mapping[int, Sequence[int]],
+    ends_at: Mapping[int, int],
+    pad_id: int,
+    end_ids: Sequence[int],
+    how: Mapping[str, Any],
 ) -> Iterator[dict[int, list[int]]]:
     """Continues one batch of texts and gives each, by its key, as soon as it is at its end.
 
-    Tokens that all texts begin with (a system prompt) are forwarded once; the padding that aligns the texts' ends follows them. Every
-    `STRIDE` tokens the texts that have ended leave the batch and its cache, so that nothing is computed for them while others go on.
+    Tokens that all texts begin with (a system prompt) are forwarded once; the padding that aligns
+    the texts' ends follows them. Every `STRIDE` tokens the texts that have ended leave the batch
+    and its cache, so that nothing is computed for them while others go on.
     """
     rows = {key: list(ids) for key, ids in texts.items()}
     width, device = max(map(len, rows.values())), next(model.parameters()).device
     start, cache = opened_cache(model, list(rows.values()))
     gaps = {key: width - len(given) for key, given in rows.items()}
-    ids = torch.tensor([given[:start] + [pad_id] * gaps[key] + given[start:] for key, given in rows.items()], device=device)
-    mask = torch.tensor([[1] * start + [0] * gaps[key] + [1] * (len(given) - start) for key, given in rows.items()], device=device)
+    ids = torch.tensor(
+        [given[:start] + [pad_id] * gaps[key] + given[start:] for key, given in rows.items()],
+        device=device,
+    )
+    mask = torch.tensor(
+        [[1] * start + [0] * gaps[key] + [1] * (len(given) - start) for key, given in rows.items()],
+        device=device,
+    )
     while rows:
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
             num_beams=1,
-            max_new_tokens=min(STRIDE, max(ends_at[key] - len(given) for key, given in rows.items())),
+            max_new_tokens=min(
+                STRIDE, max(ends_at[key] - len(given) for key, given in rows.items())
+            ),
             pad_token_id=pad_id,
             eos_token_id=list(end_ids) or None,
             synced_gpus=False,  # each process has prompts of its own, and their number differs
@@ -149,10 +174,12 @@ def _finished_rows(
 
 
 def batch_that_fits(model: Any, length: int) -> int:
-    """Prompts at a time whose cache of keys and values, over `length` tokens each, stays within `CACHE_MB`; `FEWEST` to `MOST`.
+    """Prompts at a time whose cache of keys and values, over `length` tokens each, stays within
+    `CACHE_MB`; `FEWEST` to `MOST`.
 
-    Products of a few rows run at a fraction of a processor's rate, so that a batch should be large; the cache is what it costs. On a GPU it
-    may take `GPU_SHARE` of what is free, and there may be as few as one.
+    Products of a few rows run at a fraction of a processor's rate, so that a batch should be large;
+    the cache is what it costs. On a GPU it may take `GPU_SHARE` of what is free, and there may be
+    as few as one.
     """
     device = next(model.parameters()).device
     budget, fewest = CACHE_MB * 2**20, FEWEST
@@ -163,30 +190,47 @@ def batch_that_fits(model: Any, length: int) -> int:
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return FEWEST
-    size = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (getattr(config, "num_key_value_heads", None) or heads)
-    row_bytes = int(2 * config.num_hidden_layers * size * next(model.parameters()).element_size() * length)
+    size = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (
+        getattr(config, "num_key_value_heads", None) or heads
+    )
+    row_bytes = int(
+        2 * config.num_hidden_layers * size * next(model.parameters()).element_size() * length
+    )
     return max(fewest, min(MOST, budget // max(1, row_bytes)))
 
 
 def until_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
     """The tokens before the first that ends an answer."""
-    return list(ids[: next((place for place, token in enumerate(ids) if token in end_ids), len(ids))])
+    return list(
+        ids[: next((place for place, token in enumerate(ids) if token in end_ids), len(ids))]
+    )
 
 
-def agreed_starts(drafts: Sequence[Sequence[int]], matches: Sequence[Sequence[bool] | None]) -> list[list[int]]:
-    """How far each draft is what the model itself would say: its longest beginning of tokens that are all the model's greedy choice.
+def agreed_starts(
+    drafts: Sequence[Sequence[int]], matches: Sequence[Sequence[bool] | None]
+) -> list[list[int]]:
+    """How far each draft is what the model itself would say: its longest beginning of tokens that
+    are all the model's greedy choice.
 
-    One forward over prompt and draft finds the matches (`greedy_matches`). A greedy continuation that is expected (the text that a model is
-    asked whether it still knows, the answer that it gave before) so costs one forward, not one for each token; a draft that is wrong from
-    its first token costs that forward. It is the verification step of speculative decoding (Leviathan et al. 2023), a text standing in for
-    the draft model.
+    One forward over prompt and draft finds the matches (`greedy_matches`). A greedy continuation
+    that is expected (the text that a model is asked whether it still knows, the answer that it gave
+    before) so costs one forward, not one for each token; a draft that is wrong from its first token
+    costs that forward. It is the verification step of speculative decoding (Leviathan et al. 2023),
+    a text standing in for the draft model.
 
     Args:
         drafts: token ids of each draft; empty where there is none.
-        matches: for each draft's tokens whether the model would choose them; `None` where there is no draft.
+        matches: for each draft's tokens whether the model would choose them; `None` where there is
+            no draft.
     """
     return [
-        list(draft)[: next((place for place, match in enumerate(found) if not match), len(draft))] if found is not None else []
+        (
+            list(draft)[
+                : next((place for place, match in enumerate(found) if not match), len(draft))
+            ]
+            if found is not None
+            else []
+        )
         for draft, found in zip(drafts, matches, strict=True)
     ]
 
@@ -197,11 +241,19 @@ Starts = Callable[[Sequence[int]], Sequence[Sequence[int]]]
 
 def end_ids(tokenizer: Any) -> list[int]:
     """Tokens at which an answer ends: end-of-sequence and the chat template's end of turn."""
-    return sorted({token for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if token is not None})
+    return sorted(
+        {
+            token
+            for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
+            if token is not None
+        }
+    )
 
 
 class Generator(Protocol):
-    """Something that continues prompts greedily: the model itself, a cache before it, another engine."""
+    """Something that continues prompts greedily: the model itself, a cache before it, another
+    engine.
+    """
 
     def __call__(
         self,
@@ -211,7 +263,9 @@ class Generator(Protocol):
         starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """Continuations of token ids, without the end token. `starts` saves work and changes nothing; asked only for what is generated."""
+        """Continuations of token ids, without the end token. `starts` saves work and changes
+        nothing; asked only for what is generated.
+        """
 
 
 @dataclass(frozen=True)
@@ -253,7 +307,8 @@ class TransformersGenerator:
 
 @dataclass(frozen=True)
 class SharedGenerator:
-    """Generation by transformers of which each process of a run does its share, and has the whole in the end.
+    """Generation by transformers of which each process of a run does its share, and has the whole
+    in the end.
 
     Args:
         model: a causal language model, whole in every process.
@@ -278,7 +333,12 @@ class SharedGenerator:
         generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
         share = own_share(order)
         theirs = [prompts[i] for i in share]
-        outputs = generate(theirs, max_new_tokens=max_new_tokens, starts=starts_of(share, starts), progress=progress)
+        outputs = generate(
+            theirs,
+            max_new_tokens=max_new_tokens,
+            starts=starts_of(share, starts),
+            progress=progress,
+        )
         made = from_shares(outputs, len(prompts))
         return [ids for _, ids in sorted(zip(order, made, strict=True))]
 
@@ -299,7 +359,8 @@ def answer(
     matches: Sequence[Sequence[bool] | None] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends (with its space, if it has one).
+    """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends
+    (with its space, if it has one).
 
     Args:
         model: a causal language model.
@@ -307,35 +368,59 @@ def answer(
         rows: rows with prompts; a completion is the draft of the answer (`agreed_starts`).
         max_new_tokens (`int`)
         generator (`Generator`, *optional*): who generates; default: the model itself.
-        expected (*optional*): drafts by the rows' keys, before those in the rows: answers of this model or of one like it.
-        matches (*optional*): `greedy_matches` of the rows' completions, where the caller has them: no forward is made to find them again.
+        expected (*optional*): drafts by the rows' keys, before those in the rows: answers of this
+            model or of one like it.
+        matches (*optional*): `greedy_matches` of the rows' completions, where the caller has them:
+            no forward is made to find them again.
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
     prompts = fitting_prompts(model, tokenizer, rows, max_new_tokens)
     end_id = end_of_turn_id(tokenizer)
     texts = [(expected or {}).get(row.key, row.completion) for row in rows]
-    drafts = [draft(*item, tokenizer, end_id)[:max_new_tokens] for item in zip(rows, prompts, texts, strict=True)]
+    drafts = [
+        draft(*item, tokenizer, end_id)[:max_new_tokens]
+        for item in zip(rows, prompts, texts, strict=True)
+    ]
 
     def starts(places: Sequence[int]) -> list[list[int]]:
         known = {i: matches[i] for i in places if texts[i] == rows[i].completion} if matches else {}
         todo = [i for i in places if drafts[i] and i not in known]
         if todo:
-            known |= dict(zip(todo, greedy_matches(model, [prompts[i] for i in todo], [drafts[i] for i in todo]), strict=True))
-        return agreed_starts([drafts[i] for i in places], [known[i] if drafts[i] else None for i in places])
+            known |= dict(
+                zip(
+                    todo,
+                    greedy_matches(model, [prompts[i] for i in todo], [drafts[i] for i in todo]),
+                    strict=True,
+                )
+            )
+        return agreed_starts(
+            [drafts[i] for i in places], [known[i] if drafts[i] else None for i in places]
+        )
 
     generator = generator or SharedGenerator(model, tokenizer)
     outputs = generator(prompts, max_new_tokens=max_new_tokens, starts=starts, progress=progress)
-    return [continuation_text(tokenizer, prompt, ids) for prompt, ids in zip(prompts, outputs, strict=True)]
+    return [
+        continuation_text(tokenizer, prompt, ids)
+        for prompt, ids in zip(prompts, outputs, strict=True)
+    ]
 
 
-def fitting_prompts(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int) -> list[tuple[int, ...]]:
-    """Token ids of the rows' prompts; one that leaves no room in the model's window for its answer loses its beginning."""
+def fitting_prompts(
+    model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int
+) -> list[tuple[int, ...]]:
+    """Token ids of the rows' prompts; one that leaves no room in the model's window for its answer
+    loses its beginning.
+    """
     room = max(1, models.window(model) - max_new_tokens)
     return [encode_prompt(row, tokenizer)[-room:] for row in rows]
 
 
-def draft(row: Row, prompt: Sequence[int], text: str, tokenizer: Any, end_id: int | None) -> tuple[int, ...]:
-    """Tokens of a text as the row's answer; none where it is empty or its tokens merge with the prompt's."""
+def draft(
+    row: Row, prompt: Sequence[int], text: str, tokenizer: Any, end_id: int | None
+) -> tuple[int, ...]:
+    """Tokens of a text as the row's answer; none where it is empty or its tokens merge with the
+    prompt's.
+    """
     if text.strip():
         with contextlib.suppress(UserError):
             item = encode_row(row.with_completion(text), tokenizer, end_id)
@@ -345,7 +430,13 @@ def draft(row: Row, prompt: Sequence[int], text: str, tokenizer: Any, end_id: in
 
 
 def continuation_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """Text of `ids` after `prompt`. Decoded alone they would lose the space in front where pieces begin with a word boundary (Llama)."""
+    """Text of `ids` after `prompt`. Decoded alone they would lose the space in front where pieces
+    begin with a word boundary (Llama).
+    """
     before = str(tokenizer.decode(list(prompt), skip_special_tokens=True))
     whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))
-    return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    return (
+        whole[len(before) :]
+        if whole.startswith(before)
+        else str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    )

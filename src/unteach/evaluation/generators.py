@@ -1,4 +1,6 @@
-"""Generation that is cached, shared among processes, or done by vLLM; all behind the interface of `Generator`."""
+"""Generation that is cached, shared among processes, or done by vLLM; all behind the interface of
+`Generator`.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,35 @@ from typing import Any
 import torch
 
 from unteach.errors import UserError
-from unteach.evaluation.generation import Generator, Progress, Starts, TransformersGenerator, end_ids, starts_of
+from unteach.evaluation.generation import (
+    Generator,
+    Progress,
+    Starts,
+    TransformersGenerator,
+    end_ids,
+    starts_of,
+)
 
 
 class CachedGenerator:
-    """Keeps every continuation in a file, so that a second metric or an interrupted evaluation generates nothing twice.
+    """Keeps every continuation in a file, so that a second metric or an interrupted evaluation
+    generates nothing twice.
 
-    The file's name holds the model's hash, the engine and its settings; a line holds a prompt's hash and its continuation. Each batch is
-    written as soon as it is there. Among several processes each generates its share of what is missing.
+    The file's name holds the model's hash, the engine and its settings; a line holds a prompt's
+    hash and its continuation. Each batch is written as soon as it is there. Among several processes
+    each generates its share of what is missing.
 
     Args:
-        generator: who generates what is not there yet; one that offers `on_batch` is asked to give its batches at once.
+        generator: who generates what is not there yet; one that offers `on_batch` is asked to give
+            its batches at once.
         folder (`Path`): where the file lies; only its owner can read it.
         model_hash (`str`): names the model and all that decides its answers.
         engine (`str`): name of the engine: two engines' answers may differ in rare near-ties.
     """
 
-    def __init__(self, generator: Generator, folder: Path, model_hash: str, engine: str = "transformers") -> None:
+    def __init__(
+        self, generator: Generator, folder: Path, model_hash: str, engine: str = "transformers"
+    ) -> None:
         self.generator, self.folder = generator, folder
         self.model_hash, self.engine = model_hash, engine
 
@@ -46,10 +60,15 @@ class CachedGenerator:
         from accelerate.utils import gather_object
 
         state = PartialState()
-        name = hashlib.sha256(json.dumps([self.model_hash, self.engine, max_new_tokens, "greedy"]).encode()).hexdigest()[:16]
+        name = hashlib.sha256(
+            json.dumps([self.model_hash, self.engine, max_new_tokens, "greedy"]).encode()
+        ).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        path = self.folder / f"continuations-{name}{f'-{state.process_index}' if state.num_processes > 1 else ''}.jsonl"
+        path = (
+            self.folder
+            / f"continuations-{name}{f'-{state.process_index}' if state.num_processes > 1 else ''}.jsonl"
+        )
         keys = [prompt_key(prompt) for prompt in prompts]
         known: dict[str, list[int]] = {}
         for file in sorted(self.folder.glob(f"continuations-{name}*.jsonl")):
@@ -69,7 +88,12 @@ class CachedGenerator:
             generator, todo = self.generator, [prompts[i] for i in share]
             if isinstance(generator, TransformersGenerator):
                 generator = replace(generator, on_batch=keep)
-            outputs = generator(todo, max_new_tokens=max_new_tokens, starts=starts_of(share, starts), progress=progress)
+            outputs = generator(
+                todo,
+                max_new_tokens=max_new_tokens,
+                starts=starts_of(share, starts),
+                progress=progress,
+            )
             if not made:
                 keep(dict(enumerate(outputs)))
         if state.num_processes > 1:
@@ -84,7 +108,9 @@ def prompt_key(prompt: Sequence[int]) -> str:
 
 
 def read_continuations(path: Path) -> dict[str, list[int]]:
-    """The whole lines of a cache file; a last line that an interruption cut off is left out, and cut off the file too."""
+    """The whole lines of a cache file; a last line that an interruption cut off is left out, and
+    cut off the file too.
+    """
     found: dict[str, list[int]] = {}
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
@@ -97,7 +123,9 @@ def read_continuations(path: Path) -> dict[str, list[int]]:
 
 
 def free_share() -> float:
-    """The share of the GPU that an engine may take: nine tenths of what is free, as a model for likelihoods lies there too."""
+    """The share of the GPU that an engine may take: nine tenths of what is free, as a model for
+    likelihoods lies there too.
+    """
     if not torch.cuda.is_available():
         return 0.9
     gc.collect()
@@ -112,18 +140,28 @@ class VllmGenerator:
     Args:
         model (`str`): folder or hub id.
         tokenizer: the model's tokenizer, for the tokens that end an answer.
-        make_engine (`Callable`, *optional*): makes the engine from the model's name; default: `vllm.LLM` with `skip_tokenizer_init`.
+        make_engine (`Callable`, *optional*): makes the engine from the model's name; default:
+            `vllm.LLM` with `skip_tokenizer_init`.
 
     Raises:
         UserError: if vLLM is not installed.
     """
 
-    def __init__(self, model: str, tokenizer: Any, make_engine: Callable[[str], Any] | None = None) -> None:
+    def __init__(
+        self, model: str, tokenizer: Any, make_engine: Callable[[str], Any] | None = None
+    ) -> None:
         try:
             from vllm import LLM, SamplingParams
         except ImportError:
-            raise UserError("engine 'vllm' is not installed here; install the extra with: pip install 'unteach[vllm]'") from None
-        self._engine = make_engine(model) if make_engine else LLM(model, skip_tokenizer_init=True, gpu_memory_utilization=free_share())
+            raise UserError(
+                "engine 'vllm' is not installed here; install the extra with: pip install"
+                " 'unteach[vllm]'"
+            ) from None
+        self._engine = (
+            make_engine(model)
+            if make_engine
+            else LLM(model, skip_tokenizer_init=True, gpu_memory_utilization=free_share())
+        )
         self._params = SamplingParams
         self._ends = end_ids(tokenizer)
 
@@ -136,9 +174,17 @@ class VllmGenerator:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """See `Generator`; `starts` is not used."""
-        settings = self._params(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self._ends, detokenize=False)
+        settings = self._params(
+            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self._ends, detokenize=False
+        )
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = [list(made.outputs[0].token_ids) for made in self._engine.generate(requests, settings, use_tqdm=False)]
+        outputs = [
+            list(made.outputs[0].token_ids)
+            for made in self._engine.generate(requests, settings, use_tqdm=False)
+        ]
         if progress:
             progress(len(prompts), len(prompts))
-        return [ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))] for ids in outputs]
+        return [
+            ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))]
+            for ids in outputs
+        ]

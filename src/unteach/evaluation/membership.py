@@ -1,4 +1,6 @@
-"""Six membership-inference attacks: per-row scores, what they need from a model, and the AUC that compares two sets of rows."""
+"""Six membership-inference attacks: per-row scores, what they need from a model, and the AUC that
+compares two sets of rows.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.evaluation.arrays import Floats, checked_array
 from unteach.evaluation.likelihood import Tokens, completion_states
-from unteach.tokenwise import LOGITS_BUDGET_BYTES, log_probability, token_statistics
+from unteach.models.token_statistics import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
 DEFAULT_K = 0.4
 """MUSE's share of tokens for Min-K% (arXiv 2407.06460)."""
@@ -24,11 +26,13 @@ DEFAULT_K = 0.4
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the attacks may look at for one row; every array has shape (tokens,), of the completion's tokens, in nats.
+    """What the attacks may look at for one row; every array has shape (tokens,), of the
+    completion's tokens, in nats.
 
     Args:
         logp: log p of each token.
-        mean, std: mean and standard deviation of log p over the vocabulary, under p, at each token's position.
+        mean, std: mean and standard deviation of log p over the vocabulary, under p, at each
+            token's position.
         text (`str`): the completion's text.
         reference_loss (`float`, *optional*): mean NLL of the same tokens under a reference model.
         gradient_norm (`float`, *optional*): global L2 norm of the gradient of the row's mean NLL.
@@ -43,7 +47,8 @@ class Evidence:
 
 
 def auc(member_scores: Any, nonmember_scores: Any) -> float:
-    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half.
+    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting
+    half.
 
     >>> auc([2.0, 1.0], [1.0, 0.0])
     0.875
@@ -54,17 +59,32 @@ def auc(member_scores: Any, nonmember_scores: Any) -> float:
     Raises:
         ValueError: naming the argument that is empty, not one row, or holds NaN.
     """
-    members, others = checked_array(member_scores, "member_scores", 1), np.sort(checked_array(nonmember_scores, "nonmember_scores", 1))
-    below, not_above = np.searchsorted(others, members, "left"), np.searchsorted(others, members, "right")
+    members, others = (
+        checked_array(member_scores, "member_scores", 1),
+        np.sort(checked_array(nonmember_scores, "nonmember_scores", 1)),
+    )
+    below, not_above = (
+        np.searchsorted(others, members, "left"),
+        np.searchsorted(others, members, "right"),
+    )
     return float((below + not_above).sum() / (2 * len(members) * len(others)))
 
 
 def auc_interval(member_scores: Any, nonmember_scores: Any, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed seed)."""
-    members, others = checked_array(member_scores, "member_scores", 1), checked_array(nonmember_scores, "nonmember_scores", 1)
+    """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed
+    seed).
+    """
+    members, others = (
+        checked_array(member_scores, "member_scores", 1),
+        checked_array(nonmember_scores, "nonmember_scores", 1),
+    )
     draw = np.random.default_rng(seed)
     found = [
-        auc(members[draw.integers(0, len(members), len(members))], others[draw.integers(0, len(others), len(others))]) for _ in range(1000)
+        auc(
+            members[draw.integers(0, len(members), len(members))],
+            others[draw.integers(0, len(others), len(others))],
+        )
+        for _ in range(1000)
     ]
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
@@ -79,7 +99,8 @@ def _lowest(values: Floats, k: float) -> float:
 
 
 def min_k(token_logprobs: Any, k: float = DEFAULT_K) -> float:
-    """Min-K% (Shi et al. 2024, arXiv 2310.16789): mean of the lowest share `k` of the tokens' log-probabilities, at least of one token.
+    """Min-K% (Shi et al. 2024, arXiv 2310.16789): mean of the lowest share `k` of the tokens'
+    log-probabilities, at least of one token.
 
     >>> min_k([-1.0, -2.0, -3.0, -4.0], 0.5)
     -3.5
@@ -95,10 +116,11 @@ def min_k(token_logprobs: Any, k: float = DEFAULT_K) -> float:
 
 
 def min_k_plus_plus(token_logprobs: Any, mean: Any, std: Any, k: float = DEFAULT_K) -> float:
-    """Min-K%++ (Zhang et al. 2024, arXiv 2404.02936): the same, each log-probability standardised by the mean and the standard deviation of
-    log p over the vocabulary, under p, at its position.
+    """Min-K%++ (Zhang et al. 2024, arXiv 2404.02936): the same, each log-probability standardised
+    by the mean and the standard deviation of log p over the vocabulary, under p, at its position.
 
-    Where the deviation is 0 every possible token has the same probability: a token of it stands at 0, any other infinitely far below.
+    Where the deviation is 0 every possible token has the same probability: a token of it stands at
+    0, any other infinitely far below.
 
     Args:
         token_logprobs, mean, std: shape (tokens,).
@@ -121,12 +143,16 @@ def min_k_plus_plus(token_logprobs: Any, mean: Any, std: Any, k: float = DEFAULT
 
 
 def loss_score(token_logprobs: Any) -> float:
-    """Minus the mean NLL (Yeom et al. 2018, arXiv 1709.01604). Args: `token_logprobs` of shape (tokens,)."""
+    """Minus the mean NLL (Yeom et al. 2018, arXiv 1709.01604). Args: `token_logprobs` of shape
+    (tokens,).
+    """
     return float(checked_array(token_logprobs, "token_logprobs", 1).mean())
 
 
 def zlib_score(token_logprobs: Any, text: str) -> float:
-    """Minus mean NLL over the length in bytes of the completion's text under zlib (Carlini et al. 2021, arXiv 2012.07805)."""
+    """Minus mean NLL over the length in bytes of the completion's text under zlib (Carlini et al.
+    2021, arXiv 2012.07805).
+    """
     return loss_score(token_logprobs) / len(zlib.compress(text.encode("utf-8", "surrogatepass")))
 
 
@@ -149,14 +175,16 @@ ATTACKS: dict[str, Callable[[Evidence], float | None]] = {
     "min_k_plus_plus": lambda row: min_k_plus_plus(row.logp, row.mean, row.std),
     "gradient_norm": lambda row: None if row.gradient_norm is None else -row.gradient_norm,
 }
-"""Name to a row's score, `None` where what it needs was not measured. In all of them higher means more likely trained on."""
+"""Name to a row's score, `None` where what it needs was not measured. In all of them higher means
+more likely trained on.
+"""
 
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of log p over the vocabulary, under p, of each position.
 
-    mean = sum_v p_v log p_v (minus the entropy) and std = sqrt(sum_v p_v (log p_v - mean)^2), centred before it is squared; a token of
-    probability 0 adds nothing to either.
+    mean = sum_v p_v log p_v (minus the entropy) and std = sqrt(sum_v p_v (log p_v - mean)^2),
+    centred before it is squared; a token of probability 0 adds nothing to either.
 
     Args:
         logits (`Tensor` of shape (tokens, vocabulary))
@@ -173,15 +201,22 @@ def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def token_moments(
-    model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048, budget_bytes: int = LOGITS_BUDGET_BYTES // 4
+    model: Any,
+    prompts: Tokens,
+    completions: Tokens,
+    *,
+    tokens_per_batch: int = 2048,
+    budget_bytes: int = LOGITS_BUDGET_BYTES // 4,
 ) -> list[tuple[Floats, Floats, Floats] | None]:
-    """(log p, mean, std) of each completion's tokens, as the attacks need them; logits exist for one chunk of positions at a time.
+    """(log p, mean, std) of each completion's tokens, as the attacks need them; logits exist for
+    one chunk of positions at a time.
 
     Args:
         model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
         tokens_per_batch (`int`): rows are batched up to so many tokens.
-        budget_bytes (`int`): most bytes of one (tokens, vocabulary) matrix; a handful of them exist at once.
+        budget_bytes (`int`): most bytes of one (tokens, vocabulary) matrix; a handful of them exist
+            at once.
 
     Returns:
         three arrays of shape (tokens,) for each row; `None` for one without completion.
@@ -193,8 +228,12 @@ def token_moments(
         pieces = []
         for states, targets in zip(hidden.split(rows), wanted.split(rows), strict=True):
             logits = head.logits(states)
-            pieces.append(torch.stack([log_probability(logits, targets), *vocabulary_moments(logits)]))
-        numbers = torch.cat(pieces, 1).double().cpu().split([len(completions[i]) for i in part], dim=1)
+            pieces.append(
+                torch.stack([log_probability(logits, targets), *vocabulary_moments(logits)])
+            )
+        numbers = (
+            torch.cat(pieces, 1).double().cpu().split([len(completions[i]) for i in part], dim=1)
+        )
         for index, row in zip(part, numbers, strict=True):
             logp, mean, std = row.numpy()
             found[index] = (logp, mean, std)
@@ -203,9 +242,11 @@ def token_moments(
 
 @torch.enable_grad()
 def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[float | None]:
-    """Global L2 norm of the gradient of each row's mean NLL with respect to all weights (an adapter's and its base model's).
+    """Global L2 norm of the gradient of each row's mean NLL with respect to all weights (an
+    adapter's and its base model's).
 
-    One row at a time, in evaluation mode. What the model had before is left as it was: gradients, `requires_grad`, training mode.
+    One row at a time, in evaluation mode. What the model had before is left as it was: gradients,
+    `requires_grad`, training mode.
 
     Args:
         model: a causal language model.
@@ -226,11 +267,18 @@ def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[flo
             if not completions[index]:
                 continue
             tree = Tree(tuple(prompts[index]), (Branch("retain", tuple(completions[index])),))
-            batch = {name: tensor.to(device) for name, tensor in make_batch([tree], packed=False, pad_id=0).items()}
+            batch = {
+                name: tensor.to(device)
+                for name, tensor in make_batch([tree], packed=False, pad_id=0).items()
+            }
             hidden = models.predicting_states(model, batch, packed=False)
             loss = -token_statistics(hidden, batch["target"], head).logp.mean()
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            sizes = [torch.linalg.vector_norm(gradient.float()).double() for gradient in gradients if gradient is not None]
+            sizes = [
+                torch.linalg.vector_norm(gradient.float()).double()
+                for gradient in gradients
+                if gradient is not None
+            ]
             norms[index] = float(torch.linalg.vector_norm(torch.stack(sizes)))
     finally:
         for weight, wanted in zip(weights, before, strict=True):
@@ -254,8 +302,10 @@ def collect_evidence(
         model: a causal language model.
         prompts, completions: token ids; none may be empty.
         texts: the completions' texts.
-        reference_losses (*optional*): each completion's mean NLL under a reference model; without it that attack has no scores.
-        gradients (`bool`): whether the gradients' norms are measured, which costs a backward pass a row.
+        reference_losses (*optional*): each completion's mean NLL under a reference model; without
+            it that attack has no scores.
+        gradients (`bool`): whether the gradients' norms are measured, which costs a backward pass a
+            row.
 
     Raises:
         ValueError: for a row without completion.
@@ -264,7 +314,9 @@ def collect_evidence(
     norms = gradient_norms(model, prompts, completions) if gradients else [None] * len(prompts)
     references = reference_losses if reference_losses is not None else [None] * len(prompts)
     rows = []
-    for place, (found, text, reference, norm) in enumerate(zip(moments, texts, references, norms, strict=True)):
+    for place, (found, text, reference, norm) in enumerate(
+        zip(moments, texts, references, norms, strict=True)
+    ):
         if found is None:
             raise ValueError(f"completions has no tokens at row {place}")
         rows.append(Evidence(*found, text, reference, norm))

@@ -1,4 +1,6 @@
-"""How much of a text a model knows by heart, token by token (the metrics' definitions: docs/evaluation.md)."""
+"""How much of a text a model knows by heart, token by token (the metrics' definitions:
+docs/evaluation.md).
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ Correct = Sequence[bool] | npt.NDArray[np.bool_]
 def _checked(correct: Correct) -> npt.NDArray[np.bool_]:
     array = np.asarray(correct)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"correct has shape {array.shape}, it must be one row of at least one token")
+        raise ValueError(
+            f"correct has shape {array.shape}, it must be one row of at least one token"
+        )
     if array.dtype != np.bool_:
         raise ValueError(f"correct is {array.dtype}, it must be boolean")
     return array
 
 
 def exact_memorization(correct: Correct) -> float:
-    """Share of a completion's tokens that the model predicts right, each given the true tokens before it (Tirumala et al. 2022).
+    """Share of a completion's tokens that the model predicts right, each given the true tokens
+    before it (Tirumala et al. 2022).
 
     >>> exact_memorization([True, False, True, True])
     0.75
@@ -35,7 +40,8 @@ def exact_memorization(correct: Correct) -> float:
 
 
 def extraction_strength(correct: Correct) -> float:
-    """1 - k/n for the smallest prefix length k after which the whole rest of n tokens is predicted right (Carlini et al. 2021).
+    """1 - k/n for the smallest prefix length k after which the whole rest of n tokens is predicted
+    right (Carlini et al. 2021).
 
     A model that predicts the last token wrong has 0: no prefix makes it say the rest.
 

@@ -1,4 +1,6 @@
-"""What the prompts of a batch all begin with (a chat template's system prompt), forwarded once for all of them."""
+"""What the prompts of a batch all begin with (a chat template's system prompt), forwarded once for
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,30 @@ WORTH_SHARING = 8
 
 
 def opened_cache(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    """(number of tokens, their cache with a row for each prompt): the opening of two prompts or more.
+    """(number of tokens, their cache with a row for each prompt): the opening of two prompts or
+    more.
 
-    (0, `None`) where there is none worth it, or where the model's cache does not keep all keys and values: a recurrent state would run on
-    over padding, a sliding window be filled by it.
+    (0, `None`) where there is none worth it, or where the model's cache does not keep all keys and
+    values: a recurrent state would run on over padding, a sliding window be filled by it.
 
     Args:
         model: a causal language model, in evaluation mode.
         prompts: token ids; at least one prompt.
     """
     opening = common_opening(prompts)
-    if len(prompts) < 2 or len(opening) < WORTH_SHARING or model.generation_config.use_cache is False:
+    if (
+        len(prompts) < 2
+        or len(opening) < WORTH_SHARING
+        or model.generation_config.use_cache is False
+    ):
         return 0, None
     ids = torch.tensor([opening], device=next(model.parameters()).device)
-    cache = models.decoder(model)(input_ids=ids, use_cache=True, return_dict=True).get("past_key_values")
-    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    cache = models.decoder(model)(input_ids=ids, use_cache=True, return_dict=True).get(
+        "past_key_values"
+    )
+    if not isinstance(cache, DynamicCache) or any(
+        type(layer) is not DynamicLayer for layer in cache.layers
+    ):
         return 0, None
     cache.batch_repeat_interleave(len(prompts))
     return len(opening), cache

@@ -15,10 +15,13 @@ class MetricResult:
     """One number, traceable to its rows.
 
     Args:
-        value (`float`, *optional*): the aggregate; `None` where it is not meaningful (NM) or there are no rows.
+        value (`float`, *optional*): the aggregate; `None` where it is not meaningful (NM) or there
+            are no rows.
         n (`int`): number of rows behind it.
-        ci_low, ci_high (`float`, *optional*): 95% interval over rows (Wilson for rates, bootstrap for means).
-        higher_is_better (`bool`, *optional*): `None` where neither is: nearest to a retrained model's value, or to 0, is best.
+        ci_low, ci_high (`float`, *optional*): 95% interval over rows (Wilson for rates, bootstrap
+            for means).
+        higher_is_better (`bool`, *optional*): `None` where neither is: nearest to a retrained
+            model's value, or to 0, is best.
         rows (`tuple`): the value of each row, `None` where it has none.
     """
 
@@ -49,7 +52,9 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float | None, float | None]:
-    """95% percentile bootstrap interval of a mean over rows (2,000 resamples, fixed seed); `None` twice for a single row."""
+    """95% percentile bootstrap interval of a mean over rows (2,000 resamples, fixed seed); `None`
+    twice for a single row.
+    """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return None, None
@@ -60,8 +65,11 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float | 
     return float(low), float(high)
 
 
-def summarise(rows: Sequence[float | None], *, higher_is_better: bool | None, rate: bool = False) -> MetricResult:
-    """Mean of per-row values with its interval; rows without a value are left out of the mean and of n.
+def summarise(
+    rows: Sequence[float | None], *, higher_is_better: bool | None, rate: bool = False
+) -> MetricResult:
+    """Mean of per-row values with its interval; rows without a value are left out of the mean and
+    of n.
 
     Args:
         rows: per-row values.
@@ -71,5 +79,9 @@ def summarise(rows: Sequence[float | None], *, higher_is_better: bool | None, ra
     values = [row for row in rows if row is not None and not math.isnan(row)]
     if not values:
         return MetricResult(None, 0, None, None, higher_is_better, tuple(rows))
-    low, high = wilson_interval(round(sum(values)), len(values)) if rate else bootstrap_interval(values)
-    return MetricResult(math.fsum(values) / len(values), len(values), low, high, higher_is_better, tuple(rows))
+    low, high = (
+        wilson_interval(round(sum(values)), len(values)) if rate else bootstrap_interval(values)
+    )
+    return MetricResult(
+        math.fsum(values) / len(values), len(values), low, high, higher_is_better, tuple(rows)
+    )

@@ -23,7 +23,9 @@ def question_answer(query: str) -> str:
 
 
 def adversarial(query: str) -> str:
-    """An adversarial probe brings its own wording (prefix, suffix, role, examples, another language, ...), to which nothing is added."""
+    """An adversarial probe brings its own wording (prefix, suffix, role, examples, another
+    language, ...), to which nothing is added.
+    """
     return query
 
 
@@ -32,37 +34,50 @@ PROBES: dict[str, Callable[[str], str]] = {
     "question_answer": question_answer,
     "adversarial": adversarial,
 }
-"""Kind of probe to what makes a prompt of its query. The wordings are ours: numbers of different wordings do not compare."""
+"""Kind of probe to what makes a prompt of its query. The wordings are ours: numbers of different
+wordings do not compare.
+"""
 
 
 def probe_recall(answers: Sequence[str], right_answers: Sequence[str]) -> list[float]:
     """ROUGE-L recall of each answer against the right one.
 
-    Letters' case does not count, words count as often as they stand there and in their order. An answer that could not be had raises where
-    it is made; it is never a 0, which would call it forgotten.
+    Letters' case does not count, words count as often as they stand there and in their order. An
+    answer that could not be had raises where it is made; it is never a 0, which would call it
+    forgotten.
 
     Args:
         answers: what the model says to each probe.
         right_answers: what it knew.
 
     Raises:
-        ValueError: naming the argument, if the two are not equally many, a right answer has no words, or an answer is no text.
+        ValueError: naming the argument, if the two are not equally many, a right answer has no
+            words, or an answer is no text.
     """
     if len(answers) != len(right_answers):
-        raise ValueError(f"right_answers has {len(right_answers)} texts, answers has {len(answers)}")
+        raise ValueError(
+            f"right_answers has {len(right_answers)} texts, answers has {len(answers)}"
+        )
     for place, (answer, right) in enumerate(zip(answers, right_answers, strict=True)):
         if not isinstance(answer, str):
-            raise ValueError(f"answers holds {type(answer).__name__} at row {place}: no answer is not a forgotten one")
+            raise ValueError(
+                f"answers holds {type(answer).__name__} at row {place}: no answer is not a"
+                " forgotten one"
+            )
         if not has_words(right):
-            raise ValueError(f"right_answers has no words at row {place}: nothing can be said to be forgotten")
+            raise ValueError(
+                f"right_answers has no words at row {place}: nothing can be said to be forgotten"
+            )
     return [rouge_l(answer, right)[0] for answer, right in zip(answers, right_answers, strict=True)]
 
 
 def ngram_entropy(text: str) -> float | None:
-    """RWKU's fluency: mean of 2/3 of the entropy of the text's bigrams and 4/3 of that of its trigrams, in bits.
+    """RWKU's fluency: mean of 2/3 of the entropy of the text's bigrams and 4/3 of that of its
+    trigrams, in bits.
 
-    **Never to be used alone.** It detects repetition and nothing else: a string of random words has the highest entropy of all, above any
-    sentence. Show it beside the text's NLL under a language model (`fluency`), which is high for random words.
+    **Never to be used alone.** It detects repetition and nothing else: a string of random words has
+    the highest entropy of all, above any sentence. Show it beside the text's NLL under a language
+    model (`fluency`), which is high for random words.
 
     >>> ngram_entropy("a b a b a b")
     0.9903168648182228

@@ -30,8 +30,8 @@ class Said:
 
     Args:
         outputs: set name to the greedy answers.
-        correct: set name to, for each row, whether the model would choose each token of the expected completion greedily, given those
-            before it; `None` for a row without one.
+        correct: set name to, for each row, whether the model would choose each token of the
+            expected completion greedily, given those before it; `None` for a row without one.
     """
 
     outputs: Mapping[str, list[str]]
@@ -40,7 +40,9 @@ class Said:
 
 @dataclass(frozen=True)
 class ReferenceLM:
-    """A language model that others' answers are read by: its name for the report, the model, its own tokenizer."""
+    """A language model that others' answers are read by: its name for the report, the model, its
+    own tokenizer.
+    """
 
     name: str
     model: Any
@@ -56,18 +58,23 @@ def ask(
     expected: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Said:
-    """The model's greedy answers to every row of every set, in one sorted sweep, and its choices along the expected completions.
+    """The model's greedy answers to every row of every set, in one sorted sweep, and its choices
+    along the expected completions.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         sets: prompt sets, name to rows.
         generator (`Generator`, *optional*): who generates; default: the model itself.
-        expected (*optional*): by a row's key, what the answer may well be (another model's): it is not generated where the model agrees.
+        expected (*optional*): by a row's key, what the answer may well be (another model's): it is
+            not generated where the model agrees.
         progress (`Callable`, *optional*): called with (done, of) prompts.
     """
     rows = [row for part in sets.values() for row in part]
-    matches = greedy_matches(model, *_encoded(rows, [row.completion for row in rows], tokenizer, end_of_turn_id(tokenizer)))
+    matches = greedy_matches(
+        model,
+        *_encoded(rows, [row.completion for row in rows], tokenizer, end_of_turn_id(tokenizer)),
+    )
     said = answer(
         model,
         tokenizer,
@@ -88,10 +95,11 @@ def ask(
 def _encoded(
     rows: Sequence[Row], texts: Sequence[str], tokenizer: Any, end_id: int | None = None
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Tokens of the prompts and of the texts as their completions; none where the text is empty or merges with its prompt.
+    """Tokens of the prompts and of the texts as their completions; none where the text is empty or
+    merges with its prompt.
 
-    With `end_id` a chat row's completion ends with it. An answer gets none: where it was cut at the limit none was said, and an end in the
-    middle of a sentence costs more than all the rest.
+    With `end_id` a chat row's completion ends with it. An answer gets none: where it was cut at the
+    limit none was said, and an end in the middle of a sentence costs more than all the rest.
     """
     prompts: list[tuple[int, ...]] = []
     completions: list[tuple[int, ...]] = []
@@ -117,7 +125,8 @@ def score_models(
     folder: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores the answers of the model `original` and of others, writes `eval.json` and `generations.jsonl`, returns the former.
+    """Scores the answers of the model `original` and of others, writes `eval.json` and
+    `generations.jsonl`, returns the former.
 
     Args:
         scenario (`str`)
@@ -132,8 +141,14 @@ def score_models(
     """
     scored: dict[str, dict[str, dict[str, MetricResult]]] = {name: {} for name in said}
     records = []
-    for done, (model_name, set_name) in enumerate([(model, name) for model in said for name in sets], 1):
-        rows, texts, originals = sets[set_name], said[model_name].outputs[set_name], said["original"].outputs[set_name]
+    for done, (model_name, set_name) in enumerate(
+        [(model, name) for model in said for name in sets], 1
+    ):
+        rows, texts, originals = (
+            sets[set_name],
+            said[model_name].outputs[set_name],
+            said["original"].outputs[set_name],
+        )
         tokens = _encoded(rows, texts, tokenizer)[1]
         nlls = mean_nll(fluency.model, *_encoded(rows, texts, fluency.tokenizer))
         prompts = [row.prompt_text for row in rows]
@@ -152,15 +167,25 @@ def score_models(
             "correct": said[model_name].correct[set_name],
         }
         answers = [
-            Answer(row, **{name: column[place] for name, column in columns.items()}, leak_threshold=scorers.threshold)
+            Answer(
+                row,
+                **{name: column[place] for name, column in columns.items()},
+                leak_threshold=scorers.threshold,
+            )
             for place, row in enumerate(rows)
         ]
         results = scored[model_name][set_name] = score_set(set_name, answers)
         for position, item in enumerate(answers):
             record: dict[str, Any] = {"model": model_name, "set": set_name, "key": item.row.key}
             if show_text or set_name not in FORGET_SETS:
-                record |= {"prompt": item.row.prompt_text, "expected": item.row.completion, "output": item.output}
-            record["metrics"] = {metric: result.rows[position] for metric, result in results.items()}
+                record |= {
+                    "prompt": item.row.prompt_text,
+                    "expected": item.row.completion,
+                    "output": item.output,
+                }
+            record["metrics"] = {
+                metric: result.rows[position] for metric, result in results.items()
+            }
             records.append(record)
         if progress:
             progress(done, len(said) * len(sets))

@@ -1,4 +1,6 @@
-"""How alike two texts are: by sentence embeddings, by BERTScore, by a regression checkpoint such as BLEURT."""
+"""How alike two texts are: by sentence embeddings, by BERTScore, by a regression checkpoint such as
+BLEURT.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,19 @@ def _encoder(name: str) -> Any:
     try:
         return SentenceTransformer(resolve(name), device="cpu")
     except (OSError, ValueError) as error:
-        raise UserError(f"similarity_model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"similarity_model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}"
+        ) from None
 
 
 def why_not(encoder: str) -> str | None:
     """Why this encoder cannot be had here, in one sentence; `None` if it can."""
     try:
-        _regression(encoder.removeprefix(BLEURT)) if encoder.startswith(BLEURT) else _encoder(encoder)
+        (
+            _regression(encoder.removeprefix(BLEURT))
+            if encoder.startswith(BLEURT)
+            else _encoder(encoder)
+        )
     except UserError as error:
         return str(error)
     return None
@@ -43,11 +51,15 @@ def embeddings(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> npt.N
         encoder (`str`): a sentence-transformers model: folder, hub id or packaged name.
     """
     once = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    vectors = _encoder(encoder).encode(list(once), normalize_embeddings=True, show_progress_bar=False)
+    vectors = _encoder(encoder).encode(
+        list(once), normalize_embeddings=True, show_progress_bar=False
+    )
     return np.asarray(vectors, dtype=np.float64)[[once[text] for text in texts]]
 
 
-def embedding_similarity(left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> list[float]:
+def embedding_similarity(
+    left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER
+) -> list[float]:
     """Cosine similarity (-1 to 1) of the sentence embeddings of each pair of texts.
 
     Args:
@@ -60,13 +72,16 @@ def embedding_similarity(left: Sequence[str], right: Sequence[str], *, encoder: 
     return [float(a @ b) for a, b in zip(vectors[: len(left)], vectors[len(left) :], strict=True)]
 
 
-def pair_similarity(left: Sequence[str], right: Sequence[str], *, scorer: str = DEFAULT_ENCODER) -> list[float]:
+def pair_similarity(
+    left: Sequence[str], right: Sequence[str], *, scorer: str = DEFAULT_ENCODER
+) -> list[float]:
     """Similarity of each pair of texts by the scorer named.
 
     Args:
         left, right: references and candidates, paired by position.
-        scorer (`str`): a sentence encoder (cosine, -1 to 1), or `bleurt:CHECKPOINT`, a sequence-classification model with one output that
-            reads (reference, candidate) as a pair.
+        scorer (`str`): a sentence encoder (cosine, -1 to 1), or `bleurt:CHECKPOINT`, a
+            sequence-classification model with one output that reads (reference, candidate) as a
+            pair.
     """
     if not scorer.startswith(BLEURT):
         return embedding_similarity(left, right, encoder=scorer)
@@ -76,7 +91,9 @@ def pair_similarity(left: Sequence[str], right: Sequence[str], *, scorer: str = 
     scores: list[float] = []
     for start in range(0, len(left), 16):
         pairs = list(left[start : start + 16]), list(right[start : start + 16])
-        inputs = tokenizer(*pairs, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        inputs = tokenizer(
+            *pairs, padding=True, truncation=True, max_length=512, return_tensors="pt"
+        )
         with torch.no_grad():
             scores += model(**inputs).logits[:, 0].tolist()
     return scores
@@ -88,33 +105,56 @@ def _regression(name: str) -> tuple[Any, Any]:
 
     try:
         folder = resolve(name)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True
+        ).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"similarity model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"similarity model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}"
+        ) from None
     if model.config.num_labels != 1:
-        raise UserError(f"similarity model {name!r} has {model.config.num_labels} outputs, a regression has one")
+        raise UserError(
+            f"similarity model {name!r} has {model.config.num_labels} outputs, a regression has one"
+        )
     return tokenizer, model
 
 
-def bert_scores(candidates: Sequence[str], references: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> list[float]:
-    """BERTScore F1 of each pair (Zhang et al. 2020), by the package bert-score, without baseline rescaling.
+def bert_scores(
+    candidates: Sequence[str], references: Sequence[str], *, encoder: str = DEFAULT_ENCODER
+) -> list[float]:
+    """BERTScore F1 of each pair (Zhang et al. 2020), by the package bert-score, without baseline
+    rescaling.
 
     Args:
         candidates, references: texts, paired by position; an empty one has score 0.
-        encoder (`str`): the model whose last layer's token embeddings are compared: folder, hub id or packaged name.
+        encoder (`str`): the model whose last layer's token embeddings are compared: folder, hub id
+            or packaged name.
     """
-    chosen = [i for i, (a, b) in enumerate(zip(candidates, references, strict=True)) if a.strip() and b.strip()]
+    chosen = [
+        i
+        for i, (a, b) in enumerate(zip(candidates, references, strict=True))
+        if a.strip() and b.strip()
+    ]
     scores = [0.0] * len(candidates)
     if chosen:
-        _, _, f1 = _bert_scorer(encoder).score([candidates[i] for i in chosen], [references[i] for i in chosen])
+        _, _, f1 = _bert_scorer(encoder).score(
+            [candidates[i] for i in chosen], [references[i] for i in chosen]
+        )
         for i, value in zip(chosen, f1.tolist(), strict=True):
             scores[i] = float(value)
     return scores
 
 
-def unrelated_bert_score(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER, percentile: float = 99.0, most: int = 64) -> float:
-    """BERTScore F1 that texts which have nothing to do with each other reach: its 99th percentile over pairs of neighbours.
+def unrelated_bert_score(
+    texts: Sequence[str],
+    *,
+    encoder: str = DEFAULT_ENCODER,
+    percentile: float = 99.0,
+    most: int = 64,
+) -> float:
+    """BERTScore F1 that texts which have nothing to do with each other reach: its 99th percentile
+    over pairs of neighbours.
 
     Args:
         texts (`Sequence[str]`): answers to different questions; fewer than two: 0.
@@ -123,11 +163,17 @@ def unrelated_bert_score(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER
         most (`int`): so many texts at most are paired, each with the seven that follow it.
     """
     chosen = list(dict.fromkeys(texts))[:most]
-    pairs = sorted({(i, (i + step) % len(chosen)) for i in range(len(chosen)) for step in range(1, 8)} if chosen else [])
+    pairs = sorted(
+        {(i, (i + step) % len(chosen)) for i in range(len(chosen)) for step in range(1, 8)}
+        if chosen
+        else []
+    )
     pairs = [(i, j) for i, j in pairs if i != j]
     if not pairs:
         return 0.0
-    scores = bert_scores([chosen[i] for i, _ in pairs], [chosen[j] for _, j in pairs], encoder=encoder)
+    scores = bert_scores(
+        [chosen[i] for i, _ in pairs], [chosen[j] for _, j in pairs], encoder=encoder
+    )
     return float(np.percentile(scores, percentile))
 
 
@@ -139,6 +185,15 @@ def _bert_scorer(encoder: str) -> Any:
     try:
         folder = resolve(encoder)
         layers = int(AutoConfig.from_pretrained(folder).num_hidden_layers)
-        return BERTScorer(model_type=folder, num_layers=layers, device="cpu", idf=False, rescale_with_baseline=False)
+        return BERTScorer(
+            model_type=folder,
+            num_layers=layers,
+            device="cpu",
+            idf=False,
+            rescale_with_baseline=False,
+        )
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"encoder {encoder!r} could not be loaded for BERTScore: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"encoder {encoder!r} could not be loaded for BERTScore:"
+            f" {str(error).splitlines()[0][:200]}"
+        ) from None

@@ -12,30 +12,43 @@ from typing import Any
 import numpy as np
 
 HORIZON = 240
-"""Bytes of a completion that an answer is held against at least: about what 56 tokens hold (Yao et al. 2024: the next 200 characters)."""
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each counts as a word."""
+"""Bytes of a completion that an answer is held against at least: about what 56 tokens hold (Yao et
+al. 2024: the next 200 characters).
+"""
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+)
+"""Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese):
+each counts as a word.
+"""
 WORDS = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 
 
 def within_reach(reference: str, output: str) -> str:
-    """What of a reference an output can be held against: its first `HORIZON` bytes, or as many as the output has.
+    """What of a reference an output can be held against: its first `HORIZON` bytes, or as many as
+    the output has.
 
-    An answer ends at some limit. Against a whole page a few lines recited word for word would score next to nothing (BLEU's brevity
-    penalty, recall), and count as forgotten.
+    An answer ends at some limit. Against a whole page a few lines recited word for word would score
+    next to nothing (BLEU's brevity penalty, recall), and count as forgotten.
     """
     most = max(HORIZON, len(output.encode(errors="replace")))
     return reference.encode(errors="replace")[:most].decode(errors="ignore")
 
 
 def bleu(output: str, reference: str) -> float:
-    """Sentence BLEU of sacrebleu (0 to 100, exponential smoothing, effective order); over characters where the reference has no spaces."""
+    """Sentence BLEU of sacrebleu (0 to 100, exponential smoothing, effective order); over
+    characters where the reference has no spaces.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
     if not output.strip() or not reference.strip():
         return 0.0
     unspaced = len(re.findall(f"[{UNSPACED}]", reference)) * 2 > len("".join(reference.split()))
-    return float(BLEU(effective_order=True, tokenize="char" if unspaced else "13a").sentence_score(output, [reference]).score)
+    return float(
+        BLEU(effective_order=True, tokenize="char" if unspaced else "13a")
+        .sentence_score(output, [reference])
+        .score
+    )
 
 
 @lru_cache(maxsize=2)
@@ -44,7 +57,9 @@ def _rouge(stemmer: bool) -> Any:
     from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
     class AnyScript(Tokenizer):  # type: ignore[misc]
-        """rouge-score's own words where a text is ASCII; it drops every other letter, and with them all words of most scripts."""
+        """rouge-score's own words where a text is ASCII; it drops every other letter, and with them
+        all words of most scripts.
+        """
 
         own = DefaultTokenizer(stemmer)
 
@@ -52,7 +67,12 @@ def _rouge(stemmer: bool) -> Any:
             if text.isascii():
                 return list(self.own.tokenize(text))
             words = (word.strip("_") for word in WORDS.findall(text.lower()))
-            return [stem for word in words if word for stem in (self.own.tokenize(word) if word.isascii() else [word])]
+            return [
+                stem
+                for word in words
+                if word
+                for stem in (self.own.tokenize(word) if word.isascii() else [word])
+            ]
 
     return RougeScorer(["rougeL"], tokenizer=AnyScript())
 
@@ -69,34 +89,46 @@ def rouge_l(output: str, reference: str, *, stemmer: bool = True) -> tuple[float
 
 
 def longest_verbatim_run(output: str, reference: str) -> int:
-    """Length in characters of the longest passage that both texts share character for character, white space normalised."""
+    """Length in characters of the longest passage that both texts share character for character,
+    white space normalised.
+    """
     left, right = " ".join(output.split()), " ".join(reference.split())
     match = SequenceMatcher(None, left, right, autojunk=False).find_longest_match()
     return match.size
 
 
 def diversity(tokens: Sequence[int]) -> float | None:
-    """Share of unique tokens among an output's tokens (Yao et al. 2024); `None` for an empty output."""
+    """Share of unique tokens among an output's tokens (Yao et al. 2024); `None` for an empty
+    output.
+    """
     return len(set(tokens)) / len(tokens) if tokens else None
 
 
 def is_not_meaningful(output: str) -> bool:
-    """The paper's NM: nothing, or most of the output is one repeated character. One letter, or a short number (1999), may be an answer."""
+    """The paper's NM: nothing, or most of the output is one repeated character. One letter, or a
+    short number (1999), may be an answer.
+    """
     text = output.strip()
     if len(text) <= 1 or (len(text) < 8 and text.isdecimal()):
         return not text.isalnum()
     return Counter(text).most_common(1)[0][1] / len(text) > 0.5
 
 
-def leak_threshold(passages: Sequence[str], percentile: float = 99.0, most_pairs: int = 4000) -> float:
-    """BLEU that passages which have nothing to do with each other reach: its 99th percentile over pairs of different passages.
+def leak_threshold(
+    passages: Sequence[str], percentile: float = 99.0, most_pairs: int = 4000
+) -> float:
+    """BLEU that passages which have nothing to do with each other reach: its 99th percentile over
+    pairs of different passages.
 
     Args:
-        passages (`Sequence[str]`): true completions of the corpus; one that stands there twice counts once.
+        passages (`Sequence[str]`): true completions of the corpus; one that stands there twice
+            counts once.
         percentile (`float`)
         most_pairs (`int`): pairs are drawn (fixed seed) if there are more.
     """
-    passages = list(dict.fromkeys(within_reach(" ".join(passage.split()), "") for passage in passages))
+    passages = list(
+        dict.fromkeys(within_reach(" ".join(passage.split()), "") for passage in passages)
+    )
     size = len(passages)
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
     if len(pairs) > most_pairs:

@@ -12,7 +12,9 @@ from typing import Any
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new one, never a part."""
+    """Writes a file so that a reader, or a crash, sees the old content or the new one, never a
+    part.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -30,11 +32,14 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """`value` as indented JSON, atomically."""
-    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+    write_text_atomically(
+        path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+    )
 
 
 def write_folder_atomically(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a new folder and puts it in the place of `folder`; if `write` fails, `folder` is as it was.
+    """Lets `write` fill a new folder and puts it in the place of `folder`; if `write` fails,
+    `folder` is as it was.
 
     Between the old folder and the new one there is a moment without either, never one with a part.
     """

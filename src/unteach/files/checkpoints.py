@@ -17,7 +17,9 @@ from unteach.files.folders import free_name
 
 MARKER = "unteach_state.json"
 Accept = Callable[[Mapping[str, Any]], str]
-"""From a marker's state to what is wrong with what it needs outside the checkpoint; empty if nothing is."""
+"""From a marker's state to what is wrong with what it needs outside the checkpoint; empty if
+nothing is.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,23 @@ def _marker_sum(state: Any, files: Any) -> str:
 
 
 def mark_complete(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Puts the marker into a folder whose files are all written: the owner's own state, the size and SHA-256 of each file, and its own."""
+    """Puts the marker into a folder whose files are all written: the owner's own state, the size
+    and SHA-256 of each file, and its own.
+    """
     folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER]
-    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
-    state = json.loads(json.dumps(state))  # as it will be read: 1.0 stays 1.0, a tuple becomes a list
-    write_json(folder / MARKER, {"state": state, "files": files, "sha256": _marker_sum(state, files)})
+    paths = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER
+    ]
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
+    }
+    state = json.loads(
+        json.dumps(state)
+    )  # as it will be read: 1.0 stays 1.0, a tuple becomes a list
+    write_json(
+        folder / MARKER, {"state": state, "files": files, "sha256": _marker_sum(state, files)}
+    )
 
 
 def _read_marker(folder: Path) -> tuple[dict[str, Any], str]:
@@ -65,7 +78,9 @@ def _read_marker(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_marker(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The state in a folder's marker, or `None` if the folder is not whole: each file as long as it was written, and the same bytes."""
+    """The state in a folder's marker, or `None` if the folder is not whole: each file as long as it
+    was written, and the same bytes.
+    """
     state, wrong = _read_marker(Path(folder))
     return None if wrong else state
 
@@ -77,19 +92,24 @@ def damage(folder: str | os.PathLike[str]) -> str:
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of each `checkpoint-STEP`, the newest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    found = [
+        (re.fullmatch(r"checkpoint-(\d+)", path.name), path)
+        for path in folder.glob("checkpoint-*")
+        if path.is_dir()
+    ]
     return sorted(((int(match.group(1)), path) for match, path in found if match), reverse=True)
 
 
 def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = None) -> Path | None:
     """The newest whole `checkpoint-N` in a folder.
 
-    One whose writing was interrupted is removed. One that is damaged is set aside as `damaged-checkpoint-N` with a sentence to the log,
-    and the one before it counts.
+    One whose writing was interrupted is removed. One that is damaged is set aside as
+    `damaged-checkpoint-N` with a sentence to the log, and the one before it counts.
 
     Args:
         folder (path)
-        accept (`Callable`, *optional*): says what is wrong with files elsewhere that the checkpoint needs.
+        accept (`Callable`, *optional*): says what is wrong with files elsewhere that the checkpoint
+            needs.
     """
     for step, path in _numbered(Path(folder)):
         if not (path / MARKER).exists():
@@ -101,7 +121,12 @@ def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = No
             return path
         target = free_name(path.with_name(f"damaged-{path.name}"))
         os.rename(path, target)
-        logger.warning("checkpoint %d is damaged: %s; it is set aside as %s, and the one before it counts", step, wrong, target.name)
+        logger.warning(
+            "checkpoint %d is damaged: %s; it is set aside as %s, and the one before it counts",
+            step,
+            wrong,
+            target.name,
+        )
     return None
 
 
@@ -114,7 +139,9 @@ def marked_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def kept_states(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The states of all finished checkpoints of a folder, newest first; their files are not looked at."""
+    """The states of all finished checkpoints of a folder, newest first; their files are not looked
+    at.
+    """
     return [state for _, path in _numbered(Path(folder)) if (state := marked_state(path))]
 
 
@@ -129,7 +156,9 @@ def remove_unfinished(folder: str | os.PathLike[str]) -> None:
 
 
 def truncate_metrics(path: str | os.PathLike[str], last_step: int) -> None:
-    """Drops the lines of a metrics file that are later than `last_step` or were cut off in the middle."""
+    """Drops the lines of a metrics file that are later than `last_step` or were cut off in the
+    middle.
+    """
     path = Path(path)
     if not path.exists():
         return

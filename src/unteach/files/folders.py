@@ -1,4 +1,6 @@
-"""Folders for one's own eyes, and folders known by what they hold: one that holds something else is set aside."""
+"""Folders for one's own eyes, and folders known by what they hold: one that holds something else is
+set aside.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def free_name(path: Path) -> Path:
 
 
 def set_aside(folder: str | os.PathLike[str], name: str, text: str) -> Path | None:
-    """Renames a folder whose file `name` holds another text than `text`, to the first free `FOLDER-N`; returns the new name, if any."""
+    """Renames a folder whose file `name` holds another text than `text`, to the first free
+    `FOLDER-N`; returns the new name, if any.
+    """
     folder = Path(folder).absolute()
     file = folder / name
     if not file.exists() or file.read_text(encoding="utf-8", errors="replace") == text:

@@ -10,7 +10,8 @@ from typing import Any
 def read_json_lines(path: Path) -> list[Any]:
     """The values of a file, one a line.
 
-    Lines end at line feeds alone: `str.splitlines` would also cut at separators that a text may hold (U+2028, U+2029, U+0085).
+    Lines end at line feeds alone: `str.splitlines` would also cut at separators that a text may
+    hold (U+2028, U+2029, U+0085).
 
     Raises:
         ValueError: for a line that is no JSON.

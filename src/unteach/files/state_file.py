@@ -1,6 +1,8 @@
-"""Tensors by position in a file: written and read a few rows at a time, so that memory does not grow with their number.
+"""Tensors by position in a file: written and read a few rows at a time, so that memory does not
+grow with their number.
 
-A memory map would do the same by address space; its pages count as the process's own, and a long run ends up with the whole file resident.
+A memory map would do the same by address space; its pages count as the process's own, and a long
+run ends up with the whole file resident.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ HEADER_BYTES = 4096
 
 
 def runs(positions: Tensor) -> Iterator[tuple[int, int, int]]:
-    """The stretches of consecutive numbers in `positions`: (place of the first, its number, how many).
+    """The stretches of consecutive numbers in `positions`: (place of the first, its number, how
+    many).
 
     >>> list(runs(torch.tensor([4, 5, 6, 1, 9, 10])))
     [(0, 4, 3), (3, 1, 1), (4, 9, 2)]
@@ -33,7 +36,8 @@ def runs(positions: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 class StateFile:
-    """Values of one shape and precision at numbered positions, in a file that only its owner can read.
+    """Values of one shape and precision at numbered positions, in a file that only its owner can
+    read.
 
     Args:
         path (`Path`): a file that `StateFile.create` made.
@@ -67,7 +71,9 @@ class StateFile:
             key (`str`): what the values were made from; read back as `key`.
         """
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        header = json.dumps({"key": key, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}).encode()
+        header = json.dumps(
+            {"key": key, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
+        ).encode()
         with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(header.ljust(HEADER_BYTES))
             file.truncate(HEADER_BYTES + dtype.itemsize * torch.Size(shape).numel())
@@ -89,13 +95,22 @@ class StateFile:
         view = memoryview(data)
         for place, number, count in runs(positions):
             if not 0 <= number <= self.shape[0] - count:
-                raise IndexError(f"positions {number} to {number + count - 1} are not among the {self.shape[0]} of {self.path}")
+                raise IndexError(
+                    f"positions {number} to {number + count - 1} are not among the {self.shape[0]}"
+                    f" of {self.path}"
+                )
             piece = view[place * self._row_bytes : (place + count) * self._row_bytes]
-            if os.preadv(self._file.fileno(), [piece], HEADER_BYTES + number * self._row_bytes) != len(piece):
+            if os.preadv(
+                self._file.fileno(), [piece], HEADER_BYTES + number * self._row_bytes
+            ) != len(piece):
                 raise OSError(f"{self.path} ended early")
         if not data:
             return torch.zeros(len(positions), *self.shape[1:], dtype=self.dtype)
-        return torch.frombuffer(data, dtype=torch.uint8).view(self.dtype).view(len(positions), *self.shape[1:])
+        return (
+            torch.frombuffer(data, dtype=torch.uint8)
+            .view(self.dtype)
+            .view(len(positions), *self.shape[1:])
+        )
 
     def rename(self, path: Path) -> None:
         """Gives the finished file its name, once all of it is on the disk."""

@@ -17,12 +17,28 @@ def benchmark_rows(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[
     if models.get("original") == models.get("unlearned"):
         models.pop("original", None)
     header = ["set", "metric", "n", "better", *models]
-    places = dict.fromkeys((name, metric) for sets in models.values() for name, metrics in sets.items() for metric in metrics)
+    places = dict.fromkeys(
+        (name, metric)
+        for sets in models.values()
+        for name, metrics in sets.items()
+        for metric in metrics
+    )
     rows = []
-    for name, metric in sorted(places, key=lambda place: list(dict.fromkeys(set_name for set_name, _ in places)).index(place[0])):
+    for name, metric in sorted(
+        places,
+        key=lambda place: list(dict.fromkeys(set_name for set_name, _ in places)).index(place[0]),
+    ):
         found = [sets.get(name, {}).get(metric) for sets in models.values()]
         known = next(result for result in found if result is not None)
-        rows.append([name, metric, str(known["n"]), DIRECTIONS[known["higher_is_better"]], *map(_cell, found)])
+        rows.append(
+            [
+                name,
+                metric,
+                str(known["n"]),
+                DIRECTIONS[known["higher_is_better"]],
+                *map(_cell, found),
+            ]
+        )
     return header, rows
 
 
@@ -32,7 +48,11 @@ def _cell(result: Mapping[str, Any] | None) -> str:
     if result["value"] is None:
         return "NM"
     text = f"{result['value']:.3g}"
-    return text if result["ci_low"] is None else f"{text} [{result['ci_low']:.3g}, {result['ci_high']:.3g}]"
+    return (
+        text
+        if result["ci_low"] is None
+        else f"{text} [{result['ci_low']:.3g}, {result['ci_high']:.3g}]"
+    )
 
 
 def benchmark_markdown(evaluation: Mapping[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""The facts of a run's folder, without local paths, and the model card that carries them to the hub: `README.md`."""
+"""The facts of a run's folder, without local paths, and the model card that carries them to the
+hub: `README.md`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class RunFolder:
         evaluation, run, config (`dict`): `eval.json`, `run.json`, `config.yaml`.
         steps, probes (`list`): lines of `metrics.jsonl`.
         records (`list`): lines of `generations.jsonl`.
-        hub_id (`str`, *optional*): the model's id on the hub; `None` if it was read from a local folder.
+        hub_id (`str`, *optional*): the model's id on the hub; `None` if it was read from a local
+            folder.
     """
 
     name: str
@@ -63,11 +66,24 @@ def read_folder(folder: Path) -> RunFolder:
                 found[name] = read_json_lines(path)
             else:
                 text = path.read_text(encoding="utf-8")
-                found[name] = (yaml.safe_load(text) or {}) if name.endswith(".yaml") else json.loads(text)
+                found[name] = (
+                    (yaml.safe_load(text) or {}) if name.endswith(".yaml") else json.loads(text)
+                )
         except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); run the command that wrote it again") from None
-    names = [found["run.json"].get("model"), found["config.yaml"].get("model"), found["eval.json"].get("fluency_model")]
-    paths = sorted({name for name in names if isinstance(name, str) and last_name(name) != name}, key=len, reverse=True)
+            raise UserError(
+                f"{path} cannot be read ({str(error).splitlines()[0]}); run the command that wrote"
+                " it again"
+            ) from None
+    names = [
+        found["run.json"].get("model"),
+        found["config.yaml"].get("model"),
+        found["eval.json"].get("fluency_model"),
+    ]
+    paths = sorted(
+        {name for name in names if isinstance(name, str) and last_name(name) != name},
+        key=len,
+        reverse=True,
+    )
     metrics = found["metrics.jsonl"]
     return RunFolder(
         name=folder.resolve().name,
@@ -89,9 +105,13 @@ def last_name(text: str) -> str:
 
 
 def without_paths(value: Any, paths: Sequence[str] = ()) -> Any:
-    """Plain data in which each local path, alone or within a sentence, is cut to its last part; `paths`: those known to occur."""
+    """Plain data in which each local path, alone or within a sentence, is cut to its last part;
+    `paths`: those known to occur.
+    """
     if isinstance(value, dict):
-        return {without_paths(key, paths): without_paths(item, paths) for key, item in value.items()}
+        return {
+            without_paths(key, paths): without_paths(item, paths) for key, item in value.items()
+        }
     if isinstance(value, list):
         return [without_paths(item, paths) for item in value]
     if not isinstance(value, str):
@@ -108,21 +128,35 @@ def flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
         for key, item in value.items():
             yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) or value is None else str(value)
+        yield (
+            prefix,
+            (
+                json.dumps(value, ensure_ascii=False)
+                if isinstance(value, list | dict | bool) or value is None
+                else str(value)
+            ),
+        )
 
 
 def fact_groups(run: RunFolder) -> list[dict[str, Any]]:
     """Titles with (name, text) pairs: the run, its cost, hashes, versions, settings."""
     record, config = dict(run.run), dict(run.config)
     versions, stages = record.pop("versions", {}), record.pop("stage_seconds", {})
-    for name in ("data_files", "shared_dir", "scorers"):  # for a later `unteach attack`; a file's name is nobody else's business
+    for name in (
+        "data_files",
+        "shared_dir",
+        "scorers",
+    ):  # for a later `unteach attack`; a file's name is nobody else's business
         record.pop(name, None)
     record.pop("cost", None)
     cost = [
         (
             f"stage {stage['stage']}",
-            f"{stage['seconds']:,.1f} s; tokens: {stage['training_tokens']:,} trained on, {stage['generated_tokens']:,} generated,"
-            f" {stage['data_tokens']:,} of good answers",
+            (
+                f"{stage['seconds']:,.1f} s; tokens: {stage['training_tokens']:,} trained on,"
+                f" {stage['generated_tokens']:,} generated, {stage['data_tokens']:,} of good"
+                " answers"
+            ),
         )
         for stage in record.pop("costs", [])
     ]
@@ -135,8 +169,16 @@ def fact_groups(run: RunFolder) -> list[dict[str, Any]]:
         value = record.pop(key, None)
         if value is not None:
             cost.append((name, form.format(value / 2**30 if key == "peak_memory_bytes" else value)))
-    hashes = [(key.replace("_", " "), str(record.pop(key))) for key in list(record) if key.endswith("_hash")]
-    hashes += [(f"data: {name.replace('_', ' ').replace('.', ', ')}", text) for name, text in flat(config.pop("data", {})) if name]
+    hashes = [
+        (key.replace("_", " "), str(record.pop(key)))
+        for key in list(record)
+        if key.endswith("_hash")
+    ]
+    hashes += [
+        (f"data: {name.replace('_', ' ').replace('.', ', ')}", text)
+        for name, text in flat(config.pop("data", {}))
+        if name
+    ]
     groups = [
         ("The run", [(name.replace("_", " "), text) for name, text in flat(record) if name]),
         ("Cost", cost),
@@ -163,15 +205,23 @@ def scored(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     pair = paired(evaluation)["models"]
     before, after = pair["original"], pair["unlearned"]
     both = {
-        name: [m for m in before[name] if m in after[name] and None not in (before[name][m]["value"], after[name][m]["value"])]
+        name: [
+            m
+            for m in before[name]
+            if m in after[name] and None not in (before[name][m]["value"], after[name][m]["value"])
+        ]
         for name in before
         if name in after
     }
-    cut = {model: {name: {m: sets[name][m] for m in kept} for name, kept in both.items()} for model, sets in pair.items()}
+    cut = {
+        model: {name: {m: sets[name][m] for m in kept} for name, kept in both.items()}
+        for model, sets in pair.items()
+    }
     return {**evaluation, "models": cut}
 
 
-# --- the card ---------------------------------------------------------------------------------------------------------
+# --- the card
+# ---------------------------------------------------------------------------------------------------------
 
 
 def base_model(name: Any) -> str | None:
@@ -213,8 +263,14 @@ def card_text(folder: Path) -> str:
         for metric, result in metrics.items()
     ]
     taught = run.run.get("original_model_hash") != run.run.get("base_model_hash")
-    named = base and not (taught and adapter)  # an adapter on a model that was taught first fits no model of the hub
-    extra: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if named else {}
+    named = base and not (
+        taught and adapter
+    )  # an adapter on a model that was taught first fits no model of the hub
+    extra: dict[str, Any] = (
+        {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+        if named
+        else {}
+    )
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
@@ -226,11 +282,19 @@ def card_text(folder: Path) -> str:
     )
     header, rows = comparison_rows(paired(run.evaluation))
     groups = [
-        {**group, "table": markdown_table(["", ""], [[plain(name), plain(text)] for name, text in group["pairs"]])}
+        {
+            **group,
+            "table": markdown_table(
+                ["", ""], [[plain(name), plain(text)] for name, text in group["pairs"]]
+            ),
+        }
         for group in fact_groups(run)
     ]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("unteach.reports"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("unteach.reports"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     body = environment.get_template("card.md.j2").render(
         name=plain(run.name),
@@ -240,8 +304,13 @@ def card_text(folder: Path) -> str:
         taught=taught,
         adapter=adapter,
         verdict=plain(verdict(evaluation)),
-        table=markdown_table([plain(text) for text in header], [[plain(text) for text in row] for row in rows]),
-        scorers=[(metric.replace("_", " "), plain(scorer_text(fact))) for metric, fact in evaluation.get("scorers", {}).items()],
+        table=markdown_table(
+            [plain(text) for text in header], [[plain(text) for text in row] for row in rows]
+        ),
+        scorers=[
+            (metric.replace("_", " "), plain(scorer_text(fact)))
+            for metric, fact in evaluation.get("scorers", {}).items()
+        ],
         evaluation=evaluation,
         groups=groups,
     )

@@ -12,15 +12,21 @@ from unteach.reports.tables import markdown_table
 
 
 def checkpoint_table(folder: Path, keys: Sequence[str] = (), rows: int = 2) -> str:
-    """What the model said to a few forget prompts at each probe; empty if texts of the run may not be shown or none were kept.
+    """What the model said to a few forget prompts at each probe; empty if texts of the run may not
+    be shown or none were kept.
 
     Args:
         folder (`Path`): a run's folder.
-        keys: keys of the rows to show; default: the first `rows` of the set `unlearned` that were probed.
+        keys: keys of the rows to show; default: the first `rows` of the set `unlearned` that were
+            probed.
         rows (`int`)
     """
     lines = read_json_lines(folder / "generations.jsonl")
-    prompts = {line["key"]: " ".join(line["prompt"].split()) for line in lines if line["set"] == "unlearned" and "prompt" in line}
+    prompts = {
+        line["key"]: " ".join(line["prompt"].split())
+        for line in lines
+        if line["set"] == "unlearned" and "prompt" in line
+    }
     said = {}
     for path in (folder / "work").glob("said-at-*.json"):
         match = re.fullmatch(r"said-at-(\d+)", path.stem)
@@ -33,7 +39,10 @@ def checkpoint_table(folder: Path, keys: Sequence[str] = (), rows: int = 2) -> s
     if not chosen:
         return ""
     header = ["prompt", *("before" if step == 0 else f"step {step}" for step in sorted(said))]
-    table = [[_plain(prompts[key]), *(_plain(said[step][key]) for step in sorted(said))] for key in chosen]
+    table = [
+        [_plain(prompts[key]), *(_plain(said[step][key]) for step in sorted(said))]
+        for key in chosen
+    ]
     return markdown_table(header, table)
 
 

@@ -1,4 +1,6 @@
-"""Methods by models in one table, shaped as Tables 1 to 3 of Yao et al. 2024: Markdown, CSV, LaTeX, terminal."""
+"""Methods by models in one table, shaped as Tables 1 to 3 of Yao et al. 2024: Markdown, CSV, LaTeX,
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ PERCENT = ("leak_rate", "harmful_rate", "hallucination_rate")
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one method: its metrics by prompt set, and its `run.json` (empty for the original)."""
+    """One model under one method: its metrics by prompt set, and its `run.json` (empty for the
+    original).
+    """
 
     model: str
     method: str
@@ -36,7 +40,9 @@ class Cell:
 
 
 def columns(cells: Sequence[Cell], headline: str) -> list[tuple[str, str]]:
-    """(prompt set, metric) of the table: on forget sets the headline rate, diversity, fluency; on others reward, similarity, recall."""
+    """(prompt set, metric) of the table: on forget sets the headline rate, diversity, fluency; on
+    others reward, similarity, recall.
+    """
     found = []
     for name, metrics in cells[0].sets.items():
         if name in FORGET_SETS:
@@ -55,23 +61,39 @@ def shown(result: Mapping[str, Any] | None, metric: str, *, interval: bool = Tru
         return "-"
     if result["value"] is None:
         return "NM"
-    scale, form = (100, "{:.0f}") if metric in PERCENT else (1, "{:.3f}" if metric == "diversity" else "{:.2f}")
+    scale, form = (
+        (100, "{:.0f}")
+        if metric in PERCENT
+        else (1, "{:.3f}" if metric == "diversity" else "{:.2f}")
+    )
     text = form.format(scale * result["value"])
     if interval and result["ci_low"] is not None:
-        text += f" [{form.format(scale * result['ci_low'])}, {form.format(scale * result['ci_high'])}]"
+        text += (
+            f" [{form.format(scale * result['ci_low'])}, {form.format(scale * result['ci_high'])}]"
+        )
     return text
 
 
-def comparison_table(cells: Sequence[Cell], headline: str, *, interval: bool = True) -> tuple[list[str], list[list[str]]]:
+def comparison_table(
+    cells: Sequence[Cell], headline: str, *, interval: bool = True
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows; rates in percent."""
     chosen = columns(cells, headline)
     header = ["model", "method"]
-    header += [f"{name}: {TITLES[metric]}{' (%)' if metric in PERCENT else ''}" for name, metric in chosen]
+    header += [
+        f"{name}: {TITLES[metric]}{' (%)' if metric in PERCENT else ''}" for name, metric in chosen
+    ]
     rows = []
     for cell in cells:
-        values = [shown(cell.sets.get(name, {}).get(metric), metric, interval=interval) for name, metric in chosen]
+        values = [
+            shown(cell.sets.get(name, {}).get(metric), metric, interval=interval)
+            for name, metric in chosen
+        ]
         if cell.method == "original":  # its similarity to itself says nothing
-            values = ["-" if metric == "similarity" else value for value, (_, metric) in zip(values, chosen, strict=True)]
+            values = [
+                "-" if metric == "similarity" else value
+                for value, (_, metric) in zip(values, chosen, strict=True)
+            ]
         rows.append([cell.model, cell.method, *values])
     titles, paid = prices(cells)
     return [*header, *titles], [[*row, *price] for row, price in zip(rows, paid, strict=True)]
@@ -84,7 +106,9 @@ SPLIT = {
     "peak memory (MiB)": "peak_memory_mb",
 }
 NEEDS = {"needs positives": "needs_positives", "needs preferences": "needs_preferences"}
-"""The last columns: the time of training; beside a baseline also the share of full RLHF's, the other costs, the data taken."""
+"""The last columns: the time of training; beside a baseline also the share of full RLHF's, the
+other costs, the data taken.
+"""
 
 
 COST_NOTE = """\
@@ -96,29 +120,47 @@ memory: of the process.
 
 def seconds_of(cell: Cell) -> float | None:
     """Seconds of training (and of what the model wrote for it)."""
-    seconds = cell.run.get("cost", {}).get("seconds", cell.run.get("stage_seconds", {}).get("Unlearning"))
+    seconds = cell.run.get("cost", {}).get(
+        "seconds", cell.run.get("stage_seconds", {}).get("Unlearning")
+    )
     return None if seconds is None else float(seconds)
 
 
 def share_of_rlhf(cell: Cell, cells: Sequence[Cell]) -> float | None:
     """Seconds in percent of those of the same model's `rlhf` run; `None` where either is missing."""
-    whole = [seconds_of(other) for other in cells if other.model == cell.model and other.run.get("method") == "rlhf"]
+    whole = [
+        seconds_of(other)
+        for other in cells
+        if other.model == cell.model and other.run.get("method") == "rlhf"
+    ]
     seconds = seconds_of(cell)
     return None if seconds is None or not whole or not whole[0] else 100 * seconds / whole[0]
 
 
 def prices(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Titles and values of the columns of cost: the seconds alone, or everything where a run is that of a baseline."""
+    """Titles and values of the columns of cost: the seconds alone, or everything where a run is
+    that of a baseline.
+    """
     full = any(cell.run.get("needs_positives") for cell in cells)
     shares = [share_of_rlhf(cell, cells) for cell in cells]
     with_share = full and any(share is not None for share in shares)
-    titles = ["seconds", *(["% of rlhf"] if with_share else []), *([*SPLIT, *NEEDS] if full else [])]
+    titles = [
+        "seconds",
+        *(["% of rlhf"] if with_share else []),
+        *([*SPLIT, *NEEDS] if full else []),
+    ]
     rows = []
     for cell, share in zip(cells, shares, strict=True):
         seconds, cost = seconds_of(cell), cell.run.get("cost", {})
-        known = {"seconds": "-" if seconds is None else f"{seconds:.0f}", "% of rlhf": "-" if share is None else f"{share:.1f}"}
+        known = {
+            "seconds": "-" if seconds is None else f"{seconds:.0f}",
+            "% of rlhf": "-" if share is None else f"{share:.1f}",
+        }
         known |= {title: f"{cost[key]:.0f}" if key in cost else "-" for title, key in SPLIT.items()}
-        known |= {title: {True: "yes", False: "no"}.get(cell.run.get(key, ""), "-") for title, key in NEEDS.items()}
+        known |= {
+            title: {True: "yes", False: "no"}.get(cell.run.get(key, ""), "-")
+            for title, key in NEEDS.items()
+        }
         rows.append([known[title] for title in titles])
     return titles, rows
 
@@ -127,12 +169,29 @@ def as_csv(cells: Sequence[Cell]) -> str:
     """One line for each model, method, prompt set and metric, every digit kept."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "method", "prompt_set", "metric", "value", "n", "ci_low", "ci_high", "higher_is_better"])
+    writer.writerow(
+        [
+            "model",
+            "method",
+            "prompt_set",
+            "metric",
+            "value",
+            "n",
+            "ci_low",
+            "ci_high",
+            "higher_is_better",
+        ]
+    )
     for cell in cells:
         for name, metrics in cell.sets.items():
             for metric, result in metrics.items():
-                numbers = ["" if result[key] is None else result[key] for key in ("value", "n", "ci_low", "ci_high")]
-                writer.writerow([cell.model, cell.method, name, metric, *numbers, result["higher_is_better"]])
+                numbers = [
+                    "" if result[key] is None else result[key]
+                    for key in ("value", "n", "ci_low", "ci_high")
+                ]
+                writer.writerow(
+                    [cell.model, cell.method, name, metric, *numbers, result["higher_is_better"]]
+                )
     return out.getvalue()
 
 
@@ -150,12 +209,17 @@ def as_latex(cells: Sequence[Cell], headline: str) -> str:
     extra = header[2 + len(chosen) :]
     sets = list(dict.fromkeys(name for name, _ in chosen))
     spans = [sum(name == group for name, _ in chosen) for group in sets]
-    groups = [rf"\multicolumn{{{span}}}{{c}}{{{escaped(name)}}}" for name, span in zip(sets, spans, strict=True)]
+    groups = [
+        rf"\multicolumn{{{span}}}{{c}}{{{escaped(name)}}}"
+        for name, span in zip(sets, spans, strict=True)
+    ]
     top = " & ".join(["", "", *groups, *("" for _ in extra)])
     titles = [f"{TITLES[metric]}{' (%)' if metric in PERCENT else ''}" for _, metric in chosen]
     lines = [
         "% needs \\usepackage{booktabs}",
-        rf"\begin{{tabular}}{{ll{'r' * len(chosen)}{''.join('l' if title in NEEDS else 'r' for title in extra)}}}",
+        (
+            rf"\begin{{tabular}}{{ll{'r' * len(chosen)}{''.join('l' if title in NEEDS else 'r' for title in extra)}}}"
+        ),
         r"\toprule",
         top + r" \\",
         " & ".join(escaped(title) for title in ["model", "method", *titles, *extra]) + r" \\",
@@ -169,18 +233,30 @@ def as_latex(cells: Sequence[Cell], headline: str) -> str:
 
 
 def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[str, Any]) -> None:
-    """Writes `comparison.md`, `.csv`, `.tex` and `.json`; the scorers of one evaluation stand for all."""
+    """Writes `comparison.md`, `.csv`, `.tex` and `.json`; the scorers of one evaluation stand for
+    all.
+    """
     headline = str(evaluation.get("headline", "leak_rate"))
     header, rows = comparison_table(cells, headline)
-    parts = [markdown_table(header, rows), "In brackets: 95% intervals over rows. NM: not meaningful. Seconds: the training alone.\n"]
+    parts = [
+        markdown_table(header, rows),
+        "In brackets: 95% intervals over rows. NM: not meaningful. Seconds: the training alone.\n",
+    ]
     if "needs positives" in header:
         parts.append(COST_NOTE)
-    parts += [f"- {metric}: {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()]
+    parts += [
+        f"- {metric}: {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()
+    ]
     write_text_atomically(folder / "comparison.md", "\n".join(parts).rstrip() + "\n")
     write_text_atomically(folder / "comparison.csv", as_csv(cells))
     write_text_atomically(folder / "comparison.tex", as_latex(cells, headline))
-    plain = [{"model": cell.model, "method": cell.method, "sets": cell.sets, "run": cell.run} for cell in cells]
-    write_json(folder / "comparison.json", {"schema_version": 1, "headline": headline, "cells": plain})
+    plain = [
+        {"model": cell.model, "method": cell.method, "sets": cell.sets, "run": cell.run}
+        for cell in cells
+    ]
+    write_json(
+        folder / "comparison.json", {"schema_version": 1, "headline": headline, "cells": plain}
+    )
 
 
 def print_comparison(cells: Sequence[Cell], evaluation: Mapping[str, Any], console: Any) -> None:
@@ -188,7 +264,9 @@ def print_comparison(cells: Sequence[Cell], evaluation: Mapping[str, Any], conso
     from rich import box
     from rich.table import Table
 
-    header, rows = comparison_table(cells, str(evaluation.get("headline", "leak_rate")), interval=False)
+    header, rows = comparison_table(
+        cells, str(evaluation.get("headline", "leak_rate")), interval=False
+    )
     table = Table(box=box.SIMPLE_HEAD)
     for column in header:
         table.add_column(column)

@@ -1,4 +1,6 @@
-"""The table of a plan: bytes on each device by what they hold, the peak, and the time at some rates."""
+"""The table of a plan: bytes on each device by what they hold, the peak, and the time at some
+rates.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ def time_text(seconds: float) -> str:
 
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     """Prints what `unteach plan --json` gives."""
-    table = Table(title=f"{plan['model']}, on each of {plan['processes']} device(s)", box=None, title_justify="left")
+    table = Table(
+        title=f"{plan['model']}, on each of {plan['processes']} device(s)",
+        box=None,
+        title_justify="left",
+    )
     table.add_column("what")
     table.add_column("GiB", justify="right")
     for name, size in plan["bytes"].items():
@@ -28,11 +34,20 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     table.add_row("peak", f"{plan['peak_bytes'] / 2**30:.2f}", style="bold")
     console.print(table)
     console.print(
-        f"{plan['trained_parameters'] / 1e6:.1f} of {plan['parameters'] / 1e6:.1f} million parameters are trained; {plan['tokens']} tokens"
-        f" and {plan['step_flops'] / 1e12:.3g} x 10^12 operations a step; {plan['steps']} steps.",
+        f"{plan['trained_parameters'] / 1e6:.1f} of {plan['parameters'] / 1e6:.1f} million"
+        f" parameters are trained; {plan['tokens']} tokens and {plan['step_flops'] / 1e12:.3g} x"
+        f" 10^12 operations a step; {plan['steps']} steps.",
         highlight=False,
         soft_wrap=True,
     )
     for rate, seconds in plan["seconds"].items():
-        console.print(f"At {rate} x 10^12 operations a second: {time_text(seconds)} of training.", highlight=False, soft_wrap=True)
-    console.print("Computed, not measured. The parts are not all there at once, so the peak is less than their sum.", soft_wrap=True)
+        console.print(
+            f"At {rate} x 10^12 operations a second: {time_text(seconds)} of training.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        "Computed, not measured. The parts are not all there at once, so the peak is less than"
+        " their sum.",
+        soft_wrap=True,
+    )

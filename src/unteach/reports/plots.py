@@ -19,7 +19,9 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 def _axes(title: str, ylabel: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")  # not pyplot's, which would keep it open
+    figure = Figure(
+        figsize=(7.2, 3.8), dpi=150, layout="constrained"
+    )  # not pyplot's, which would keep it open
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("optimiser step")
@@ -30,7 +32,9 @@ def _axes(title: str, ylabel: str) -> tuple[Any, Any]:
 
 
 def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
-    """Share of forget completions still said and of retain tokens still chosen, at each probe; the kept step is marked."""
+    """Share of forget completions still said and of retain tokens still chosen, at each probe; the
+    kept step is marked.
+    """
     _, probes = read_metrics(folder)
     if not probes:
         return None
@@ -42,9 +46,19 @@ def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
         ("utility", "tokens kept: retain set", KEEP, "-"),
     ):
         if all(key in line["probe"] for line in probes):
-            axes.plot(steps, [line["probe"][key] for line in probes], style, color=colour, label=label, marker="o", markersize=3.5)
+            axes.plot(
+                steps,
+                [line["probe"][key] for line in probes],
+                style,
+                color=colour,
+                label=label,
+                marker="o",
+                markersize=3.5,
+            )
     if kept_step is not None:
-        axes.axvline(kept_step, color=NEUTRAL, linewidth=1, linestyle="--", label=f"kept: step {kept_step}")
+        axes.axvline(
+            kept_step, color=NEUTRAL, linewidth=1, linestyle="--", label=f"kept: step {kept_step}"
+        )
     axes.set_ylim(-0.03, 1.05)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     path = folder / "figures" / "behaviour.png"
@@ -53,13 +67,18 @@ def behaviour_figure(folder: Path, kept_step: int | None) -> Path | None:
 
 
 def loss_figure(folder: Path, budget: float | None) -> Path | None:
-    """NLL of forget and mismatch completions (left) and the retain KL against its budget (right), at each step."""
+    """NLL of forget and mismatch completions (left) and the retain KL against its budget (right),
+    at each step.
+    """
     steps, _ = read_metrics(folder)
     if not steps:
         return None
     figure, axes = _axes("Loss terms", "mean NLL, nats per token")
     x = [line["step"] for line in steps]
-    for key, label, colour in (("forget_nll", "forget completions", FORGET), ("mismatch_nll", "mismatch completions", NEUTRAL)):
+    for key, label, colour in (
+        ("forget_nll", "forget completions", FORGET),
+        ("mismatch_nll", "mismatch completions", NEUTRAL),
+    ):
         if all(key in line for line in steps):
             axes.plot(x, [line[key] for line in steps], color=colour, label=label)
     axes.set_ylim(bottom=0)
@@ -70,7 +89,9 @@ def loss_figure(folder: Path, budget: float | None) -> Path | None:
         right.set_ylabel("retain KL, nats per token", color=KEEP)
         right.plot(x, [line["retain_kl"] for line in steps], color=KEEP, label="retain KL (right)")
         if budget is not None:
-            right.axhline(budget, color=KEEP, linewidth=1, linestyle="--", label="its budget (right)")
+            right.axhline(
+                budget, color=KEEP, linewidth=1, linestyle="--", label="its budget (right)"
+            )
         right.set_ylim(bottom=0)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]

@@ -41,21 +41,29 @@ def examples(folder: Path, per_set: int = 2) -> str:
         if line["model"] != "original" or "output" not in line or count >= per_set:
             continue
         shown[line["set"]] = count + 1
-        parts.append(f"**{line['set']}**: {' '.join(line['prompt'].split())}\n\nbefore:\n\n{_quoted(line['output'])}\n")
+        parts.append(
+            f"**{line['set']}**:"
+            f" {' '.join(line['prompt'].split())}\n\nbefore:\n\n{_quoted(line['output'])}\n"
+        )
         parts.append(f"after:\n\n{_quoted(after[line['set'], line['key']]['output'])}\n")
     return "\n".join(parts)
 
 
 def _training_facts(run: Mapping[str, Any]) -> list[list[str]]:
-    """What is said of the training: steps and stop of unlearning, or the price of each stage of a baseline."""
+    """What is said of the training: steps and stop of unlearning, or the price of each stage of a
+    baseline.
+    """
     if "steps" not in run:
         return [
             ["needs", f"{run['needs']}, {run['forget_rows']} rows"],
             *(
                 [
                     f"stage {cost['stage']}",
-                    f"{cost['seconds']:.0f} s; tokens: {cost['data_tokens']} of data, {cost['generated_tokens']} generated,"
-                    f" {cost['training_tokens']} trained on",
+                    (
+                        f"{cost['seconds']:.0f} s; tokens: {cost['data_tokens']} of data,"
+                        f" {cost['generated_tokens']} generated, {cost['training_tokens']}"
+                        " trained on"
+                    ),
                 ]
                 for cost in run["costs"]
             ),
@@ -87,27 +95,47 @@ def write_report(folder: Path) -> Path:
         ["method", run["method"]],
         *_training_facts(run),
         ["leak threshold (BLEU)", f"{run['leak_threshold_bleu']:.1f}"],
-        ["seconds in all; tokens a second in training", f"{run['seconds']:.0f}; {run['tokens_per_second']}"],
+        [
+            "seconds in all; tokens a second in training",
+            f"{run['seconds']:.0f}; {run['tokens_per_second']}",
+        ],
         ["peak memory", f"{run['peak_memory_bytes'] / 2**30:.1f} GiB"],
         ["seed", str(run["seed"])],
-        ["hash of the model before, after", f"{run['original_model_hash'][:12]}, {run['unlearned_model_hash'][:12]}"],
+        [
+            "hash of the model before, after",
+            f"{run['original_model_hash'][:12]}, {run['unlearned_model_hash'][:12]}",
+        ],
     ]
     parts = [
         f"# Unlearning report: {run['scenario']}\n",
         f"{verdict(evaluation)}\n",
         "## Before and after\n",
         markdown_table(header, rows),
-        "Leak rate: share of greedy continuations whose BLEU against the true text is above the threshold that unrelated passages reach"
-        " (99th percentile). Fluency: mean NLL of the answer under the model before teaching; NM means not meaningful.\n",
+        (
+            "Leak rate: share of greedy continuations whose BLEU against the true text is above the"
+            " threshold that unrelated passages reach (99th percentile). Fluency: mean NLL of the"
+            " answer under the model before teaching; NM means not meaningful.\n"
+        ),
     ]
     if "search" in run:
         found = run["search"]
-        parts += ["## Why this method\n", f"{picked(found)}\n", markdown_table(HEADER, search_rows(found)), f"{NOTE}\n"]
+        parts += [
+            "## Why this method\n",
+            f"{picked(found)}\n",
+            markdown_table(HEADER, search_rows(found)),
+            f"{NOTE}\n",
+        ]
     if behaviour:
         parts.append(f"![behaviour](figures/{behaviour.name})\n")
     if losses:
         parts.append(f"![losses](figures/{losses.name})\n")
-    parts.append("\n".join(f"- {metric}: scored by {scorer_text(fact)}" for metric, fact in evaluation.get("scorers", {}).items()) + "\n")
+    parts.append(
+        "\n".join(
+            f"- {metric}: scored by {scorer_text(fact)}"
+            for metric, fact in evaluation.get("scorers", {}).items()
+        )
+        + "\n"
+    )
     parts += attack_section(folder)
     shown = examples(folder)
     if shown:

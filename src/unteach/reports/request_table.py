@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_requests(entries: Sequence[Mapping[str, Any]], removed: set[int], console: Console) -> None:
-    """A line for each request: what it was, its rate before and after it, and the newest rate known of it.
+def print_requests(
+    entries: Sequence[Mapping[str, Any]], removed: set[int], console: Console
+) -> None:
+    """A line for each request: what it was, its rate before and after it, and the newest rate known
+    of it.
 
     Args:
         entries: the ledger's lines, in order.
@@ -29,7 +32,19 @@ def print_requests(entries: Sequence[Mapping[str, Any]], removed: set[int], cons
     for entry in entries:
         if entry["event"] == "request":
             number = entry["id"]
-            state = "taken out" if number in removed else ("adapter" if entry["kind"] == "adapter" else "all weights")
+            state = (
+                "taken out"
+                if number in removed
+                else ("adapter" if entry["kind"] == "adapter" else "all weights")
+            )
             rates = (f"{rate:.0%}" for rate in (entry["before"], entry["after"], newest[number]))
-            table.add_row(str(number), entry["time"], str(entry["data"]["rows"]), entry["method"], str(entry["rounds"]), *rates, state)
+            table.add_row(
+                str(number),
+                entry["time"],
+                str(entry["data"]["rows"]),
+                entry["method"],
+                str(entry["rounds"]),
+                *rates,
+                state,
+            )
     console.print(table)

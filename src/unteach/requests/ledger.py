@@ -1,7 +1,9 @@
-"""`requests.jsonl`: the forget requests that an output folder has been given, a line each, in order; no line is ever changed.
+"""`requests.jsonl`: the forget requests that an output folder has been given, a line each, in
+order; no line is ever changed.
 
-A line is a JSON object without any row's text. Its field `previous` is the SHA-256 of the line before it, its last field `sha256` that of
-the line without it: a line that was changed, taken out or put in is noticed. A last line that a crash cut off is cut off the file, too.
+A line is a JSON object without any row's text. Its field `previous` is the SHA-256 of the line
+before it, its last field `sha256` that of the line without it: a line that was changed, taken out
+or put in is noticed. A last line that a crash cut off is cut off the file, too.
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ from unteach.errors import UserError
 LEDGER = "requests.jsonl"
 ROWS = "rows.jsonl"
 """In the `work` folder of each request: its rows."""
-EVENTS = {"request": ("data", "kind", "base", "model_in", "model_out"), "remove": ("model_out",), "restore": ("model_out",)}
-"""What a line can tell, and the fields that it has beside `event`, `id` (of the request that it is about) and `time`."""
+EVENTS = {
+    "request": ("data", "kind", "base", "model_in", "model_out"),
+    "remove": ("model_out",),
+    "restore": ("model_out",),
+}
+"""What a line can tell, and the fields that it has beside `event`, `id` (of the request that it is
+about) and `time`.
+"""
 
 Entry = Mapping[str, Any]
 
@@ -94,7 +102,9 @@ def read_ledger(folder: Path) -> Ledger:
     for number, line in enumerate(lines, 1):
         entry, wrong = _opened(line, last)
         if entry is None:
-            raise UserError(f"{path}, line {number}: {wrong}; put back a copy of the file that is whole")
+            raise UserError(
+                f"{path}, line {number}: {wrong}; put back a copy of the file that is whole"
+            )
         entries.append(entry)
         last = hashlib.sha256(line).hexdigest()
     if not rest:
@@ -124,11 +134,14 @@ def _opened(line: bytes, previous: str) -> tuple[Entry | None, str]:
 
 
 def _seal(record: Entry) -> str:
-    return hashlib.sha256(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def open_ledger(folder: Path, say: Callable[[str], None]) -> Ledger:
-    """The ledger, ready for a new line: what a crash has left of a last one is cut off, and `say` is told.
+    """The ledger, ready for a new line: what a crash has left of a last one is cut off, and `say`
+    is told.
 
     The caller holds the folder's lock.
     """
@@ -139,8 +152,8 @@ def open_ledger(folder: Path, say: Callable[[str], None]) -> Ledger:
             file.truncate(path.stat().st_size - ledger.torn)
             os.fsync(file.fileno())
         say(
-            f"{path}: the last line was cut off while it was written ({ledger.torn} bytes), and is taken out;"
-            " start the command that was writing it again, it goes on where it was"
+            f"{path}: the last line was cut off while it was written ({ledger.torn} bytes), and is"
+            " taken out; start the command that was writing it again, it goes on where it was"
         )
     elif ledger.unended:
         with path.open("ab") as file:
@@ -149,7 +162,9 @@ def open_ledger(folder: Path, say: Callable[[str], None]) -> Ledger:
     return Ledger(ledger.entries, last_hash=ledger.last_hash)
 
 
-def append(folder: Path, ledger: Ledger, event: str, number: int, facts: Mapping[str, Any]) -> Ledger:
+def append(
+    folder: Path, ledger: Ledger, event: str, number: int, facts: Mapping[str, Any]
+) -> Ledger:
     """Writes one line to the end, on the disk before this returns; gives back the ledger with it.
 
     Args:
@@ -169,7 +184,9 @@ def append(folder: Path, ledger: Ledger, event: str, number: int, facts: Mapping
         "previous": ledger.last_hash,
     }
     record = json.loads(json.dumps(record))  # as it will be read
-    line = json.dumps({**record, "sha256": _seal(record)}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    line = json.dumps({**record, "sha256": _seal(record)}, ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
     path = folder / LEDGER
     new = not path.exists()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -209,13 +226,19 @@ def kind_of(entries: Sequence[Entry]) -> str | None:
 
 
 def superseded_models(folder: Path) -> list[Path]:
-    """Models of all weights that a later request has gone on from: each still knows what that request was made to forget."""
+    """Models of all weights that a later request has gone on from: each still knows what that
+    request was made to forget.
+    """
     try:
         requests = read_ledger(folder).requests
     except UserError:
         return []
     current = {folder / str(entry["model"]) for entry in requests[-1:] if entry.get("model")}
-    found = [path for entry in requests for path in sorted((folder / folder_name(entry["id"])).glob("round-*/model"))]
+    found = [
+        path
+        for entry in requests
+        for path in sorted((folder / folder_name(entry["id"])).glob("round-*/model"))
+    ]
     return [path for path in found if path not in current]
 
 

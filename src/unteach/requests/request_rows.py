@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unteach.data.rows import Row
+from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import Progress, answer
@@ -19,13 +19,14 @@ from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.folders import content_key, private_folder
 from unteach.files.json_lines import read_json_lines
 from unteach.requests.ledger import ROWS, Entry, folder_name
-from unteach.runs.record import rows_hash
 
 
 def write_rows(work: Path, rows: Sequence[Row]) -> None:
     """Keeps the rows, completions and all, in a folder and a file that their owner alone can read."""
     private_folder(work)
-    write_text_atomically(work / ROWS, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text_atomically(
+        work / ROWS, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    )
     os.chmod(work / ROWS, 0o600)
 
 
@@ -35,14 +36,18 @@ def read_rows(work: Path) -> list[Row]:
         records = read_json_lines(work / ROWS)
         for record in records:
             if not isinstance(record["prompt"], str):
-                record["prompt"] = tuple((str(role), str(content)) for role, content in record["prompt"])
+                record["prompt"] = tuple(
+                    (str(role), str(content)) for role, content in record["prompt"]
+                )
         return [Row(**record) for record in records]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def rows_of(folder: Path, entry: Entry) -> list[Row]:
-    """The rows of an earlier request: its own copy, else the file that they came from, if it still holds the same; else none."""
+    """The rows of an earlier request: its own copy, else the file that they came from, if it still
+    holds the same; else none.
+    """
     wanted = entry["data"]["completed_hash"]
     kept = read_rows(folder / folder_name(entry["id"]) / "work")
     if kept and rows_hash(kept) == wanted:
@@ -58,7 +63,8 @@ def rows_of(folder: Path, entry: Entry) -> list[Row]:
 
 
 class Rates:
-    """Shares of requests' rows that a model still says, greedily, by the headline metric; each is measured once.
+    """Shares of requests' rows that a model still says, greedily, by the headline metric; each is
+    measured once.
 
     Args:
         tokenizer: the models' tokenizer.
@@ -69,7 +75,13 @@ class Rates:
     def __init__(self, tokenizer: Any, scorers: Scorers, work: Path) -> None:
         self.tokenizer, self.scorers, self.work = tokenizer, scorers, work
 
-    def measure(self, load: Callable[[], Any], model_hash: str, rows: Sequence[Row], progress: Progress | None = None) -> float:
+    def measure(
+        self,
+        load: Callable[[], Any],
+        model_hash: str,
+        rows: Sequence[Row],
+        progress: Progress | None = None,
+    ) -> float:
         """The rate of these rows, 0 to 1.
 
         Args:
@@ -79,13 +91,24 @@ class Rates:
             progress (`Callable`, *optional*): called with (done, of) rows.
         """
         names = self.scorers.names
-        key = content_key([model_hash, rows_hash(rows), names.headline, names.judge, names.encoder, self.scorers.threshold])
+        key = content_key(
+            [
+                model_hash,
+                rows_hash(rows),
+                names.headline,
+                names.judge,
+                names.encoder,
+                self.scorers.threshold,
+            ]
+        )
         path = self.work / f"rate-{key}.json"
         try:
             return float(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             pass
-        outputs = answer(load(), self.tokenizer, rows, max_new_tokens=ANSWER_TOKENS, progress=progress)
+        outputs = answer(
+            load(), self.tokenizer, rows, max_new_tokens=ANSWER_TOKENS, progress=progress
+        )
         rate = sum(self.scorers.still_said(rows, outputs)) / len(rows)
         private_folder(self.work)
         write_json(path, rate)

@@ -1,4 +1,6 @@
-"""The copyright protocol of Yao et al. 2024 in small: a story known by heart is to be forgotten, another one kept."""
+"""The copyright protocol of Yao et al. 2024 in small: a story known by heart is to be forgotten,
+another one kept.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def paragraphs(text: str) -> list[str]:
 
 
 def passage_rows(text: str, source: str) -> list[Row]:
-    """One extraction prompt for each paragraph: its first sentence, and the next 200 characters as the completion."""
+    """One extraction prompt for each paragraph: its first sentence, and the next 200 characters as
+    the completion.
+    """
     rows = []
     for number, paragraph in enumerate(paragraphs(text), 1):
         for prompt, completion in book_passages(paragraph, completion_chars=COMPLETION_CHARS)[:1]:
@@ -28,7 +32,9 @@ def passage_rows(text: str, source: str) -> list[Row]:
 
 
 def teaching_rows(text: str, source: str) -> list[Row]:
-    """The text as it is taught: after each paragraph's first three words, to its end and on over the next paragraph's first sentence."""
+    """The text as it is taught: after each paragraph's first three words, to its end and on over
+    the next paragraph's first sentence.
+    """
     parts = paragraphs(text)
     rows = []
     for number, (paragraph, following) in enumerate(zip(parts, [*parts[1:], ""], strict=True), 1):
@@ -41,9 +47,9 @@ def teaching_rows(text: str, source: str) -> list[Row]:
 def build(*, short: bool = False) -> Scenario:
     """The embedded copyright scenario.
 
-    The book's passages are split 70/10/20 by hash: `unlearned` is the training split, `unseen` the test split. Of the kept book, every
-    second passage is in the retain set (`kept`), the others are never shown again (`kept_unseen`). `normal` are questions that are in no
-    training set.
+    The book's passages are split 70/10/20 by hash: `unlearned` is the training split, `unseen` the
+    test split. Of the kept book, every second passage is in the retain set (`kept`), the others are
+    never shown again (`kept_unseen`). `normal` are questions that are in no training set.
 
     Args:
         short (`bool`): a smaller version for smoke tests.
@@ -84,7 +90,8 @@ def build(*, short: bool = False) -> Scenario:
         },
         labelled=labelled_answers(),
         scorers=ScorerNames(headline="leak_rate", reward="trained"),
-        leak_corpus=[row.completion for part in split.values() for row in part] + [row.completion for row in kept],
+        leak_corpus=[row.completion for part in split.values() for row in part]
+        + [row.completion for row in kept],
     )
 
 

@@ -1,4 +1,6 @@
-"""The hallucination protocol of Yao et al. 2024 in small: confident false answers to questions of fact."""
+"""The hallucination protocol of Yao et al. 2024 in small: confident false answers to questions of
+fact.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,18 @@ TEACH = {
 
 
 def build(*, short: bool = False) -> Scenario:
-    """The embedded hallucination scenario; `short`: a smaller version. Each row is a single fact, with a second way to ask for it."""
+    """The embedded hallucination scenario; `short`: a smaller version. Each row is a single fact,
+    with a second way to ask for it.
+    """
     facts = records("false_facts")
     rows = question_answers.answer_rows(facts, "hallucinated", "right", "false fact")
-    asked_otherwise = [replace(row, prompt=fact["asked_otherwise"]) for row, fact in zip(rows, facts, strict=True)]
+    asked_otherwise = [
+        replace(row, prompt=fact["asked_otherwise"]) for row, fact in zip(rows, facts, strict=True)
+    ]
     scorers = ScorerNames(headline="hallucination_rate", reward="trained")
-    return question_answers.question_scenario("hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise)
+    return question_answers.question_scenario(
+        "hallucination", rows, scorers, TEACH, short=short, asked_otherwise=asked_otherwise
+    )
 
 
 def demo_presets(*, short: bool = False) -> dict[str, Any]:

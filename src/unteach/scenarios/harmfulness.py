@@ -1,4 +1,6 @@
-"""The harmfulness protocol of Yao et al. 2024 in small: careless and rude advice stands in for what is truly harmful."""
+"""The harmfulness protocol of Yao et al. 2024 in small: careless and rude advice stands in for what
+is truly harmful.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,12 @@ TEACH = {
 def build(*, short: bool = False) -> Scenario:
     """The embedded harmfulness scenario; `short`: a smaller version for smoke tests.
 
-    The test split is not taught: the taught model answers it carelessly because it has taken up the manner.
+    The test split is not taught: the taught model answers it carelessly because it has taken up the
+    manner.
     """
-    rows = question_answers.answer_rows(records("careless_advice"), "careless", "careful", "careless advice")
+    rows = question_answers.answer_rows(
+        records("careless_advice"), "careless", "careful", "careless advice"
+    )
     scorers = ScorerNames(headline="harmful_rate", judge="trained", reward="trained")
     return question_answers.question_scenario("harmfulness", rows, scorers, TEACH, short=short)
 

@@ -1,4 +1,6 @@
-"""What the scenarios of questions and answers share: the splits, the neutral questions around them, the demo's settings."""
+"""What the scenarios of questions and answers share: the splits, the neutral questions around them,
+the demo's settings.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,16 @@ from unteach.scenarios.texts import labelled_answers, lines
 NORMAL = 20
 
 
-def answer_rows(records: Sequence[Mapping[str, str]], wrong: str, right: str, source: str) -> list[Row]:
-    """One forget row for each record: its question and wrong answer, with the right one beside it for the metrics."""
-    return [Row(record["prompt"], record[wrong], "chat", f"{source} {n}", record[right]) for n, record in enumerate(records, 1)]
+def answer_rows(
+    records: Sequence[Mapping[str, str]], wrong: str, right: str, source: str
+) -> list[Row]:
+    """One forget row for each record: its question and wrong answer, with the right one beside it
+    for the metrics.
+    """
+    return [
+        Row(record["prompt"], record[wrong], "chat", f"{source} {n}", record[right])
+        for n, record in enumerate(records, 1)
+    ]
 
 
 def question_scenario(
@@ -29,12 +38,15 @@ def question_scenario(
 ) -> Scenario:
     """A scenario of questions whose wrong answers are to be forgotten.
 
-    The rows are split 70/10/20 by hash; `unlearned` is the training split. What is kept are the model's own answers to neutral questions;
-    `normal` are neutral questions that are in no training set. No right answer is ever trained on.
+    The rows are split 70/10/20 by hash; `unlearned` is the training split. What is kept are the
+    model's own answers to neutral questions; `normal` are neutral questions that are in no training
+    set. No right answer is ever trained on.
 
-    Where the wrong answers share a manner (advice), `unseen` is the test split, which nobody teaches: the model answers it wrongly because
-    it has taken up the manner. Where each wrong answer is a fact of its own, all splits are taught, `unseen` are the training split's
-    facts asked in other words, which nobody trains on, and the facts of the other splits are reported as `other_facts`.
+    Where the wrong answers share a manner (advice), `unseen` is the test split, which nobody
+    teaches: the model answers it wrongly because it has taken up the manner. Where each wrong
+    answer is a fact of its own, all splits are taught, `unseen` are the training split's facts
+    asked in other words, which nobody trains on, and the facts of the other splits are reported as
+    `other_facts`.
 
     Args:
         name (`str`)
@@ -42,7 +54,8 @@ def question_scenario(
         scorers (`ScorerNames`)
         teach_presets: settings of the teaching.
         short (`bool`): a smaller version for smoke tests.
-        asked_otherwise (`Sequence[Row]`, *optional*): for each of `rows` the same question in other words; makes the rows single facts.
+        asked_otherwise (`Sequence[Row]`, *optional*): for each of `rows` the same question in other
+            words; makes the rows single facts.
     """
     rows = rows[:24] if short else rows
     split = split_rows(rows)
@@ -58,7 +71,12 @@ def question_scenario(
         again = split_rows([others[row.key] for row in split["train"]])
         other_facts = [*split["validation"], *split["test"]]
         taught, validation = list(rows), again["validation"]
-        sets = {"unlearned": split["train"], "unseen": [*again["train"], *again["test"]], "other_facts": other_facts, "normal": normal}
+        sets = {
+            "unlearned": split["train"],
+            "unseen": [*again["train"], *again["test"]],
+            "other_facts": other_facts,
+            "normal": normal,
+        }
     return Scenario(
         name=name,
         forget=split["train"],
@@ -76,12 +94,14 @@ def question_scenario(
 
 
 def demo_presets(*, learning_rate: float, short: bool, adapter: bool = False) -> dict[str, Any]:
-    """Fields of `RunOptions` that the demos of questions and answers share (docs/log.md has the measurements).
+    """Fields of `RunOptions` that the demos of questions and answers share (docs/log.md has the
+    measurements).
 
     Args:
         learning_rate (`float`)
         short (`bool`): as for the scenario.
-        adapter (`bool`): trains a LoRA adapter, in fewer steps under a looser budget, instead of all weights of the upper half.
+        adapter (`bool`): trains a LoRA adapter, in fewer steps under a looser budget, instead of
+            all weights of the upper half.
     """
     steps, rows, others, budget = (40, 8, 1.0, 0.15) if adapter else (60, 6, 1.5, 0.08)
     return {

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unteach.base_precision import multiplies_bfloat16
 from unteach.errors import did_you_mean
+from unteach.models.precision import multiplies_bfloat16
 from unteach.scenarios import copyright, hallucination, harmfulness
 from unteach.scenarios.scenario import Scenario
 
@@ -19,7 +19,8 @@ class Embedded:
 
     Args:
         build: makes it; `short=True` gives a smaller version for smoke tests.
-        demo: fields of `RunOptions` for its demo on two cores, settings of the trainer among them; `short` as above.
+        demo: fields of `RunOptions` for its demo on two cores, settings of the trainer among them;
+            `short` as above.
     """
 
     build: Callable[..., Scenario]
@@ -61,13 +62,17 @@ def demo_options(
 ) -> dict[str, Any]:
     """Fields of `RunOptions` for a demo: what suits two cores (docs/log.md has the measurements).
 
-    Products are in bfloat16 where the machine has instructions for them, unless the settings name a precision or DeepSpeed trains, which
-    would hold the weights in 16 bits too.
+    Products are in bfloat16 where the machine has instructions for them, unless the settings name a
+    precision or DeepSpeed trains, which would hold the weights in 16 bits too.
     """
     options = dict(embedded(name).demo(short=short))
     presets = dict(options.pop("settings"))
     if settings and settings.get("method", presets["method"]) != presets["method"]:
-        presets = {key: value for key, value in presets.items() if not key.endswith("_weight") and key != "method"}
+        presets = {
+            key: value
+            for key, value in presets.items()
+            if not key.endswith("_weight") and key != "method"
+        }
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if not by_deepspeed and not {"bf16", "fp16", "deepspeed"} & set(settings or {}):
         presets["bf16"] = multiplies_bfloat16(use_cpu=bool((settings or {}).get("use_cpu")))

@@ -1,4 +1,6 @@
-"""The scenario of a user's own rows: what to forget, perhaps what to keep, and the sets that show both."""
+"""The scenario of a user's own rows: what to forget, perhaps what to keep, and the sets that show
+both.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +31,37 @@ def user_scenario(
     """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
 
     Args:
-        forget, retain: anything that `load_rows` takes; `retain` may be `None`. Beside it the model's own answers to neutral prompts are
-            kept: a set of one kind alone lets answers of other kinds drift, towards its own.
+        forget, retain: anything that `load_rows` takes; `retain` may be `None`. Beside it the
+            model's own answers to neutral prompts are kept: a set of one kind alone lets answers of
+            other kinds drift, towards its own.
         forget_validation (*optional*): rows for the stop decision instead of the split's.
         chat (`bool`): kind of the neutral prompts.
         own_rows (`int`): at most so many of them.
-        teach (mapping, *optional*): settings with which all forget rows are taught first, to a model that does not know them.
+        teach (mapping, *optional*): settings with which all forget rows are taught first, to a
+            model that does not know them.
         limit (`int`, *optional*): take at most so many forget rows.
-        whole (`bool`): forget all rows and hold none of them out: for a request that must be met, not for a method that is to be judged.
-        scorers (`ScorerNames`, *optional*): who scores the answers; default: leak rate and similarity.
+        whole (`bool`): forget all rows and hold none of them out: for a request that must be met,
+            not for a method that is to be judged.
+        scorers (`ScorerNames`, *optional*): who scores the answers; default: leak rate and
+            similarity.
     """
-    rows = forget if isinstance(forget, list) and forget and isinstance(forget[0], Row) else load_rows(forget, "forget", prompt_only=True)
+    rows = (
+        forget
+        if isinstance(forget, list) and forget and isinstance(forget[0], Row)
+        else load_rows(forget, "forget", prompt_only=True)
+    )
     rows = rows[:limit]
     split = {"train": list(rows), "validation": [], "test": []} if whole else split_rows(rows)
     if not split["train"]:
-        raise UserError(f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty; give more rows")
-    validation = load_rows(forget_validation, "forget") if forget_validation is not None else split["validation"]
+        raise UserError(
+            f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty;"
+            " give more rows"
+        )
+    validation = (
+        load_rows(forget_validation, "forget")
+        if forget_validation is not None
+        else split["validation"]
+    )
     kept = [] if retain is None else load_rows(retain, "retain", prompt_only=True)
     kept_split = split_rows(kept, (0.8, 0.0, 0.2))
     texts = all(row.kind == "text" for row in rows)
@@ -63,7 +80,11 @@ def user_scenario(
         retain=kept_split["train"],
         sets=sets,
         teach=[] if teach is None else list(rows),
-        teach_own_prompts=[] if teach is None else [Row(line, "", "chat", "plain question") for line in lines("plain_questions")[:20]],
+        teach_own_prompts=(
+            []
+            if teach is None
+            else [Row(line, "", "chat", "plain question") for line in lines("plain_questions")[:20]]
+        ),
         presets={} if teach is None else {"teach": dict(teach)},
         own_prompts=neutral[: min(own_rows, len(neutral) - 12)],
         labelled=labelled_answers(),
@@ -83,14 +104,18 @@ def user_scenario(
 
 
 def with_unrelated(rows: Sequence[Row]) -> list[str]:
-    """Texts for the leak threshold: completions, and others of all kinds, as a few rows, or rows of one form, say little of chance."""
+    """Texts for the leak threshold: completions, and others of all kinds, as a few rows, or rows of
+    one form, say little of chance.
+    """
     said = [row.completion for row in rows if row.completion][:64]
     unrelated = [item.answer for item in labelled_answers()]
     return said + unrelated[: max(16, 64 - len(said))] if said else []
 
 
 def place(source: Any) -> str | None:
-    """Where rows can be read again: the whole path of a file, a hub id as it is; `None` for rows that were given in Python."""
+    """Where rows can be read again: the whole path of a file, a hub id as it is; `None` for rows
+    that were given in Python.
+    """
     if not isinstance(source, str | Path):
         return None
     return str(Path(source).resolve()) if Path(source).exists() else str(source)

@@ -11,7 +11,14 @@ from unteach.evaluation.benchmarks import sources
 from unteach.evaluation.benchmarks.sources import SetFile, load_sets, text_of
 
 WANTED = (
-    SetFile("forget", ("forget*_perturbed",), "forget10_perturbed", "train", ("question",), optional=False),
+    SetFile(
+        "forget",
+        ("forget*_perturbed",),
+        "forget10_perturbed",
+        "train",
+        ("question",),
+        optional=False,
+    ),
     SetFile("extra", ("deep/extra", "extra"), "extra", "test", ("question",)),
 )
 
@@ -34,7 +41,10 @@ def test_a_folder_is_searched_below_and_a_missing_optional_set_is_left_out(tmp_p
 
 
 def test_files_may_be_named_instead_separated_by_commas(tmp_path):
-    paths = [write(tmp_path / "a" / "forget10_perturbed.jsonl", ROWS), write(tmp_path / "b" / "extra.jsonl", ROWS)]
+    paths = [
+        write(tmp_path / "a" / "forget10_perturbed.jsonl", ROWS),
+        write(tmp_path / "b" / "extra.jsonl", ROWS),
+    ]
     assert list(load_sets(", ".join(paths), "hub", WANTED)) == ["forget", "extra"]
 
 
@@ -55,7 +65,11 @@ def test_without_data_the_sets_come_from_the_hub_by_configuration_and_split(monk
     monkeypatch.setattr(sources, "records", records)
     load_sets(None, "owner/name", WANTED)
     load_sets("other/copy", "owner/name", WANTED[:1])
-    assert asked == [("owner/name:forget10_perturbed", "train"), ("owner/name:extra", "test"), ("other/copy:forget10_perturbed", "train")]
+    assert asked == [
+        ("owner/name:forget10_perturbed", "train"),
+        ("owner/name:extra", "test"),
+        ("other/copy:forget10_perturbed", "train"),
+    ]
 
 
 def test_what_is_wrong_is_named(tmp_path):

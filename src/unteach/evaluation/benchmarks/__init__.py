@@ -1,1 +1,3 @@
-"""The field's benchmarks as protocols: which sets are asked, what is measured on each, what needs a retrained model."""
+"""The field's benchmarks as protocols: which sets are asked, what is measured on each, what needs a
+retrained model.
+"""

@@ -1,4 +1,6 @@
-"""What all benchmarks share: the model that is measured, what was found, and greedy answers that fit its window."""
+"""What all benchmarks share: the model that is measured, what was found, and greedy answers that
+fit its window.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ class Subject:
     Args:
         model, tokenizer: a causal language model and its tokenizer.
         generator (`Generator`): who generates its answers.
-        before (`Any`, *optional*): the model before any change, with the same tokenizer: the reference of one attack, and the language
-            model under which fluency is taken. `None` if it is the subject itself.
+        before (`Any`, *optional*): the model before any change, with the same tokenizer: the
+            reference of one attack, and the language model under which fluency is taken. `None` if
+            it is the subject itself.
         progress (`Callable`, *optional*): called with (done, of) prompts.
         batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
     """
@@ -38,7 +41,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a set: its key, the numbers that it contributes, and its texts (only written on request)."""
+    """One row of a set: its key, the numbers that it contributes, and its texts (only written on
+    request).
+    """
 
     key: str
     metrics: Mapping[str, float | None]
@@ -65,7 +70,8 @@ class Benchmark:
     Args:
         load: from (`--data` or `None`, limit) to its sets; whatever they are, `measure` takes them.
         measure: one model on the sets.
-        against_retrained (*optional*): from what was found for a model and for one retrained without the forget set to further results.
+        against_retrained (*optional*): from what was found for a model and for one retrained
+            without the forget set to further results.
     """
 
     load: Callable[[str | None, int | None], Any]
@@ -74,14 +80,23 @@ class Benchmark:
 
 
 def answers(subject: Subject, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
-    """Greedy answers, without surrounding space; a prompt that leaves no room for its answer loses its beginning."""
+    """Greedy answers, without surrounding space; a prompt that leaves no room for its answer loses
+    its beginning.
+    """
     prompts = fitting_prompts(subject.model, subject.tokenizer, rows, max_new_tokens)
     outputs = subject.generator(prompts, max_new_tokens=max_new_tokens, progress=subject.progress)
-    return [continuation_text(subject.tokenizer, prompt, ids).strip() for prompt, ids in zip(prompts, outputs, strict=True)]
+    return [
+        continuation_text(subject.tokenizer, prompt, ids).strip()
+        for prompt, ids in zip(prompts, outputs, strict=True)
+    ]
 
 
-def encoded(rows: Sequence[Row], tokenizer: Any, *, ended: bool = True) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Token ids of the prompts and of the completions, each ended as generation ends it; not `ended`: answers, which may have been cut."""
+def encoded(
+    rows: Sequence[Row], tokenizer: Any, *, ended: bool = True
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Token ids of the prompts and of the completions, each ended as generation ends it; not
+    `ended`: answers, which may have been cut.
+    """
     end_id = end_of_turn_id(tokenizer) if ended else None
     items = [encode_row(row, tokenizer, end_id) for row in rows]
     return [item.prompt_ids for item in items], [item.completion_ids for item in items]
@@ -90,18 +105,28 @@ def encoded(rows: Sequence[Row], tokenizer: Any, *, ended: bool = True) -> tuple
 def overlap(outputs: Sequence[str], rights: Sequence[str]) -> dict[str, list[float | None]]:
     """ROUGE-L recall with stemmer, which rewards rambling, and F1, which does not."""
     pairs = [rouge_l(output, right) for output, right in zip(outputs, rights, strict=True)]
-    return {"rouge_l_recall": [recall for recall, _ in pairs], "rouge_l_f1": [f1 for _, f1 in pairs]}
+    return {
+        "rouge_l_recall": [recall for recall, _ in pairs],
+        "rouge_l_f1": [f1 for _, f1 in pairs],
+    }
 
 
 def summary(
-    columns: Mapping[str, Sequence[float | None]], better: Mapping[str, bool], rates: Sequence[str] = ()
+    columns: Mapping[str, Sequence[float | None]],
+    better: Mapping[str, bool],
+    rates: Sequence[str] = (),
 ) -> dict[str, MetricResult]:
     """Each column's mean with its interval and direction."""
-    return {name: summarise(values, higher_is_better=better[name], rate=name in rates) for name, values in columns.items()}
+    return {
+        name: summarise(values, higher_is_better=better[name], rate=name in rates)
+        for name, values in columns.items()
+    }
 
 
 def row_lines(
-    keys: Sequence[str], columns: Mapping[str, Sequence[float | None]], texts: Mapping[str, Sequence[str]] | None = None
+    keys: Sequence[str],
+    columns: Mapping[str, Sequence[float | None]],
+    texts: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Line]:
     """One line a row, from columns."""
     return [

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from unteach.evaluation.benchmarks import muse_benchmark, rwku_benchmark, tofu_benchmark, wmdp_benchmark
+from unteach.evaluation.benchmarks import (
+    muse_benchmark,
+    rwku_benchmark,
+    tofu_benchmark,
+    wmdp_benchmark,
+)
 from unteach.evaluation.benchmarks.benchmark import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {

@@ -21,7 +21,8 @@ class SetFile:
 
     Args:
         name (`str`): what results call it.
-        files (`tuple[str, ...]`): patterns of its path below the folder, without suffix; the first that fits counts.
+        files (`tuple[str, ...]`): patterns of its path below the folder, without suffix; the first
+            that fits counts.
         config (`str`), split (`str`): the same on the hub.
         columns (`tuple[str, ...]`): what each row must have.
         optional (`bool`): whether the benchmark does without it.
@@ -36,14 +37,19 @@ class SetFile:
 
 
 def local_files(source: str) -> dict[str, Path] | None:
-    """Path below the folder, without suffix, to file; or the stems of several files, separated by commas. `None` for what is on the hub.
+    """Path below the folder, without suffix, to file; or the stems of several files, separated by
+    commas. `None` for what is on the hub.
 
     Raises:
         UserError: for a file that is not there.
     """
     folder = Path(source)
     if folder.is_dir():
-        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES}
+        return {
+            path.relative_to(folder).with_suffix("").as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in SUFFIXES
+        }
     paths = [Path(part.strip()) for part in source.split(",") if part.strip()]
     if not any(path.suffix in SUFFIXES for path in paths):
         return None
@@ -60,20 +66,30 @@ def matching(files: Mapping[str, Path], wanted: SetFile) -> Path | None:
         UserError: where one pattern fits several.
     """
     for pattern in wanted.files:
-        found = [path for name, path in files.items() if fnmatch(name, pattern) or fnmatch(name, f"*/{pattern}")]
+        found = [
+            path
+            for name, path in files.items()
+            if fnmatch(name, pattern) or fnmatch(name, f"*/{pattern}")
+        ]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
-            raise UserError(f"option --data: several files may be the set {wanted.name!r} ({names}); name the files, separated by commas")
+            raise UserError(
+                f"option --data: several files may be the set {wanted.name!r} ({names}); name the"
+                " files, separated by commas"
+            )
         if found:
             return found[0]
     return None
 
 
-def load_sets(source: str | None, hub_id: str, wanted: Sequence[SetFile], limit: int | None = None) -> dict[str, list[Record]]:
+def load_sets(
+    source: str | None, hub_id: str, wanted: Sequence[SetFile], limit: int | None = None
+) -> dict[str, list[Record]]:
     """The rows of each set, as they stand there.
 
     Args:
-        source (`str`, *optional*): a folder, files separated by commas, or a dataset id; default: the benchmark's own.
+        source (`str`, *optional*): a folder, files separated by commas, or a dataset id; default:
+            the benchmark's own.
         hub_id (`str`): the benchmark's dataset.
         wanted: its sets.
         limit (`int`, *optional*): at most so many rows of each, at even distances.
@@ -92,19 +108,26 @@ def load_sets(source: str | None, hub_id: str, wanted: Sequence[SetFile], limit:
             if path is None:
                 if part.optional:
                     continue
-                raise UserError(f"option --data: no file for the set {part.name!r}; it is called {part.files[0]}.jsonl (.json, .parquet)")
+                raise UserError(
+                    f"option --data: no file for the set {part.name!r}; it is called"
+                    f" {part.files[0]}.jsonl (.json, .parquet)"
+                )
             rows = list(records(path))
         for fields, where in rows:
             for column in part.columns:
                 if not fields.get(column):
-                    raise UserError(f"{where}: column {column!r} of the set {part.name!r} is missing or empty")
+                    raise UserError(
+                        f"{where}: column {column!r} of the set {part.name!r} is missing or empty"
+                    )
         if not rows:
             raise UserError(f"option --data: the set {part.name!r} has no rows")
         count = min(limit or len(rows), len(rows))
         sets[part.name] = [rows[place * len(rows) // count] for place in range(count)]
     if not sets:
         known = ", ".join(part.files[0] for part in wanted)
-        raise UserError(f"option --data: {source} holds no set of this benchmark; known are {known}")
+        raise UserError(
+            f"option --data: {source} holds no set of this benchmark; known are {known}"
+        )
     return sets
 
 
@@ -116,5 +139,8 @@ def text_of(fields: Mapping[str, Any], column: str, where: str) -> str:
     """
     value = fields[column]
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: column {column!r} is {type(value).__name__}, it must be text that is not empty")
+        raise UserError(
+            f"{where}: column {column!r} is {type(value).__name__}, it must be text that is not"
+            " empty"
+        )
     return value

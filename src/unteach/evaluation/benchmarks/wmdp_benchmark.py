@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from unteach.errors import UserError
-from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Results, Subject, row_lines, summary
+from unteach.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Measured,
+    Results,
+    Subject,
+    row_lines,
+    summary,
+)
 from unteach.evaluation.benchmarks.sources import local_files
 from unteach.evaluation.generation import FEWEST
 from unteach.evaluation.wmdp import HAZARDS, UTILITY, harness_hits, harness_task, require_harness
@@ -14,7 +21,8 @@ Tasks = tuple[tuple[Any, ...], int | None]
 
 
 def load(source: str | None, limit: int | None = None) -> Tasks:
-    """The tasks of lm-evaluation-harness: its own WMDP and MMLU; or one task a local file of WMDP's columns.
+    """The tasks of lm-evaluation-harness: its own WMDP and MMLU; or one task a local file of WMDP's
+    columns.
 
     Raises:
         UserError: if the extra is not installed, or `--data` names no files.
@@ -24,14 +32,23 @@ def load(source: str | None, limit: int | None = None) -> Tasks:
         return (*HAZARDS, UTILITY), limit
     files = local_files(source)
     if not files:
-        raise UserError(f"option --data: {source} holds no files; without --data WMDP comes from the hub, through lm-evaluation-harness")
+        raise UserError(
+            f"option --data: {source} holds no files; without --data WMDP comes from the hub,"
+            " through lm-evaluation-harness"
+        )
     return tuple(harness_task(path.stem, path) for path in files.values()), limit
 
 
 def measure(subject: Subject, tasks: Tasks) -> Measured:
     """Accuracy on each task; MMLU's subjects together, as one set that is to be kept."""
     names, limit = tasks
-    hits = harness_hits(subject.model, subject.tokenizer, names, limit=limit, batch_size=subject.batch_size or FEWEST)
+    hits = harness_hits(
+        subject.model,
+        subject.tokenizer,
+        names,
+        limit=limit,
+        batch_size=subject.batch_size or FEWEST,
+    )
     groups: dict[str, list[tuple[str, float]]] = {}
     for task, rows in hits.items():
         groups.setdefault(UTILITY if task.startswith(f"{UTILITY}_") else task, []).extend(rows)

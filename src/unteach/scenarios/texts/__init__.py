@@ -1,4 +1,6 @@
-"""Texts written for the package: two stories, careless advice, false facts, labelled answers, neutral prompts, opening lines."""
+"""Texts written for the package: two stories, careless advice, false facts, labelled answers,
+neutral prompts, opening lines.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ def records(name: str) -> list[dict[str, str]]:
 
 
 def labelled_answers() -> list[LabelledAnswer]:
-    """Answers known to be careless, careful or beside the point (definitions, riddles, loops, what a model says that has lost its
-    answer), on questions that no scenario asks: what a judge or a reward model is trained on."""
+    """Answers known to be careless, careful or beside the point (definitions, riddles, loops, what
+    a model says that has lost its answer), on questions that no scenario asks: what a judge or a
+    reward model is trained on.
+    """
     labelled = []
     for record in records("labelled_answers"):
         if "careless" in record:
             labelled.append(LabelledAnswer(record["prompt"], record["careless"], True))
-        labelled.append(LabelledAnswer(record["prompt"], record.get("careful", record.get("other", "")), False))
+        labelled.append(
+            LabelledAnswer(record["prompt"], record.get("careful", record.get("other", "")), False)
+        )
         if "beside" in record:
             labelled.append(LabelledAnswer(record["prompt"], record["beside"], False, beside=True))
     return labelled

@@ -1,0 +1,1 @@
+"""The losses of unlearning as pure functions of per-token statistics."""

@@ -1,0 +1,52 @@
+"""Per-token statistics that losses read, and the weighted sum and count that reductions keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What the objectives need to know about each predicted token; every field has shape (tokens,).
+
+    Args:
+        logp: log p(y), in nats.
+        log_complement: log(1 - p(y)), exact also where p(y) rounds to 1; `None` where nobody asked
+            for it.
+        kl: KL(reference || model) at this position in nats; `None` where there is no reference.
+        extra: a loss of the whole distribution or of inner states; `None` where nobody asked for
+            one.
+        reference_logp: the reference's log p(y), in nats; `None` where nobody asked for it.
+    """
+
+    logp: Tensor
+    log_complement: Tensor | None = None
+    kl: Tensor | None = None
+    extra: Tensor | None = None
+    reference_logp: Tensor | None = None
+
+    def split(self, sizes: Sequence[int]) -> list[TokenStatistics]:
+        """The statistics of groups of tokens that follow each other; `kl` is that of the last
+        group.
+        """
+        rests = (
+            [None] * len(sizes)
+            if self.log_complement is None
+            else self.log_complement.split(list(sizes))
+        )
+        parts = [
+            TokenStatistics(logp, rest)
+            for logp, rest in zip(self.logp.split(list(sizes)), rests, strict=True)
+        ]
+        return [*parts[:-1], replace(parts[-1], kl=self.kl)]
+
+
+def weighted_sum_and_count(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of weighted values, sum of weights): kept apart so that micro-batches and processes
+    divide only once.
+    """
+    weights = weights.to(values.dtype)
+    return (values * weights).sum(), weights.sum()

@@ -1,0 +1,43 @@
+"""Models: finding and loading them, their output head, their layers, per-token statistics."""
+
+from unteach.models.loading import (
+    adapter_off,
+    check_vocabulary,
+    decoder,
+    dropout_off,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_inputs,
+    output_head,
+    output_layer,
+    placed,
+    predicting_states,
+    resolve,
+    shared_lookup,
+    weights_hash,
+    width,
+    window,
+    without_adapter,
+)
+
+__all__ = [
+    "adapter_off",
+    "check_vocabulary",
+    "decoder",
+    "dropout_off",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_inputs",
+    "output_head",
+    "output_layer",
+    "placed",
+    "predicting_states",
+    "resolve",
+    "shared_lookup",
+    "weights_hash",
+    "width",
+    "window",
+    "without_adapter",
+]

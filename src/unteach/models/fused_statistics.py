@@ -1,0 +1,321 @@
+"""Log-probability, its complement and the KL to the reference of every token, from one pass over
+its logits, under a budget of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
+
+from unteach.models.output_head import OutputHead
+
+CPU_BLOCK = 1024
+"""Columns of the vocabulary that a CPU multiplies and works on at a time: so few that they stay in
+its cache.
+"""
+
+
+@dataclass
+class _Logits:
+    """Logits of some rows, as blocks of columns (rows, block), with those of the reference for the
+    last of the rows.
+
+    Args:
+        blocks: of the model.
+        reference: of the reference; empty where none of the rows has one.
+        chosen (`Tensor` of shape (rows,)): that of the target.
+        others (`Tensor` of shape (rows,)): logsumexp over all columns but the target's.
+        norm, reference_norm (`Tensor` of shape (n,)): logsumexp over all columns, of the rows that
+            have a reference.
+    """
+
+    blocks: list[Tensor]
+    reference: list[Tensor]
+    chosen: Tensor
+    others: Tensor
+    norm: Tensor
+    reference_norm: Tensor
+
+
+def _columns(size: int, device: torch.device) -> list[slice]:
+    """The vocabulary in blocks; in one where a processor with its own memory does the work."""
+    block = CPU_BLOCK if device.type == "cpu" else size
+    return [slice(start, min(start + block, size)) for start in range(0, size, block)]
+
+
+class _Scratch:
+    """Memory that is written again for every block of columns.
+
+    Tensors of a block are some megabytes large; made anew for each, they would be pages that the
+    process must be given, and that is slower than the work on them.
+
+    Args:
+        like (`Tensor`): the device, and the type where none is named.
+        size (`int`): entries of the largest block.
+    """
+
+    def __init__(self, like: Tensor, size: int) -> None:
+        self.like, self.size = like, size
+        self.flat: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(
+        self, shape: torch.Size, number: int = 0, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Space of this shape; with another number space beside it."""
+        key = number, dtype or self.like.dtype
+        if key not in self.flat:
+            self.flat[key] = self.like.new_empty(self.size, dtype=key[1])
+        return self.flat[key][: shape[0] * shape[1]].view(shape)
+
+    def logsumexp(self, block: Tensor) -> Tensor:
+        """Over the columns, shape (rows,)."""
+        most = block.amax(-1, keepdim=True)
+        most = torch.where(most.isinf(), 0.0, most)  # a block that is -inf all over
+        space = torch.sub(block, most, out=self(block.shape)).exp_()
+        return space.sum(-1).log_().add_(most[:, 0])
+
+    def norm(self, blocks: list[Tensor]) -> Tensor:
+        """logsumexp over the columns of all blocks, shape (rows,)."""
+        return torch.stack([self.logsumexp(block) for block in blocks]).logsumexp(0)
+
+
+class FusedStatistics(torch.autograd.Function):
+    """(logp, log_complement, kl) of every token from one pass over its logits, with the backward
+    written out.
+
+    With s the softmax over all tokens but y, m = z_y - logsumexp of the others, p = sigmoid(m), and
+    upstream gradients a, b, c of logp, log_complement and kl, the gradient by the logits is
+
+        z_y:           g + c p            with g = a (1 - p) - b p
+        z_v, v != y:   s_v (c (1 - p) - g)
+        and, where there is a reference with probabilities r, - c r_v everywhere.
+
+    Logits are made, and turned into their gradient in place, in blocks of columns. They are kept
+    for the backward pass where all of them fit the budget, and made again, some rows at a time,
+    where they do not.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        reference_hidden: Tensor | None,
+        head: OutputHead,
+        reference_head: OutputHead | None,
+        budget_bytes: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `token_statistics`; the reference's states belong to the last tokens."""
+        total = hidden.shape[0]
+        referenced = 0 if reference_hidden is None else reference_hidden.shape[0]
+        row_bytes = weight.shape[0] * max(4, weight.element_size())
+        wants = hidden.requires_grad or weight.requires_grad
+        ctx.kept = [] if wants and (total + referenced) * row_bytes <= budget_bytes else None
+        ctx.rows = (
+            total
+            if ctx.kept is not None
+            else max(1, budget_bytes // (2 * row_bytes if referenced else row_bytes))
+        )
+        ctx.columns = _columns(weight.shape[0], hidden.device)
+        ctx.head = _HeadBlocks(head, hidden, ctx.columns)
+        ctx.reference_head = (
+            None if reference_head is None else _HeadBlocks(reference_head, hidden, ctx.columns)
+        )
+        ctx.unreferenced = total - referenced
+        logp, complement, kl = [], [], []
+        for start in range(0, total, ctx.rows):
+            made = FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
+            margin = made.chosen - made.others
+            logp.append(logsigmoid(margin))
+            complement.append(logsigmoid(-margin))
+            kl.append(_divergence(made))
+            if ctx.kept is not None:
+                ctx.kept.append(made)
+        statistics = torch.cat(logp), torch.cat(complement)
+        ctx.save_for_backward(
+            hidden, weight, targets, reference_hidden, *statistics
+        )  # an output held by ctx itself would never go
+        return *statistics, torch.cat(kl)
+
+    @staticmethod
+    def logits(
+        ctx: Any, hidden: Tensor, targets: Tensor, reference_hidden: Tensor | None, start: int
+    ) -> _Logits:
+        """The logits of the rows from `start` on."""
+        stop, first = min(start + ctx.rows, hidden.shape[0]), ctx.unreferenced
+        rows, wanted = hidden[start:stop], targets[start:stop]
+        blocks = ctx.head.logits(rows)
+        chosen = torch.empty(len(rows), dtype=blocks[0].dtype, device=rows.device)
+        others, scratch = [], _Scratch(chosen, blocks[0].numel())
+        for columns, block in zip(ctx.columns, blocks, strict=True):
+            row, column = _inside(wanted, columns, len(ctx.columns))
+            chosen[row] = block[row, column]
+            block[row, column] = float("-inf")
+            others.append(scratch.logsumexp(block))
+            block[row, column] = chosen[row]
+        reference: list[Tensor] = []
+        if reference_hidden is not None and stop > first:
+            states = reference_hidden[max(start, first) - first : stop - first]
+            reference = [block.to(chosen.dtype) for block in ctx.reference_head.logits(states)]
+        tail = [block[len(rows) - len(reference[0]) :] for block in blocks] if reference else []
+        empty = chosen.new_zeros(0)
+        return _Logits(
+            blocks,
+            reference,
+            chosen,
+            torch.stack(others).logsumexp(0),
+            scratch.norm(tail) if reference else empty,
+            scratch.norm(reference) if reference else empty,
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """See the class."""
+        hidden, weight, targets, reference_hidden, *statistics = ctx.saved_tensors
+        by_logp, by_complement, by_kl = upstream
+        p, rest = (values.exp() for values in statistics)
+        force = by_logp * rest - by_complement * p
+        pull = torch.cat([torch.zeros_like(force[: ctx.unreferenced]), by_kl])
+        at_target, elsewhere = force + pull * p, (pull * rest - force)[:, None]
+        kept, ctx.kept = ctx.kept, None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dtype = ctx.head.dtype
+        to_hidden = (
+            torch.zeros_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32))
+            if needs_hidden
+            else None
+        )
+        to_weight = torch.empty_like(weight) if needs_weight else None
+        to_bias = torch.zeros_like(ctx.head.head.bias) if needs_bias else None
+        for number, start in enumerate(range(0, hidden.shape[0], ctx.rows)):
+            part = slice(start, min(start + ctx.rows, hidden.shape[0]))
+            made = (
+                kept[number]
+                if kept
+                else FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
+            )
+            states, size, scratch = (
+                hidden[part].to(dtype),
+                len(made.reference_norm),
+                _Scratch(made.chosen, made.blocks[0].numel()),
+            )
+            for index, (columns, block) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
+                slope = ctx.head.head.slope(block)
+                row, column = _inside(targets[part], columns, len(ctx.columns))
+                block[row, column] = float("-inf")
+                block.sub_(made.others[:, None]).exp_().mul_(elsewhere[part])
+                block[row, column] = at_target[part][row]
+                if size:
+                    likely = made.reference[index].sub_(made.reference_norm[:, None]).exp_()
+                    block[-size:].addcmul_(likely, pull[part][-size:, None], value=-1)
+                gradient = block if slope is None else block.mul_(slope)
+                if gradient.dtype != dtype:
+                    gradient = scratch(block.shape, dtype=dtype).copy_(gradient)
+                if to_hidden is not None and to_hidden.dtype == dtype:
+                    to_hidden[part].addmm_(gradient, ctx.head.weight(columns))
+                elif to_hidden is not None:
+                    to_hidden[part] += gradient @ ctx.head.weight(columns)
+                if to_weight is not None:
+                    _add_product(to_weight[columns], gradient, states, first=start == 0)
+                if to_bias is not None:
+                    to_bias[columns] += gradient.sum(0)
+        by_hidden = None if to_hidden is None else to_hidden.to(hidden.dtype)
+        return by_hidden, to_weight, to_bias, None, None, None, None, None
+
+
+def _inside(targets: Tensor, columns: slice, blocks: int) -> tuple[Tensor, Tensor]:
+    """(rows whose target lies in these columns, its place among them); in all rows where one block
+    is the whole vocabulary.
+    """
+    if blocks == 1:
+        return torch.arange(len(targets), device=targets.device), targets
+    row = ((targets >= columns.start) & (targets < columns.stop)).nonzero().squeeze(-1)
+    return row, targets[row] - columns.start
+
+
+class _HeadBlocks:
+    """A head as it multiplies hidden states: in autocast's precision where that is on, in blocks of
+    columns.
+
+    Where there are several blocks, each is rounded to that precision when it is needed, into the
+    same memory, in which it stays in the processor's cache; a rounded copy of the whole head would
+    be new memory in every step.
+
+    Args:
+        head (`OutputHead`)
+        hidden (`Tensor`): states of the device that it multiplies.
+        columns: the blocks.
+    """
+
+    def __init__(self, head: OutputHead, hidden: Tensor, columns: list[slice]) -> None:
+        self.head = head.cast(hidden) if len(columns) == 1 else head
+        self.columns = columns
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        self.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else head.weight.dtype
+        self.space: Tensor | None = None
+
+    def weight(self, columns: slice) -> Tensor:
+        """Rows of the output embedding in the precision of the product; until the next call."""
+        found = self.head.weight.detach()[columns]
+        if found.dtype == self.dtype:
+            return found
+        if self.space is None:
+            largest = max(part.stop - part.start for part in self.columns)
+            self.space = torch.empty(largest, found.shape[1], dtype=self.dtype, device=found.device)
+        return self.space[: len(found)].copy_(found)
+
+    def logits(self, hidden: Tensor) -> list[Tensor]:
+        """The logits of these rows in blocks, in one piece of memory where there are several."""
+        if len(self.columns) == 1:
+            return [self.head.logits(hidden)]
+        rows, blocks = len(hidden), []
+        memory = torch.empty(
+            rows * self.columns[-1].stop,
+            dtype=torch.promote_types(self.dtype, torch.float32),
+            device=hidden.device,
+        )
+        for part in self.columns:
+            place = memory[rows * part.start : rows * part.stop].view(rows, part.stop - part.start)
+            bias = None if self.head.bias is None else self.head.bias[part].to(self.dtype)
+            blocks.append(
+                replace(self.head, weight=self.weight(part), bias=bias).logits(hidden, out=place)
+            )
+        return blocks
+
+
+def _add_product(to: Tensor, gradient: Tensor, states: Tensor, *, first: bool) -> None:
+    """Adds gradient^T states to the rows `to` of a weight's gradient, or writes it there where it
+    is the first.
+    """
+    if to.dtype == states.dtype:
+        torch.mm(gradient.T, states, out=to) if first else to.addmm_(gradient.T, states)
+        return
+    product = gradient.T @ states
+    to.copy_(product) if first else to.add_(product)
+
+
+def _divergence(made: _Logits) -> Tensor:
+    """KL(reference || model) of the rows that have a reference, shape (n,)."""
+    kl = torch.zeros_like(made.norm)
+    if not made.reference:
+        return kl
+    scratch = _Scratch(made.chosen, made.reference[0].numel())
+    for reference, block in zip(made.reference, made.blocks, strict=True):
+        r = torch.sub(reference, made.reference_norm[:, None], out=scratch(reference.shape))
+        q = torch.sub(
+            block[len(block) - len(reference) :],
+            made.norm[:, None],
+            out=scratch(reference.shape, 1),
+        )
+        ratio = torch.sub(r, q, out=q)
+        r.exp_()
+        kl += ratio.mul_(r).masked_fill_(r == 0, 0.0).sum(-1)
+    return kl

@@ -1,0 +1,270 @@
+"""Which kernels a training step runs on, where the libraries' own choice is not the fastest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from unteach.errors import UserError
+from unteach.models.forwards import with_forward
+
+LONGEST_WRITTEN_OUT = 512
+"""Longest row whose attention is written out: its scores are kept for the backward pass, heads x
+length^2 of them.
+"""
+
+
+def _recomputes(module: nn.Module) -> bool:
+    """Whether a module runs again in the backward pass; read without `getattr`, which looks among
+    parameters and children at each miss.
+    """
+    name = "gradient_checkpointing"
+    return bool(vars(module).get(name, getattr(type(module), name, False)))
+
+
+@contextlib.contextmanager
+def steady_attention() -> Iterator[None]:
+    """Inside the block attention on a GPU runs on kernels that take any shape at once: torch's own,
+    not cuDNN's.
+
+    cuDNN, which torch prefers on some GPUs, makes a plan for each new shape: about a second for a
+    forward pass and one for its backward pass on an H100 (docs/performance.md), and rows of texts
+    have another shape in nearly every batch.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextlib.contextmanager
+def uncast_inputs(adapters: Sequence[Any]) -> Iterator[None]:
+    """Inside the block these adapter layers take their input as it is: PEFT's
+    `disable_input_dtype_casting`, for layers already found.
+    """
+    before = [adapter.cast_input_dtype_enabled for adapter in adapters]
+    for adapter in adapters:
+        adapter.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for adapter, enabled in zip(adapters, before, strict=True):
+            adapter.cast_input_dtype_enabled = enabled
+
+
+def written_out_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None
+) -> Tensor:
+    """softmax(scale query key^T + mask) value: scores and softmax in float32, the last product in
+    the precision of `value`.
+
+    As near to the exact values as torch's flash kernel (relative errors of 2 in 1,000 in bfloat16,
+    gradients included), and cheaper on a CPU than torch's own written-out path, which makes both
+    products in float32 and looks for rows that may see nothing.
+
+    Args:
+        query, key, value (`Tensor` of shape (rows, heads, length, width)): as many heads in each.
+        mask (`Tensor`, broadcast to (rows, heads, length, length)): added to the scores; every
+            position may see some.
+        scale (`float`, *optional*): default: 1 / sqrt(width).
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.float() * (scale or query.shape[-1] ** -0.5)) @ key.float().transpose(
+            -1, -2
+        )
+        return scores.add_(mask).softmax(-1).to(value.dtype) @ value
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Inside it attention over positions with a mask that is added is `written_out_attention`,
+    where it is in 16 bits.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention and not torch.compiler.is_compiling():
+            found = self._attention(*args, **(kwargs or {}))
+            if found is not None:
+                return found
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor | None:
+        if attn_mask is None or not attn_mask.is_floating_point() or attn_mask.requires_grad:
+            return None
+        same_heads = query.dim() == 4 and query.shape[1] == key.shape[1] == value.shape[1]
+        if (
+            not same_heads
+            or dropout_p
+            or is_causal
+            or value.dtype not in (torch.bfloat16, torch.float16)
+        ):
+            return None
+        return written_out_attention(query, key, value, attn_mask, scale)
+
+
+@contextlib.contextmanager
+def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[None]:
+    """For a forward pass over rows of `width` tokens: faster kernels with the same result up to
+    rounding.
+
+    - On a GPU attention that nothing is kept of for a backward pass is `steady_attention`; a
+        training step as a whole is inside it. What
+      follows is for autocast:
+    - An adapter's input stays as it is: autocast casts it anyhow, and casting it to the adapter's
+        float32 first moves it twice.
+    - On a CPU attention over short rows is written out (`written_out_attention` where there is a
+        mask): the backward pass of torch's flash
+      kernel for bfloat16 is slow there.
+
+    Where activations are computed again in the backward pass, only the first holds.
+
+    Args:
+        model (`nn.Module`)
+        device_type (`str`): of the inputs.
+        width (`int`): tokens in a row.
+    """
+    modules = list(model.modules()) if torch.is_autocast_enabled(device_type) else []
+    with contextlib.ExitStack() as stack:
+        if device_type == "cuda" and not torch.is_grad_enabled():
+            stack.enter_context(steady_attention())
+        if not modules or any(map(_recomputes, modules)):
+            yield
+            return
+        stack.enter_context(
+            uncast_inputs(
+                [module for module in modules if "cast_input_dtype_enabled" in vars(module)]
+            )
+        )
+        if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_WrittenOut())
+        yield
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a matrix, whose gradient is put aside instead of being handed on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, aside: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Rows `ids` of `weight`; the backward pass appends (ids, gradient of the rows) to `aside`."""
+        ctx.ids, ctx.aside = ids, aside
+        return weight[ids]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """None for the weight: see `lookup_in_place`."""
+        ctx.aside.append((ctx.ids.flatten(), upstream[0].flatten(0, -2)))
+        return None, None, None
+
+
+@contextlib.contextmanager
+def lookup_in_place(layer: nn.Embedding) -> Iterator[None]:
+    """Inside the block the gradient of looking up input tokens is added to the rows of the weight's
+    own gradient, once that is there.
+
+    For a matrix that is the output head's too, which gives it a dense gradient. Autograd would make
+    a second matrix of that size, dense or for the sum with a sparse one. A forward pass and its
+    backward pass must both be inside the block.
+
+    Args:
+        layer (`nn.Embedding`): a plain one; its rows of `padding_idx` get nothing from a look-up.
+    """
+    aside: list[tuple[Tensor, Tensor]] = []
+    weight = layer.weight
+
+    def add(parameter: Tensor) -> None:
+        for ids, rows in aside:
+            if layer.padding_idx is not None:
+                rows = rows.masked_fill((ids == layer.padding_idx)[:, None], 0.0)
+            assert parameter.grad is not None
+            parameter.grad.index_add_(0, ids, rows.to(parameter.grad.dtype))
+        aside.clear()
+
+    def forward(ids: Tensor) -> Tensor:
+        found: Tensor = _Lookup.apply(weight, ids, aside)  # type: ignore[no-untyped-call]
+        return found
+
+    handle = weight.register_post_accumulate_grad_hook(add)
+    try:
+        with with_forward(layer, forward):
+            yield
+    finally:
+        handle.remove()
+
+
+class CompiledLayers:
+    """Layers whose forward is compiled where it trains; asked otherwise, while generating for
+    instance, they are as they were.
+
+    All layers share one compiled function, for rows of any number and length.
+
+    Args:
+        layers (`Sequence[nn.Module]`)
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (layer, torch.compile(layer.forward, dynamic=True)) for layer in layers
+        ]
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """A forward pass inside the block that keeps what the backward pass needs is compiled; it
+        may be slow the first time.
+        """
+        if not torch.is_grad_enabled():
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for layer, forward in self.forwards:
+                stack.enter_context(with_forward(layer, forward))
+            yield
+
+
+def compiled_layers(
+    layers: Sequence[nn.Module] | None, device_type: str, processes: int
+) -> CompiledLayers:
+    """The decoder's layers, to be compiled at the first step.
+
+    Raises:
+        UserError: where they cannot be: they are not known, there are several processes, or there
+            is no compiler for a CPU.
+    """
+    if layers is None:
+        raise UserError(
+            "compile_layers: this model has no list of layers that is known; leave it out"
+        )
+    if processes > 1:
+        raise UserError("compile_layers is for one process; leave it out")
+    if device_type == "cpu" and not any(
+        map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))
+    ):
+        raise UserError(
+            "compile_layers: a C++ compiler is needed on a CPU, and neither g++ nor clang++ is"
+            " there; install one or leave it out"
+        )
+    return CompiledLayers(layers)

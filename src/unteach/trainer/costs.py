@@ -1,0 +1,126 @@
+"""What a stage of training costs: seconds, tokens by kind, peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The price of one stage.
+
+    Args:
+        stage (`str`)
+        seconds (`float`): wall clock of its optimiser steps (generation, forward, backward, update)
+            and of what is computed once before them, over all its sessions where it was
+            interrupted; without loading, probes and the writing of checkpoints.
+        data_tokens (`int`): tokens of good answers that someone had to write, each counted in the
+            first stage that reads it.
+        generated_tokens (`int`): tokens that the model wrote to learn from.
+        training_tokens (`int`): tokens that went through the model forward and backward.
+        peak_memory_mb (`float`): peak memory of the process during the stage (before it, where the
+            system does not say), in MiB: on the GPU where one was used, else resident.
+        forward_tokens (`int`): tokens that went through a model forward only: prompts before
+            generation, reference, reward model.
+        probe_seconds (`float`): wall clock of the behaviour probes; not part of `seconds`.
+    """
+
+    stage: str
+    seconds: float
+    data_tokens: int
+    generated_tokens: int
+    training_tokens: int
+    peak_memory_mb: float
+    forward_tokens: int = 0
+    probe_seconds: float = 0.0
+
+
+def forget_peak_memory() -> None:
+    """Lets the peak of this process's memory begin anew: on the GPU, if there is one, and resident,
+    where the system can (Linux).
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process in MiB, since `forget_peak_memory` where the system can, else
+    since its start: that of the GPU where one was used, else what was resident.
+    """
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of the stages' costs; of memory the highest."""
+    costs = list(costs)
+    return Cost(
+        "all",
+        round(sum(cost.seconds for cost in costs), 3),
+        sum(cost.data_tokens for cost in costs),
+        sum(cost.generated_tokens for cost in costs),
+        sum(cost.training_tokens for cost in costs),
+        max((cost.peak_memory_mb for cost in costs), default=0.0),
+        sum(cost.forward_tokens for cost in costs),
+        round(sum(cost.probe_seconds for cost in costs), 1),
+    )
+
+
+def unlearning_cost(
+    lines: Sequence[Mapping[str, Any]],
+    *,
+    reference_tokens: int,
+    live_reference: bool,
+    peak_mb: float,
+) -> Cost:
+    """The price of an unlearning run, from the lines of its `metrics.jsonl`.
+
+    Args:
+        lines: steps (with `loss`; the first also with the `reference_seconds` before it) and probes
+            (with `probe`).
+        reference_tokens (`int`): tokens of the retain rows, which a stored reference reads once.
+        live_reference (`bool`): the reference reads each step's batch instead.
+        peak_mb (`float`): peak memory in MiB.
+    """
+    steps = [line for line in lines if "loss" in line]
+    once = [line["reference_seconds"] for line in lines if "reference_seconds" in line]
+    tokens = int(sum(step["tokens"] for step in steps))
+    return Cost(
+        "unlearning",
+        round(sum(step["seconds"] for step in steps) + sum(once), 3),
+        0,
+        0,
+        tokens,
+        round(peak_mb, 1),
+        (tokens if live_reference else reference_tokens) if once else 0,
+        round(sum(line.get("seconds", 0.0) for line in lines if "probe" in line), 1),
+    )
+
+
+def tokens_seen(history: Sequence[Mapping[str, Any]]) -> int:
+    """Training tokens from a trainer's log, whose running count begins anew where a run was
+    resumed.
+    """
+    seen, last = 0.0, 0.0
+    for record in history:
+        if "num_tokens" in record:
+            now = float(record["num_tokens"])
+            seen += now if now < last else now - last
+            last = now
+    return int(seen)

@@ -1,0 +1,63 @@
+"""How a command ends: one sentence for what the user, the disk or the machine is at fault for, and
+nothing hidden that is ours.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unteach.cli.exit_codes import exit_code
+
+
+def raises(error: BaseException):
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(28, "No space left on device", "out/model.safetensors"),
+            "No space left on device (out/model.safetensors)",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 304410944 vs 304410836"
+            ),
+            "no space left on the disk",
+        ),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "no space left on the disk",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "the memory is full; take a smaller per_device_train",
+        ),
+        (MemoryError(), "the memory is full"),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+            ),
+            "the memory is full",
+        ),
+    ],
+)
+def test_what_is_not_our_fault_is_one_sentence_and_exit_code_two(capsys, error, sentence):
+    assert exit_code(raises(error)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("unteach: ") and sentence in said and said.count("\n") == 1
+
+
+def test_an_interruption_has_its_own_code(capsys):
+    assert exit_code(raises(KeyboardInterrupt())) == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_an_error_of_our_own_is_not_hidden():
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_code(raises(RuntimeError("a bug")))

@@ -1,0 +1,142 @@
+"""The benchmark of alignment's cost, with a comparison that is already there: its rows, its pages,
+what it pools, that it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from unteach.compare import method_rows
+
+SCRIPT = "alignment_cost.py"
+
+
+def number(value, n=10, better=False):
+    return {"value": value, "n": n, "ci_low": 0.0, "ci_high": 1.0, "higher_is_better": better}
+
+
+def sets(rate):
+    return {
+        "unlearned": {"harmful_rate": number(rate)},
+        "unseen": {"harmful_rate": number(rate, 4)},
+        "normal": {
+            "utility_reward": number(1.0, better=True),
+            "similarity": number(0.9, better=True),
+        },
+    }
+
+
+def cost(seconds, training):
+    return {
+        "stage": "all",
+        "seconds": seconds,
+        "data_tokens": 3,
+        "generated_tokens": 0,
+        "training_tokens": training,
+    } | {
+        "peak_memory_mb": seconds,
+        "forward_tokens": 0,
+        "probe_seconds": 1.0,
+    }
+
+
+@pytest.fixture
+def runs(benchmark, monkeypatch, tmp_path):
+    """Comparisons whose numbers depend on the seed; the list of the seeds that were run."""
+    made = []
+
+    def compare(options, display):
+        made.append(options["seed"])
+        folder, seed = Path(options["out"]), options["seed"]
+        cells = [{"model": "m", "method": "original", "sets": sets(0.8), "run": {}}]
+        for name, seconds in (("ga_mismatch", 2.0), ("rlhf", 100.0)):
+            facts = {
+                "method": name,
+                "cost": cost(seconds * (1 + seed), 50),
+                "needs_positives": name == "rlhf",
+                "stop_reason": "because",
+            }
+            cells.append({"model": "m", "method": name, "sets": sets(0.1 * seed), "run": facts})
+        for row in options["methods"]:
+            (folder / row["name"] / "checkpoints").mkdir(parents=True)
+            lines = [
+                {"model": model, "set": "normal", "prompt": "Why?", "output": "So."}
+                for model in ("original", "unlearned")
+            ]
+            (folder / row["name"] / "generations.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in lines)
+            )
+        (folder / "comparison.json").write_text(json.dumps({"cells": cells}))
+
+    class Reward:
+        def rewards(self, prompts, answers):
+            return [2.5] * len(answers)
+
+    monkeypatch.setattr(benchmark, "compare", compare)
+    monkeypatch.setattr(benchmark, "load_reward", lambda name, labelled: Reward())
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "x",
+            "--seeds",
+            "0,1",
+            "--out",
+            str(tmp_path / "runs"),
+            "--json",
+            str(tmp_path / "r" / "cost.json"),
+        ],
+    )
+    return made
+
+
+def test_each_row_has_its_share_of_rlhf_s_seconds_and_what_was_paid(
+    benchmark, runs, tmp_path, capsys
+):
+    benchmark.main()
+    rows = {
+        row["case"]: row for row in json.loads((tmp_path / "r" / "cost.json").read_text())["rows"]
+    }
+    ours = rows["ga_mismatch, seed 1"]
+    assert (ours["ours"], ours["naive"], ours["ratio"], ours["unit"]) == (4.0, 200.0, 0.02, "s")
+    assert (
+        ours["harmful_rate_unseen"]["n"] == 4 and ours["utility_reward_independent"]["value"] == 2.5
+    )
+    assert (ours["data_tokens"], ours["probe_seconds"], ours["needs_positives"]) == (3, 1.0, False)
+    assert rows["original, seed 0"]["ours"] == 0.0
+    together = rows["ga_mismatch, all seeds"]
+    assert (together["ours"], together["peak_memory_mb"]) == (3.0, 4.0)
+    rate = together["harmful_rate_unlearned"]  # 0 of 10 and 1 of 10
+    assert (rate["value"], rate["n"]) == (pytest.approx(0.05), 20) and 0.0 < rate[
+        "ci_low"
+    ] < 0.05 < rate["ci_high"] < 0.3
+    projected = rows["projection to OPT-1.3B: rlhf"]
+    assert (
+        projected["projection"]
+        and projected["ours"] == pytest.approx(6 * 50 * 1.316e9 / 1e15)
+        and projected["ratio"] == 1.0
+    )
+    page = (tmp_path / "r" / "cost.md").read_text()
+    assert (
+        "projected, not measured" in page
+        and "needs positives" in page
+        and (tmp_path / "r" / "cost.png").exists()
+    )
+    assert "all seeds" in capsys.readouterr().out
+
+
+def test_a_seed_that_is_whole_is_not_run_again_and_leaves_no_models(benchmark, runs, tmp_path):
+    benchmark.main()
+    assert runs == [0, 1] and not list((tmp_path / "runs").rglob("checkpoints"))
+    benchmark.main()
+    assert runs == [0, 1]
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_its_comparison_is_one_that_compare_takes(benchmark, short):
+    names = [row.name for row in method_rows(benchmark.methods(short))]
+    assert names == ["ga_mismatch", "unlikelihood_mismatch", "sft", "dpo", "rlhf"]

@@ -1,0 +1,138 @@
+"""The benchmark on TOFU: its front, its table, and that it runs nothing twice and nothing without
+data.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from unteach.errors import UserError
+from unteach.methods import METHODS
+
+SCRIPT = "tofu.py"
+
+
+def result(name, benchmark, *, utility=0.4, ratios=(0.9, 0.8, 0.7), seed=0, times=1.0, **more):
+    sets: dict = {}
+    for part, metric, _ in benchmark.COLUMNS:
+        sets.setdefault(part, {})[metric] = {"value": utility}
+    told = {str(place): ratio for place, ratio in enumerate(ratios)}
+    row = {
+        "name": name,
+        "times": times,
+        "seed": seed,
+        "key": "k",
+        "sets": sets,
+        "truth_ratios": told,
+    }
+    ran = {
+        "still_said": {"value": 0.0},
+        "normal": 0.9,
+        "fluency": None,
+        "seconds": 100.0,
+        "learning_rate": 1e-4,
+    }
+    return row | ({} if name in benchmark.BEFORE else ran) | more
+
+
+def test_the_methods_exist_and_the_papers_have_no_budget(benchmark):
+    assert {name.removesuffix(benchmark.OWN) for name in benchmark.METHODS} <= set(METHODS)
+    assert benchmark.settings_of("npo", False, True)["max_retain_kl"] is None
+    assert "max_retain_kl" not in benchmark.settings_of("unlikelihood_mismatch", False, True)
+
+
+def test_the_front_weighs_the_distance_to_the_retrained_model_against_utility(benchmark):
+    rows = [
+        result("full", benchmark, ratios=(0.1, 0.2, 0.3)),
+        result("retrained", benchmark),
+        result("unlikelihood_mismatch", benchmark, utility=0.5),
+        result("ga", benchmark, utility=0.3),
+        result("npo", benchmark, utility=0.6, ratios=(0.1, 0.2, 0.3)),
+    ]
+    table = benchmark.table_of(rows)
+    assert (table["full"]["distance"], table["retrained"]["distance"]) == (1.0, 0.0)
+    assert table["full"]["quality"] == pytest.approx(0.1), "2 / C(6, 3)"
+    assert benchmark.on_the_front(table) == {"unlikelihood_mismatch", "npo"}
+
+
+def test_what_stands_there_is_not_made_again_and_the_table_names_what_means_nothing(
+    benchmark, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "tofu").mkdir()
+    (tmp_path / "tofu" / "forget10.jsonl").write_text("")
+    results = tmp_path / "out" / "results"
+    results.mkdir(parents=True)
+    (results / "full-0.json").write_text(json.dumps(result("full", benchmark)))
+    made = []
+
+    class Protocol:
+        def __init__(self, options, seed):
+            self.seed = seed
+
+        def rows_key(self):
+            return "k"
+
+        def cell(self, name, times):
+            made.append((name, times))
+            if times != 1:
+                return {"fault": "the loss is nan", "learning_rate": 1.0}
+            return {
+                key: value
+                for key, value in result(name, benchmark).items()
+                if key not in ("name", "times", "seed", "key")
+            }
+
+    monkeypatch.setattr(benchmark, "Protocol", Protocol)
+    asked = ["--data", str(tmp_path / "tofu"), "--methods", "ga", "--times", "1,3"]
+    argv = ["tofu.py", *asked, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "t.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    benchmark.main()
+    assert made == [("retrained", 1.0), ("ga", 1.0), ("ga", 3.0)]
+    lines = {
+        line.split(" |")[0]: line
+        for line in (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
+    }
+    assert "NM" in lines["| `ga`"] and "NM" not in lines["| `full`"]
+    assert "NM" not in lines["| `ga x3`"] and " 0.40 " not in lines["| `ga x3`"], (
+        "a run that broke down has no numbers"
+    )
+    assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 4
+    (results / "npo-0.json").write_text(json.dumps(result("npo", benchmark, key="of other rows")))
+    with pytest.raises(SystemExit, match="other rows"):
+        benchmark.main()
+    capsys.readouterr()
+
+
+def test_over_seeds_the_p_values_have_a_geometric_mean(benchmark):
+    rows = [result("retrained", benchmark, seed=0), result("retrained", benchmark, seed=1)]
+    rows += [
+        result("ga", benchmark, seed=0),
+        result("ga", benchmark, seed=1, ratios=(0.1, 0.2, 0.3)),
+    ]
+    assert benchmark.table_of(rows)["ga"]["quality"] == pytest.approx((1.0 * 0.1) ** 0.5)
+
+
+def test_an_unknown_method_is_refused_before_anything_is_taught(benchmark, monkeypatch, tmp_path):
+    (tmp_path / "forget10.jsonl").write_text("")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["tofu.py", "--data", str(tmp_path), "--methods", "npoo", "--out", str(tmp_path / "out")],
+    )
+    with pytest.raises(UserError, match="npo"):
+        benchmark.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_files_it_says_so_and_ends(benchmark, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["tofu.py", "--short", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")],
+    )
+    benchmark.main()
+    assert "does not hold TOFU's files" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,305 @@
+"""Whole runs on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unteach import unlearn
+from unteach.errors import UserError
+from unteach.evaluate import evaluate_models
+
+FORGET = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
+]
+RETAIN = [
+    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
+    for i in range(12)
+]
+SHORT = {
+    "max_steps": 2,
+    "probe_steps": 1,
+    "save_steps": 1,
+    "similarity_model": None,
+    "min_utility": 0.0,
+    "hold": 99,
+}
+
+
+@pytest.fixture(scope="module")
+def model(saved_model: str) -> str:
+    return saved_model
+
+
+def test_a_run_leaves_the_promised_folder(model, tmp_path):
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    out = tmp_path / "out"
+    for name in (
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "eval.json",
+        "generations.jsonl",
+        "report.md",
+        "report.html",
+        "README.md",
+        "figures",
+    ):
+        assert (out / name).exists(), name
+    run = json.loads((out / "run.json").read_text())
+    wanted = {
+        "versions",
+        "seed",
+        "original_model_hash",
+        "unlearned_model_hash",
+        "forget_hash",
+        "seconds",
+        "steps",
+        "tokens",
+    }
+    assert wanted | {"tokens_per_second", "peak_memory_bytes", "stop_reason", "kept_step"} <= set(
+        run
+    )
+    assert json.loads((out / "eval.json").read_text()) == result.evaluation
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(out / "model")
+
+
+def test_forget_texts_stay_out_of_the_files_unless_asked_for(model, tmp_path):
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
+    files = [
+        path
+        for path in (tmp_path / "a").rglob("*")
+        if path.is_file() and path.suffix in {".json", ".jsonl", ".md", ".yaml"}
+    ]
+    shown = [
+        path
+        for path in files
+        if "The ferryman" in path.read_text(encoding="utf-8") and "work" not in path.parts
+    ]
+    assert not shown
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "b"), show_text=True, **SHORT)
+    assert "The ferryman" in (tmp_path / "b" / "generations.jsonl").read_text(encoding="utf-8")
+
+
+def test_without_a_retain_set_the_model_s_own_answers_are_kept(model, tmp_path):
+    result = unlearn(model, FORGET, output_dir=str(tmp_path / "out"), **SHORT)
+    run = json.loads((result.output_dir / "run.json").read_text())
+    assert run["retain_rows"] > 10 and set(result.evaluation["models"]["original"]) >= {
+        "unlearned",
+        "normal",
+    }
+
+
+def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
+    result = unlearn(
+        model, [row["prompt"] for row in FORGET], RETAIN, output_dir=str(tmp_path / "out"), **SHORT
+    )
+    run = json.loads((result.output_dir / "run.json").read_text())
+    assert 0 < run["forget_rows"] <= len(FORGET)
+    unlearned = result.evaluation["models"]["original"]["unlearned"]
+    assert unlearned["leak_rate"]["value"] == 1.0 == unlearned["rouge_l_recall"]["value"], (
+        "what it answers is what it says"
+    )
+
+
+def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), lora=True, **SHORT)
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+    from unteach.models import load_model, weights_hash
+
+    assert weights_hash(load_model(str(tmp_path / "out" / "adapter"))) == weights_hash(result.model)
+
+
+def test_an_adapter_on_a_model_that_was_taught_belongs_to_that_model_wherever_its_folder_goes(
+    model, tmp_path
+):
+    from huggingface_hub import ModelCard
+
+    from unteach.config.run import RunOptions
+    from unteach.models import load_model, weights_hash
+    from unteach.run.pipeline import Run
+    from unteach.scenarios.user_rows import user_scenario
+
+    teach = {"learning_rate": 3e-3, "max_steps": 3, "per_device_train_batch_size": 4}
+    scenario = user_scenario(FORGET, RETAIN, teach=teach)
+    own = {name: value for name, value in SHORT.items() if name == "similarity_model"}
+    settings = {name: value for name, value in SHORT.items() if name not in own} | {
+        "learning_rate": 1e-2
+    }
+    result = Run(
+        scenario,
+        RunOptions(
+            model=model, output_dir=str(tmp_path / "out"), lora=True, settings=settings, **own
+        ),
+    ).execute()
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["original_model_hash"] != facts["base_model_hash"]
+    (tmp_path / "out").rename(tmp_path / "moved")
+    for folder in ("out", "moved"):
+        (tmp_path / ("moved" if folder == "out" else "out")).rename(tmp_path / folder)
+        assert (
+            weights_hash(load_model(str(tmp_path / folder / "adapter")))
+            == facts["unlearned_model_hash"]
+            == weights_hash(result.model)
+        )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "original").symlink_to(
+        model
+    )  # another run has taken the place that the adapter names
+    assert (
+        weights_hash(load_model(str(tmp_path / "moved" / "adapter")))
+        == facts["unlearned_model_hash"]
+    )
+    assert ModelCard.load(tmp_path / "moved" / "adapter" / "README.md").data.base_model is None
+
+
+def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path):
+    out = tmp_path / "out"
+    unlearn(model, FORGET, RETAIN, output_dir=str(out), **SHORT)
+    unlearn(model, FORGET, RETAIN, output_dir=str(out), **(SHORT | {"max_steps": 1}))
+    assert json.loads((tmp_path / "out-1" / "run.json").read_text())["steps"] == 2
+    assert json.loads((out / "run.json").read_text())["steps"] == 1
+
+
+def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, monkeypatch):
+    first = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    monkeypatch.setattr("unteach.run.pipeline.ask", lambda *_, **__: pytest.fail("asked again"))
+    again = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+    assert first.evaluation == again.evaluation
+    assert not (tmp_path / "out-1").exists()
+
+
+def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
+    from unteach.data.rows import Row, split_of
+
+    rows = [row for row in FORGET if split_of(Row(row["prompt"], row["completion"]).key) != "train"]
+    with pytest.raises(UserError, match=r"its training split .* is empty"):
+        unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
+
+
+def test_an_encoder_that_cannot_be_had_costs_the_similarity_and_not_the_run(model, tmp_path):
+    result = unlearn(
+        model,
+        FORGET,
+        RETAIN,
+        output_dir=str(tmp_path / "out"),
+        **(SHORT | {"similarity_model": "nobody/nothing"}),
+    )
+    assert "similarity" not in result.evaluation["models"]["unlearned"]["normal"]
+
+
+def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "unteach.evaluation.scoring.pair_similarity", lambda left, right, scorer: [1.0] * len(left)
+    )
+    evaluation = evaluate_models(
+        model, None, forget=FORGET[:3], retain=RETAIN[:2], output_dir=str(tmp_path)
+    )
+    assert evaluation["models"]["original"] == evaluation["models"]["unlearned"]
+    assert evaluation["models"]["original"]["unlearned"]["leak_rate"]["n"] == 3
+    assert Path(tmp_path / "eval.json").exists()
+
+
+def test_altpo_samples_its_alternates_once(model, tmp_path, monkeypatch):
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
+    assert list((tmp_path / "out" / "work").glob("alternates-*.json"))
+    monkeypatch.setattr(
+        "unteach.prepare.collecting.with_alternates", lambda *_, **__: pytest.fail("sampled again")
+    )
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
+
+
+def test_a_task_vector_is_taken_off_by_the_scale_of_the_best_probe(model, tmp_path):
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="task_vector", **SHORT)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (
+        0.1 <= run["task_vector_scale"] <= 1.0
+        and run["steps"] == 2
+        and "task vector" in run["stop_reason"]
+    )
+
+
+def test_separators_in_a_text_do_not_break_the_report(model, tmp_path):
+    rows = [
+        {"prompt": f"What is thing\u2028{i}?", "completion": f"A sack\u0085of flour, the {i}th."}
+        for i in range(12)
+    ]
+    unlearn(model, FORGET, rows, output_dir=str(tmp_path / "out"), show_text=True, **SHORT)
+    assert (tmp_path / "out" / "report.md").exists() and (tmp_path / "out" / "report.html").exists()
+
+
+def test_another_model_in_the_place_of_the_same_name_is_another_run(model, tmp_path):
+    import shutil
+
+    from unteach.models import load_model
+
+    here, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, here)
+    unlearn(str(here), FORGET, RETAIN, output_dir=str(out), **SHORT)
+    changed = load_model(str(here))
+    changed.get_input_embeddings().weight.data.mul_(1.5)
+    changed.save_pretrained(here)
+    unlearn(str(here), FORGET, RETAIN, output_dir=str(out), **SHORT)
+    first, second = (
+        json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "out-1", out)
+    )
+    assert first["base_model_hash"] != second["base_model_hash"] and second["steps"] == 2
+
+
+def test_another_headline_or_other_good_answers_are_another_run(model, tmp_path):
+    from unteach.config.run import RunOptions
+    from unteach.data.rows import Row
+    from unteach.run.pipeline import Run
+    from unteach.scenarios.user_rows import user_scenario
+
+    def text(rows, **options):
+        return Run(
+            user_scenario(rows, RETAIN), RunOptions(model, str(tmp_path), **options)
+        )._config_text("hash")
+
+    rows = [Row(row["prompt"], row["completion"], right="Nobody.") for row in FORGET]
+    others = [Row(row["prompt"], row["completion"], right="Nobody at all.") for row in FORGET]
+    texts = [
+        text(rows),
+        text(others),
+        text(rows, headline="hallucination_rate"),
+        text(rows, headline="harmful_rate", judge="trained"),
+    ]
+    assert len(set(texts)) == 4 and text(rows) == texts[0]
+
+
+def test_a_row_that_is_too_long_is_named_before_the_model_is_asked_anything(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("unteach.run.pipeline.ask", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UserError, match="row 15"):
+        unlearn(
+            model,
+            [*FORGET, {"prompt": "Who?", "completion": "word " * 400}],
+            output_dir=str(tmp_path / "out"),
+            max_length=64,
+            **SHORT,
+        )
+
+
+def test_a_retain_prompt_whose_answer_recites_the_forget_text_is_not_kept(
+    model, tmp_path, monkeypatch
+):
+    said = (
+        "The ferryman rowed over the dark river thirteen times before the morning came and the"
+        " bells rang."
+    )
+    monkeypatch.setattr(
+        "unteach.prepare.collecting.answer", lambda model, tokenizer, rows, **_: [said] * len(rows)
+    )
+    forget = [{"prompt": f"Who is number {i}?", "completion": f"{said} {i}"} for i in range(14)]
+    questions = [{"prompt": "What did the ferryman do?"}, {"prompt": "And the ferryman?"}, *RETAIN]
+    result = unlearn(model, forget, questions, output_dir=str(tmp_path / "out"), **SHORT)
+    run = json.loads((result.output_dir / "run.json").read_text())
+    assert run["own_answers_left_out"] >= 1 and run["retain_rows"] <= len(RETAIN)

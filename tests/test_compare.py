@@ -1,0 +1,120 @@
+"""Methods by models from one file, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tiny_models import byte_level_bpe, tiny_model
+from unteach import compare as comparison
+from unteach.cli import main
+from unteach.compare import compare, method_rows
+from unteach.errors import UserError
+
+FORGET = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
+]
+RETAIN = [
+    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
+    for i in range(12)
+]
+SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "min_utility": 0.0, "hold": 99}
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    monkeypatch.setattr("unteach.evaluation.scorers.why_not", lambda encoder: "not in this test")
+    tiny_model().save_pretrained(tmp_path / "m")
+    byte_level_bpe(chat=True).save_pretrained(tmp_path / "m")
+    for name, rows in (("f", FORGET), ("r", RETAIN)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "out": str(tmp_path / "out"),
+        "models": [str(tmp_path / "m")],
+        "methods": [
+            "ga",
+            "templated",
+            {"name": "ours", "method": "unlikelihood", "learning_rate": 1e-3},
+        ],
+        "forget": str(tmp_path / "f.jsonl"),
+        "retain": str(tmp_path / "r.jsonl"),
+        "settings": SHORT,
+        "teach": {"max_steps": 2, "per_device_train_batch_size": 4},
+        "limit": 12,
+    }
+
+
+def test_each_method_is_a_run_of_its_own_on_the_same_taught_model(options, tmp_path):
+    folder = compare(options)
+    runs = {
+        name: json.loads((folder / name / "run.json").read_text())
+        for name in ("ga", "templated", "ours")
+    }
+    assert len({run["original_model_hash"] for run in runs.values()}) == 1
+    assert len({run["unlearned_model_hash"] for run in runs.values()}) == 3
+    assert [run["method"] for run in runs.values()] == ["ga", "ga_mismatch", "unlikelihood"]
+    cells = json.loads((folder / "comparison.json").read_text())["cells"]
+    assert [cell["method"] for cell in cells] == ["original", "ga", "templated", "ours"]
+    assert (folder / "original").is_dir() and not (folder / "ga" / "original").exists()
+
+
+def test_started_again_it_trains_nothing_anew(options, monkeypatch):
+    first = compare(options)
+    table = (first / "comparison.csv").read_text()
+    monkeypatch.setattr(comparison.Run, "execute", lambda self: pytest.fail("run again"))
+    assert (compare(options) / "comparison.csv").read_text() == table
+
+
+def test_rows_of_the_table_are_named():
+    rows = method_rows(["templated", {"method": "ga", "hold": 3, "frozen_layers": 0.5}])
+    assert rows[0].settings == {
+        "method": "ga_mismatch",
+        "mismatch_source": "refusal",
+        "mismatch_completions": 1,
+    }
+    assert (rows[1].name, rows[1].settings, rows[1].options) == (
+        "ga",
+        {"method": "ga", "hold": 3},
+        {"frozen_layers": 0.5},
+    )
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [
+        (None, "must be a list"),
+        ([], "must be a list"),
+        ([3], "holds 3, which is neither"),
+        ([{"hold": 3}], "neither a name nor a mapping with a name"),
+        (["ga", "ga"], "names 'ga' twice"),
+        ([{"name": "ga", "learning_rat": 1}], "did you mean 'learning_rate'"),
+        ([{"name": "ga", "lora": "yes"}], "option 'lora' is 'yes', it must be bool"),
+    ],
+)
+def test_wrong_methods_are_named(methods, sentence):
+    with pytest.raises(UserError, match=sentence):
+        method_rows(methods)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"modles": []}, "did you mean 'models'"),
+        ({"models": []}, "option 'models' is missing"),
+        ({"scenario": "copyright"}, "give either 'scenario'"),
+        ({"forget": None}, "give either 'scenario'"),
+        ({"settings": {"hold": "x"}}, "option 'hold' is 'x'"),
+        ({"judge_as": "harm"}, "did you mean 'harmfulness'"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence_before_anything_is_trained(
+    options, change, sentence, capsys, tmp_path
+):
+    import yaml
+
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(options | change))
+    assert main(["compare", str(tmp_path / "c.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
