@@ -39,7 +39,7 @@ from unteach.data.sources import load_rows
 from unteach.errors import TrainingFault
 from unteach.evaluation import tofu
 from unteach.evaluation.benchmarks import tofu_benchmark
-from unteach.evaluation.benchmarks.benchmark import Subject
+from unteach.evaluation.benchmarks.benchmark import EvaluatedModel
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
@@ -222,7 +222,7 @@ class Protocol:
         model, tokenizer = models.load_model(str(folder)), models.load_tokenizer(str(folder))
         with self.display.stage(f"Measuring {folder.parent.name}") as stage:
             found = tofu_benchmark.measure(
-                Subject(
+                EvaluatedModel(
                     model, tokenizer, TransformersGenerator(model, tokenizer), progress=stage.update
                 ),
                 self.sets,

@@ -195,8 +195,8 @@ def test_a_prompt_is_forwarded_once_and_not_once_for_each_of_its_completions(tmp
         *(trainer.retain_rows[index] for i in items for index in i.retain),
     ]
     prompts = [row.prompt_ids for row in rows]
-    opening = len(common_opening(prompts)) * (len(prompts) - len(batch["input_ids"]))
-    assert int((batch["tree"] != PADDING).sum()) == once + retain - opening
+    shared_prefix = len(common_opening(prompts)) * (len(prompts) - len(batch["input_ids"]))
+    assert int((batch["tree"] != PADDING).sum()) == once + retain - shared_prefix
 
 
 def test_nothing_is_tokenised_and_no_second_model_is_held_while_it_trains(tmp_path, monkeypatch):

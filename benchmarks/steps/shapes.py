@@ -32,7 +32,7 @@ class Shape:
     retain_prompt: int = 20
     retain_completion: int = 13
     rows: int = 64
-    opening: int = 0
+    shared_prefix: int = 0
 
 
 PAPER = Shape()
@@ -47,7 +47,7 @@ CHAT = Shape(
     completion=36,
     retain_prompt=16,
     retain_completion=36,
-    opening=24,
+    shared_prefix=24,
 )
 """Short questions behind a chat template with a system prompt, about as the demos of questions and
 answers have them.
@@ -62,10 +62,12 @@ def rows(shape: Shape, vocabulary: int, seed: int = 0) -> tuple[TokenTable, Toke
         length = int(draw.integers(max(1, round(0.75 * mean)), round(1.25 * mean) + 1))
         return tuple(int(token) for token in draw.integers(3, vocabulary, length))
 
-    opening = tuple(range(3, 3 + shape.opening))
+    shared_prefix = tuple(range(3, 3 + shape.shared_prefix))
 
     def row(name: str, number: int, prompt: int, completion: int) -> EncodedRow:
-        return EncodedRow(f"{name}-{number}", (*opening, *ids(prompt)), ids(completion), "chat")
+        return EncodedRow(
+            f"{name}-{number}", (*shared_prefix, *ids(prompt)), ids(completion), "chat"
+        )
 
     forget = TokenTable(
         row("forget", number, shape.prompt, shape.completion) for number in range(shape.rows)

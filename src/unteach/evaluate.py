@@ -15,7 +15,7 @@ from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import FORGET_SETS
 from unteach.evaluation.scorers import ScorerNames, build_scorers, check_right_answers
-from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
+from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 from unteach.files.folder_lock import FolderLock
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
@@ -144,7 +144,7 @@ def _evaluate(
     with display.stage("Preparing the scorers"):
         judges = build_scorers(names, built.leak_corpus, built.labelled, display.say)
     roles = {"original": reference or model, "unlearned": model}
-    said: dict[str, Said] = {}
+    said: dict[str, Generations] = {}
     tokenizer: Any = None
     loaded: Any = None
     inner: Generator | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from unteach import models
 from unteach.errors import UserError, did_you_mean
-from unteach.evaluation.benchmarks.benchmark import Benchmark, Measured, Subject
+from unteach.evaluation.benchmarks.benchmark import Benchmark, EvaluatedModel, Measured
 from unteach.evaluation.benchmarks.known import BENCHMARKS
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
@@ -72,7 +72,7 @@ def evaluate_benchmark(
             " model"
         )
     display = display or Display(quiet=True)
-    how = {"trust_remote_code": trust_remote_code, "dtype": dtype_of(dtype)}
+    load_kwargs = {"trust_remote_code": trust_remote_code, "dtype": dtype_of(dtype)}
     folder = Path(output_dir)
     with display.stage(f"Reading {benchmark}"):
         sets = protocol.load(data, limit)
@@ -80,7 +80,9 @@ def evaluate_benchmark(
         {"retrained": retrained} if retrained else {}
     )
     with FolderLock(folder):
-        measured = _measured(protocol, sets, roles, folder, engine, batch_size, how, display)
+        measured = _measured(
+            protocol, sets, roles, folder, engine, batch_size, load_kwargs, display
+        )
         if not PartialState().is_main_process:
             return {}
         return _write(benchmark, roles, measured, folder, limit=limit, show_text=show_text)
@@ -93,18 +95,18 @@ def _measured(
     folder: Path,
     engine: str,
     batch_size: int | None,
-    how: Mapping[str, Any],
+    load_kwargs: Mapping[str, Any],
     display: Display,
 ) -> dict[str, Measured]:
     """What the protocol finds for each role's model; one model in two roles is measured once.
-    `how`: arguments of `load_model`.
+    `load_kwargs`: arguments of `load_model`.
     """
     measured: dict[str, Measured] = {}
     before: Any = None
     loaded: Any = None
     inner: Generator | None = None
     cached: Generator | None = None
-    subject: Subject | None = None
+    subject: EvaluatedModel | None = None
     for role, name in roles.items():
         same = next((earlier for earlier in measured if roles[earlier] == name), None)
         if same:
@@ -112,13 +114,15 @@ def _measured(
             continue
         with display.stage(f"Measuring {name}") as stage:
             loaded = inner = cached = subject = None  # the one before makes room
-            loaded = models.placed(models.load_model(name, **how))
-            tokenizer = models.load_tokenizer(name, trust_remote_code=how["trust_remote_code"])
+            loaded = models.placed(models.load_model(name, **load_kwargs))
+            tokenizer = models.load_tokenizer(
+                name, trust_remote_code=load_kwargs["trust_remote_code"]
+            )
             inner = TransformersGenerator(loaded, tokenizer, batch_size)
             if engine == "vllm":
                 inner = VllmGenerator(models.resolve(name), tokenizer)
             cached = CachedGenerator(inner, folder / "work", models.weights_hash(loaded), engine)
-            subject = Subject(loaded, tokenizer, cached, before, stage.update, batch_size)
+            subject = EvaluatedModel(loaded, tokenizer, cached, before, stage.update, batch_size)
             measured[role] = protocol.measure(subject, sets)
             before = loaded if role == "original" else before
     if "retrained" in roles and protocol.against_retrained:

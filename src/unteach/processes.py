@@ -40,7 +40,7 @@ def _state(*, on_cpu: bool = False) -> Any:
     return state if state.num_processes > 1 else None
 
 
-def meet(*, on_cpu: bool = False) -> None:
+def init_process_group(*, on_cpu: bool = False) -> None:
     """Lets the processes of a launcher meet, if they have not: the first call of all says where
     they work, and how long they wait.
     """
@@ -75,7 +75,7 @@ def wait_for_everyone() -> None:
         state.wait_for_everyone()
 
 
-def part() -> None:
+def destroy_process_group() -> None:
     """The processes of a run end together: each waits for the others and closes its connections,
     whose threads may else abort its end.
     """
@@ -84,7 +84,7 @@ def part() -> None:
         _state().destroy_process_group()
 
 
-def decided(make: Callable[[], T]) -> T:
+def broadcast_from_main(make: Callable[[], T]) -> T:
     """What `make` returns in the main process, in every process; it is called there alone.
 
     Raises:
@@ -108,13 +108,13 @@ def decided(make: Callable[[], T]) -> T:
     return value
 
 
-def own_share(items: Sequence[T]) -> list[T]:
+def process_shard(items: Sequence[T]) -> list[T]:
     """This process's share of the items: every n-th, from its own number on."""
     state = _state()
     return list(items) if state is None else list(items[state.process_index :: state.num_processes])
 
 
-def own_batches(batches: Iterable[T]) -> Iterator[T]:
+def process_batches(batches: Iterable[T]) -> Iterator[T]:
     """The same of what is made on the way, such as batches."""
     state = _state()
     yield from (
@@ -124,9 +124,9 @@ def own_batches(batches: Iterable[T]) -> Iterator[T]:
     )
 
 
-def from_shares(done: Sequence[T], total: int) -> list[T]:
+def gather_shards(done: Sequence[T], total: int) -> list[T]:
     """The results for all `total` items, in their order, from each process's results for its
-    `own_share`.
+    `process_shard`.
     """
     state = _state()
     if state is None:
@@ -137,7 +137,7 @@ def from_shares(done: Sequence[T], total: int) -> list[T]:
     return [shares[i % state.num_processes][i // state.num_processes] for i in range(total)]
 
 
-def all_of(true: bool) -> bool:
+def all_processes(true: bool) -> bool:
     """Whether it is true in every process."""
     state = _state()
     if state is None:
@@ -157,7 +157,7 @@ def total(value: float) -> float:
     return float(sum(gather_object([value])))
 
 
-def put_together(values: Tensor | None) -> Tensor | None:
+def all_reduce_tensor(values: Tensor | None) -> Tensor | None:
     """One tensor from the rows that each process has filled, the others' rows being zero in it;
     exact, as x + 0 is x.
 
@@ -190,7 +190,7 @@ def put_together(values: Tensor | None) -> Tensor | None:
     return values
 
 
-def says_process_lost(error: Exception) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Whether an error of one of several processes says that it cannot reach another."""
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
         return False

@@ -33,7 +33,9 @@ branches = st.lists(
 ).map(tuple)
 some_trees = st.lists(st.builds(Tree, ids, branches), min_size=1, max_size=5)
 trees = st.builds(
-    lambda opening, made: [Tree((*opening, *tree.prompt_ids), tree.branches) for tree in made],
+    lambda shared_prefix, made: [
+        Tree((*shared_prefix, *tree.prompt_ids), tree.branches) for tree in made
+    ],
     ids | st.just(()),
     some_trees,
 )  # of prompts with an opening in common, and without
@@ -152,12 +154,13 @@ def test_every_completion_token_is_predicted_once_from_the_token_before_it(
     st.integers(1, 300),
     st.just(0) | st.integers(1, 300),
 )
-def test_rows_hold_every_item_once_and_no_more_than_they_may(lengths, row_tokens, opening):
-    rows = assign_rows(lengths, row_tokens, opening)
+def test_rows_hold_every_item_once_and_no_more_than_they_may(lengths, row_tokens, shared_prefix):
+    rows = assign_rows(lengths, row_tokens, shared_prefix)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    widest = max(row_tokens, *(opening + length for length in lengths))
+    widest = max(row_tokens, *(shared_prefix + length for length in lengths))
     assert all(
-        opening + sum(lengths[index] for index in row) <= round(WIDER * widest) for row in rows
+        shared_prefix + sum(lengths[index] for index in row) <= round(WIDER * widest)
+        for row in rows
     )
 
 
@@ -169,8 +172,8 @@ def test_rows_are_wider_than_asked_where_that_saves_padding():
     assert len(assign_rows([300, 10], 256)) == 1
 
 
-def random_trees(seed: int, opening: tuple[int, ...] = ()) -> list[Tree]:
-    """Three prompts with three completions, three with one; all begin with `opening`."""
+def random_trees(seed: int, shared_prefix: tuple[int, ...] = ()) -> list[Tree]:
+    """Three prompts with three completions, three with one; all begin with `shared_prefix`."""
     generator = random.Random(seed)
 
     def some(low: int, high: int) -> tuple[int, ...]:
@@ -178,7 +181,7 @@ def random_trees(seed: int, opening: tuple[int, ...] = ()) -> list[Tree]:
 
     made = [
         Tree(
-            (*opening, *some(1, 9)),
+            (*shared_prefix, *some(1, 9)),
             (
                 Branch("forget", some(1, 6)),
                 *(Branch("mismatch", some(1, 6), 0.5) for _ in range(2)),
@@ -188,17 +191,22 @@ def random_trees(seed: int, opening: tuple[int, ...] = ()) -> list[Tree]:
     ]
     return [
         *made,
-        *(Tree((*opening, *some(1, 5)), (Branch("retain", some(1, 7), 1.0, i),)) for i in range(3)),
+        *(
+            Tree((*shared_prefix, *some(1, 5)), (Branch("retain", some(1, 7), 1.0, i),))
+            for i in range(3)
+        ),
     ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("opening", [(), (9, 300, 4, 4, 77)], ids=["no opening", "an opening"])
-def test_packed_and_plain_rows_give_the_same_states_and_gradients(family, opening):
+@pytest.mark.parametrize(
+    "shared_prefix", [(), (9, 300, 4, 4, 77)], ids=["no opening", "an opening"]
+)
+def test_packed_and_plain_rows_give_the_same_states_and_gradients(family, shared_prefix):
     model = tiny_model(family, dtype=torch.float64)
     results = []
     for packed in (True, False):
-        batch = make_batch(random_trees(1, opening), packed=packed, pad_id=0, row_tokens=24)
+        batch = make_batch(random_trees(1, shared_prefix), packed=packed, pad_id=0, row_tokens=24)
         hidden = models.predicting_states(model, batch, packed=packed)
         logp = token_statistics(hidden, batch["target"], models.output_head(model)).logp
         model.zero_grad()

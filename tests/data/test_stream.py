@@ -108,6 +108,6 @@ def test_a_batch_keeps_each_row_s_prompt_once_and_shares_the_mismatch_weight():
         branch.weight for branch in forget.branches if branch.role == "mismatch"
     ) == pytest.approx(1)
     assert (
-        retain.branches[0].retain_row == item.retain[0]
+        retain.branches[0].reference_row == item.retain[0]
         and retain.prompt_ids == RETAIN[item.retain[0]].prompt_ids
     )

@@ -88,11 +88,11 @@ def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
 def test_a_probe_expects_what_was_heard_before(monkeypatch, tokenizer):
     expectations = []
 
-    def heard(model, tokenizer, rows, *, expected, **_):
+    def generations(model, tokenizer, rows, *, expected, **_):
         expectations.append(dict(expected))
         return [f"{len(expectations)} {row.prompt}" for row in rows]
 
-    monkeypatch.setattr(behaviour, "answer", heard)
+    monkeypatch.setattr(behaviour, "answer", generations)
     measure = behaviour_probe(
         tokenizer,
         FORGET[:2],

@@ -128,10 +128,10 @@ def test_an_opening_that_all_prompts_share_is_forwarded_once(family, prompts, mo
 
     monkeypatch.setattr(body, "forward", counted)
     assert generate_ids(model, prompts, max_new_tokens=12, pad_id=0, end_ids=[13]) == wanted
-    opening = len(common_opening(prompts))
-    assert lengths[0] == (1, opening) and opening >= 8
+    shared_prefix = len(common_opening(prompts))
+    assert lengths[0] == (1, shared_prefix) and shared_prefix >= 8
     if family != "gemma3":  # whose layers with a window begin anew
-        assert lengths[1] == (len(prompts), max(map(len, prompts)) - opening)
+        assert lengths[1] == (len(prompts), max(map(len, prompts)) - shared_prefix)
 
 
 def test_an_opening_is_as_long_as_all_agree_and_leaves_each_text_a_token():

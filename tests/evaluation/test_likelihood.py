@@ -126,7 +126,7 @@ def test_an_opening_that_all_prompts_share_is_forwarded_once(
     forward = likelihood.models.predicting_states
 
     def seen(model, batch, **how):
-        widths.append((batch["input_ids"].shape[1], how["opening"][0]))
+        widths.append((batch["input_ids"].shape[1], how["shared_prefix"][0]))
         return forward(model, batch, **how)
 
     monkeypatch.setattr(likelihood.models, "predicting_states", seen)

@@ -12,7 +12,7 @@ from unteach.data.tokenization import encode_row
 from unteach.evaluation import scoring
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.scorers import ScorerNames, Scorers
-from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
+from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 
 SETS = {
     "unlearned": [
@@ -65,7 +65,10 @@ def scored(tokenizer, tmp_path, encoded_pairs):
     def score(similarity="some-encoder", judge=None, reward=None, **options):
         scorers = Scorers(ScorerNames(similarity=similarity), 20.0, judge, reward)
         fluency = ReferenceLM("tiny", tiny_model(), tokenizer)
-        answers = {"original": Said(BEFORE, NO_CHOICES), "unlearned": Said(AFTER, NO_CHOICES)}
+        answers = {
+            "original": Generations(BEFORE, NO_CHOICES),
+            "unlearned": Generations(AFTER, NO_CHOICES),
+        }
         settings = {"show_text": False, "folder": tmp_path} | options
         evaluation = score_models(
             "demo", SETS, answers, tokenizer, scorers, fluency=fluency, **settings

@@ -211,7 +211,7 @@ class Target:
                 the run held it in.
         """
         place = self.places[role]
-        how: dict[str, Any] = {
+        load_kwargs: dict[str, Any] = {
             "trust_remote_code": self.run.options.trust_remote_code,
             "dtype": DTYPES[self.run.options.dtype],
         }
@@ -219,11 +219,11 @@ class Target:
             from peft import PeftModel
 
             base = models.load_model(
-                self.places["original"], **how
+                self.places["original"], **load_kwargs
             )  # as the run knows it, whatever the adapter names
             model: Any = PeftModel.from_pretrained(base, place)
         else:
-            model = models.load_model(place, **how)
+            model = models.load_model(place, **load_kwargs)
         if hasattr(model, "merge_and_unload"):
             model = (
                 model.merge_and_unload().eval().requires_grad_(True)

@@ -21,7 +21,7 @@ from unteach.baselines.stages import make_trainer, pair_error, read_tokens, stag
 from unteach.data.rows import Row
 from unteach.files.checkpoints import latest_checkpoint, mark_complete, read_marker
 from unteach.trainer.best_weights import load_weights
-from unteach.trainer.costs import Cost, forget_peak_memory, peak_memory_mb, tokens_seen
+from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, tokens_seen
 from unteach.trainer.stopping import Probe, StopRule
 
 
@@ -190,7 +190,7 @@ def _train(
     """
     trainer.add_callback(keeper)
     trainer.remove_callback(PrinterCallback)
-    forget_peak_memory()
+    reset_peak_memory()
     model = trainer.accelerator.unwrap_model(trainer.model)
     ended = found is not None and (
         before["step"] >= before["max_steps"] or bool(keeper.rule and keeper.rule.should_stop)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unteach.errors import UserError, is_panic
-from unteach.processes import LOST, says_process_lost
+from unteach.processes import LOST, is_lost_process
 
 SEVERAL = ("run", "demo", "eval")
 """Commands that several processes may share."""
@@ -34,7 +34,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except OSError as error:
         return _say(f"{error.strerror or error} ({error.filename or 'no file'})")
     except Exception as error:
-        if says_process_lost(error):
+        if is_lost_process(error):
             return _say(LOST)
         if says_memory_full(error):
             return _say(f"{MEMORY_FULL} ({one_line(str(error))[:200]})")

@@ -17,7 +17,7 @@ from unteach.cli.arguments import RUN_KEYS, SCENARIO_NAMES, parse_arguments
 from unteach.cli.exit_codes import SEVERAL, check_launch, exit_code
 from unteach.config.values import check_types, checked_settings, parse_settings, read_yaml
 from unteach.errors import UserError, did_you_mean
-from unteach.processes import part
+from unteach.processes import destroy_process_group
 
 
 def _quiet_libraries() -> None:
@@ -460,7 +460,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_launch(arguments.command)
         code = commands[arguments.command](arguments) if arguments.command else 2
         if arguments.command in SEVERAL:
-            part()
+            destroy_process_group()
         return code
 
     return exit_code(command)

@@ -28,14 +28,14 @@ PADDING, OPENING = 0, -1
 
 @dataclass(frozen=True)
 class Branch:
-    """One completion of a prompt. `weight` is that of each of its tokens; `retain_row` names the
+    """One completion of a prompt. `weight` is that of each of its tokens; `reference_row` names the
     stored reference values.
     """
 
     role: str
     ids: tuple[int, ...]
     weight: float = 1.0
-    retain_row: int = -1
+    reference_row: int = -1
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ widths.
 """
 
 
-def assign_rows(lengths: Sequence[int], row_tokens: int, opening: int = 0) -> list[list[int]]:
+def assign_rows(lengths: Sequence[int], row_tokens: int, shared_prefix: int = 0) -> list[list[int]]:
     """Which items go together in rows of about `row_tokens`, so that the padded rectangle is as
     small as it can be had.
 
@@ -86,10 +86,10 @@ def assign_rows(lengths: Sequence[int], row_tokens: int, opening: int = 0) -> li
         row_tokens (`int`)
         opening (`int`): tokens that every row begins with.
     """
-    widest = max(row_tokens, opening + max(lengths))
-    rows, width = _smallest_rectangle(lengths, widest, opening)
-    if len(rows) * width > (1 + LITTLE_PADDING) * (sum(lengths) + opening * len(rows)):
-        wider, its_width = _smallest_rectangle(lengths, round(WIDER * widest), opening)
+    widest = max(row_tokens, shared_prefix + max(lengths))
+    rows, width = _smallest_rectangle(lengths, widest, shared_prefix)
+    if len(rows) * width > (1 + LITTLE_PADDING) * (sum(lengths) + shared_prefix * len(rows)):
+        wider, its_width = _smallest_rectangle(lengths, round(WIDER * widest), shared_prefix)
         if len(wider) * its_width * (1 + ATTENTION * its_width) < len(rows) * width * (
             1 + ATTENTION * width
         ):
@@ -98,15 +98,15 @@ def assign_rows(lengths: Sequence[int], row_tokens: int, opening: int = 0) -> li
 
 
 def _smallest_rectangle(
-    lengths: Sequence[int], widest: int, opening: int
+    lengths: Sequence[int], widest: int, shared_prefix: int
 ) -> tuple[list[list[int]], int]:
     """(rows of items, their width): the smallest rectangle that is no wider than `widest`."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     best: tuple[int, list[list[int]], int] | None = None
-    fewest = -(-sum(lengths) // (widest - opening))
+    fewest = -(-sum(lengths) // (widest - shared_prefix))
     for count in range(max(1, fewest), len(lengths) + 1):
         rows: list[list[int]] = [[] for _ in range(count)]
-        loads = [opening] * count
+        loads = [shared_prefix] * count
         for index in order:
             row = loads.index(min(loads))
             rows[row].append(index)
@@ -114,7 +114,7 @@ def _smallest_rectangle(
         size = count * max(loads)
         if max(loads) <= widest and (best is None or size < best[0]):
             best = size, rows, max(loads)
-            if size <= 1.02 * (sum(lengths) + opening):
+            if size <= 1.02 * (sum(lengths) + shared_prefix):
                 break
     assert best is not None, "one item a row always fits"
     return best[1:]
@@ -142,10 +142,10 @@ def make_batch(
         place in the stored reference values of its role; `row` is -1 for none).
     """
     trees = list(trees) if packed else unshared(trees)
-    opening = (
+    shared_prefix = (
         common_opening([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
     )
-    shared = len(opening)
+    shared = len(shared_prefix)
     lengths = [len(tree) - shared for tree in trees]
     rows = assign_rows(lengths, row_tokens, shared) if packed else [[i] for i in range(len(trees))]
     width = shared + max(sum(lengths[index] for index in row) for row in rows)
@@ -154,7 +154,7 @@ def make_batch(
     first_branch = [0, *accumulate(len(tree.branches) for tree in trees)]
     pieces: list[tuple[int, int, Branch, np.ndarray]] = []
     input_ids[:, :shared], position_ids[:, :shared], tree_ids[:, :shared] = (
-        opening,
+        shared_prefix,
         np.arange(shared),
         OPENING,
     )
@@ -191,7 +191,10 @@ def make_batch(
         """A value of each completion, repeated for its tokens."""
         return torch.from_numpy(np.repeat(np.array(list(values)), sizes))
 
-    role, row_of = each(piece[0] for piece in pieces), each(piece[2].retain_row for piece in pieces)
+    role, row_of = (
+        each(piece[0] for piece in pieces),
+        each(piece[2].reference_row for piece in pieces),
+    )
     offset = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes]))
     return {
         "input_ids": torch.from_numpy(input_ids),

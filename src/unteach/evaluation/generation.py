@@ -16,7 +16,7 @@ from unteach.errors import UserError
 from unteach.evaluation.likelihood import greedy_matches
 from unteach.evaluation.openings import opened_cache
 from unteach.models.kernels import steady_attention
-from unteach.processes import from_shares, own_share
+from unteach.processes import gather_shards, process_shard
 
 Progress = Callable[[int, int], None]
 HABITS = (
@@ -331,7 +331,7 @@ class SharedGenerator:
         """See `Generator`."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
-        share = own_share(order)
+        share = process_shard(order)
         theirs = [prompts[i] for i in share]
         outputs = generate(
             theirs,
@@ -339,7 +339,7 @@ class SharedGenerator:
             starts=starts_of(share, starts),
             progress=progress,
         )
-        made = from_shares(outputs, len(prompts))
+        made = gather_shards(outputs, len(prompts))
         return [ids for _, ids in sorted(zip(order, made, strict=True))]
 
 

@@ -76,7 +76,7 @@ def completion_states(
             }
             yield (
                 part,
-                models.predicting_states(model, batch, packed=False, opening=(start, cache)),
+                models.predicting_states(model, batch, packed=False, shared_prefix=(start, cache)),
                 batch["target"],
             )
     finally:

@@ -25,7 +25,7 @@ Sets = Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
-class Said:
+class Generations:
     """What a model answers to the prompt sets.
 
     Args:
@@ -57,7 +57,7 @@ def ask(
     generator: Generator | None = None,
     expected: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-) -> Said:
+) -> Generations:
     """The model's greedy answers to every row of every set, in one sorted sweep, and its choices
     along the expected completions.
 
@@ -86,7 +86,7 @@ def ask(
         progress=progress,
     )
     outputs, correct = iter(said), iter(matches)
-    return Said(
+    return Generations(
         {name: [next(outputs) for _ in part] for name, part in sets.items()},
         {name: [next(correct) for _ in part] for name, part in sets.items()},
     )
@@ -116,7 +116,7 @@ def _encoded(
 def score_models(
     scenario: str,
     sets: Sets,
-    said: Mapping[str, Said],
+    said: Mapping[str, Generations],
     tokenizer: Any,
     scorers: Scorers,
     *,

@@ -329,7 +329,11 @@ def model_inputs(
 
 
 def predicting_states(
-    model: Any, batch: dict[str, Tensor], *, packed: bool, opening: tuple[int, Any] = (0, None)
+    model: Any,
+    batch: dict[str, Tensor],
+    *,
+    packed: bool,
+    shared_prefix: tuple[int, Any] = (0, None),
 ) -> Tensor:
     """Final hidden states at the positions that predict a completion token, shape (tokens, hidden),
     in the batch's order.
@@ -345,7 +349,7 @@ def predicting_states(
     inputs: dict[str, Any] = dict(
         model_inputs(batch, packed=packed, dtype=next(body.parameters()).dtype)
     )
-    before, cache = opening
+    before, cache = shared_prefix
     if before:
         inputs["position_ids"] = inputs["position_ids"] + before
         inputs["attention_mask"] = functional.pad(inputs["attention_mask"], (before, 0), value=1)

@@ -21,7 +21,7 @@ from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.prepare.alternates import with_alternates
 from unteach.prepare.recitation import recited_passages, without_forget_text
-from unteach.processes import decided
+from unteach.processes import broadcast_from_main
 from unteach.progress import Display
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import with_unrelated
@@ -57,7 +57,7 @@ class Collection:
         same inputs and the same model.
         """
         path = self.work / f"{name}-{content_key([self.model_key, inputs])}.json"
-        known = decided(
+        known = broadcast_from_main(
             lambda: [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
         )
         if known:
@@ -69,7 +69,7 @@ class Collection:
             write_json(path.with_suffix(".seconds"), round(time.perf_counter() - started, 2))
             write_json(path, value)
 
-        decided(keep)
+        broadcast_from_main(keep)
         return value
 
     def collect(

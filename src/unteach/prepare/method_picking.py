@@ -15,7 +15,7 @@ from unteach.data.rows import rows_hash
 from unteach.methods import get_method
 from unteach.prepare.collecting import Collection
 from unteach.prepare.method_search import (
-    Bench,
+    SearchContext,
     Trial,
     best_of,
     candidates,
@@ -29,7 +29,7 @@ from unteach.trainer.costs import Cost
 
 
 def pick(
-    bench: Bench,
+    bench: SearchContext,
     collection: Collection,
     options: RunOptions,
     presets: Mapping[str, Any],

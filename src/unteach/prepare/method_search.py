@@ -295,7 +295,7 @@ class _Nowhere(BestWeights):
 
 
 @dataclass
-class Bench:
+class SearchContext:
     """What all trials of a search share.
 
     Args:
@@ -336,7 +336,7 @@ class Bench:
         meaningless: list[float] = []
         steps: list[dict[str, float]] = []
 
-        def heard(rows: Sequence[Row], outputs: Sequence[str]) -> None:
+        def generations(rows: Sequence[Row], outputs: Sequence[str]) -> None:
             meaningless.append(sum(map(is_not_meaningful, outputs)) / max(1, len(outputs)))
 
         def step(record: dict[str, float]) -> None:
@@ -353,7 +353,7 @@ class Bench:
                 self.retain,
                 self.tokenizer,
                 self.peft_config,
-                self.make_probe(heard),
+                self.make_probe(generations),
                 on_step=step,
             )
             trainer.remove_callback(PrinterCallback)

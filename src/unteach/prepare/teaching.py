@@ -19,7 +19,7 @@ from unteach.files.checkpoints import mark_complete, read_marker
 from unteach.files.folders import content_key, private_folder
 from unteach.models.layers import freeze_lower_layers, unfreeze
 from unteach.prepare.collecting import Collection
-from unteach.processes import decided
+from unteach.processes import broadcast_from_main
 from unteach.progress import Display
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.trainer import UnlearningTrainer
@@ -55,7 +55,7 @@ def teach(
         [collection.model_key, collection.seed, rows_hash(scenario.teach), dict(scenario.presets)]
     )
     work = collection.work / f"teach-{key}"
-    if decided(lambda: (read_marker(folder) or {}).get("key")) == key:
+    if broadcast_from_main(lambda: (read_marker(folder) or {}).get("key")) == key:
         with display.stage("Loading the taught model"):
             return models.placed(models.load_model(str(folder)), next(model.parameters()).device)
     title = "Collecting answers that teaching must not change"
@@ -87,7 +87,7 @@ def teach(
         mark_complete(folder, {"key": key})
         shutil.rmtree(work, ignore_errors=True)
 
-    decided(keep)
+    broadcast_from_main(keep)
     del trainer
     # a trainer and its callbacks hold each other, and with them the optimiser's moments: twice the
     # model

@@ -27,7 +27,7 @@ from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers, check_right_answers
-from unteach.evaluation.scoring import ReferenceLM, Said, ask, score_models
+from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import private_folder, set_aside
@@ -36,16 +36,21 @@ from unteach.models.layers import freeze_lower_layers, unfreeze
 from unteach.models.precision import DTYPES, check_dtype, check_quantize, four_bit_settings
 from unteach.prepare.collecting import Collection
 from unteach.prepare.method_picking import pick
-from unteach.prepare.method_search import AUTO, Bench, candidates, check_search, with_given
+from unteach.prepare.method_search import AUTO, SearchContext, candidates, check_search, with_given
 from unteach.prepare.teaching import teach
-from unteach.processes import decided, is_main_process, meet, process_count
+from unteach.processes import (
+    broadcast_from_main,
+    init_process_group,
+    is_main_process,
+    process_count,
+)
 from unteach.progress import Display, step_display
 from unteach.reports.report import write_report
 from unteach.run.record import config_text, write_run_record
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
-from unteach.trainer.costs import forget_peak_memory, peak_memory_mb, total, unlearning_cost
+from unteach.trainer.costs import peak_memory_mb, reset_peak_memory, total, unlearning_cost
 from unteach.trainer.setting_checks import check_training_settings
 from unteach.trainer.sharding import load_models_whole
 from unteach.trainer.stopping import Probe
@@ -86,7 +91,7 @@ class Run:
         self.reward: Reward | None = None
         self.picked: Mapping[str, Any] | None = None
         self.width: int | None = None
-        self.heard: dict[str, str] = {}
+        self.generations: dict[str, str] = {}
         """What the original answered, by a row's key: a draft of what others will."""
 
     # --- stages
@@ -100,7 +105,7 @@ class Run:
             UserError: for options that do not go together, and if another process is writing into
                 the folder.
         """
-        meet(on_cpu=bool(self.options.settings.get("use_cpu")))
+        init_process_group(on_cpu=bool(self.options.settings.get("use_cpu")))
         self.check_options()  # a wrong option is found before anything is loaded or written
         if process_count() > 1 and self.baseline is not None:
             raise UserError(
@@ -138,7 +143,7 @@ class Run:
             check_lengths(sets, tokenizer, self.unlearning_config(), models.window(model))
         collection = self.collection
         collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
-        decided(lambda: self.make_folder(lock))
+        broadcast_from_main(lambda: self.make_folder(lock))
         if scenario.teach:
             model = teach(
                 model,
@@ -169,7 +174,7 @@ class Run:
             forget = collection.extend(model, tokenizer, forget, retain, self.options.recite_tokens)
         before = self.answers(model, tokenizer, "original", collection.model_key)
         for set_name, rows in self.asked.sets.items():
-            self.heard |= {
+            self.generations |= {
                 row.key: text for row, text in zip(rows, before.outputs[set_name], strict=True)
             }
         model = self.unlearn(model, tokenizer, forget, retain, scorers)
@@ -178,10 +183,10 @@ class Run:
         after = self.answers(model, tokenizer, "unlearned", self.facts["unlearned_model_hash"])
         if self.reward:
             scorers = replace(scorers, reward=self.reward)
-        evaluation = decided(
+        evaluation = broadcast_from_main(
             lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
         )
-        decided(lambda: self.write(model, tokenizer))
+        broadcast_from_main(lambda: self.write(model, tokenizer))
         return RunResult(model, tokenizer, self.output, evaluation)
 
     def load_base(self) -> Any:
@@ -348,13 +353,13 @@ class Run:
         options, peft_config = self.options, self.adapter()
         frozen = [] if options.lora else freeze_lower_layers(model, options.frozen_layers)
         if options.settings.get("method") == AUTO:
-            bench = Bench(
+            bench = SearchContext(
                 model,
                 tokenizer,
                 forget,
                 retain,
                 peft_config,
-                lambda heard: self.probe(tokenizer, forget, retain, scorers, heard),
+                lambda generations: self.probe(tokenizer, forget, retain, scorers, generations),
                 self.output / "work" / "trial",
                 options.seed,
             )
@@ -380,7 +385,7 @@ class Run:
         probe = self.probe(tokenizer, forget, retain, scorers, keep)
         trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
         trainer.remove_callback(PrinterCallback)
-        forget_peak_memory()
+        reset_peak_memory()
         with self.display.stage("Unlearning", config.max_steps) as stage:
             trainer.on_step = step_display(stage)
             try:
@@ -404,7 +409,9 @@ class Run:
             )
         unfreeze(frozen)
         rule = trainer.rule
-        text = decided(lambda: (trainer.output / "metrics.jsonl").read_text(encoding="utf-8"))
+        text = broadcast_from_main(
+            lambda: (trainer.output / "metrics.jsonl").read_text(encoding="utf-8")
+        )
         lines = [json.loads(line) for line in text.splitlines()]
         training = unlearning_cost(
             lines,
@@ -465,7 +472,7 @@ class Run:
             retain,
             still_said=scorers.still_said,
             forget_rows=self.options.probe_rows,
-            expected=self.heard,
+            expected=self.generations,
             on_outputs=keep,
         )
 
@@ -518,11 +525,11 @@ class Run:
                 self.display.say,
             )
 
-    def answers(self, model: Any, tokenizer: Any, name: str, model_hash: str) -> Said:
+    def answers(self, model: Any, tokenizer: Any, name: str, model_hash: str) -> Generations:
         """The model's answers to all prompt sets. What the probe of its step heard, or else the
         original, is a draft of them.
         """
-        sets, drafts = self.asked.sets, dict(self.heard)
+        sets, drafts = self.asked.sets, dict(self.generations)
         probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
         drafts |= json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else {}
 
@@ -533,10 +540,10 @@ class Run:
                 return asdict(ask(model, tokenizer, sets, expected=drafts, progress=stage.update))
 
         keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
-        return Said(**self.collection.cached(f"answers-{name}", [model_hash, keys], make))
+        return Generations(**self.collection.cached(f"answers-{name}", [model_hash, keys], make))
 
     def evaluate(
-        self, tokenizer: Any, said: Mapping[str, Said], scorers: Scorers
+        self, tokenizer: Any, said: Mapping[str, Generations], scorers: Scorers
     ) -> dict[str, Any]:
         """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
         options = self.options

@@ -43,7 +43,7 @@ class Cost:
     probe_seconds: float = 0.0
 
 
-def forget_peak_memory() -> None:
+def reset_peak_memory() -> None:
     """Lets the peak of this process's memory begin anew: on the GPU, if there is one, and resident,
     where the system can (Linux).
     """
@@ -54,7 +54,7 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process in MiB, since `forget_peak_memory` where the system can, else
+    """Peak memory of this process in MiB, since `reset_peak_memory` where the system can, else
     since its start: that of the GPU where one was used, else what was resident.
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():

@@ -24,11 +24,11 @@ from unteach.data.packing import ROLE_IDS
 from unteach.files.state_file import StateFile
 from unteach.models.output_head import OutputHead
 from unteach.processes import (
-    all_of,
+    all_processes,
+    all_reduce_tensor,
     is_local_main_process,
-    own_batches,
+    process_batches,
     process_count,
-    put_together,
     wait_for_everyone,
 )
 
@@ -179,14 +179,14 @@ def build_stored_values(
     offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
     path = None if folder is None else Path(folder) / f"states-{key[:16]}.bin"
     stored = _stored(path, key, offsets[-1])
-    if all_of(stored is not None):
+    if all_processes(stored is not None):
         assert stored is not None
         return StoredValues(stored, offsets, role)
     part = None if path is None else path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
     values: Tensor | StateFile | None = None
     start = torch.as_tensor(offsets, dtype=torch.long)
     with torch.no_grad():
-        for batch in own_batches(batches):
+        for batch in process_batches(batches):
             chosen = batch["role"] == ROLE_IDS[role]
             found = compute(batch)[chosen].cpu()
             positions = start[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()
@@ -203,7 +203,7 @@ def build_stored_values(
             else:
                 values[positions] = found.to(values.dtype)
     if not isinstance(values, StateFile):
-        values = put_together(values)
+        values = all_reduce_tensor(values)
     if values is None:
         raise ValueError(f"no {role} rows to compute the reference's states on")
     if path is None or part is None:

@@ -21,7 +21,7 @@ from unteach.errors import UserError
 from unteach.models.layers import layer_list, layer_outputs
 from unteach.models.output_head import OutputHead
 from unteach.models.token_statistics import token_statistics
-from unteach.processes import own_batches
+from unteach.processes import process_batches
 from unteach.processes import total as sum_of
 from unteach.trainer import reference
 
@@ -278,7 +278,7 @@ def retain_nll(trainer: UnlearningTrainer) -> float:
     """The mean NLL of the retain set's completion tokens under the reference, in nats."""
     head = models.output_head(reference_model(trainer))
     total, count = 0.0, 0
-    for batch in own_batches(retain_batches(trainer)):
+    for batch in process_batches(retain_batches(trainer)):
         states = ask_reference(trainer, batch)
         with trainer.accelerator.autocast():
             logp = token_logp(states, batch, head, trainer.config.logits_budget_mb * 2**20)

@@ -29,7 +29,7 @@ from unteach.methods import ROLES, RoleTokens, objective_terms, step_counts, tot
 from unteach.models.forwards import with_forward
 from unteach.models.kernels import compiled_layers, steady_attention
 from unteach.models.layers import freeze_all_but, layer_list, unfreeze
-from unteach.processes import decided
+from unteach.processes import broadcast_from_main
 from unteach.trainer import reference, task_vector
 from unteach.trainer.best_weights import BestWeights
 from unteach.trainer.collapse import CollapseWatch, nonfinite_loss
@@ -546,7 +546,9 @@ class UnlearningTrainer(Trainer):
             ):  # what is kept is asked, not its autocast
                 found = dict(self.probe(model))
             model.train(training)
-            rates = decided(lambda: found)  # one process decides, so that all stop at the same step
+            rates = broadcast_from_main(
+                lambda: found
+            )  # one process decides, so that all stop at the same step
             better = self.rule.record(self.state.global_step, rates)
             self.write_metrics(
                 {

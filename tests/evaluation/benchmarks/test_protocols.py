@@ -17,7 +17,7 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks import tofu_benchmark
-from unteach.evaluation.benchmarks.benchmark import Subject
+from unteach.evaluation.benchmarks.benchmark import EvaluatedModel
 from unteach.evaluation.benchmarks.known import BENCHMARKS
 from unteach.evaluation.benchmarks.muse_benchmark import question_rows
 from unteach.evaluation.generation import TransformersGenerator
@@ -159,7 +159,7 @@ def test_tofu_s_truth_ratio_is_that_of_each_answer_asked_alone(tofu_data, tokeni
     model = tiny_model()
     sets = tofu_benchmark.load(str(tofu_data), 2)
     found = tofu_benchmark.measure(
-        Subject(model, tokenizer, TransformersGenerator(model, tokenizer)), sets
+        EvaluatedModel(model, tokenizer, TransformersGenerator(model, tokenizer)), sets
     )
 
     def alone(question, text):

@@ -18,7 +18,7 @@ Results = dict[str, dict[str, MetricResult]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model that is measured.
 
     Args:
@@ -75,11 +75,11 @@ class Benchmark:
     """
 
     load: Callable[[str | None, int | None], Any]
-    measure: Callable[[Subject, Any], Measured]
+    measure: Callable[[EvaluatedModel, Any], Measured]
     against_retrained: Callable[[Measured, Measured], Results] | None = None
 
 
-def answers(subject: Subject, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
+def answers(subject: EvaluatedModel, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
     """Greedy answers, without surrounding space; a prompt that leaves no room for its answer loses
     its beginning.
     """

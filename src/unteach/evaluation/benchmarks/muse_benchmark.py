@@ -12,9 +12,9 @@ from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks.benchmark import (
     Benchmark,
+    EvaluatedModel,
     Measured,
     Results,
-    Subject,
     answers,
     encoded,
     row_lines,
@@ -89,7 +89,7 @@ def load(source: str | None, limit: int | None = None) -> Sets:
     return sets
 
 
-def measure(subject: Subject, sets: Sets) -> Measured:
+def measure(subject: EvaluatedModel, sets: Sets) -> Measured:
     """Each set's numbers, of those that are there."""
     results: Results = {}
     lines: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def question_rows(records: Sequence[Record], examples: Sequence[Record]) -> list
     ]
 
 
-def _as_long(subject: Subject, text: str) -> str:
+def _as_long(subject: EvaluatedModel, text: str) -> str:
     """The text's first 128 tokens: what an answer of 128 tokens can be compared with."""
     ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
     return (
@@ -161,7 +161,9 @@ def _overlap(
     lines[name] = row_lines([row.key for row in rows], columns, texts)
 
 
-def _membership(subject: Subject, sets: Sets, results: Results, lines: dict[str, Any]) -> None:
+def _membership(
+    subject: EvaluatedModel, sets: Sets, results: Results, lines: dict[str, Any]
+) -> None:
     """Six attacks' AUC, members the forget texts. A text longer than the model's window is cut at
     its end.
     """

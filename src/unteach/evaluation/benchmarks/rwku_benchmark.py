@@ -11,9 +11,9 @@ from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks.benchmark import (
     Benchmark,
+    EvaluatedModel,
     Measured,
     Results,
-    Subject,
     answers,
     encoded,
     overlap,
@@ -59,7 +59,7 @@ def load(source: str | None, limit: int | None = None) -> Sets:
     return sets
 
 
-def measure(subject: Subject, sets: Sets) -> Measured:
+def measure(subject: EvaluatedModel, sets: Sets) -> Measured:
     """Recall of each set of probes; entropy of longer answers, always with their NLL beside it."""
     results: Results = {}
     lines: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def measure(subject: Subject, sets: Sets) -> Measured:
 
 
 def _fluency(
-    subject: Subject, records: Sequence[Record], results: Results, lines: dict[str, Any]
+    subject: EvaluatedModel, records: Sequence[Record], results: Results, lines: dict[str, Any]
 ) -> None:
     """N-gram entropy sees repetition only, so it stands beside the answers' NLL under the model
     before any change.

@@ -12,9 +12,9 @@ from unteach.errors import UserError
 from unteach.evaluation import tofu
 from unteach.evaluation.benchmarks.benchmark import (
     Benchmark,
+    EvaluatedModel,
     Measured,
     Results,
-    Subject,
     answers,
     encoded,
     overlap,
@@ -119,7 +119,7 @@ def load(source: str | None, limit: int | None = None) -> dict[str, list[Questio
     return sets
 
 
-def measure(subject: Subject, sets: Mapping[str, Sequence[Question]]) -> Measured:
+def measure(subject: EvaluatedModel, sets: Mapping[str, Sequence[Question]]) -> Measured:
     """Probability, ROUGE-L, truth ratio and memorisation of each set, and model utility over all
     but the forget set.
     """

@@ -7,9 +7,9 @@ from typing import Any
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks.benchmark import (
     Benchmark,
+    EvaluatedModel,
     Measured,
     Results,
-    Subject,
     row_lines,
     summary,
 )
@@ -39,7 +39,7 @@ def load(source: str | None, limit: int | None = None) -> Tasks:
     return tuple(harness_task(path.stem, path) for path in files.values()), limit
 
 
-def measure(subject: Subject, tasks: Tasks) -> Measured:
+def measure(subject: EvaluatedModel, tasks: Tasks) -> Measured:
     """Accuracy on each task; MMLU's subjects together, as one set that is to be kept."""
     names, limit = tasks
     hits = harness_hits(
