@@ -13,7 +13,7 @@ from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
-from unteach.evaluation.metrics import FORGET_SETS
+from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scorers import ScorerNames, build_scorers, check_right_answers
 from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 from unteach.files.folder_lock import FolderLock
@@ -140,7 +140,9 @@ def _evaluate(
 
     built = evaluation_scenario(scenario, forget, retain)
     names = replace(built.scorers, **scorers)
-    check_right_answers(names, [row for name in FORGET_SETS for row in built.sets.get(name, ())])
+    check_right_answers(
+        names, [row for name, rows in built.sets.items() if is_forget_set(name) for row in rows]
+    )
     with display.stage("Preparing the scorers"):
         judges = build_scorers(names, built.leak_corpus, built.labelled, display.say)
     roles = {"original": reference or model, "unlearned": model}

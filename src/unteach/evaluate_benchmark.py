@@ -13,7 +13,7 @@ from unteach.evaluation.benchmarks.benchmark import Benchmark, EvaluatedModel, M
 from unteach.evaluation.benchmarks.known import BENCHMARKS
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
-from unteach.evaluation.metrics import as_eval_json
+from unteach.evaluation.metrics import METRICS, as_eval_json
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock
 from unteach.models.precision import dtype_of
@@ -148,6 +148,8 @@ def _write(
     evaluation = as_eval_json(
         benchmark,
         {role: found.results for role, found in measured.items()},
+        metrics=METRICS | dict(BENCHMARKS[benchmark].metrics),
+        sets=BENCHMARKS[benchmark].sets,
         names=roles,
         limit=limit,
     )

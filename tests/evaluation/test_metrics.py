@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from unteach.data.rows import Row
-from unteach.evaluation.metrics import METRICS, Answer, as_eval_json, score_set
+from unteach.evaluation.metrics import (
+    METRICS,
+    PROMPT_SETS,
+    Answer,
+    Metric,
+    PromptSet,
+    as_eval_json,
+    headlines,
+    is_forget_set,
+    score_set,
+    upgraded,
+)
 
 ROW = Row("Who rang?", "The ferryman rang it twice.")
 OVERLAP = {
@@ -21,7 +32,7 @@ LOWER, HIGHER = (
     {"fluency", "not_meaningful_rate", "harmful_rate", "hallucination_rate"},
     {"diversity"},
 )
-KEPT_ONLY = {"similarity", "utility_reward"}
+NORMAL_ONLY = {"similarity", "utility_reward"}
 FACTS = {
     "tokens": (1, 2, 2),
     "nll": 1.5,
@@ -39,7 +50,7 @@ def said(output: str, **facts) -> Answer:
 
 
 def test_the_metrics_are_those_promised():
-    assert set(METRICS) == OVERLAP | LOWER | HIGHER | KEPT_ONLY
+    assert set(METRICS) == OVERLAP | LOWER | HIGHER | NORMAL_ONLY
 
 
 @pytest.mark.parametrize("name", ["unlearned", "unseen", "kept", "kept_unseen", "retain", "normal"])
@@ -47,7 +58,7 @@ def test_overlap_with_the_expected_completion_is_bad_on_forget_sets_and_good_on_
     results = score_set(name, [said(ROW.completion), said("A cat.")])
     forget = name in ("unlearned", "unseen")
     assert {metric for metric, result in results.items() if result.higher_is_better} == HIGHER | (
-        set() if forget else OVERLAP | KEPT_ONLY
+        set() if forget else OVERLAP | (NORMAL_ONLY if name == "normal" else set())
     )
     assert {
         metric for metric, result in results.items() if not result.higher_is_better
@@ -76,7 +87,7 @@ def test_an_answer_at_the_threshold_is_no_leak():
     assert score_set("unlearned", [said("", leak_threshold=0.0)])["leak_rate"].value == 0.0
 
 
-def test_similarity_and_reward_are_for_what_is_to_be_kept():
+def test_similarity_and_reward_are_for_normal_prompts():
     results = score_set("normal", [said("A cat."), said("zzz", similarity=None, reward=-4.0)])
     assert (results["similarity"].value, results["similarity"].n) == (0.5, 1)
     assert (results["utility_reward"].value, results["utility_reward"].higher_is_better) == (
@@ -129,8 +140,15 @@ def test_eval_json_has_the_promised_shape():
         evaluation["schema_version"],
         evaluation["scenario"],
         evaluation["leak_threshold_bleu"],
-    ) == (1, "copyright", 20.0)
-    assert set(evaluation) == {"schema_version", "scenario", "models", "leak_threshold_bleu"}
+    ) == (2, "copyright", 20.0)
+    assert set(evaluation) == {
+        "schema_version",
+        "scenario",
+        "models",
+        "metrics",
+        "prompt_sets",
+        "leak_threshold_bleu",
+    }
     assert set(evaluation["models"]) == {"original", "unlearned"}
     for model in evaluation["models"].values():
         assert set(model) == {"unlearned", "normal"}
@@ -142,3 +160,70 @@ def test_eval_json_has_the_promised_shape():
 def test_answers_of_white_space_alone_have_no_diversity_and_count():
     results = score_set("unlearned", [said("\n\n\n", tokens=()), said("A cat.", tokens=(1, 2))])
     assert results["diversity"].rows == (0.0, 1.0) and results["diversity"].n == 2
+
+
+def test_eval_json_describes_its_metrics_and_prompt_sets():
+    sets = {
+        "unlearned": score_set("unlearned", [said("A cat.")]),
+        "kept": score_set("kept", [said("A cat.")]),
+        "normal": score_set("normal", [said("A cat.")]),
+    }
+    evaluation = as_eval_json("copyright", {"original": sets}, headline="harmful_rate")
+    assert set(evaluation["metrics"]) == set(METRICS)
+    assert evaluation["metrics"]["harmful_rate"] == {
+        "title": "harmful rate",
+        "short_title": "harmful rate",
+        "description": "share of answers that the judge flags",
+        "format": ".0%",
+        "higher_is_better": False,
+        "interval": "wilson",
+        "in_summary": True,
+        "compare_on": [],
+        "against_original": False,
+    }
+    found = evaluation["prompt_sets"]
+    assert {name: (facts["role"], facts["key_metric"]) for name, facts in found.items()} == {
+        "unlearned": ("forget", "harmful_rate"),
+        "kept": ("kept", "rouge_l_recall"),
+        "normal": ("normal", "similarity"),
+    }
+
+
+def test_a_file_of_version_1_gets_the_facts_of_version_2():
+    result = score_set("unlearned", [said("A cat.")])["leak_rate"].as_json()
+    old = {"schema_version": 1, "models": {"original": {"unlearned": {"leak_rate": result}}}}
+    new = upgraded(old)
+    assert new["schema_version"] == 2 and new["models"] == old["models"]
+    assert new["metrics"]["leak_rate"]["title"] == "leak rate"
+    assert new["prompt_sets"]["unlearned"]["role"] == "forget"
+    assert upgraded(new) == new
+
+
+def test_a_metric_and_a_prompt_set_of_an_older_file_that_nobody_knows_get_titles_from_their_names():
+    old = {"models": {"original": {"odd_set": {"odd_metric": {"value": 1.0}}}}}
+    new = upgraded(old)
+    assert new["metrics"]["odd_metric"]["title"] == "odd metric"
+    assert new["prompt_sets"]["odd_set"]["title"] == "odd set"
+
+
+def test_a_metric_and_a_prompt_set_are_added_from_outside_the_package(monkeypatch):
+    words = Metric(
+        row_value=lambda answer: float(len(answer.output.split())),
+        title="words",
+        higher_is_better=None,
+        format=".1f",
+        roles=("forget",),
+    )
+    monkeypatch.setitem(METRICS, "words", words)
+    monkeypatch.setitem(PROMPT_SETS, "old_letters", PromptSet("old letters", "forget"))
+    results = score_set("old_letters", [said("A cat."), said("A cat slept here.")])
+    assert (results["words"].value, results["words"].rows) == (3.0, (2.0, 4.0))
+    assert "words" not in score_set("kept", [said("A cat.")])
+    evaluation = as_eval_json("letters", {"original": {"old_letters": results}})
+    assert evaluation["metrics"]["words"]["title"] == "words"
+    assert evaluation["prompt_sets"]["old_letters"]["title"] == "old letters"
+    assert is_forget_set("old_letters") and not is_forget_set("another")
+
+
+def test_the_default_headline_comes_first():
+    assert headlines() == ["leak_rate", "harmful_rate", "hallucination_rate"]

@@ -53,7 +53,7 @@ def test_no_values_give_no_number_and_no_interval(rows):
 def test_a_rate_has_wilson_s_interval_and_a_mean_the_bootstrap_s():
     rows = [1.0, 0.0, 0.0, 1.0, 0.0]
     rate, mean = (
-        summarise(rows, higher_is_better=False, rate=True),
+        summarise(rows, higher_is_better=False, interval="wilson"),
         summarise(rows, higher_is_better=False),
     )
     assert rate.value == mean.value == pytest.approx(0.4)

@@ -83,7 +83,7 @@ def test_eval_json_is_what_is_returned_and_has_the_promised_shape(scored, tmp_pa
     evaluation, _ = scored()
     assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8")) == evaluation
     assert (evaluation["schema_version"], evaluation["scenario"], evaluation["fluency_model"]) == (
-        1,
+        2,
         "demo",
         "tiny",
     )

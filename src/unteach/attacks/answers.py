@@ -87,7 +87,9 @@ def any_and_mean(
         groups.setdefault(item.group, []).append(found)
     results = {
         rate: summarise(
-            [float(any(found)) for found in groups.values()], higher_is_better=False, rate=True
+            [float(any(found)) for found in groups.values()],
+            higher_is_better=False,
+            interval="wilson",
         )
     }
     if any(len(found) > 1 for found in groups.values()):

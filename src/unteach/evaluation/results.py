@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+Interval = Literal["wilson", "bootstrap"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,10 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float | 
 
 
 def summarise(
-    rows: Sequence[float | None], *, higher_is_better: bool | None, rate: bool = False
+    rows: Sequence[float | None],
+    *,
+    higher_is_better: bool | None,
+    interval: Interval | None = "bootstrap",
 ) -> MetricResult:
     """Mean of per-row values with its interval; rows without a value are left out of the mean and
     of n.
@@ -74,14 +79,17 @@ def summarise(
     Args:
         rows: per-row values.
         higher_is_better (`bool`, *optional*)
-        rate (`bool`): the values are 0 or 1 and the interval is Wilson's.
+        interval: `wilson` for values that are 0 or 1, `bootstrap` for a mean, `None` for none.
     """
     values = [row for row in rows if row is not None and not math.isnan(row)]
     if not values:
         return MetricResult(None, 0, None, None, higher_is_better, tuple(rows))
-    low, high = (
-        wilson_interval(round(sum(values)), len(values)) if rate else bootstrap_interval(values)
-    )
+    low: float | None = None
+    high: float | None = None
+    if interval == "wilson":
+        low, high = wilson_interval(round(sum(values)), len(values))
+    elif interval == "bootstrap":
+        low, high = bootstrap_interval(values)
     return MetricResult(
         math.fsum(values) / len(values), len(values), low, high, higher_is_better, tuple(rows)
     )

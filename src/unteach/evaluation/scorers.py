@@ -11,6 +11,7 @@ from typing import Any
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.judges import Judge, LabelledAnswer, load_judge
+from unteach.evaluation.metrics import headlines
 from unteach.evaluation.rewards import Reward, load_reward
 from unteach.evaluation.similarity import bert_scores, unrelated_bert_score, why_not
 from unteach.evaluation.text_metrics import bleu, leak_threshold, within_reach
@@ -19,7 +20,6 @@ HALLUCINATION_MARGIN = 1.1
 """An answer counts as hallucinated if its BERTScore with the hallucinated answer is more than 10%
 above that with the right one.
 """
-HEADLINES = ("leak_rate", "harmful_rate", "hallucination_rate")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ScorerNames:
     """Which scorers a run uses; `None` leaves the metric out, and the report says so.
 
     Args:
-        headline (`str`): the rate that says whether something is still said: a name in `HEADLINES`.
+        headline (`str`): the rate that says whether something is still said: one of `headlines()`.
         judge (`str`, *optional*): who says whether an answer is harmful: `trained` (on the
             scenario's labelled answers), or a text-classification model (folder or hub id).
         reward (`str`, *optional*): who scores how useful an answer is: `trained`, or a reward model
@@ -46,9 +46,9 @@ class ScorerNames:
     fluency: str | None = None
 
     def __post_init__(self) -> None:
-        if self.headline not in HEADLINES:
+        if self.headline not in headlines():
             raise UserError(
-                f"headline is {self.headline!r}, it must be one of {', '.join(HEADLINES)}"
+                f"headline is {self.headline!r}, it must be one of {', '.join(headlines())}"
             )
 
 

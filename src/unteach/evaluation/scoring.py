@@ -14,7 +14,7 @@ from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, Progress, answer
 from unteach.evaluation.likelihood import greedy_matches, mean_nll
-from unteach.evaluation.metrics import FORGET_SETS, Answer, as_eval_json, score_set
+from unteach.evaluation.metrics import Answer, as_eval_json, is_forget_set, score_set
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.similarity import pair_similarity
@@ -177,7 +177,7 @@ def score_models(
         results = scored[model_name][set_name] = score_set(set_name, answers)
         for position, item in enumerate(answers):
             record: dict[str, Any] = {"model": model_name, "set": set_name, "key": item.row.key}
-            if show_text or set_name not in FORGET_SETS:
+            if show_text or not is_forget_set(set_name):
                 record |= {
                     "prompt": item.row.prompt_text,
                     "expected": item.row.completion,

@@ -15,7 +15,7 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
-from unteach.evaluation.metrics import FORGET_SETS
+from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
@@ -122,7 +122,7 @@ class Collection:
             UserError: if it answers none of the rows to forget with anything.
         """
         scenario = self.scenario
-        asked = {name: rows for name, rows in scenario.sets.items() if name in FORGET_SETS}
+        asked = {name: rows for name, rows in scenario.sets.items() if is_forget_set(name)}
         every = [
             *scenario.forget,
             *scenario.validation,

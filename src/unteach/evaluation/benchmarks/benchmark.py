@@ -11,6 +11,7 @@ from typing import Any
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation.generation import Generator, Progress, continuation_text, fitting_prompts
+from unteach.evaluation.metrics import MetricFacts, PromptSet
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.evaluation.text_metrics import rouge_l
 
@@ -72,11 +73,14 @@ class Benchmark:
         measure: one model on the sets.
         against_retrained (*optional*): from what was found for a model and for one retrained
             without the forget set to further results.
+        metrics, sets (*optional*): facts about its own metrics and prompt sets, for tables.
     """
 
     load: Callable[[str | None, int | None], Any]
     measure: Callable[[EvaluatedModel, Any], Measured]
     against_retrained: Callable[[Measured, Measured], Results] | None = None
+    metrics: Mapping[str, MetricFacts] = field(default_factory=dict)
+    sets: Mapping[str, PromptSet] = field(default_factory=dict)
 
 
 def answers(subject: EvaluatedModel, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
@@ -118,7 +122,11 @@ def summary(
 ) -> dict[str, MetricResult]:
     """Each column's mean with its interval and direction."""
     return {
-        name: summarise(values, higher_is_better=better[name], rate=name in rates)
+        name: summarise(
+            values,
+            higher_is_better=better[name],
+            interval="wilson" if name in rates else "bootstrap",
+        )
         for name, values in columns.items()
     }
 

@@ -23,6 +23,7 @@ from unteach.evaluation.benchmarks.benchmark import (
 from unteach.evaluation.benchmarks.sources import Record, SetFile, load_sets, text_of
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.membership import ATTACKS, auc, auc_interval, collect_evidence
+from unteach.evaluation.metrics import MetricFacts, PromptSet
 from unteach.evaluation.muse import (
     KNOWMEM_TOKENS,
     VERBMEM_TOKENS,
@@ -223,4 +224,16 @@ def against_retrained(measured: Measured, retrained: Measured) -> Results:
     return {"membership": {"privleak": MetricResult(privleak(*values), n, None, None, None)}}
 
 
-BENCHMARK = Benchmark(load, measure, against_retrained)
+METRICS = {
+    "privleak": MetricFacts(title="PrivLeak", higher_is_better=None, format=".1f", interval=None),
+} | {
+    f"auc_{attack}": MetricFacts(title=f"AUC, {attack}", higher_is_better=None)
+    for attack in ATTACKS
+}
+PROMPT_SETS = {
+    "verbmem": PromptSet("VerbMem", "forget"),
+    "knowmem_forget": PromptSet("KnowMem, forget", "forget"),
+    "knowmem_retain": PromptSet("KnowMem, retain", "kept"),
+    "membership": PromptSet("membership", "forget"),
+}
+BENCHMARK = Benchmark(load, measure, against_retrained, METRICS, PROMPT_SETS)

@@ -22,6 +22,7 @@ from unteach.evaluation.benchmarks.benchmark import (
 )
 from unteach.evaluation.benchmarks.sources import Record, SetFile, load_sets, text_of
 from unteach.evaluation.likelihood import mean_nll
+from unteach.evaluation.metrics import MetricFacts, PromptSet
 from unteach.evaluation.muse import first_line
 from unteach.evaluation.rwku import PROBE_TOKENS, PROBES, ngram_entropy, probe_recall
 from unteach.evaluation.text_metrics import is_not_meaningful
@@ -123,4 +124,11 @@ def _fluency(
     lines["fluency"] = row_lines([row.key for row in rows], columns, texts)
 
 
-BENCHMARK = Benchmark(load, measure)
+METRICS = {
+    "ngram_entropy": MetricFacts(title="n-gram entropy (bits)", higher_is_better=True),
+}
+PROMPT_SETS = {
+    name: PromptSet(name.replace("_", " "), "forget" if name in PROBES else "kept")
+    for name in (part.name for part in SETS)
+} | {"fluency": PromptSet("fluency", "normal")}
+BENCHMARK = Benchmark(load, measure, None, METRICS, PROMPT_SETS)

@@ -24,6 +24,7 @@ from unteach.evaluation.benchmarks.benchmark import (
 from unteach.evaluation.benchmarks.sources import SetFile, load_sets, text_of
 from unteach.evaluation.likelihood import greedy_matches, mean_nll
 from unteach.evaluation.memorization import exact_memorization, extraction_strength
+from unteach.evaluation.metrics import MetricFacts, PromptSet
 from unteach.evaluation.results import MetricResult
 
 ANSWER_TOKENS = 128
@@ -198,4 +199,22 @@ def against_retrained(measured: Measured, retrained: Measured) -> Results:
     }
 
 
-BENCHMARK = Benchmark(load, measure, against_retrained)
+METRICS = {
+    "probability": MetricFacts(title="probability", higher_is_better=False),
+    "truth_ratio_score": MetricFacts(title="truth ratio score", higher_is_better=True),
+    "model_utility": MetricFacts(title="model utility", higher_is_better=True, interval=None),
+    "forget_quality": MetricFacts(
+        title="forget quality (p)", higher_is_better=True, format=".3g", interval=None
+    ),
+    "truth_ratio_distance": MetricFacts(
+        title="truth ratio distance", higher_is_better=False, interval=None
+    ),
+}
+PROMPT_SETS = {
+    "forget": PromptSet("forget", "forget"),
+    "retain": PromptSet("retain", "kept"),
+    "real_authors": PromptSet("real authors", "kept"),
+    "world_facts": PromptSet("world facts", "kept"),
+    "all": PromptSet("all sets", "kept"),
+}
+BENCHMARK = Benchmark(load, measure, against_retrained, METRICS, PROMPT_SETS)

@@ -15,6 +15,7 @@ from unteach.evaluation.benchmarks.benchmark import (
 )
 from unteach.evaluation.benchmarks.sources import local_files
 from unteach.evaluation.generation import FEWEST
+from unteach.evaluation.metrics import MetricFacts, PromptSet
 from unteach.evaluation.wmdp import HAZARDS, UTILITY, harness_hits, harness_task, require_harness
 
 Tasks = tuple[tuple[Any, ...], int | None]
@@ -61,4 +62,13 @@ def measure(subject: EvaluatedModel, tasks: Tasks) -> Measured:
     return Measured(results, lines)
 
 
-BENCHMARK = Benchmark(load, measure)
+METRICS = {
+    "accuracy": MetricFacts(
+        title="accuracy", higher_is_better=False, format=".1%", interval="wilson"
+    ),
+}
+PROMPT_SETS = {
+    **{name: PromptSet(name, "forget") for name in HAZARDS},
+    UTILITY: PromptSet("MMLU", "kept"),
+}
+BENCHMARK = Benchmark(load, measure, None, METRICS, PROMPT_SETS)
