@@ -1,0 +1,129 @@
+"""`RunFolder`: a finished run's files, rows, scorers and models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from unteach import models, unlearn
+from unteach.data.rows import Row
+from unteach.errors import UserError
+from unteach.prepare.generations import GenerationCache, LoadedModel, with_own_answers
+from unteach.progress import Display
+from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
+
+SHORT = {
+    "max_steps": 1,
+    "probe_steps": 1,
+    "save_steps": 1,
+    "similarity_model": None,
+    "min_utility": 0.0,
+    "hold": 99,
+}
+
+
+def write_rows(path: Path, name: str) -> str:
+    rows = [{"prompt": f"Who is {name} {i}?", "completion": f"A {name}, {i}."} for i in range(14)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(saved_model, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    shutil.copytree(saved_model, root / "model")
+    forget, retain = (write_rows(root / f"{name}.jsonl", name) for name in ("forget", "retain"))
+    unlearn(str(root / "model"), forget, retain, output_dir=str(root / "out"), **SHORT)
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def folder(finished) -> RunFolder:
+    return RunFolder(finished)
+
+
+def test_its_files_are_read(folder):
+    assert folder.record()["steps"] == 1
+    assert set(folder.evaluation()["models"]) == {"original", "unlearned"}
+    assert {line["model"] for line in folder.generations()} == {"original", "unlearned"}
+
+
+def test_a_folder_without_a_finished_run_is_refused_by_the_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"has no run\.json"):
+        RunFolder(tmp_path)
+
+
+def test_the_scenario_is_rebuilt_and_other_rows_are_refused(folder, finished):
+    scenario = folder.scenario()
+    assert len(scenario.forget) == folder.record()["forget_rows"]
+    other = write_rows(finished.parent / "other.jsonl", "other")
+    with pytest.raises(UserError, match="not those that this run forgot"):
+        folder.scenario(forget=other)
+    with pytest.raises(UserError, match="not those that this run kept"):
+        folder.scenario(retain=other)
+
+
+def test_the_headline_scorer_is_the_run_s(folder):
+    scorers = folder.scorers(folder.scenario())
+    assert scorers.names.headline == "leak_rate"
+    assert scorers.threshold == folder.record()["leak_threshold_bleu"]
+
+
+def test_models_are_read_from_disk_once_and_changes_to_a_copy_reach_no_other(folder, monkeypatch):
+    read = []
+    load = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda name, **how: read.append(name) or load(name))
+    folder = RunFolder(folder.path)
+    for role in (ORIGINAL, UNLEARNED, ORIGINAL, UNLEARNED):
+        model = folder.load_model(role, exact=True)
+        assert models.weights_hash(model) == folder.record()[f"{role}_model_hash"]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    assert sorted(read) == sorted(folder.model_paths().values())
+    assert folder.model_hash(UNLEARNED) == folder.record()["unlearned_model_hash"]
+
+
+def test_another_model_in_the_original_s_place_is_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    changed = models.load_model(record["model"])
+    changed.get_input_embeddings().weight.data.mul_(1.5)
+    changed.save_pretrained(tmp_path / "changed")
+    record["model"] = str(tmp_path / "changed")
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="not the one that this run started from"):
+        RunFolder(tmp_path / "out").load_model(ORIGINAL)
+
+
+def test_generations_are_cached_by_model_and_inputs(tmp_path):
+    made = []
+
+    def make() -> list[str]:
+        made.append(1)
+        return ["text"]
+
+    cache = GenerationCache(tmp_path, "hash")
+    assert cache.get("said", [1], make) == cache.get("said", [1], make) == ["text"]
+    assert len(made) == 1 and cache.seconds("said", [1]) >= 0.0
+    cache.get("said", [2], make)
+    GenerationCache(tmp_path, "another hash").get("said", [1], make)
+    assert len(made) == 3 and cache.seconds("said", [3]) == 0.0
+
+
+def test_own_answers_of_the_run_are_found_in_its_cache(folder):
+    source = LoadedModel(
+        folder.load_model(ORIGINAL),
+        folder.tokenizer(),
+        folder.cache(folder.model_hash(ORIGINAL)),
+        Display(quiet=True),
+    )
+    rows = [Row("Who is it?", ""), Row("And now?", "Nobody.")]
+    filled, costs = with_own_answers(source, rows, "Collecting")
+    assert filled[-1].completion == "Nobody." and len(costs) == 1
+    asleep = LoadedModel(None, source.tokenizer, source.cache, source.display)
+    assert with_own_answers(asleep, rows, "Collecting") == (filled, costs)
