@@ -42,17 +42,16 @@ lint: $(STAMPS)/dev  ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMPS)/baselines  ## run every benchmark in its short form (writes runs/bench)
+bench: $(STAMPS)/baselines  ## run every benchmark and experiment in its short form (writes runs/bench)
 	@mkdir -p runs/bench
-	@set -e; for file in benchmarks/*.py; do \
-		test -e "$$file" || { echo 'unteach: there is no benchmark in benchmarks/'; exit 1; }; \
+	@set -e; for file in benchmarks/*.py experiments/*.py; do \
 		echo "== $$file"; \
 		$(BIN)/python "$$file" --short --json "runs/bench/$$(basename "$$file" .py).json" $(BENCH_ARGS); \
 	done
 
 clean:  ## remove caches and build products (keeps runs/ and .venv)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests benchmarks experiments examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV)

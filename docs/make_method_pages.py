@@ -77,7 +77,7 @@ def options(method: Method) -> list[str]:
 
 
 def measured(name: str, results: str) -> list[str]:
-    """The method's row of the table that `benchmarks/methods.py` writes, with the table's header;
+    """The method's row of the table that `experiments/methods.py` writes, with the table's header;
     nothing where it has none.
 
     Args:

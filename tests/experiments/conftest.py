@@ -1,4 +1,4 @@
-"""A benchmark's script as a module: the one that the test module names as `SCRIPT`."""
+"""An experiment's script as a module: the one that the test module names as `SCRIPT`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
-def benchmark(monkeypatch, request):
+def experiment(monkeypatch, request):
     monkeypatch.syspath_prepend(str(FOLDER))
     path = FOLDER / request.module.SCRIPT
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module

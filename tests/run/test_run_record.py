@@ -7,7 +7,7 @@ import json
 import pytest
 
 from unteach.data.rows import Row, rows_hash
-from unteach.run.record import peak_memory_bytes, versions, write_run_record
+from unteach.run.record import machine, peak_memory_bytes, versions, write_run_record
 
 LINES = [
     {"step": 0, "probe": {"forget_rate": 1.0}},
@@ -63,6 +63,7 @@ def test_the_record_holds_versions_facts_and_sums_over_the_steps(folder):
         set(record["versions"]) == {"unteach", "torch", "transformers", "python"}
         and record["versions"] == versions()
     )
+    assert record["machine"] == machine() and record["machine"]["cores"]
 
 
 def test_the_metrics_are_copied_to_the_run_s_folder(folder):

@@ -39,7 +39,7 @@ from unteach.scenarios.user_rows import place, user_scenario
 Load = Callable[[], Any]
 METHOD = "unlikelihood"
 """What a request forgets by where nobody says. What was measured are requests by
-`unlikelihood_mismatch` (benchmarks/five_requests.py).
+`unlikelihood_mismatch` (experiments/five_requests.py).
 """
 
 

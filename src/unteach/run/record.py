@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from unteach.data.rows import rows_hash
 from unteach.evaluation.scorers import ScorerNames
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.json_lines import read_json_lines
+from unteach.models.precision import CPU_FACTS
 from unteach.scenarios.scenario import Scenario
 
 
@@ -87,6 +90,18 @@ def versions() -> dict[str, str]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """The hardware that a run's seconds depend on."""
+    facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace") if CPU_FACTS.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", facts, re.MULTILINE)
+    return {
+        "processor": name[1] if name else platform.processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
 def peak_memory_bytes() -> int:
     """The most memory that this process has held: on the GPU if one was used, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -117,6 +132,7 @@ def write_run_record(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         tokens, seconds = facts["cost"]["training_tokens"], facts["cost"]["seconds"]
     record = {
         "versions": versions(),
+        "machine": machine(),
         **facts,
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,

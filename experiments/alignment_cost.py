@@ -6,7 +6,7 @@ probes in a row that do not bring the harmful rate of the validation split (of t
 share of wrong validation pairs) under its lowest so far end it; the best probe's weights are kept.
 Probes are not part of a method's seconds.
 
-    python benchmarks/alignment_cost.py [--short] [--seeds 0,1,2] [--out DIR] [--json FILE]
+    python experiments/alignment_cost.py [--short] [--seeds 0,1,2] [--out DIR] [--json FILE]
 
 Killed and started again, it goes on. Beside FILE it writes the table as Markdown and the run time
 by method as a figure (`cost.png`).
@@ -28,7 +28,7 @@ from unteach.baselines.projection import MODELS, floating_point_operations, proj
 from unteach.compare import compare, rewarded
 from unteach.evaluation.results import wilson_interval
 from unteach.evaluation.rewards import load_reward
-from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
@@ -45,12 +45,13 @@ SHARE_OF_THE_PAPER = 0.02
 HEAVY = ("checkpoints", "model", "stages", "work", "original")
 
 
-def more_options(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark alone."""
-    record.run_options(parser, "alignment_cost")
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = record.run_parser(__doc__, "alignment_cost")
     parser.add_argument(
         "--keep", action="store_true", help="keep models and checkpoints of finished seeds"
     )
+    return parser.parse_args()
 
 
 def methods(short: bool) -> list[dict[str, Any]]:
@@ -285,7 +286,7 @@ def more_data(cells: Sequence[Cell]) -> list[str]:
 
 def main() -> None:
     """Runs the benchmark."""
-    options = record.options(__doc__, more_options)
+    options = parse_options()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     by_seed = {
         seed: seed_cells(
@@ -303,11 +304,11 @@ def main() -> None:
         rlhf = next(cell for cell in together if cell.method == "rlhf")
         rows += [result_row(f"{cell.method}, all seeds", cell, rlhf) for cell in together]
     projected = projection_rows(together)
-    record.finish([*rows, *projected], options.json)
+    for row in [*rows, *projected]:
+        print(f"{row['case']:<32} {row['ours']:10.3f} {row['unit']}, {row['ratio']:.2f} of rlhf")
     page = markdown(together, projected, seeds)
-    print(page)
+    record.write_page(page, [*rows, *projected], options.json)
     if options.json:
-        write_text_atomically(options.json.with_suffix(".md"), page)
         cost_figure(options.json.parent, together)
 
 

@@ -1,7 +1,7 @@
 """Five forget requests one after another on a taught model, each an adapter; then one patch is
 taken out.
 
-    python benchmarks/five_requests.py --demo runs/demo [--out DIR] [--short] [--json FILE]
+    python experiments/five_requests.py --demo runs/demo [--out DIR] [--short] [--json FILE]
 
 The taught model is that of a copyright demo (its folder `original/`). The book's passages are dealt
 into five requests; the rows to keep are the demo's: half of the other book, and the model's own
@@ -52,20 +52,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def more_options(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark alone."""
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = record.parser(__doc__, "five_requests")
     parser.add_argument(
         "--demo",
         type=Path,
         default=Path("runs/demo"),
         help="folder of a copyright demo (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/five_requests"),
-        help="folder of the ledger (default: %(default)s)",
-    )
+    return parser.parse_args()
 
 
 def as_record(row: Row) -> dict[str, Any]:
@@ -117,7 +113,7 @@ def two_books(
 
 def main() -> None:
     """Runs the benchmark."""
-    options = record.options(__doc__, more_options)
+    options = parse_options()
     taught = options.demo / "original"
     if not (taught / "config.json").exists():
         print(

@@ -1,4 +1,4 @@
-"""The benchmark of alignment's cost, with a comparison that is already there: its rows, its pages,
+"""The experiment of alignment's cost, with a comparison that is already there: its rows, its pages,
 what it pools, that it goes on.
 """
 
@@ -45,7 +45,7 @@ def cost(seconds, training):
 
 
 @pytest.fixture
-def runs(benchmark, monkeypatch, tmp_path):
+def runs(experiment, monkeypatch, tmp_path):
     """Comparisons whose numbers depend on the seed; the list of the seeds that were run."""
     made = []
 
@@ -76,8 +76,8 @@ def runs(benchmark, monkeypatch, tmp_path):
         def rewards(self, prompts, answers):
             return [2.5] * len(answers)
 
-    monkeypatch.setattr(benchmark, "compare", compare)
-    monkeypatch.setattr(benchmark, "load_reward", lambda name, labelled: Reward())
+    monkeypatch.setattr(experiment, "compare", compare)
+    monkeypatch.setattr(experiment, "load_reward", lambda name, labelled: Reward())
     monkeypatch.setattr(
         sys,
         "argv",
@@ -95,9 +95,9 @@ def runs(benchmark, monkeypatch, tmp_path):
 
 
 def test_each_row_has_its_share_of_rlhf_s_seconds_and_what_was_paid(
-    benchmark, runs, tmp_path, capsys
+    experiment, runs, tmp_path, capsys
 ):
-    benchmark.main()
+    experiment.main()
     rows = {
         row["case"]: row for row in json.loads((tmp_path / "r" / "cost.json").read_text())["rows"]
     }
@@ -129,14 +129,14 @@ def test_each_row_has_its_share_of_rlhf_s_seconds_and_what_was_paid(
     assert "all seeds" in capsys.readouterr().out
 
 
-def test_a_seed_that_is_whole_is_not_run_again_and_leaves_no_models(benchmark, runs, tmp_path):
-    benchmark.main()
+def test_a_seed_that_is_whole_is_not_run_again_and_leaves_no_models(experiment, runs, tmp_path):
+    experiment.main()
     assert runs == [0, 1] and not list((tmp_path / "runs").rglob("checkpoints"))
-    benchmark.main()
+    experiment.main()
     assert runs == [0, 1]
 
 
 @pytest.mark.parametrize("short", [False, True])
-def test_its_comparison_is_one_that_compare_takes(benchmark, short):
-    names = [row.name for row in method_rows(benchmark.methods(short))]
+def test_its_comparison_is_one_that_compare_takes(experiment, short):
+    names = [row.name for row in method_rows(experiment.methods(short))]
     assert names == ["ga_mismatch", "unlikelihood_mismatch", "sft", "dpo", "rlhf"]

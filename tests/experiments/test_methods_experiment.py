@@ -1,4 +1,4 @@
-"""The benchmark of methods: what it pools, how it ranks, its table, and that it runs nothing twice."""
+"""The experiment of methods: what it pools, how it ranks, its table, and that it runs nothing twice."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def result(method, seed=0, *, unlearned=0.0, kept=1.0, fluency=4.0, relearning=8
     }
 
 
-def test_the_methods_exist_and_are_named_once(benchmark):
-    names = [*benchmark.OURS, *benchmark.PUBLISHED]
+def test_the_methods_exist_and_are_named_once(experiment):
+    names = [*experiment.OURS, *experiment.PUBLISHED]
     assert set(names) <= set(METHODS) and len(names) == len(set(names))
 
 
-def test_counts_are_added_up_and_relearning_that_never_came_back_counts_as_the_most(benchmark):
-    found = benchmark.pooled(
+def test_counts_are_added_up_and_relearning_that_never_came_back_counts_as_the_most(experiment):
+    found = experiment.pooled(
         [
             result("a", 0, unlearned=0.2, relearning=4),
             result("a", 1, unlearned=0.4, relearning=None),
@@ -58,22 +58,22 @@ def test_counts_are_added_up_and_relearning_that_never_came_back_counts_as_the_m
     assert found["relearning"] == (4 + 30) / 2 and found["never_back"] == 1 and found["seeds"] == 2
 
 
-def test_ranks_share_ties_and_a_lower_fluency_is_no_gain(benchmark):
+def test_ranks_share_ties_and_a_lower_fluency_is_no_gain(experiment):
     table = {
-        name: {**benchmark.pooled([row]), "fluency_before": 4.0}
+        name: {**experiment.pooled([row]), "fluency_before": 4.0}
         for name, row in {
             "a": result("a", fluency=3.0),
             "b": result("b", fluency=3.9),
             "c": result("c", unlearned=0.5, kept=0.5, fluency=6.0),
         }.items()
     }
-    sums = benchmark.ranks(table)
+    sums = experiment.ranks(table)
     assert sums["a"] == sums["b"] < sums["c"]
     assert sum(sums.values()) == 8 * (1 + 2 + 3), "eight columns count"
 
 
 def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(
-    benchmark, monkeypatch, tmp_path, capsys
+    experiment, monkeypatch, tmp_path, capsys
 ):
     results = tmp_path / "out" / "results"
     results.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(
             if key not in ("method", "seed")
         }
 
-    monkeypatch.setattr(benchmark.Seed, "run", run)
+    monkeypatch.setattr(experiment.Seed, "run", run)
     argv = [
         "methods.py",
         "--seeds",
@@ -101,7 +101,7 @@ def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(
         str(tmp_path / "m.json"),
     ]
     monkeypatch.setattr(sys, "argv", argv)
-    benchmark.main()
+    experiment.main()
     assert ran == [
         (0, "ga", None),
         (1, "npo", 1e-4),
@@ -111,7 +111,7 @@ def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(
     assert (
         all(
             title in text
-            for key, title, _ in benchmark.COLUMNS
+            for key, title, _ in experiment.COLUMNS
             if key not in ("reward", "diversity")
         )
         and "reward" not in text
@@ -124,20 +124,20 @@ def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(
 
 @pytest.mark.parametrize("scenario", ["copyright", "harmfulness", "hallucination"])
 def test_ours_have_the_weights_of_the_scenario_s_demo_and_the_others_those_of_their_papers(
-    benchmark, scenario
+    experiment, scenario
 ):
-    demo = benchmark.all_weights(scenario, False)["settings"]
+    demo = experiment.all_weights(scenario, False)["settings"]
     assert demo == embedded(scenario).demo()["settings"] or scenario == "harmfulness", (
         "whose own demo trains an adapter"
     )
-    ours = benchmark.settings_of(scenario, "unlikelihood_mismatch", False)
+    ours = experiment.settings_of(scenario, "unlikelihood_mismatch", False)
     assert (ours["retain_weight"], ours["mismatch_weight"]) == (
         demo["retain_weight"],
         demo["mismatch_weight"],
     )
     assert "max_retain_kl" not in ours and ours["max_steps"] == demo["max_steps"]
-    assert "mismatch_weight" not in benchmark.settings_of(scenario, "unlikelihood", False)
-    published = benchmark.settings_of(scenario, "npo", False)
+    assert "mismatch_weight" not in experiment.settings_of(scenario, "unlikelihood", False)
+    published = experiment.settings_of(scenario, "npo", False)
     assert published["max_retain_kl"] is None and not [
         name for name in published if name.endswith("_weight")
     ]
@@ -146,7 +146,7 @@ def test_ours_have_the_weights_of_the_scenario_s_demo_and_the_others_those_of_th
 @pytest.mark.parametrize("scenario", ["copyright", "harmfulness", "hallucination"])
 @pytest.mark.parametrize("method", ["log_odds_mismatch", "npo"])
 def test_every_method_trains_the_weights_of_the_upper_layers(
-    benchmark, monkeypatch, tmp_path, scenario, method
+    experiment, monkeypatch, tmp_path, scenario, method
 ):
     class Stop(Exception):
         pass
@@ -156,7 +156,7 @@ def test_every_method_trains_the_weights_of_the_upper_layers(
         raise Stop
 
     given: dict = {}
-    monkeypatch.setattr(benchmark, "RunOptions", options)
+    monkeypatch.setattr(experiment, "RunOptions", options)
     names = argparse.Namespace(
         scenario=scenario,
         short=False,
@@ -167,14 +167,14 @@ def test_every_method_trains_the_weights_of_the_upper_layers(
         no_attacks=True,
     )
     with pytest.raises(Stop):
-        benchmark.Seed(names, 0).run(method, None)
-    wanted = benchmark.all_weights(scenario, False)
+        experiment.Seed(names, 0).run(method, None)
+    wanted = experiment.all_weights(scenario, False)
     assert given["lora"] is False and given["frozen_layers"] == wanted["frozen_layers"]
     assert given["settings"]["learning_rate"] == wanted["settings"]["learning_rate"]
     assert ("retain_weight" in given["settings"]) == (method == "log_odds_mismatch")
 
 
-def test_the_front_holds_what_no_other_method_forgets_and_keeps_more_than(benchmark):
+def test_the_front_holds_what_no_other_method_forgets_and_keeps_more_than(experiment):
     points = {
         "best": (0.0, 1.0),
         "worse": (0.1, 0.9),
@@ -183,14 +183,14 @@ def test_the_front_holds_what_no_other_method_forgets_and_keeps_more_than(benchm
         "forgets less": (0.2, 1.0),
     }
     table = {
-        name: benchmark.pooled([result(name, unlearned=2 * said, kept=kept)])
+        name: experiment.pooled([result(name, unlearned=2 * said, kept=kept)])
         for name, (said, kept) in points.items()
     }
-    assert benchmark.on_the_front(table) == {"best", "same", "keeps"}
+    assert experiment.on_the_front(table) == {"best", "same", "keeps"}
 
 
 def test_a_scenario_without_another_story_has_its_reward_and_no_column_for_what_is_not_there(
-    benchmark,
+    experiment,
 ):
     rows = []
     for method in ("ga", "npo"):
@@ -200,7 +200,7 @@ def test_a_scenario_without_another_story_has_its_reward_and_no_column_for_what_
             if key not in ("kept", "kept_unseen", "relearning_curve", "four_bits")
         }
         rows.append(row | {"reward": 3.21})
-    text = benchmark.markdown(rows, "harmfulness")
+    text = experiment.markdown(rows, "harmfulness")
     header = next(line for line in text.splitlines() if line.startswith("| method"))
     assert (
         "reward" in header
@@ -210,7 +210,7 @@ def test_a_scenario_without_another_story_has_its_reward_and_no_column_for_what_
 
 
 def test_ranks_add_up_over_tables_on_the_seeds_that_all_have(
-    benchmark, tmp_path, monkeypatch, capsys
+    experiment, tmp_path, monkeypatch, capsys
 ):
     tables = {
         "one": [
@@ -225,11 +225,11 @@ def test_ranks_add_up_over_tables_on_the_seeds_that_all_have(
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
     paths = ",".join(str(tmp_path / f"{name}.json") for name in tables)
     monkeypatch.setattr(sys, "argv", [SCRIPT, "--over", paths, "--methods", "b,a"])
-    benchmark.main()
+    experiment.main()
     said = capsys.readouterr().out
     assert "one (seeds 1)" in said and "two (seeds 0)" in said
     columns = (
-        len(benchmark.columns_of({"a": benchmark.pooled([result("a")])})) - 1
+        len(experiment.columns_of({"a": experiment.pooled([result("a")])})) - 1
     )  # without the seconds
     cells = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:5]]
@@ -242,4 +242,4 @@ def test_ranks_add_up_over_tables_on_the_seeds_that_all_have(
         f"{3 * columns:.1f}",
     ]
     with pytest.raises(SystemExit, match="no seed in common"):
-        benchmark.ranks_over({"t": [result("a", 0), result("b", 1)]}, ["a", "b"])
+        experiment.ranks_over({"t": [result("a", 0), result("b", 1)]}, ["a", "b"])

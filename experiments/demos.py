@@ -1,7 +1,7 @@
 """The three demos over several seeds: what is still said, what is kept, how it reads; with the
 model that was never taught beside it.
 
-    python benchmarks/demos.py --seeds 0,1,2 --json docs/results/demos.json [--scenarios
+    python experiments/demos.py --seeds 0,1,2 --json docs/results/demos.json [--scenarios
     hallucination] [--out DIR] [key=value ...]
 
 A demo whose `eval.json` stands in DIR/SCENARIO-SEED is read and not run again. `untaught` is the
@@ -29,22 +29,23 @@ from unteach.run.pipeline import Run
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options
 
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]
-LEGEND = """Made by `python benchmarks/demos.py`. *untaught*: the model before anything was taught to it, which scores by its own mistakes;
+LEGEND = """Made by `python experiments/demos.py`. *untaught*: the model before anything was taught to it, which scores by its own mistakes;
 *taught*: with the texts to forget; *unlearned*: after the demo. Rates: share of the set's prompts at which the text to forget, or its
 manner, is still said (the scenario's headline rate; Wilson's 95% intervals). Similarity: of the answers to everyday questions to the taught
 model's. Reward: of the same answers (bootstrap over prompts). Fluency: nats a token of the answers to forget prompts, under the untaught
 model. Not meaningful: answers to forget prompts that mean nothing."""
 
 
-def more_options(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark alone."""
-    record.run_options(parser, "demos")
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = record.run_parser(__doc__, "demos")
     parser.add_argument(
         "--scenarios", help="names, separated by commas (default: all; with --short: the first)"
     )
     parser.add_argument(
         "settings", nargs="*", help="fields of UnlearningConfig for all demos, as key=value"
     )
+    return parser.parse_args()
 
 
 def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Runs what is not there yet."""
-    options = record.options(__doc__, more_options)
+    options = parse_options()
     wanted = (
         options.scenarios.split(",")
         if options.scenarios
@@ -172,7 +173,7 @@ def main() -> None:
             for seed in options.seeds.split(",")
         ]
     page = markdown(rows)
-    record.finish_page(page, rows, options.json)
+    record.write_page(page, rows, options.json)
 
 
 if __name__ == "__main__":

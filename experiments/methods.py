@@ -11,14 +11,14 @@ models; with `--search-minutes 0` the demo's. Then each model is fine-tuned on f
 rows, until the other rows are back at half of their rate, and asked with weights of 4 bits, unless
 `--no-attacks` is given.
 
-    python benchmarks/methods.py --seeds 0,1,2 --json docs/results/methods.json [--scenario
+    python experiments/methods.py --seeds 0,1,2 --json docs/results/methods.json [--scenario
     copyright] [--methods npo,ga] [--out DIR]
 
 DIR is of one scenario. A method and seed whose result stands in it are not run again, so calls may
 follow each other, or share the work once a seed's model is taught. Beside FILE it writes the table
 as Markdown, with ranks.
 
-    python benchmarks/methods.py --over
+    python experiments/methods.py --over
     docs/results/methods.json,docs/results/methods_harmfulness.json --methods log_odds_mismatch,npo
 
 runs nothing and adds up the ranks among these methods over several tables, on the seeds that all of
@@ -71,7 +71,7 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-HEAD = """Made by `python benchmarks/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else
+HEAD = """Made by `python experiments/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else
 means of the seeds that have the number.
 """
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
@@ -125,9 +125,9 @@ KEPT = ("kept", "kept_unseen", "normal")
 RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
 
 
-def more_options(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark alone."""
-    record.run_options(parser, "methods")
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = record.run_parser(__doc__, "methods")
     parser.add_argument("--methods", help="names, separated by commas (default: all)")
     parser.add_argument(
         "--scenario", default="copyright", choices=list(SCENARIOS), help="(default: %(default)s)"
@@ -151,6 +151,7 @@ def more_options(parser: argparse.ArgumentParser) -> None:
         default=4.0,
         help="for a learning rate; 0: the demo's (default: %(default)s)",
     )
+    return parser.parse_args()
 
 
 def all_weights(scenario: str, short: bool) -> dict[str, Any]:
@@ -500,7 +501,7 @@ def ranks_over(tables: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
 
 def main() -> None:
     """Runs what is not there yet."""
-    options = record.options(__doc__, more_options)
+    options = parse_options()
     if options.over:
         tables = {
             Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
@@ -546,7 +547,7 @@ def main() -> None:
     if len({row["bf16"] for row in rows}) > 1:
         raise SystemExit(f"{results} holds runs with --bf16 and without; one table is of either")
     page = markdown(rows, options.scenario)
-    record.finish_page(page, rows, options.json)
+    record.write_page(page, rows, options.json)
 
 
 if __name__ == "__main__":

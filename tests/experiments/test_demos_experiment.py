@@ -1,4 +1,4 @@
-"""The benchmark of demos: it runs nothing that stands there, and its table has every figure with
+"""The experiment of demos: it runs nothing that stands there, and its table has every figure with
 its interval.
 """
 
@@ -53,10 +53,10 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_what_stands_there_is_read_and_every_figure_is_in_the_table(
-    benchmark, monkeypatch, runs, tmp_path, capsys
+    experiment, monkeypatch, runs, tmp_path, capsys
 ):
-    monkeypatch.setattr(benchmark, "Run", None)
-    monkeypatch.setattr(benchmark, "evaluate_models", None)
+    monkeypatch.setattr(experiment, "Run", None)
+    monkeypatch.setattr(experiment, "evaluate_models", None)
     argv = [
         "demos.py",
         "--scenarios",
@@ -69,7 +69,7 @@ def test_what_stands_there_is_read_and_every_figure_is_in_the_table(
         str(tmp_path / "d.json"),
     ]
     monkeypatch.setattr(sys, "argv", argv)
-    benchmark.main()
+    experiment.main()
     text = (tmp_path / "d.md").read_text(encoding="utf-8")
     assert (
         "| harmfulness | 0 | unlearned | 2% [1, 12] of 48 | 75% [38, 85] of 48 | 4% [2, 14] of 48 |"
@@ -90,7 +90,7 @@ def test_what_stands_there_is_read_and_every_figure_is_in_the_table(
 
 
 def test_what_is_not_there_is_run_with_the_demo_s_settings_and_one_s_own(
-    benchmark, monkeypatch, runs, capsys
+    experiment, monkeypatch, runs, capsys
 ):
     ran = []
 
@@ -108,7 +108,7 @@ def test_what_is_not_there_is_run_with_the_demo_s_settings_and_one_s_own(
         def execute(self) -> None:
             (runs / "harmfulness-0").rename(runs / "harmfulness-2")
 
-    monkeypatch.setattr(benchmark, "Run", Run)
+    monkeypatch.setattr(experiment, "Run", Run)
     argv = [
         "demos.py",
         "--scenarios",
@@ -121,6 +121,6 @@ def test_what_is_not_there_is_run_with_the_demo_s_settings_and_one_s_own(
         "max_retain_kl=0.5",
     ]
     monkeypatch.setattr(sys, "argv", argv)
-    benchmark.main()
+    experiment.main()
     assert ran == [("harmfulness", 2, 0.5, True)]
     capsys.readouterr()

@@ -10,7 +10,7 @@ run takes for the method by itself, which was found on the copyright demo: each 
 own, none is selected. All are measured as `unteach eval --benchmark tofu` does:
 the 40 rows, 40 of the 120, 30 of real authors and 30 of world facts.
 
-    python benchmarks/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga]
+    python experiments/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga]
     [--times 1,0.3] [--seeds 0] [--bf16]
 
 The folder holds forget10, retain90 and the four `..._perturbed` files as JSONL. A model whose
@@ -87,7 +87,7 @@ COLUMNS = (
     ("world_facts", "rouge_l_recall", "world facts: ROUGE-L recall"),
     ("all", "model_utility", "model utility"),
 )
-LEGEND = """Made by `python benchmarks/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu).
+LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu).
 
 - **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as `unteach run` does by itself.
 - **full**: the model that was taught all rows; **retrained**: the one that was taught the retain rows alone, which is what to be like.
@@ -105,9 +105,9 @@ TIMES = "`{}`: `{}` at {:g} times the learning rate that a run takes for it by i
 """Below the legend, for each row at another rate."""
 
 
-def more_options(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark alone."""
-    record.run_options(parser, "tofu")
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = record.run_parser(__doc__, "tofu")
     default = next((place for place in PLACES if place.exists()), PLACES[0])
     parser.add_argument(
         "--data", type=Path, default=default, help="folder of TOFU's files (default: %(default)s)"
@@ -123,6 +123,7 @@ def more_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="bfloat16 autocast while training, for CPUs that multiply it fast",
     )
+    return parser.parse_args()
 
 
 def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
@@ -416,7 +417,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Makes and measures what is not there yet."""
-    options = record.options(__doc__, more_options)
+    options = parse_options()
     if not (options.data / "forget10.jsonl").exists():
         print(f"{options.data} does not hold TOFU's files; nothing to measure")
         return
@@ -457,7 +458,7 @@ def main() -> None:
             " another --out"
         )
     page = markdown(rows)
-    record.finish_page(page, rows, options.json)
+    record.write_page(page, rows, options.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark on TOFU: its front, its table, and that it runs nothing twice and nothing without
+"""The experiment on TOFU: its front, its table, and that it runs nothing twice and nothing without
 data.
 """
 
@@ -15,9 +15,9 @@ from unteach.methods import METHODS
 SCRIPT = "tofu.py"
 
 
-def result(name, benchmark, *, utility=0.4, ratios=(0.9, 0.8, 0.7), seed=0, times=1.0, **more):
+def result(name, experiment, *, utility=0.4, ratios=(0.9, 0.8, 0.7), seed=0, times=1.0, **more):
     sets: dict = {}
-    for part, metric, _ in benchmark.COLUMNS:
+    for part, metric, _ in experiment.COLUMNS:
         sets.setdefault(part, {})[metric] = {"value": utility}
     told = {str(place): ratio for place, ratio in enumerate(ratios)}
     row = {
@@ -35,37 +35,37 @@ def result(name, benchmark, *, utility=0.4, ratios=(0.9, 0.8, 0.7), seed=0, time
         "seconds": 100.0,
         "learning_rate": 1e-4,
     }
-    return row | ({} if name in benchmark.BEFORE else ran) | more
+    return row | ({} if name in experiment.BEFORE else ran) | more
 
 
-def test_the_methods_exist_and_the_papers_have_no_budget(benchmark):
-    assert {name.removesuffix(benchmark.OWN) for name in benchmark.METHODS} <= set(METHODS)
-    assert benchmark.settings_of("npo", False, True)["max_retain_kl"] is None
-    assert "max_retain_kl" not in benchmark.settings_of("unlikelihood_mismatch", False, True)
+def test_the_methods_exist_and_the_papers_have_no_budget(experiment):
+    assert {name.removesuffix(experiment.OWN) for name in experiment.METHODS} <= set(METHODS)
+    assert experiment.settings_of("npo", False, True)["max_retain_kl"] is None
+    assert "max_retain_kl" not in experiment.settings_of("unlikelihood_mismatch", False, True)
 
 
-def test_the_front_weighs_the_distance_to_the_retrained_model_against_utility(benchmark):
+def test_the_front_weighs_the_distance_to_the_retrained_model_against_utility(experiment):
     rows = [
-        result("full", benchmark, ratios=(0.1, 0.2, 0.3)),
-        result("retrained", benchmark),
-        result("unlikelihood_mismatch", benchmark, utility=0.5),
-        result("ga", benchmark, utility=0.3),
-        result("npo", benchmark, utility=0.6, ratios=(0.1, 0.2, 0.3)),
+        result("full", experiment, ratios=(0.1, 0.2, 0.3)),
+        result("retrained", experiment),
+        result("unlikelihood_mismatch", experiment, utility=0.5),
+        result("ga", experiment, utility=0.3),
+        result("npo", experiment, utility=0.6, ratios=(0.1, 0.2, 0.3)),
     ]
-    table = benchmark.table_of(rows)
+    table = experiment.table_of(rows)
     assert (table["full"]["distance"], table["retrained"]["distance"]) == (1.0, 0.0)
     assert table["full"]["quality"] == pytest.approx(0.1), "2 / C(6, 3)"
-    assert benchmark.on_the_front(table) == {"unlikelihood_mismatch", "npo"}
+    assert experiment.on_the_front(table) == {"unlikelihood_mismatch", "npo"}
 
 
 def test_what_stands_there_is_not_made_again_and_the_table_names_what_means_nothing(
-    benchmark, monkeypatch, tmp_path, capsys
+    experiment, monkeypatch, tmp_path, capsys
 ):
     (tmp_path / "tofu").mkdir()
     (tmp_path / "tofu" / "forget10.jsonl").write_text("")
     results = tmp_path / "out" / "results"
     results.mkdir(parents=True)
-    (results / "full-0.json").write_text(json.dumps(result("full", benchmark)))
+    (results / "full-0.json").write_text(json.dumps(result("full", experiment)))
     made = []
 
     class Protocol:
@@ -81,15 +81,15 @@ def test_what_stands_there_is_not_made_again_and_the_table_names_what_means_noth
                 return {"fault": "the loss is nan", "learning_rate": 1.0}
             return {
                 key: value
-                for key, value in result(name, benchmark).items()
+                for key, value in result(name, experiment).items()
                 if key not in ("name", "times", "seed", "key")
             }
 
-    monkeypatch.setattr(benchmark, "Protocol", Protocol)
+    monkeypatch.setattr(experiment, "Protocol", Protocol)
     asked = ["--data", str(tmp_path / "tofu"), "--methods", "ga", "--times", "1,3"]
     argv = ["tofu.py", *asked, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "t.json")]
     monkeypatch.setattr(sys, "argv", argv)
-    benchmark.main()
+    experiment.main()
     assert made == [("retrained", 1.0), ("ga", 1.0), ("ga", 3.0)]
     lines = {
         line.split(" |")[0]: line
@@ -100,22 +100,22 @@ def test_what_stands_there_is_not_made_again_and_the_table_names_what_means_noth
         "a run that broke down has no numbers"
     )
     assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 4
-    (results / "npo-0.json").write_text(json.dumps(result("npo", benchmark, key="of other rows")))
+    (results / "npo-0.json").write_text(json.dumps(result("npo", experiment, key="of other rows")))
     with pytest.raises(SystemExit, match="other rows"):
-        benchmark.main()
+        experiment.main()
     capsys.readouterr()
 
 
-def test_over_seeds_the_p_values_have_a_geometric_mean(benchmark):
-    rows = [result("retrained", benchmark, seed=0), result("retrained", benchmark, seed=1)]
+def test_over_seeds_the_p_values_have_a_geometric_mean(experiment):
+    rows = [result("retrained", experiment, seed=0), result("retrained", experiment, seed=1)]
     rows += [
-        result("ga", benchmark, seed=0),
-        result("ga", benchmark, seed=1, ratios=(0.1, 0.2, 0.3)),
+        result("ga", experiment, seed=0),
+        result("ga", experiment, seed=1, ratios=(0.1, 0.2, 0.3)),
     ]
-    assert benchmark.table_of(rows)["ga"]["quality"] == pytest.approx((1.0 * 0.1) ** 0.5)
+    assert experiment.table_of(rows)["ga"]["quality"] == pytest.approx((1.0 * 0.1) ** 0.5)
 
 
-def test_an_unknown_method_is_refused_before_anything_is_taught(benchmark, monkeypatch, tmp_path):
+def test_an_unknown_method_is_refused_before_anything_is_taught(experiment, monkeypatch, tmp_path):
     (tmp_path / "forget10.jsonl").write_text("")
     monkeypatch.setattr(
         sys,
@@ -123,16 +123,16 @@ def test_an_unknown_method_is_refused_before_anything_is_taught(benchmark, monke
         ["tofu.py", "--data", str(tmp_path), "--methods", "npoo", "--out", str(tmp_path / "out")],
     )
     with pytest.raises(UserError, match="npo"):
-        benchmark.main()
+        experiment.main()
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_files_it_says_so_and_ends(benchmark, monkeypatch, tmp_path, capsys):
+def test_without_the_files_it_says_so_and_ends(experiment, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         sys,
         "argv",
         ["tofu.py", "--short", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")],
     )
-    benchmark.main()
+    experiment.main()
     assert "does not hold TOFU's files" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
