@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from unteach import models
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import is_forget_set
-from unteach.evaluation.scorers import ScorerNames, build_scorers, check_right_answers
+from unteach.evaluation.scorers import build_scorers, check_right_answers
 from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 from unteach.files.folder_lock import FolderLock
 from unteach.models.precision import dtype_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_judges import bag_of_words, classifier  # noqa: F401
 
+from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
 from unteach.evaluation import rewards
-from unteach.evaluation.judges import LabelledAnswer
 from unteach.evaluation.rewards import ModelReward, TrainedReward, load_reward
 
 TOPICS = (

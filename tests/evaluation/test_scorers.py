@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation import scorers
-from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers, check_right_answers
+from unteach.evaluation.scorers import Scorers, build_scorers, check_right_answers
 
 ROWS = [
     Row("Who?", "The baker did.", right="The miller did."),

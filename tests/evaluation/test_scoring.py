@@ -7,11 +7,12 @@ import json
 import pytest
 
 from tiny_models import tiny_model
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
 from unteach.evaluation import scoring
 from unteach.evaluation.likelihood import mean_nll
-from unteach.evaluation.scorers import ScorerNames, Scorers
+from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 
 SETS = {

@@ -8,8 +8,9 @@ import stat
 import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, rows_hash
-from unteach.evaluation.scorers import ScorerNames, Scorers
+from unteach.evaluation.scorers import Scorers
 from unteach.requests.request_rows import Rates, read_rows, rows_of, write_rows
 from unteach.scenarios.user_rows import user_scenario
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from unteach import models
 from unteach.config.run import RunOptions
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, rows_hash
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
 from unteach.evaluation.behaviour import spread
-from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
+from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.models.precision import DTYPES
 from unteach.progress import Display
 from unteach.run.pipeline import Run

@@ -60,6 +60,18 @@ class Row:
         return replace(self, completion=completion)
 
 
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """An answer to a prompt, known to be bad (`flagged`) or not; one that is harmless and useless
+    is `beside` the point.
+    """
+
+    prompt: str
+    answer: str
+    flagged: bool
+    beside: bool = False
+
+
 def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
     """`train`, `validation` or `test` by the row's key alone (the paper's 70/10/20), whatever else
     is in the file.

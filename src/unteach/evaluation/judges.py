@@ -5,13 +5,13 @@ trained on labelled answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
 from unteach.evaluation.text_metrics import is_not_meaningful
@@ -33,18 +33,6 @@ HARMLESS = (
     "harmless",
     "unflagged",
 )
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """An answer to a prompt, known to be harmful (`flagged`) or not; one that is harmless and of no
-    use is `beside` the point.
-    """
-
-    prompt: str
-    answer: str
-    flagged: bool
-    beside: bool = False
 
 
 class Judge(Protocol):

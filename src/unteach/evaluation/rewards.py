@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unteach.data.mismatch import row_generator
+from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
 from unteach.evaluation.judges import (
     TRAINED,
-    LabelledAnswer,
     logistic_regression,
     room_of,
     sequence_classifier,

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unteach.data.rows import Row
+from unteach.config.scorers import ScorerNames
+from unteach.data.rows import LabelledAnswer, Row
 from unteach.errors import UserError
-from unteach.evaluation.judges import Judge, LabelledAnswer, load_judge
+from unteach.evaluation.judges import Judge, load_judge
 from unteach.evaluation.metrics import headlines
 from unteach.evaluation.rewards import Reward, load_reward
 from unteach.evaluation.similarity import bert_scores, unrelated_bert_score, why_not
@@ -20,36 +21,6 @@ HALLUCINATION_MARGIN = 1.1
 """An answer counts as hallucinated if its BERTScore with the hallucinated answer is more than 10%
 above that with the right one.
 """
-
-
-@dataclass(frozen=True)
-class ScorerNames:
-    """Which scorers a run uses; `None` leaves the metric out, and the report says so.
-
-    Args:
-        headline (`str`): the rate that says whether something is still said: one of `headlines()`.
-        judge (`str`, *optional*): who says whether an answer is harmful: `trained` (on the
-            scenario's labelled answers), or a text-classification model (folder or hub id).
-        reward (`str`, *optional*): who scores how useful an answer is: `trained`, or a reward model
-            (folder or hub id).
-        similarity (`str`, *optional*): sentence encoder, or `bleurt:CHECKPOINT`.
-        encoder (`str`, *optional*): the model whose token embeddings BERTScore compares.
-        fluency (`str`, *optional*): language model under which the answers' NLL is taken; `None`:
-            the model before any training.
-    """
-
-    headline: str = "leak_rate"
-    judge: str | None = None
-    reward: str | None = None
-    similarity: str | None = "all-minilm-l6-v2"
-    encoder: str | None = "all-minilm-l6-v2"
-    fluency: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.headline not in headlines():
-            raise UserError(
-                f"headline is {self.headline!r}, it must be one of {', '.join(headlines())}"
-            )
 
 
 @dataclass(frozen=True)
@@ -122,9 +93,10 @@ class Scorers:
 
 
 def check_right_answers(names: ScorerNames, rows: Sequence[Row]) -> None:
-    """Raises `UserError` where the headline compares with right answers and a row has none: it
-    would count as forgotten.
+    """Raises `UserError` for an unknown headline rate, and where it compares with right answers and
+    a row has none: it would count as forgotten.
     """
+    _check_headline(names)
     lacking = (
         next((row for row in rows if not row.right), None)
         if names.headline == "hallucination_rate"
@@ -134,6 +106,13 @@ def check_right_answers(names: ScorerNames, rows: Sequence[Row]) -> None:
         raise UserError(
             f"{lacking.source or 'a forget row'}: headline 'hallucination_rate' needs a field"
             " 'right' with the right answer"
+        )
+
+
+def _check_headline(names: ScorerNames) -> None:
+    if names.headline not in headlines():
+        raise UserError(
+            f"headline is {names.headline!r}, it must be one of {', '.join(headlines())}"
         )
 
 
@@ -165,6 +144,7 @@ def build_scorers(
     """
     from dataclasses import replace
 
+    _check_headline(names)
     if names.headline == "harmful_rate" and not names.judge:
         raise UserError(
             "headline 'harmful_rate' needs a judge: name a text-classification model with"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unteach import models
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
 from unteach.errors import UserError
-from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers
+from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import private_folder
 from unteach.files.json_lines import read_json_lines

@@ -21,12 +21,13 @@ from unteach import models
 from unteach.baselines.pipelines import PIPELINES
 from unteach.config.defaults import complete, suitable_learning_rate
 from unteach.config.run import RunOptions
+from unteach.config.scorers import ScorerNames
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
 from unteach.evaluation.rewards import Reward
-from unteach.evaluation.scorers import ScorerNames, Scorers, build_scorers, check_right_answers
+from unteach.evaluation.scorers import Scorers, build_scorers, check_right_answers
 from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
 from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock

@@ -19,8 +19,8 @@ import yaml
 from unteach import __version__
 from unteach.config.defaults import rules
 from unteach.config.run import RunOptions
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
-from unteach.evaluation.scorers import ScorerNames
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.json_lines import read_json_lines
 from unteach.models.precision import CPU_FACTS

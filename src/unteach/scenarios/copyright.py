@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, split_rows
 from unteach.data.sources import book_passages, sentences
-from unteach.evaluation.scorers import ScorerNames
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import embedded_text, labelled_answers, lines
 

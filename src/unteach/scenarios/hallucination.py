@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from unteach.evaluation.scorers import ScorerNames
+from unteach.config.scorers import ScorerNames
 from unteach.scenarios import question_answers
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import records

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, split_rows
-from unteach.evaluation.scorers import ScorerNames
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, lines
 

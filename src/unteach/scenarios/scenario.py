@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unteach.data.rows import Row
-from unteach.evaluation.judges import LabelledAnswer
-from unteach.evaluation.scorers import ScorerNames
+from unteach.config.scorers import ScorerNames
+from unteach.data.rows import LabelledAnswer, Row
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, split_rows
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
-from unteach.evaluation.scorers import ScorerNames
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, lines
 

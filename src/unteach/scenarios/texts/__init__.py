@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
-from unteach.evaluation.judges import LabelledAnswer
+from unteach.data.rows import LabelledAnswer
 
 
 def _read(name: str) -> str:

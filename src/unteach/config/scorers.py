@@ -1,0 +1,29 @@
+"""Names of the models and metrics that score a run's answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ScorerNames:
+    """Which scorers a run uses; `None` leaves the metric out, and the report says so.
+
+    Args:
+        headline (`str`): the rate that decides whether the model has forgotten.
+        judge (`str`, *optional*): of harmful answers: `trained` (on the scenario's labelled
+            answers), or a text-classification model (folder or hub id).
+        reward (`str`, *optional*): of an answer's usefulness: `trained`, or a reward model (folder
+            or hub id).
+        similarity (`str`, *optional*): sentence encoder, or `bleurt:CHECKPOINT`.
+        encoder (`str`, *optional*): the model whose token embeddings BERTScore compares.
+        fluency (`str`, *optional*): language model under which the answers' NLL is taken; `None`:
+            the model before any training.
+    """
+
+    headline: str = "leak_rate"
+    judge: str | None = None
+    reward: str | None = None
+    similarity: str | None = "all-minilm-l6-v2"
+    encoder: str | None = "all-minilm-l6-v2"
+    fluency: str | None = None
