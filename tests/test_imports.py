@@ -5,15 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parents[1] / "src"
-MODULES = {
-    ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in SRC.rglob("*.py")
-}
+from source_tree import MODULES, imports, room
+
 FLOORS = [
     {"errors"},
     {"data", "files", "losses", "methods", "processes"},
@@ -26,40 +22,6 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-
-
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(imported module, whether only type checkers see it) for each import from the package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for child in ast.walk(node)
-    }
-    found = []
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "unteach"
-        ):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [
-                (name if name in MODULES else node.module, id(node) in typing_only)
-                for name in names
-            ]
-        elif isinstance(node, ast.Import):
-            found += [
-                (alias.name, id(node) in typing_only)
-                for alias in node.names
-                if alias.name.split(".")[0] == "unteach"
-            ]
-    return found
-
-
-def room(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
 
 
 def test_every_room_has_a_floor():
