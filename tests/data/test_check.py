@@ -155,10 +155,8 @@ def test_answers_of_somewhat_different_lengths_are_not(tmp_path):
 
 def test_a_merged_boundary_is_found_with_a_tokenizer(tmp_path, tokenizer):
     rows = [{"prompt": "The mill", "completion": "er kept a cat.", "kind": "text"}]
-    assert (
-        "line 1: the end of the prompt and the start of the completion"
-        in check_files(file(tmp_path / "f.jsonl", rows), None, tokenizer).problems[0]
-    )
+    found = check_files(file(tmp_path / "f.jsonl", rows), None, tokenizer).problems[-1]
+    assert "line 1: the end of the prompt and the start of the completion" in found
 
 
 def test_bad_rows_of_a_retain_set_are_named_too(good, tmp_path):
@@ -195,7 +193,9 @@ def test_what_a_run_takes_and_refuses_check_takes_and_refuses_too(tmp_path, good
         "a run lets the model answer them"
     )
     assert "12 without a completion: what the model answers takes its place" in report.summary[1]
-    held_out = next(row for row in FORGET if split_of(row_from_mapping(row, "").key) != "train")
+    held_out = next(
+        row for row in FORGET if split_of(row_from_mapping(row, "").prompt_key) != "train"
+    )
     few = file(tmp_path / "few.jsonl", [held_out])
     assert "none of its 1 row(s) falls into the training split" in " ".join(
         check_files(few, None).problems

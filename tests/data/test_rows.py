@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unteach.data.rows import SPLITS, Row, row_from_mapping, split_of, split_rows
+from unteach.data.rows import (
+    SPLITS,
+    Row,
+    row_from_mapping,
+    split_of,
+    split_rows,
+    without_prompts_of,
+)
 from unteach.errors import UserError
 
 ROWS = [Row(f"Question {i}?", f"Answer {i}.") for i in range(400)]
@@ -58,6 +65,59 @@ def test_proportions_that_grow_keep_the_training_rows():
     small, large = split_rows(ROWS, (0.5, 0.2, 0.3)), split_rows(ROWS, (0.7, 0.1, 0.2))
     assert {row.key for row in small["train"]} < {row.key for row in large["train"]}
     assert split_rows([]) == {name: [] for name in SPLITS}
+
+
+def test_answers_to_one_question_fall_into_one_split():
+    rows = [Row(f"Question {i}?", f"Answer {j}.") for i in range(100) for j in range(5)]
+    parts = split_rows(rows)
+    prompts = [{row.prompt for row in parts[name]} for name in SPLITS]
+    assert sum(map(len, parts.values())) == len(rows) and all(prompts)
+    assert sum(map(len, prompts)) == len(set().union(*prompts)) == 100
+    same = [Row(text, "a") for text in ("Who?", " who ", "WHO?!", "\uff37ho")]
+    assert sorted(map(len, split_rows(same).values())) == [0, 0, 4]
+
+
+def test_rows_without_a_prompt_are_split_by_their_text():
+    parts = split_rows([Row("", f"Story {i}.", "text") for i in range(100)])
+    assert all(parts.values())
+
+
+def test_rows_of_one_group_fall_into_one_split():
+    records = [
+        {"prompt": f"{kind} of {i}?", "completion": "x", "person": f"P {i}", "id": 3 * i + j}
+        for i in range(60)
+        for j, kind in enumerate(("Phone", "Address", "Email"))
+    ]
+    rows = [row_from_mapping(record, "row") for record in records]
+    people = [{row.columns["person"] for row in part} for part in split_rows(rows).values()]
+    assert people[0] & people[2], "by the prompt alone a person is in several splits"
+    people = [
+        {row.columns["person"] for row in part} for part in split_rows(rows, by="person").values()
+    ]
+    assert all(people) and sum(map(len, people)) == len(set().union(*people)) == 60
+    assert split_rows(rows, by="id")["train"] != split_rows(rows)["train"]
+
+
+def test_a_column_that_no_row_has_is_named_with_those_that_there_are():
+    rows = [row_from_mapping({"prompt": "a", "completion": "b", "person": "P"}, "row 1")]
+    with pytest.raises(UserError, match=r"split_by is 'persn', but no row .* 'prompt', 'person'$"):
+        split_rows(rows, by="persn")
+    assert split_rows([], by="persn") == {name: [] for name in SPLITS}
+
+
+def test_columns_are_short_values_and_no_part_of_a_row_s_identity():
+    fields = {"prompt": "a", "completion": "b", "id": 7, "ok": True, "long": "x" * 500}
+    fields |= {"list": [1], "nan": float("nan"), "none": None, "half": "\ud83d", "empty": " "}
+    row = row_from_mapping(fields, "row 1")
+    assert row.columns == {"id": "7", "ok": "True"} and row == Row("a", "b", source="row 1")
+    assert row.with_completion("c").columns == row.columns and row.key == Row("a", "b").key
+
+
+def test_rows_whose_prompt_is_forgotten_are_left_out():
+    forget = [Row("Who rang?", "He."), Row("", "Once upon a time.", "text")]
+    kept = [Row("who rang", "She."), Row("Who slept?", "The cat.")]
+    kept += [Row("", "Once upon a time", "text"), Row("", "Another story.", "text")]
+    assert without_prompts_of(kept, forget) == [kept[1], kept[3]]
 
 
 def test_messages_become_a_prompt_and_the_assistant_s_words_a_completion():

@@ -344,3 +344,13 @@ def test_a_hub_dataset_may_name_its_split_and_one_that_has_only_another_gives_th
         load_rows("owner/two")
     with pytest.raises(UserError, match="'owner/two@train' has no split 'train'"):
         load_rows("owner/two@train")
+
+
+def test_other_columns_of_a_public_set_can_group_its_rows(tmp_path):
+    path = tmp_path / "truthfulqa.csv"
+    path.write_text(
+        "Type,Category,Question,Best Answer,Incorrect Answers\nAdversarial,Myths,Who?,Me,You; Him\n"
+    )
+    rows = load_rows(path)
+    assert [row.completion for row in rows] == ["You", "Him"]
+    assert all(row.columns == {"Type": "Adversarial", "Category": "Myths"} for row in rows)

@@ -178,7 +178,11 @@ def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, mo
 def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
     from unteach.data.rows import Row, split_of
 
-    rows = [row for row in FORGET if split_of(Row(row["prompt"], row["completion"]).key) != "train"]
+    rows = [
+        row
+        for row in FORGET
+        if split_of(Row(row["prompt"], row["completion"]).prompt_key) != "train"
+    ]
     with pytest.raises(UserError, match=r"its training split .* is empty"):
         unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
 

@@ -95,6 +95,40 @@ def test_more_rows_leave_the_split_of_the_earlier_ones_as_it_was():
     assert not keys(few.sets["unseen"]) & keys(many.forget)
 
 
+def test_no_prompt_of_the_forget_set_is_asked_as_one_that_is_kept():
+    wrong = [{"prompt": row["prompt"], "completion": f"{i}."} for row in FORGET for i in range(4)]
+    right = [{"prompt": row["prompt"].lower(), "completion": "Nobody."} for row in FORGET]
+    scenario = user_scenario(wrong, right)
+    assert not prompts(scenario.sets["unseen"]) & prompts(scenario.forget)
+    forgotten = {text.lower() for text in prompts(scenario.forget)}
+    assert scenario.sets["normal"] and not prompts(scenario.sets["normal"]) & forgotten
+    normal = user_scenario(wrong, [*right, *RETAIN]).sets["normal"]
+    assert normal and prompts(normal) < {row["prompt"] for row in RETAIN}
+
+
+def test_rows_of_one_person_are_in_one_split_of_either_set():
+    kinds = ("phone", "email", "address")
+    forget, retain = (
+        [
+            {"prompt": f"{kind} of {name} {i}?", "completion": f"{i} {kind}", "person": f"{i}"}
+            for i in range(20)
+            for kind in kinds
+        ]
+        for name in ("Mr", "Mrs")
+    )
+
+    def people(rows):
+        return {row.prompt_text.split()[-1] for row in rows}
+
+    scenario = user_scenario(forget, retain, split_by="person")
+    assert not people(scenario.sets["unseen"]) & people(scenario.forget)
+    assert not people(scenario.sets["normal"]) & people(scenario.retain)
+    assert scenario.files["split_by"] == "person"
+    assert user_scenario(forget, RETAIN, split_by="person").forget == scenario.forget
+    with pytest.raises(UserError, match="no row has this column; the columns are 'prompt'"):
+        user_scenario(FORGET, RETAIN, split_by="person")
+
+
 def test_a_forget_set_whose_training_split_is_empty_is_refused():
     row = next(
         row for row in FORGET if not split_rows([Row(row["prompt"], row["completion"])])["train"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median, pstdev
 from typing import Any
 
-from unteach.data.rows import Row, row_from_mapping, split_rows
+from unteach.data.rows import Row, normalised, row_from_mapping, split_rows
 from unteach.data.sources import Role, adapted_records
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -47,22 +47,19 @@ def _rows(source: Any, role: Role, report: CheckReport) -> list[Row]:
     return rows
 
 
-def _normalised(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 def _duplicates(forget: Sequence[Row], retain: Sequence[Row]) -> Iterator[str]:
-    seen = {(_normalised(row.prompt_text), _normalised(row.completion)): row for row in forget}
-    prompts = {_normalised(row.prompt_text): row for row in forget if row.prompt_text}
+    def content(row: Row) -> tuple[str, str]:
+        return normalised(row.prompt_text), normalised(row.completion)
+
+    whole = {content(row): row for row in forget}
+    prompts = {content(row)[0]: row for row in forget if row.prompt_text}
     for row in retain:
-        twin = seen.get((_normalised(row.prompt_text), _normalised(row.completion)))
-        if twin:
+        if twin := whole.get(content(row)):
             yield (
                 f"{row.source}: the same row is in the forget set ({twin.source}); it cannot be"
                 " both forgotten and kept"
             )
-        elif _normalised(row.prompt_text) in prompts:
-            other = prompts[_normalised(row.prompt_text)]
+        elif other := prompts.get(content(row)[0]):
             yield (
                 f"{row.source}: the same prompt is in the forget set ({other.source}) with another"
                 " completion"
@@ -135,7 +132,12 @@ def _capped(findings: list[str]) -> list[str]:
 
 
 def check_files(
-    forget_source: Any, retain_source: Any, tokenizer: Any = None, *, max_length: int = 1024
+    forget_source: Any,
+    retain_source: Any,
+    tokenizer: Any = None,
+    *,
+    max_length: int = 1024,
+    split_by: str = "prompt",
 ) -> CheckReport:
     """Reads both sets as a run would and reports every row that is wrong.
 
@@ -145,6 +147,10 @@ def check_files(
         tokenizer (*optional*): also checks token lengths and the boundary between prompt and
             completion; without it, lengths are estimated at four characters a token.
         max_length (`int`): most tokens of prompt and completion together.
+        split_by (`str`): see `split_rows`.
+
+    Raises:
+        UserError: if no forget row has the column `split_by`.
     """
     report = CheckReport()
     forget = _rows(forget_source, "forget", report)
@@ -153,7 +159,7 @@ def check_files(
         if not rows:
             continue
         parts = (
-            {split: len(part) for split, part in split_rows(rows).items()}
+            {split: len(part) for split, part in split_rows(rows, by=split_by).items()}
             if name == "forget"
             else {}
         )

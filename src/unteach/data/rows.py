@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unteach.errors import UserError
@@ -13,6 +14,10 @@ from unteach.errors import UserError
 Message = Mapping[str, str]
 Kind = Literal["chat", "text"]
 SPLITS = ("train", "validation", "test")
+FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate")
+"""The fields of a record that have a meaning here; all others are columns."""
+LONGEST_COLUMN = 200
+"""Longest value, in characters, of a column that a row keeps."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Row:
             methods that prefer it train on it.
         alternate (`str`): another answer of the model's own to the same prompt, for methods that
             prefer one.
+        columns (mapping): the record's other fields that are short strings, numbers or flags, as
+            strings: what rows can be grouped by. They are no part of the row's identity.
     """
 
     prompt: str | tuple[tuple[str, str], ...]
@@ -39,6 +46,7 @@ class Row:
     source: str = ""
     right: str = ""
     alternate: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -54,6 +62,13 @@ class Row:
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(content for _, content in self.prompt)
+
+    @property
+    def prompt_key(self) -> str:
+        """The same for two rows that ask the same: the normalised prompt, or the normalised
+        completion of a row without a prompt.
+        """
+        return normalised(self.prompt_text) or normalised(self.completion)
 
     def with_completion(self, completion: str) -> Row:
         """The same row with another completion."""
@@ -72,24 +87,60 @@ class LabelledAnswer:
     beside: bool = False
 
 
+def normalised(text: str) -> str:
+    """A text without differences of case, white space, Unicode form and closing punctuation."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return text.rstrip(" .!?:;…") or text
+
+
 def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
-    """`train`, `validation` or `test` by the row's key alone (the paper's 70/10/20), whatever else
-    is in the file.
+    """`train`, `validation` or `test` by a hash of `key` alone (the paper's 70/10/20), whatever
+    else is in the file.
     """
-    position = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    position = int(digest[:8], 16) / 2**32
     if position < proportions[0]:
         return "train"
     return "validation" if position < proportions[0] + proportions[1] else "test"
 
 
 def split_rows(
-    rows: Iterable[Row], proportions: Sequence[float] = (0.7, 0.1, 0.2)
+    rows: Iterable[Row],
+    proportions: Sequence[float] = (0.7, 0.1, 0.2),
+    *,
+    by: str | None = "prompt",
 ) -> dict[str, list[Row]]:
-    """Rows by split, in their order; every split is present, perhaps empty."""
+    """Rows by split, in their order; every split is present, perhaps empty.
+
+    Args:
+        rows (`Iterable[Row]`)
+        proportions: shares of train, validation and test.
+        by (`str`, *optional*, defaults to `"prompt"`): rows with the same normalised prompt, or
+            the same value of this column, fall into the same split; a row without a value in the
+            column is split by its prompt. `None` splits each row by its own key, for sets in which
+            no prompt occurs twice.
+
+    Raises:
+        UserError: for a column that no row has.
+    """
+    rows = list(rows)
+    if by not in (None, "prompt") and rows and not any(by in row.columns for row in rows):
+        names = sorted({name for row in rows for name in row.columns})
+        raise UserError(
+            f"split_by is {by!r}, but no row has this column; the columns are"
+            f" {', '.join(map(repr, ['prompt', *names]))}"
+        )
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in rows:
-        parts[split_of(row.key, proportions)].append(row)
+        group = row.key if by is None else normalised(row.columns.get(by, "")) or row.prompt_key
+        parts[split_of(group, proportions)].append(row)
     return parts
+
+
+def without_prompts_of(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """The rows whose normalised prompt is that of none of `others`."""
+    taken = {row.prompt_key for row in others}
+    return [row for row in rows if row.prompt_key not in taken]
 
 
 def _columns(fields: Mapping[str, Any]) -> str:
@@ -99,6 +150,18 @@ def _columns(fields: Mapping[str, Any]) -> str:
     if any(not isinstance(name, str) or len(name) > 40 or name.count(" ") > 3 for name in fields):
         return f"{len(fields)} columns whose names read like text; is the header line missing?"
     return ", ".join(repr(name) for name in list(fields)[:20]) or "none"
+
+
+def short_columns(record: Mapping[str, Any]) -> dict[str, str]:
+    """The record's columns beside `FIELDS` whose values are short strings, numbers or flags."""
+    found = {}
+    for name, value in record.items():
+        number = isinstance(value, int | float) and abs(value) < 1e300  # neither NaN nor endless
+        if isinstance(name, str) and name not in FIELDS and (number or isinstance(value, str)):
+            text = str(value).strip()
+            if 0 < len(text) <= LONGEST_COLUMN and text.isprintable():
+                found[name] = text
+    return found
 
 
 def _messages(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...]:
@@ -163,8 +226,9 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
             else "something else"
         )  # no text of the row
         raise UserError(f"{source}: field 'kind' is {shown}, it must be 'chat' or 'text'")
+    columns = short_columns(fields)
     if "prompt" not in fields and "text" in fields:
-        return Row("", _text(fields["text"], "text", source), "text", source)
+        return Row("", _text(fields["text"], "text", source), "text", source, columns=columns)
     if "prompt" not in fields:
         raise UserError(
             f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt'"
@@ -178,7 +242,7 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     )
     completion = fields.get("completion")
     if completion is None and prompt_only and "completion" not in fields:
-        return Row(prompt, "", kind, source)
+        return Row(prompt, "", kind, source, columns=columns)
     if "completion" not in fields:
         raise UserError(f"{source}: column 'completion' is missing (found: {_columns(fields)})")
     if isinstance(completion, list | tuple):
@@ -193,7 +257,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         _text(fields[name], name, source) if fields.get(name) is not None else ""
         for name in ("right", "alternate")
     ]
-    return Row(prompt, _text(completion, "completion", source), kind, source, *others)
+    completion = _text(completion, "completion", source)
+    return Row(prompt, completion, kind, source, *others, columns=columns)
 
 
 def _content_key(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from unteach.data.rows import Row, row_from_mapping
+from unteach.data.rows import Row, row_from_mapping, short_columns
 from unteach.errors import UserError
 
 Role = Literal["forget", "retain"]
@@ -323,7 +323,8 @@ def _adapted(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     if "completion" not in record:
         for columns, adapter in ADAPTERS.items():
             if all(column in record for column in columns):
-                return adapter(record, role)
+                extra = short_columns({k: v for k, v in record.items() if k not in columns})
+                return [extra | fields for fields in adapter(record, role)]
     return [dict(record)]
 
 

@@ -632,6 +632,7 @@ def unlearn(
     seed: int = 0,
     lora: bool = False,
     scenario: str | None = None,
+    split_by: str = "prompt",
     display: Display | None = None,
     **settings: Any,
 ) -> RunResult:
@@ -651,6 +652,8 @@ def unlearn(
         seed (`int`)
         lora (`bool`): train an adapter.
         scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
+        split_by (`str`): rows with the same prompt, or the same value of this column, fall into the
+            same split.
         settings: fields of `UnlearningConfig`, and of `RunOptions` other than those above.
     """
     names = set(RunOptions.__dataclass_fields__)
@@ -659,4 +662,5 @@ def unlearn(
         model=model, output_dir=output_dir, seed=seed, lora=lora, settings=settings, **own
     )
     scorers = build_scenario(scenario).scorers if scenario else None
-    return Run(user_scenario(forget, retain, scorers=scorers), options, display).execute()
+    rows = user_scenario(forget, retain, scorers=scorers, split_by=split_by)
+    return Run(rows, options, display).execute()

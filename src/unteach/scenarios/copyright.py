@@ -57,7 +57,7 @@ def build(*, short: bool = False) -> Scenario:
     book, kept_book = embedded_text("book"), embedded_text("kept_book")
     if short:
         book, kept_book = ("\n\n".join(text.split("\n\n")[:10]) for text in (book, kept_book))
-    split = split_rows(passage_rows(book, "book"))
+    split = split_rows(passage_rows(book, "book"), by=None)
     kept = passage_rows(kept_book, "kept book")
     questions = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
     plain = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]

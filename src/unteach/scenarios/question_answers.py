@@ -58,7 +58,7 @@ def question_scenario(
             words; makes the rows single facts.
     """
     rows = rows[:24] if short else rows
-    split = split_rows(rows)
+    split = split_rows(rows, by=None)
     neutral = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
     more = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]
     normal, neutral = neutral[-(6 if short else NORMAL) :], neutral[: -(6 if short else NORMAL)]
@@ -68,7 +68,7 @@ def question_scenario(
     sets = {"unlearned": split["train"], "unseen": split["test"], "normal": normal}
     if asked_otherwise:
         others = {row.key: other for row, other in zip(rows, asked_otherwise, strict=False)}
-        again = split_rows([others[row.key] for row in split["train"]])
+        again = split_rows([others[row.key] for row in split["train"]], by=None)
         other_facts = [*split["validation"], *split["test"]]
         taught, validation = list(rows), again["validation"]
         sets = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.config.scorers import ScorerNames
-from unteach.data.rows import Row, split_rows
+from unteach.data.rows import Row, split_rows, without_prompts_of
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
@@ -27,8 +27,11 @@ def user_scenario(
     teach: Mapping[str, Any] | None = None,
     limit: int | None = None,
     whole: bool = False,
+    split_by: str | None = "prompt",
 ) -> Scenario:
     """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
+
+    Prompts of the forget set are in no prompt set of what is kept.
 
     Args:
         forget, retain: anything that `load_rows` takes; `retain` may be `None`. Beside it the
@@ -42,6 +45,8 @@ def user_scenario(
         limit (`int`, *optional*): take at most so many forget rows.
         whole (`bool`): forget all rows and hold none of them out: for a request that must be met,
             not for a method that is to be judged.
+        split_by (`str`, *optional*): rows with the same prompt, or the same value of this column,
+            fall into the same split, see `split_rows`.
         scorers (`ScorerNames`, *optional*): who scores the answers; default: leak rate and
             similarity.
     """
@@ -51,7 +56,8 @@ def user_scenario(
         else load_rows(forget, "forget", prompt_only=True)
     )
     rows = rows[:limit]
-    split = {"train": list(rows), "validation": [], "test": []} if whole else split_rows(rows)
+    undivided = {"train": list(rows), "validation": [], "test": []}
+    split = undivided if whole else split_rows(rows, by=split_by)
     if not split["train"]:
         raise UserError(
             f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty;"
@@ -63,12 +69,14 @@ def user_scenario(
         else split["validation"]
     )
     kept = [] if retain is None else load_rows(retain, "retain", prompt_only=True)
-    kept_split = split_rows(kept, (0.8, 0.0, 0.2))
+    grouped = any(split_by in row.columns for row in kept)
+    kept_by = split_by if grouped or split_by is None else "prompt"
+    kept_split = split_rows(kept, (0.8, 0.0, 0.2), by=kept_by)
     texts = all(row.kind == "text" for row in rows)
     names = "opening_lines" if texts or not chat else "neutral_prompts"
     kind: Any = "text" if names == "opening_lines" else "chat"
     neutral = [Row(line, "", kind, names) for line in lines(names)]
-    normal = list(kept_split["test"]) or neutral[-12:]
+    normal = without_prompts_of(kept_split["test"], rows) or neutral[-12:]
     sets: dict[str, list[Row]] = {"unlearned": split["train"][:64]}
     if split["test"]:
         sets["unseen"] = split["test"][:64]
@@ -99,6 +107,7 @@ def user_scenario(
             "teach": None if teach is None else dict(teach),
             "limit": limit,
             **({"whole": True} if whole else {}),
+            "split_by": split_by,
         },
     )
 
