@@ -63,7 +63,8 @@ def rebuilt_scenario(record: Mapping[str, Any], forget: Any = None, retain: Any 
             f"the run's forget set is not that of the embedded scenario {name!r}: another version"
             " of unteach made it"
         )
-    files = {"split_by": None} | dict(record.get("data_files") or {})  # by row: older versions
+    # a run of an older version, which split each row by its own key, has no split_by
+    files: dict[str, Any] = {"split_by": None, **(record.get("data_files") or {})}
     files |= {
         key: value for key, value in (("forget", forget), ("retain", retain)) if value is not None
     }

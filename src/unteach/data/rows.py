@@ -253,12 +253,12 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
                 " 'assistant'"
             )
         completion = messages[0][1]
-    others = [
+    right, alternate = (
         _text(fields[name], name, source) if fields.get(name) is not None else ""
         for name in ("right", "alternate")
-    ]
+    )
     completion = _text(completion, "completion", source)
-    return Row(prompt, completion, kind, source, *others, columns=columns)
+    return Row(prompt, completion, kind, source, right, alternate, columns)
 
 
 def _content_key(value: Any) -> str:
