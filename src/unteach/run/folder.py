@@ -264,7 +264,8 @@ def rebuilt_scenario(record: Mapping[str, Any], forget: Any = None, retain: Any 
             f"the run's forget set is not that of the embedded scenario {name!r}: another version"
             " of unteach made it"
         )
-    files = dict(record.get("data_files") or {})
+    # a run of an older version, which split each row by its own key, has no split_by
+    files: dict[str, Any] = {"split_by": None, **(record.get("data_files") or {})}
     given = {"forget": forget, "retain": retain}
     files |= {name: rows for name, rows in given.items() if rows is not None}
     if files.get("forget") is None:
