@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from unteach.config import UnlearningConfig
-from unteach.config.defaults import BY_DEFAULT
+from unteach.config.resolve import BY_DEFAULT
 from unteach.losses.state import state_drift, steering_vector
 from unteach.losses.token import forward_kl_to_reference, negative_log_likelihood
 from unteach.methods import DEFAULT_METHOD, METHODS, Method

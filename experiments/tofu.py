@@ -32,7 +32,7 @@ import record
 import torch
 
 from unteach import models
-from unteach.config.defaults import by_default, suitable_learning_rate
+from unteach.config.resolve import resolve, suitable_learning_rate
 from unteach.config.run import RunOptions
 from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
@@ -130,7 +130,9 @@ def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
     """Fields of `UnlearningConfig`."""
     steps = {"max_steps": 2, "probe_steps": 1} if short else {}
     name = method.removesuffix(OWN)
-    own = by_default({"method": name}) if method in OURS else {"max_retain_kl": None}
+    resolved = resolve({"method": name})
+    by_method = {k: v for k, v in resolved.training.items() if resolved.sources[k] == "method"}
+    own = by_method if method in OURS else {"max_retain_kl": None}
     return {**UNLEARNING, **steps, "method": name, "bf16": bf16, **own}
 
 
@@ -188,10 +190,10 @@ class Protocol:
         """A run of this seed, in a folder of its own; the full model is shared."""
         shared = self.folder / ("retrained" if name == "retrained" else "full")
         options = RunOptions(
-            self.options.model,
-            str(self.folder / name),
-            self.seed,
-            dict(settings),
+            model=self.options.model,
+            output_dir=str(self.folder / name),
+            seed=self.seed,
+            settings=dict(settings),
             frozen_layers=0,
             shared_dir=str(shared),
             show_text=True,

@@ -62,7 +62,7 @@ ALLOWED = {
     "models": {"errors", "files", "data", "losses"},
     "data": {"errors"},
     "evaluation": {"errors", "files", "data", "config", "losses", "processes", "models"},
-    "scenarios": {"errors", "data", "config", "models"},
+    "scenarios": {"errors", "data", "config"},
     "reports": {"errors", "files"},
     "requests.ledger": {"errors"},
     "requests.patches": {"errors", "files", "models"},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unteach import models
-from unteach.config.defaults import complete
+from unteach.config.resolve import resolve
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.packing import assign_rows
 from unteach.errors import UserError
@@ -407,11 +407,12 @@ def plan_run(
         raise UserError(
             f"lora_rank is {lora_rank} and the rates are {list(rates)}; they must be positive"
         )
-    config = UnlearningConfig(**{"output_dir": "unteach-output", "use_cpu": True, **settings})
+    resolved = resolve({"use_cpu": True, **settings, "lora": lora_rank > 0})
+    resolved.unlearning_config("unteach-output")  # raises for settings that exclude each other
     shape = model_shape(
         models.load_config(model, trust_remote_code=trust_remote_code), lora_rank=lora_rank
     )
-    complete(config, settings, width=shape.hidden, lora=lora_rank > 0)
+    config = resolved.with_width(shape.hidden).unlearning_config("unteach-output")
     rows = RowShape(
         prompt_tokens,
         completion_tokens,

@@ -264,7 +264,8 @@ def test_another_headline_or_other_good_answers_are_another_run(model, tmp_path)
 
     def text(rows, **options):
         return Run(
-            user_scenario(rows, RETAIN), RunOptions(model, str(tmp_path), **options)
+            user_scenario(rows, RETAIN),
+            RunOptions(model=model, output_dir=str(tmp_path), **options),
         )._config_text("hash")
 
     rows = [Row(row["prompt"], row["completion"], right="Nobody.") for row in FORGET]

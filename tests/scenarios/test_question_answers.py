@@ -6,8 +6,8 @@ import pytest
 
 from unteach.config.run import RunOptions
 from unteach.errors import UserError
+from unteach.models import precision
 from unteach.run.pipeline import Run
-from unteach.scenarios import registry
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
 from unteach.scenarios.texts import labelled_answers, lines, records
 
@@ -123,7 +123,7 @@ def test_a_user_s_settings_win_over_a_demo_s_and_another_method_drops_its_weight
 
 @pytest.mark.parametrize("able", [True, False])
 def test_a_demo_multiplies_in_bfloat16_where_the_machine_can_unless_told(able, monkeypatch):
-    monkeypatch.setattr(registry, "multiplies_bfloat16", lambda use_cpu: able)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda use_cpu: able)
     assert demo_options("copyright", model="m", output_dir="o")["settings"]["bf16"] is able
     told = demo_options("copyright", model="m", output_dir="o", settings={"bf16": not able})[
         "settings"

@@ -1,71 +1,106 @@
-"""What a run can be told, beside the fields of `UnlearningConfig`."""
+"""`RunConfig`: the options of a run beside those of its training. No torch here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from unteach.config.values import check_ranges, check_types
 
 
-@dataclass
-class RunOptions:
-    """How a run is done, beside what `UnlearningConfig` says.
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A dataclass field with its help text; `minimum`, `alias` and `metavar` go to the metadata."""
+    made = {"default_factory": default} if isinstance(default, type) else {"default": default}
+    return field(**made, metadata={"help": help, **more})
 
-    Args:
-        model (`str`): the model to change.
-        output_dir (`str`)
-        seed (`int`)
-        settings (`dict[str, Any]`): fields of `UnlearningConfig`; its `method` may also be a
-            baseline's (`PIPELINES`).
-        stages (`dict[str, dict]`): for a baseline, fields of TRL's config for each of its stages.
-        lora (`bool`): train an adapter on all linear layers instead of all weights.
-        lora_rank (`int`): its rank.
-        dtype (`"float32"` or `"bfloat16"`): what the base model's frozen weights are held in under
-            an adapter, which is of float32.
-        quantize (`"4bit"`, *optional*): the base model's linear layers in 4 bits, frozen, under an
-            adapter (QLoRA).
-        frozen_layers (`int` or `float`): the embedding and so many of the first layers (under 1:
-            that share) are not trained: cheaper.
-        recite_tokens (`int`): how far the model is let go on after each `text` forget row, to find
-            more of what it knows by heart; 0: not.
-        shared_dir (`str`, *optional*): folder for what runs with other settings can use too (the
-            taught model, the original's answers).
-        search_minutes (`float`): for method `auto`, how long methods are tried before one is
-            picked.
-        search_steps (`int`): for method `auto`, optimiser steps of each trial (fewer, where the run
-            itself has fewer).
-        candidates (`str`, *optional*): for method `auto`, names of the methods to try, with commas
-            between them.
-        probe_rows (`int`): rows of each kind (forget, validation, retain) that a probe asks.
-        show_text (`bool`): whether texts of the forget set may stand in the run's files.
-        similarity_model (`str`, *optional*): encoder for `similarity`, or `bleurt:CHECKPOINT`;
-            `None`: leave it out.
-        headline (`str`, *optional*): the rate that decides, `leak_rate`, `harmful_rate` or
-            `hallucination_rate`; default: the scenario's.
-        judge, reward_model, fluency_model (`str`, *optional*): scorers by name, see `ScorerNames`;
-            default: the scenario's.
-        trust_remote_code (`bool`): run code that comes with the model.
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The options of a run; those of its training are fields of `UnlearningConfig`.
+
+    Each field's meaning is the `help` of its metadata, which the command line prints.
+    `resolve()` makes the objects.
+
+    Raises:
+        UserError: for a value of another type or out of range.
     """
 
-    model: str
-    output_dir: str
-    seed: int = 0
+    model: str = option("", "hub id, local folder or packaged name of the model", required=True)
+    forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
+    retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
+    output_dir: str = option("", "folder of the run's files", alias="out", required=True)
+    method: str = option(
+        "log_odds_mismatch",
+        "method, see docs/methods.md; auto tries several and takes the best; sft, dpo and rlhf"
+        " train on good answers",
+    )
+    scenario: Literal["copyright", "harmfulness", "hallucination"] | None = option(
+        None, "score the answers as this scenario does; default: by the leak rate"
+    )
+    seed: int = option(0, "seed of the training, its order and its random draws", minimum=0)
+    lora: bool = option(False, "train an adapter on all linear layers instead of all weights")
+    lora_rank: int = option(16, "rank of the adapter", minimum=1)
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "with lora: precision of the frozen weights"
+    )
+    quantize: Literal["4bit"] | None = option(
+        None, "with lora: frozen linear layers in 4 bits (QLoRA; needs a GPU)"
+    )
+    frozen_layers: float = option(
+        0, "do not train the embedding and the first N layers (under 1: that share)", minimum=0
+    )
+    recite_tokens: int = option(
+        0,
+        "let the original model continue each text row by N tokens and forget what it recites",
+        minimum=0,
+    )
+    search_minutes: float = option(10.0, "with method auto: minutes for all trials")
+    search_steps: int = option(20, "with method auto: optimiser steps of each trial")
+    candidates: str | None = option(
+        None, "with method auto: methods to try, separated by commas", metavar="NAMES"
+    )
+    stages: dict[str, Any] = option(
+        dict, "with sft, dpo or rlhf: settings by stage, '{sft: {learning_rate: 1e-5}}'"
+    )
+    probe_rows: int = option(24, "rows of each kind (forget, validation, retain) in a probe")
+    shared_dir: str | None = option(
+        None, "folder for what runs with other settings can reuse; default: the run's own"
+    )
+    show_text: bool = option(False, "write forget texts to generations.jsonl and the report")
+    headline: Literal["leak_rate", "harmful_rate", "hallucination_rate"] | None = option(
+        None, "the forget rate that is reported first; default: the scenario's"
+    )
+    judge: str | None = option(
+        None, "scorer of harm: trained, or a text-classification model; default: the scenario's"
+    )
+    reward_model: str | None = option(
+        None, "scorer of usefulness: trained, or a reward model; default: the scenario's"
+    )
+    similarity_model: str | None = option(
+        "all-minilm-l6-v2", "sentence encoder for normal answers, or bleurt:CHECKPOINT"
+    )
+    fluency_model: str | None = option(
+        None, "language model that scores fluency; default: the model before training"
+    )
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+
+    def __post_init__(self) -> None:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        check_types(values, type(self))
+        check_ranges(values, type(self))
+
+
+@dataclass(frozen=True)
+class RunOptions(RunConfig):
+    """Yesterday's form of `RunConfig`, with the fields of `UnlearningConfig` in `settings`."""
+
     settings: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, Any] = field(default_factory=dict)
-    lora: bool = False
-    lora_rank: int = 16
-    dtype: str = "float32"
-    quantize: str | None = None
-    frozen_layers: float = 0
-    recite_tokens: int = 0
-    search_minutes: float = 10.0
-    search_steps: int = 20
-    candidates: str | None = None
-    probe_rows: int = 24
-    shared_dir: str | None = None
-    show_text: bool = False
-    similarity_model: str | None = "all-minilm-l6-v2"
-    headline: str | None = None
-    judge: str | None = None
-    reward_model: str | None = None
-    fluency_model: str | None = None
-    trust_remote_code: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults, flat, as `resolve()` takes it."""
+        own = {
+            item.name: getattr(self, item.name)
+            for item in fields(RunConfig)
+            if getattr(self, item.name) != getattr(RunConfig(), item.name)
+        }
+        return {**own, **self.settings}

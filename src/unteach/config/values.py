@@ -92,15 +92,32 @@ def checked_settings(settings: dict[str, Any], also: Sequence[str] = ()) -> dict
     return settings
 
 
+def kinds(hint: Any) -> tuple[set[Any], tuple[Any, ...]]:
+    """(types, choices) that an annotation of a field takes; choices only where it is a `Literal`."""
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(hint) is Literal:
+        return {type(choice) for choice in get_args(hint)}, get_args(hint)
+    types: set[Any] = set()
+    choices: tuple[Any, ...] = ()
+    for part in get_args(hint) or (hint,):
+        if get_origin(part) is Literal:
+            types |= kinds(part)[0]
+            choices = get_args(part)
+        else:
+            types.add(part)
+    return types, choices
+
+
 def check_types(values: Mapping[str, Any], options: type) -> None:
     """Raises `UserError` for a value that its field of the dataclass `options` does not take, where
     that is plainly so.
     """
-    from typing import get_args, get_type_hints
+    from typing import get_type_hints
 
     hints = get_type_hints(options)
     for name, value in values.items():
-        allowed = set(get_args(hints[name])) or {hints[name]}
+        allowed, _ = kinds(hints[name])
         if not allowed <= {bool, int, float, str, type(None)}:
             continue
         if type(value) not in allowed and not (type(value) is int and float in allowed):
@@ -108,3 +125,19 @@ def check_types(values: Mapping[str, Any], options: type) -> None:
                 sorted("null" if kind is type(None) else kind.__name__ for kind in allowed)
             )
             raise UserError(f"option {name!r} is {value!r}, it must be {names}")
+
+
+def check_ranges(values: Mapping[str, Any], options: type) -> None:
+    """Raises `UserError` for a value under its field's `minimum` or none of its choices."""
+    from typing import get_type_hints
+
+    hints = get_type_hints(options)
+    for name, value in values.items():
+        _, choices = kinds(hints[name])
+        if choices and value is not None and value not in choices:
+            raise did_you_mean(str(value), list(choices), name)
+        least = options.__dataclass_fields__[name].metadata.get("minimum")  # type: ignore[attr-defined]
+        if least is not None and not least <= value < 2**32:
+            raise UserError(
+                f"option {name!r} is {value}, it must be at least {least} and under 2**32"
+            )

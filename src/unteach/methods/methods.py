@@ -73,7 +73,7 @@ class Method:
         dual (`bool`): eps3 is a dual variable that the trainer updates, see
             `unteach.trainer.stopping.DualWeight`.
         rate (`float`): its learning rate as a share of that which a run takes by itself, see
-            `unteach.config.defaults`.
+            `unteach.config.resolve`.
         forgets_end (`bool`): whether the token that ends an answer is by default among those to
             forget.
         negate (`bool`): what training has changed is taken off the start afterwards, see

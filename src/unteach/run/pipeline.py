@@ -19,7 +19,7 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.baselines.pipelines import PIPELINES
-from unteach.config.defaults import complete, suitable_learning_rate
+from unteach.config.resolve import RUN_FIELDS, ResolvedConfig, resolve, suitable_learning_rate
 from unteach.config.run import RunOptions
 from unteach.config.scorers import ScorerNames
 from unteach.config.unlearning import UnlearningConfig
@@ -37,7 +37,7 @@ from unteach.models.layers import freeze_lower_layers, unfreeze
 from unteach.models.precision import DTYPES, check_dtype, check_quantize, four_bit_settings
 from unteach.prepare.collecting import Collection
 from unteach.prepare.method_picking import pick
-from unteach.prepare.method_search import AUTO, SearchContext, candidates, check_search, with_given
+from unteach.prepare.method_search import AUTO, SearchContext, candidates, check_search
 from unteach.prepare.teaching import teach
 from unteach.processes import (
     broadcast_from_main,
@@ -321,17 +321,20 @@ class Run:
         check_baseline(self.baseline, self.options, self.scenario)
 
     def unlearning_config(self) -> UnlearningConfig:
-        """The scenario's presets, overridden by the user's settings; what neither names by
-        `unteach.config.defaults`.
+        """The config of the training; for method `auto` with what was picked, or the first
+        candidate.
         """
-        presets = {key: value for key, value in self.scenario.presets.items() if key != "teach"}
-        saving = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
-        settings = {**saving, **presets, **self.options.settings}
-        if settings.get("method") == AUTO:
-            settings = with_given(self.picked or candidates(self.options.candidates)[0], settings)
-        config = self.config(self.output / "checkpoints", **settings)
-        complete(config, settings, width=self.width, lora=self.options.lora)
-        return config
+        resolved = self.resolved()
+        if resolved.run.method == AUTO:
+            tried = self.picked or candidates(self.options.candidates)[0]
+            own = ("method", "learning_rate")  # the user's other options come before the tried
+            settings = {k: v for k, v in tried.items() if k in own or k not in resolved.chosen}
+            resolved = resolved.with_training("search", **settings)
+        return resolved.unlearning_config(self.output / "checkpoints")
+
+    def resolved(self) -> ResolvedConfig:
+        """The settings of the run, merged and filled in."""
+        return resolve(self.options.given(), presets=self.scenario.presets, width=self.width)
 
     def first_rate(self, method: str) -> float:
         """The learning rate of a method's first trial: the one named, or that which a run with this
@@ -579,6 +582,7 @@ class Run:
         searched, staged = self.options.settings.get("method") == AUTO, self.baseline is not None
         return config_text(
             self.options,
+            self.resolved(),
             self.scenario,
             self.scorer_names(),
             model_hash=model_hash,
@@ -656,11 +660,10 @@ def unlearn(
             same split.
         settings: fields of `UnlearningConfig`, and of `RunOptions` other than those above.
     """
-    names = set(RunOptions.__dataclass_fields__)
-    own = {name: settings.pop(name) for name in list(settings) if name in names}
-    options = RunOptions(
-        model=model, output_dir=output_dir, seed=seed, lora=lora, settings=settings, **own
-    )
+    named = {"model": model, "output_dir": output_dir, "seed": seed, "lora": lora}
+    resolved = resolve({**named, **settings})
+    own = {name: getattr(resolved.run, name) for name in RUN_FIELDS if name != "method"}
+    options = RunOptions(**own, settings=resolved.chosen)
     scorers = build_scenario(scenario).scorers if scenario else None
     rows = user_scenario(forget, retain, scorers=scorers, split_by=split_by)
     return Run(rows, options, display).execute()

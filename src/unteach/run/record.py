@@ -17,7 +17,7 @@ import transformers
 import yaml
 
 from unteach import __version__
-from unteach.config.defaults import rules
+from unteach.config.resolve import ResolvedConfig
 from unteach.config.run import RunOptions
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
@@ -29,6 +29,7 @@ from unteach.scenarios.scenario import Scenario
 
 def config_text(
     options: RunOptions,
+    resolved: ResolvedConfig,
     scenario: Scenario,
     scorers: ScorerNames,
     *,
@@ -40,7 +41,7 @@ def config_text(
     another run.
 
     Args:
-        options: the run's.
+        options, resolved: the run's.
         scenario: its rows enter by their hashes, never as text.
         scorers: who says what is still said, which decides when a run stops.
         model_hash (`str`, *optional*): hash of the weights that it starts from.
@@ -54,7 +55,7 @@ def config_text(
         **({"stages": options.stages} if staged else {}),
     }
     judge = {"judge": scorers.judge} if scorers.headline == "harmful_rate" else {}
-    resolved = {
+    contents = {
         "model": options.model,
         "model_hash": model_hash,
         "scenario": scenario.name,
@@ -69,7 +70,7 @@ def config_text(
         "probe_rows": options.probe_rows,
         "said_by": {"headline": scorers.headline, **judge},
         "settings": settings,
-        **({} if staged or not (own := rules(settings, lora=options.lora)) else {"by_itself": own}),
+        **({} if staged or not (own := resolved.filled_in) else {"by_itself": own}),
         "data": {
             "forget": rows_hash(scenario.forget),
             "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),
@@ -77,7 +78,7 @@ def config_text(
             "taught": rows_hash(scenario.teach) if scenario.teach else None,
         },
     }
-    return str(yaml.safe_dump(resolved, sort_keys=False))
+    return str(yaml.safe_dump(contents, sort_keys=False))
 
 
 def versions() -> dict[str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unteach.config.resolve import RUN_FIELDS, resolve
 from unteach.errors import did_you_mean
-from unteach.models.precision import multiplies_bfloat16
 from unteach.scenarios import copyright, hallucination, harmfulness
 from unteach.scenarios.scenario import Scenario
 
@@ -50,6 +49,12 @@ def build_scenario(name: str, *, short: bool = False) -> Scenario:
     return embedded(name).build(short=short)
 
 
+def demo_presets(name: str, *, short: bool = False) -> dict[str, Any]:
+    """Presets for `resolve()`: what suits a demo on two cores (docs/log.md has the measurements)."""
+    options = dict(embedded(name).demo(short=short))
+    return {**options.pop("settings"), **options, "bf16": "auto"}
+
+
 def demo_options(
     name: str,
     *,
@@ -60,27 +65,12 @@ def demo_options(
     settings: Mapping[str, Any] | None = None,
     show_text: bool = True,
 ) -> dict[str, Any]:
-    """Fields of `RunOptions` for a demo: what suits two cores (docs/log.md has the measurements).
-
-    Products are in bfloat16 where the machine has instructions for them, unless the settings name a
-    precision or DeepSpeed trains, which would hold the weights in 16 bits too.
-    """
-    options = dict(embedded(name).demo(short=short))
-    presets = dict(options.pop("settings"))
-    if settings and settings.get("method", presets["method"]) != presets["method"]:
-        presets = {
-            key: value
-            for key, value in presets.items()
-            if not key.endswith("_weight") and key != "method"
-        }
-    by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if not by_deepspeed and not {"bf16", "fp16", "deepspeed"} & set(settings or {}):
-        presets["bf16"] = multiplies_bfloat16(use_cpu=bool((settings or {}).get("use_cpu")))
-    return {
-        "model": model,
-        "output_dir": output_dir,
-        "seed": seed,
-        "show_text": show_text,
-        **options,
-        "settings": presets | dict(settings or {}),
+    """Fields of `RunOptions` for a demo: `demo_presets` under the user's settings."""
+    given = {"model": model, "output_dir": output_dir, "seed": seed, "show_text": show_text}
+    resolved = resolve({**given, **(settings or {})}, presets=demo_presets(name, short=short))
+    own = {
+        field: getattr(resolved.run, field)
+        for field, source in resolved.sources.items()
+        if field in RUN_FIELDS and field != "method" and source != "default"
     }
+    return {**own, "settings": resolved.chosen}

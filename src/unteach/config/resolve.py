@@ -1,0 +1,246 @@
+"""`resolve()`: the one place where settings are merged and filled in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from unteach.config.run import RunConfig
+from unteach.config.unlearning import UnlearningConfig
+from unteach.config.values import check_types
+from unteach.errors import UserError, did_you_mean
+from unteach.methods import DEFAULT_METHOD, METHODS, get_method
+
+Source = Literal["user", "scenario", "method", "model", "search", "default"]
+
+RATE_TIMES_WIDTH = 0.075
+"""Learning rate times the model's hidden size, all weights trained: 1.3e-4 at 576, where it was
+found (docs/log.md), 1.8e-5 at 4,096.
+
+Adam's best rate falls as one over the width (Yang et al. 2022, arXiv 2203.03466).
+"""
+ADAPTER_FACTOR = 4.0
+"""Learning rate of an adapter, relative to that of all weights."""
+SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
+BY_DEFAULT: dict[str, Any] = {"mismatch_completions": 1, "retain_weight": 5.0, **SCHEDULE}
+"""Settings that the default method was found with (docs/log.md): with a rate that falls to 0,
+behaviour on the retain set recovers before the end."""
+LEAST_STEPS = 100
+"""Fewest planned steps; early stopping usually ends a run before."""
+SAVING = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
+"""Checkpoints of a run."""
+AUTO = "auto"
+
+RUN_FIELDS = {item.name: item for item in fields(RunConfig)}
+ALIASES = {
+    item.metadata["alias"]: name for name, item in RUN_FIELDS.items() if "alias" in item.metadata
+}
+
+
+def suitable_learning_rate(width: int, method: str, *, lora: bool) -> float:
+    """The learning rate of a run whose user names none, to two digits.
+
+    Args:
+        width (`int`): the model's hidden size.
+        method (`str`): its `Method.rate` multiplies the rate.
+        lora (`bool`): whether an adapter is trained.
+    """
+    rate = RATE_TIMES_WIDTH / width * (ADAPTER_FACTOR if lora else 1.0) * get_method(method).rate
+    return float(f"{rate:.2g}")
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """The settings of a run, merged and filled in; `resolve()` makes it.
+
+    Args:
+        run (`RunConfig`)
+        training (mapping): fields of `UnlearningConfig` that anything but its own default decided.
+        sources (mapping): name of each field of `run` and `training` to what decided its value.
+        layers: (source, values) pairs that were merged, the strongest last.
+        width (`int`, *optional*): the model's hidden size, where it is known.
+    """
+
+    run: RunConfig
+    training: Mapping[str, Any]
+    sources: Mapping[str, Source]
+    layers: tuple[tuple[Source, Mapping[str, Any]], ...]
+    width: int | None = None
+
+    def with_training(self, source: Source, **values: Any) -> ResolvedConfig:
+        """The same with these fields of `UnlearningConfig`, which override all earlier ones."""
+        return _merged((*self.layers, (source, _checked(values))), self.width)
+
+    def with_run(self, **values: Any) -> ResolvedConfig:
+        """The same with other fields of `RunConfig`, which the program sets."""
+        return _merged((*self.layers, ("default", _checked(_flat(values)))), self.width)
+
+    def with_width(self, width: int) -> ResolvedConfig:
+        """The same for a model of that hidden size, on which the learning rate depends."""
+        return _merged(self.layers, width)
+
+    def unlearning_config(self, folder: str | Path, **override: Any) -> UnlearningConfig:
+        """A new `UnlearningConfig` for a training that writes into `folder`."""
+        seed = self.run.seed
+        values = {"seed": seed, "data_seed": seed, **self.training, **override}
+        return UnlearningConfig(output_dir=str(folder), **values)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Fields of `UnlearningConfig`, `method` among them, that the user or the scenario set."""
+        chosen: dict[str, Any] = {}
+        for source, values in self.layers:
+            if source in ("user", "scenario"):
+                chosen |= {name: value for name, value in values.items() if _trains(name)}
+        return chosen
+
+    @property
+    def filled_in(self) -> dict[str, Any]:
+        """What a rule set where neither user nor scenario did; the learning rate as its rule."""
+        found: dict[str, Any] = {}
+        if self.sources.get("learning_rate") == "model":
+            factor = ADAPTER_FACTOR if self.run.lora else 1.0
+            found["learning_rate"] = {"times_width": RATE_TIMES_WIDTH * factor}
+            if self.run.method in METHODS:
+                found["learning_rate"]["share"] = get_method(self.run.method).rate
+        by_rule = {name: value for name, value in self.training.items() if name not in SAVING}
+        names = ("method", "default")
+        return found | {k: v for k, v in by_rule.items() if self.sources[k] in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values as plain data, those of the run first; rows given as a list by their number."""
+        values = {name: getattr(self.run, name) for name in RUN_FIELDS} | dict(self.training)
+        for name in ("forget", "retain"):
+            if not isinstance(values[name], str | None):
+                values[name] = f"{len(values[name])} rows"
+        return values
+
+
+def resolve(
+    given: Mapping[str, Any], *, presets: Mapping[str, Any] | None = None, width: int | None = None
+) -> ResolvedConfig:
+    """Merges what the user set with the scenario's presets, and fills in the rest by rule.
+
+    The user's values come before the scenario's. Presets of another method than the user's lose
+    their method and weights. What neither sets: checkpoints every 10 steps, at least `LEAST_STEPS`
+    steps, the settings of the default method, and a learning rate by the model's width.
+
+    Args:
+        given: fields of `RunConfig` and of `UnlearningConfig`, flat or the latter in `settings`.
+        presets: the same of a scenario. `bf16="auto"` stands for bfloat16 where the machine has
+            instructions for it and nobody chose a precision.
+        width (`int`, *optional*): the model's hidden size; without it the rate is left open.
+
+    Raises:
+        UserError: for an unknown name, or a value of another type or out of range.
+    """
+    user = _checked(_flat(given))
+    scenario = _presets(presets or {}, user)
+    return _merged((("scenario", scenario), ("user", user)), width)
+
+
+def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by their names, those in `settings` among them."""
+    inner = given.get("settings") or {}
+    if not isinstance(inner, Mapping):
+        raise UserError(f"option 'settings' is {inner!r}, it must be a mapping of options")
+    found: dict[str, Any] = {}
+    for options in ({k: v for k, v in given.items() if k != "settings"}, inner):
+        for key, value in options.items():
+            name = ALIASES.get(key, key)
+            if name in found:
+                raise UserError(f"option {key!r} is given twice; leave one of them out")
+            found[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return found
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, if each is an option of a run or of its training and of its type.
+
+    Raises:
+        UserError: for an unknown name, with the nearest; for a value of another type.
+    """
+    known = UnlearningConfig.__dataclass_fields__
+    for name in values:
+        if name == "data_seed":
+            raise UserError("option 'data_seed' is given as seed")
+        if name not in RUN_FIELDS and name not in known:
+            raise did_you_mean(name, sorted({*RUN_FIELDS, *ALIASES, *known}), "option")
+    check_types({k: v for k, v in values.items() if k in RUN_FIELDS}, RunConfig)
+    check_types({k: v for k, v in values.items() if k not in RUN_FIELDS}, UnlearningConfig)
+    return dict(values)
+
+
+def _presets(presets: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
+    """A scenario's presets as far as they fit what the user set."""
+    found = {name: value for name, value in presets.items() if name != "teach"}
+    if "method" in user and user["method"] != found.get("method"):
+        own = [name for name in found if name == "method" or name.endswith("_weight")]
+        found = {name: value for name, value in found.items() if name not in own}
+    if found.get("bf16") == "auto":
+        from unteach.models.precision import multiplies_bfloat16
+
+        del found["bf16"]
+        by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        if not by_deepspeed and not {"bf16", "fp16", "deepspeed"} & set(user):
+            # DeepSpeed would hold the weights in 16 bits too
+            found["bf16"] = multiplies_bfloat16(use_cpu=bool(user.get("use_cpu")))
+    return _checked(found)
+
+
+def _trains(name: str) -> bool:
+    return name == "method" or name not in RUN_FIELDS
+
+
+def _merged(
+    layers: tuple[tuple[Source, Mapping[str, Any]], ...], width: int | None
+) -> ResolvedConfig:
+    """The layers, the last the strongest, and below them what the rules fill in."""
+    run: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    sources: dict[str, Source] = dict.fromkeys(RUN_FIELDS, "default")
+    for source, values in layers:
+        sources |= dict.fromkeys(values, source)
+        training |= {name: value for name, value in values.items() if _trains(name)}
+        if source != "search":  # `run.method` stays what the user named
+            run |= {name: value for name, value in values.items() if name in RUN_FIELDS}
+    config = RunConfig(**run)
+    method = training.get("method", DEFAULT_METHOD)
+    if method in METHODS or method == AUTO:
+        filled = _by_rule(training, method, config.lora, width)
+        sources |= {name: source for name, (source, _) in filled.items()}
+        training = {k: v for k, (_, v) in filled.items() if v is not None} | training
+    return ResolvedConfig(
+        config, MappingProxyType(training), MappingProxyType(sources), layers, width
+    )
+
+
+def _by_rule(
+    chosen: Mapping[str, Any], method: str, lora: bool, width: int | None
+) -> dict[str, tuple[Source, Any]]:
+    """Fields of `UnlearningConfig` that nobody chose, each with what decides it and its value.
+
+    A learning rate of `None` waits for the model's width.
+    """
+    found: dict[str, tuple[Source, Any]] = {k: ("default", v) for k, v in SAVING.items()}
+    rate = None
+    if width and method in METHODS:
+        rate = suitable_learning_rate(width, method, lora=lora)
+    found["learning_rate"] = ("model", rate)
+    if method == DEFAULT_METHOD:
+        left = dict(BY_DEFAULT)
+        if set(chosen) & set(SCHEDULE):  # half of a schedule is another one
+            left = {name: value for name, value in left.items() if name not in SCHEDULE}
+        if chosen.get("retain_loss") not in (None, get_method(method).retain):
+            del left["retain_weight"]  # it is of the method's own retain term
+        found |= {name: ("method", value) for name, value in left.items()}
+    if (
+        not {"num_train_epochs", "least_steps"} & set(chosen)
+        and (chosen.get("max_steps") or 0) <= 0
+    ):
+        found["least_steps"] = ("default", LEAST_STEPS)
+    return {name: item for name, item in found.items() if name not in chosen}
