@@ -32,7 +32,7 @@ from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
-from unteach.reports.cost_figure import cost_figure
+from unteach.reports.figures import cost_figure
 from unteach.reports.tables import markdown_table
 from unteach.scenarios.texts import labelled_answers
 from unteach.trainer.costs import Cost, total

@@ -20,7 +20,7 @@ from unteach.files.folder_lock import FolderLock
 from unteach.files.json_lines import read_json_lines
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
-from unteach.reports.cost_figure import cost_figure
+from unteach.reports.figures import cost_figure
 from unteach.run.pipeline import Run
 from unteach.scenarios.registry import build_scenario, demo_options
 from unteach.scenarios.user_rows import user_scenario

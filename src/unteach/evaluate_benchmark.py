@@ -143,7 +143,7 @@ def _write(
     limit: int | None,
     show_text: bool,
 ) -> dict[str, Any]:
-    from unteach.reports.benchmark_table import benchmark_markdown
+    from unteach.reports.tables import benchmark_markdown
 
     evaluation = as_eval_json(
         benchmark,

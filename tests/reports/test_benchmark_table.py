@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unteach.reports.benchmark_table import benchmark_markdown, benchmark_rows
+from unteach.reports.tables import benchmark_markdown, benchmark_rows
 
 
 def result(value, better, low=None, high=None):

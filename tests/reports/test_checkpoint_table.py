@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from unteach.reports.checkpoints import checkpoint_table
+from unteach.reports.report import checkpoint_table
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from unteach.reports.comparison import (
     shown,
     write_comparison,
 )
-from unteach.reports.cost_figure import bars, cost_figure
+from unteach.reports.figures import bars, cost_figure
 
 
 def number(value, low=None, high=None, better=False):

@@ -139,7 +139,7 @@ def test_a_report_is_made_again_over_an_old_one(folder):
 
 def test_reports_import_no_torch():
     code = (
-        "import sys, unteach.reports.plots, unteach.reports.report, unteach.reports.tables;"
+        "import sys, unteach.reports.figures, unteach.reports.report, unteach.reports.tables;"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -171,7 +171,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from unteach.evaluate_benchmark import evaluate_benchmark
     from unteach.progress import Display
-    from unteach.reports.benchmark_table import print_benchmark
+    from unteach.reports.tables import print_benchmark
 
     display = Display()
     evaluation = evaluate_benchmark(
@@ -358,7 +358,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from unteach.reports.plan_table import print_plan
+    from unteach.reports.tables import print_plan
 
     print_plan(plan, Console())
     return 0
@@ -390,7 +390,7 @@ def _request(arguments: argparse.Namespace) -> int:
 def _requests(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from unteach.reports.request_table import print_requests
+    from unteach.reports.tables import print_requests
     from unteach.requests.ledger import read_ledger
 
     folder = Path(arguments.folder)

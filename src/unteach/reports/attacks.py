@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unteach.reports.plots import FORGET, NEUTRAL
+from unteach.reports.figures import FORGET, NEUTRAL
 from unteach.reports.tables import RATES, markdown_table
 
 MODELS = {

@@ -13,8 +13,16 @@ from typing import Any
 from unteach.files.atomic import write_text_atomically
 from unteach.reports.attacks import attack_notes, attack_rows, attack_verdict, read_attacks
 from unteach.reports.card import RunFolder, fact_groups, read_folder, scored
-from unteach.reports.search import HEADER, NOTE, picked, search_rows
-from unteach.reports.tables import FORGET_SETS, headline, scorer_text, verdict
+from unteach.reports.tables import (
+    FORGET_SETS,
+    SEARCH_HEADER,
+    SEARCH_NOTE,
+    headline,
+    picked,
+    scorer_text,
+    search_rows,
+    verdict,
+)
 
 ROW_LIMIT = 200
 """Rows of one prompt set that the page lists; of a larger set, the worst ones."""
@@ -435,7 +443,12 @@ def search_part(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the page shows of the trials of `method=auto`; `None` for a run whose method was named."""
     found = record.get("search")
     return (
-        {"why": picked(found), "header": HEADER, "rows": search_rows(found), "note": NOTE}
+        {
+            "why": picked(found),
+            "header": SEARCH_HEADER,
+            "rows": search_rows(found),
+            "note": SEARCH_NOTE,
+        }
         if found
         else None
     )

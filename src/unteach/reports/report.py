@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from unteach.files.atomic import write_text_atomically
 from unteach.files.json_lines import read_json_lines
 from unteach.reports.attacks import attack_section
 from unteach.reports.card import write_card
-from unteach.reports.checkpoints import checkpoint_table
+from unteach.reports.figures import behaviour_figure, loss_figure
 from unteach.reports.page import write_page
-from unteach.reports.plots import behaviour_figure, loss_figure
-from unteach.reports.search import HEADER, NOTE, picked, search_rows
-from unteach.reports.tables import comparison_rows, markdown_table, scorer_text, verdict
+from unteach.reports.tables import (
+    SEARCH_HEADER,
+    SEARCH_NOTE,
+    comparison_rows,
+    markdown_table,
+    picked,
+    scorer_text,
+    search_rows,
+    verdict,
+)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -47,6 +55,46 @@ def examples(folder: Path, per_set: int = 2) -> str:
         )
         parts.append(f"after:\n\n{_quoted(after[line['set'], line['key']]['output'])}\n")
     return "\n".join(parts)
+
+
+def checkpoint_table(folder: Path, keys: Sequence[str] = (), rows: int = 2) -> str:
+    """What the model said to a few forget prompts at each probe; empty if texts of the run may not
+    be shown or none were kept.
+
+    Args:
+        folder (`Path`): a run's folder.
+        keys: keys of the rows to show; default: the first `rows` of the set `unlearned` that were
+            probed.
+        rows (`int`)
+    """
+    lines = read_json_lines(folder / "generations.jsonl")
+    prompts = {
+        line["key"]: " ".join(line["prompt"].split())
+        for line in lines
+        if line["set"] == "unlearned" and "prompt" in line
+    }
+    said = {}
+    for path in (folder / "work").glob("said-at-*.json"):
+        match = re.fullmatch(r"said-at-(\d+)", path.stem)
+        if match:
+            said[int(match.group(1))] = json.loads(path.read_text(encoding="utf-8"))
+    if not said:
+        return ""
+    probed = [key for key in prompts if all(key in answers for answers in said.values())]
+    chosen = [key for key in keys if key in probed] or probed[:rows]
+    if not chosen:
+        return ""
+    header = ["prompt", *("before" if step == 0 else f"step {step}" for step in sorted(said))]
+    table = [
+        [_cell_text(prompts[key]), *(_cell_text(said[step][key]) for step in sorted(said))]
+        for key in chosen
+    ]
+    return markdown_table(header, table)
+
+
+def _cell_text(text: str) -> str:
+    """Text that fits a cell of a Markdown table; an empty answer says so."""
+    return " ".join(text.split()).replace("|", "\\|") or "(nothing)"
 
 
 def _training_facts(run: Mapping[str, Any]) -> list[list[str]]:
@@ -122,8 +170,8 @@ def write_report(folder: Path) -> Path:
         parts += [
             "## Why this method\n",
             f"{picked(found)}\n",
-            markdown_table(HEADER, search_rows(found)),
-            f"{NOTE}\n",
+            markdown_table(SEARCH_HEADER, search_rows(found)),
+            f"{SEARCH_NOTE}\n",
         ]
     if behaviour:
         parts.append(f"![behaviour](figures/{behaviour.name})\n")

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from unteach.reports.plots import behaviour_figure, loss_figure, read_metrics
+from unteach.reports.figures import behaviour_figure, loss_figure, read_metrics
 
 STEPS = [
     {"step": i, "loss": 1.0 / i, "forget_nll": 0.1 * i, "mismatch_nll": 3.0, "retain_kl": 0.01 * i}
