@@ -38,17 +38,17 @@ from typing import Any
 
 import record
 
-from unteach.attacks import quantization
 from unteach.attacks.options import AttackOptions
-from unteach.attacks.relearning import Relearning, relearn, steps_to
-from unteach.attacks.suite import Suite
+from unteach.attacks.suite import greedy_rate
 from unteach.attacks.target import Target
+from unteach.attacks.weights import missing_torchao, quantize, relearn, steps_to
 from unteach.config.run import RunOptions
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import wilson_interval
 from unteach.files.atomic import write_json
 from unteach.progress import Display
 from unteach.reports.tables import markdown_table
+from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
 from unteach.run.pipeline import Run
 from unteach.scenarios import question_answers
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
@@ -122,7 +122,7 @@ FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
 - **tried**: learning rates that the search had time for; where it is 1, another may do better. Where it is empty, the demo's was taken.
 - **seeds**: those measured so far; a rank compares fairly among methods of as many."""
 KEPT = ("kept", "kept_unseen", "normal")
-RELEARNING = Relearning(steps=24, every=6, learning_rate=5e-5, goal=0.5)
+RELEARNING = AttackOptions(steps=24, every=6, learning_rate=5e-5)
 
 
 def parse_options() -> argparse.Namespace:
@@ -281,32 +281,28 @@ class Seed:
 
     def attacked(self, folder: Path) -> dict[str, Any]:
         """Steps of relearning until the rate is half of the original's, and the rate at 4 bits."""
-        target = Target(folder, display=self.display)
-        suite = Suite(target, AttackOptions())
-        shown = spread(target.forget, min(4, len(target.forget) // 2))
+        options = replace(RELEARNING, steps=2, every=1) if self.options.short else RELEARNING
+        run = RunFolder(folder)
+        target = Target(run, options, display=self.display)
+        shown = spread(target.forget, min(options.rows, len(target.forget) // 2))
         rest = [row for row in target.forget if row not in shown]
-        settings = replace(RELEARNING, steps=2, every=1) if self.options.short else RELEARNING
-        known = suite.rate_of(target.load("original"), rest).value
-        settings = replace(settings, goal=max(known or 0.0, 1 / len(rest)) / 2)
+        known = greedy_rate(target, run.load_model(ORIGINAL), rest).value
+        goal = max(known or 0.0, 1 / len(rest)) / 2
         with self.display.stage("Relearning"):
-            place = folder / "work" / "relearning"
             points = relearn(
-                target.load("unlearned"),
+                run.load_model(UNLEARNED),
                 target.tokenizer,
                 shown,
-                lambda model: suite.rate_of(model, rest),
-                place,
-                settings,
+                lambda model: greedy_rate(target, model, rest),
+                run.work("relearning"),
+                options,
+                goal=goal,
             )
-        found: dict[str, Any] = {
-            "relearning": steps_to(points, settings.goal),
-            "relearning_curve": points,
-        }
-        if not quantization.why_not():
+        found: dict[str, Any] = {"relearning": steps_to(points, goal), "relearning_curve": points}
+        if not missing_torchao():
             with self.display.stage("4 bits"):
-                found["four_bits"] = suite.rate_of(
-                    quantization.quantize(target.load("unlearned"), bits=4), target.forget
-                ).as_json()
+                rounded = quantize(run.load_model(UNLEARNED), bits=4)
+                found["four_bits"] = greedy_rate(target, rounded, target.forget).as_json()
         return found
 
 

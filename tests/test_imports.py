@@ -66,7 +66,6 @@ ALLOWED = {
     "reports": {"errors", "files"},
     "requests.ledger": {"errors"},
     "requests.patches": {"errors", "files", "models"},
-    "requests.request_rows": {"errors", "files", "data", "evaluation"},
 }
 """Rooms, or single files of them, that lean on little."""
 

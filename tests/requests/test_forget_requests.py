@@ -1,22 +1,34 @@
-"""Requests one after another on a tiny model: the ledger, the patches, a crash in between, and the
-purge.
-"""
+"""Forget requests one after another on a tiny model: ledger, patches, rows, crashes, purge."""
 
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
 
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.cli import main
+from unteach.config.scorers import ScorerNames
+from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError
+from unteach.evaluation.scorers import Scorers
 from unteach.files.checkpoints import mark_complete
 from unteach.models import load_model, weights_hash
 from unteach.purge import purge
-from unteach.requests import forget_requests
-from unteach.requests.forget_requests import change_patch, forget_request, merge_patches
+from unteach.requests import forget_requests, patches
+from unteach.requests.forget_requests import (
+    change_patch,
+    forget_rate,
+    forget_request,
+    merge_patches,
+    read_rows,
+    rows_of,
+    write_rows,
+)
 from unteach.requests.ledger import read_ledger
+from unteach.scenarios.user_rows import user_scenario
 
 SETTINGS = {
     "max_steps": 2,
@@ -54,13 +66,10 @@ def two(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_request_goes_on_from_the_model_of_the_last(two, base):
     first, second = read_ledger(two).requests
-    assert (
-        first["model_in"] == weights_hash(load_model(base))
-        and second["model_in"] == first["model_out"] != second["model_out"]
-    )
-    assert (
-        set(second["earlier"]) == {"1"} and first["earlier"] == {} and second["kind"] == "adapter"
-    )
+    assert first["model_in"] == weights_hash(load_model(base))
+    assert second["model_in"] == first["model_out"] != second["model_out"]
+    assert set(second["earlier"]) == {"1"} and first["earlier"] == {}
+    assert second["kind"] == "adapter"
     assert all(0 <= entry[name] <= 1 for entry in (first, second) for name in ("before", "after"))
 
 
@@ -71,10 +80,8 @@ def test_the_ledger_holds_no_text(two):
 
 def test_the_adapter_of_the_folder_is_the_model_of_the_last_line(two, tmp_path):
     merge_patches(two, tmp_path / "whole")
-    assert (
-        weights_hash(load_model(str(tmp_path / "whole")))
-        == read_ledger(two).requests[-1]["model_out"]
-    )
+    digest = weights_hash(load_model(str(tmp_path / "whole")))
+    assert digest == read_ledger(two).requests[-1]["model_out"]
     assert (two / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -88,7 +95,7 @@ def test_a_patch_taken_out_leaves_the_model_that_never_had_it_and_comes_back_who
     first, second = read_ledger(two).requests
     out = change_patch(two, 2, remove=True)
     assert out["model_out"] == first["model_out"] and set(out["rates"]) == {"1", "2"}
-    with pytest.raises(UserError, match="the patch of request 2 is out already"):
+    with pytest.raises(UserError, match="the patch of request 2 is removed already"):
         change_patch(two, 2, remove=True)
     assert change_patch(two, 2, remove=False)["model_out"] == second["model_out"]
     with pytest.raises(UserError, match=r"there is no request 7 in the ledger \(there are: 1, 2\)"):
@@ -124,63 +131,50 @@ def test_a_request_killed_around_its_line_goes_on_with_the_same_command(
     def die(*_, **__):
         raise Killed
 
-    name = "ledgers" if moment == "before the line" else "refresh_adapter"
     with monkeypatch.context() as patch:
-        if name == "ledgers":
-            patch.setattr(forget_requests.ledgers, "append", die)
+        if moment == "before the line":
+            patch.setattr(forget_requests, "append", die)
         else:
             calls = iter([lambda *_, **__: None, die])
-            patch.setattr(forget_requests, "refresh_adapter", lambda *a, **k: next(calls)(*a, **k))
+            patch.setattr(patches, "refresh_adapter", lambda *a, **k: next(calls)(*a, **k))
         with pytest.raises(Killed):
             forget_request(tmp_path / "killed", rows("ferryman"), model=base, **SETTINGS)
     entry = forget_request(tmp_path / "killed", rows("ferryman"), model=base, **SETTINGS)
     forget_request(tmp_path / "whole", rows("ferryman"), model=base, **SETTINGS)
-    whole = read_ledger(tmp_path / "whole").requests
-    assert (
-        [line["model_out"] for line in read_ledger(tmp_path / "killed").requests]
-        == [whole[0]["model_out"]]
-        == [entry["model_out"]]
-    )
+    killed, whole = (read_ledger(tmp_path / name).requests for name in ("killed", "whole"))
+    assert len(killed) == len(whole) == 1
+    assert killed[0]["model_out"] == whole[0]["model_out"] == entry["model_out"]
     assert (tmp_path / "killed" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_an_earlier_request_that_comes_back_is_trained_on_again(base, tmp_path, monkeypatch):
     trained = []
     inner = forget_requests.user_scenario
-    monkeypatch.setattr(
-        forget_requests,
-        "user_scenario",
-        lambda given, *a, **k: trained.append(len(given)) or inner(given, *a, **k),
-    )
-    monkeypatch.setattr(forget_requests.Rates, "measure", lambda *_: 0.5)
+
+    def scenario(given, *more, **options):
+        trained.append(len(given))
+        return inner(given, *more, **options)
+
+    monkeypatch.setattr(forget_requests, "user_scenario", scenario)
+    monkeypatch.setattr(forget_requests, "forget_rate", lambda *_: 0.5)
     forget_request(tmp_path / "ledger", rows("ferryman"), model=base, **SETTINGS)
     entry = forget_request(tmp_path / "ledger", rows("miller"), **(SETTINGS | {"rounds": 2}))
-    assert (
-        trained == [4, 4, 8]
-        and entry["rounds"] == 2
-        and entry["run"] == "request-002/round-2"
-        and entry["earlier"] == {"1": 0.5}
-    )
+    assert trained == [4, 4, 8] and entry["rounds"] == 2
+    assert entry["run"] == "request-002/round-2" and entry["earlier"] == {"1": 0.5}
 
 
 def test_all_weights_go_on_from_the_model_folder_and_have_no_patch(base, tmp_path):
-    settings = {name: value for name, value in SETTINGS.items() if name != "lora_rank"} | {
-        "full": True
-    }
+    settings = {**SETTINGS, "full": True}
+    del settings["lora_rank"]
     folder = tmp_path / "full"
     first = forget_request(folder, rows("ferryman"), model=base, **settings)
     second = forget_request(folder, rows("miller"), **settings)
-    assert (
-        second["model_in"]
-        == first["model_out"]
-        == weights_hash(load_model(str(folder / first["model"])))
-    )
-    with pytest.raises(UserError, match="request 1 trained all weights, it has no patch"):
+    digest = weights_hash(load_model(str(folder / first["model"])))
+    assert second["model_in"] == first["model_out"] == digest
+    with pytest.raises(UserError, match="request 1 trained all weights: it has no patch"):
         change_patch(folder, 1, remove=True)
-    assert (
-        any("request-001/round-1/model/" in line for line in purge(folder))
-        and (folder / second["model"]).is_dir()
-    )
+    assert any("request-001/round-1/model/" in line for line in purge(folder))
+    assert (folder / second["model"]).is_dir()
 
 
 def test_a_purge_takes_the_rows_and_leaves_patches_and_ledger(base, tmp_path):
@@ -212,10 +206,8 @@ def test_the_commands(base, tmp_path, capsys):
 
 
 def test_rows_of_any_request_that_holds_are_no_second_one(two):
-    assert (
-        forget_request(two, rows("ferryman"), **SETTINGS)["id"] == 1
-        and len(read_ledger(two).requests) == 2
-    )
+    assert forget_request(two, rows("ferryman"), **SETTINGS)["id"] == 1
+    assert len(read_ledger(two).requests) == 2
 
 
 def test_a_merge_replaces_nothing_that_no_merge_has_written(two, tmp_path):
@@ -225,8 +217,43 @@ def test_a_merge_replaces_nothing_that_no_merge_has_written(two, tmp_path):
     (kept / "taught").mkdir()
     mark_complete(tmp_path / "mine" / "taught", {"key": "of a taught model"})
     for place in (kept, two, two.parent, kept / "taught"):
-        with pytest.raises(UserError, match="holds something that no merge has written"):
+        with pytest.raises(UserError, match="holds something other than a merged model"):
             merge_patches(two, place)
     assert (kept / "thesis.tex").read_text() == "all of it" and (two / "requests.jsonl").exists()
     for _ in range(2):
         merge_patches(two, tmp_path / "whole")
+
+
+ROWS = [
+    Row("Who rang?", "The ferryman.", "chat", "f, line 1"),
+    Row((("user", "And then?"),), "He slept.", right="He sang."),
+]
+
+
+def test_rows_come_back_as_they_were_and_only_their_owner_can_read_them(tmp_path):
+    write_rows(tmp_path / "work", ROWS)
+    assert read_rows(tmp_path / "work") == ROWS
+    assert stat.S_IMODE((tmp_path / "work").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "work" / "rows.jsonl").stat().st_mode) == 0o600
+
+
+def test_rows_that_were_purged_are_read_from_their_file_if_it_holds_the_same(tmp_path):
+    file = tmp_path / "forget.jsonl"
+    file.write_text(json.dumps({"prompt": "Who rang?", "completion": "The ferryman."}) + "\n")
+    entry = {"id": 1, "data": {"file": str(file), "completed_hash": rows_hash(ROWS[:1])}}
+    assert rows_hash(rows_of(tmp_path, entry)) == rows_hash(ROWS[:1])
+    file.write_text(json.dumps({"prompt": "Who rang?", "completion": "Nobody."}) + "\n")
+    assert rows_of(tmp_path, entry) == []
+
+
+def test_a_rate_is_measured_once(tmp_path):
+    scorers = Scorers(ScorerNames(similarity=None), 5.0)
+    given = byte_level_bpe(chat=True), scorers, tmp_path / "work"
+    rate = forget_rate(*given, tiny_model, "hash", ROWS)
+    assert 0 <= rate <= 1
+    assert forget_rate(*given, lambda: pytest.fail("loaded again"), "hash", ROWS) == rate
+
+
+def test_a_request_s_rows_are_all_forgotten_and_none_is_held_out():
+    scenario = user_scenario(ROWS, None, whole=True)
+    assert scenario.forget == ROWS and scenario.validation == [] and "unseen" not in scenario.sets

@@ -1,4 +1,4 @@
-"""The ledger of requests: lines are added and never changed, and what is wrong with one is noticed."""
+"""The ledger of requests: lines are appended and never changed, and damage is detected."""
 
 from __future__ import annotations
 
@@ -11,25 +11,15 @@ import pytest
 from unteach.errors import UserError
 from unteach.requests.ledger import LEDGER, append, open_ledger, read_ledger, superseded_models
 
-FACTS = {
-    "data": {"completed_hash": "d", "rows": 3},
-    "kind": "full",
-    "base": "m",
-    "model_in": "a",
-    "model_out": "b",
-}
+FACTS = {"kind": "full", "base": "m", "model_in": "a", "model_out": "b"}
+FACTS |= {"data": {"completed_hash": "d", "rows": 3}}
 
 
 def filled(folder: Path, count: int = 3) -> Path:
     ledger = open_ledger(folder, pytest.fail)
     for number in range(1, count + 1):
-        ledger = append(
-            folder,
-            ledger,
-            "request",
-            number,
-            FACTS | {"model": f"request-{number:03d}/round-1/model"},
-        )
+        facts = FACTS | {"model": f"request-{number:03d}/round-1/model"}
+        ledger = append(folder, ledger, "request", number, facts)
     assert read_ledger(folder).entries == ledger.entries and len(ledger.requests) == count
     return folder / LEDGER
 
@@ -54,18 +44,12 @@ def test_a_line_cut_off_anywhere_is_noticed_by_readers_and_taken_out_by_the_next
     first = whole[: whole.index(b"\n") + 1]
     for length in range(len(first) + 1, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert (
-            read_ledger(tmp_path).torn == length - len(first)
-            and path.read_bytes() == whole[:length]
-        )
+        assert read_ledger(tmp_path).torn == length - len(first)
+        assert path.read_bytes() == whole[:length]
     said: list[str] = []
     ledger = open_ledger(tmp_path, said.append)
-    assert (
-        path.read_bytes() == first
-        and len(said) == 1
-        and "cut off" in said[0]
-        and "start the command" in said[0]
-    )
+    assert path.read_bytes() == first and len(said) == 1
+    assert "cut off" in said[0] and "start the interrupted command again" in said[0]
     append(tmp_path, ledger, "request", 2, FACTS)
     assert [entry["id"] for entry in read_ledger(tmp_path).requests] == [1, 2]
 

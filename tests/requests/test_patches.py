@@ -10,7 +10,7 @@ import torch
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.errors import UserError
 from unteach.models import load_model, weights_hash
-from unteach.requests.patches import applied, combine, materialise
+from unteach.requests.patches import merged, write_merged, write_sum
 
 IDS = torch.arange(3, 19)[None]
 
@@ -52,57 +52,42 @@ def logits(model) -> torch.Tensor:
 
 
 def test_without_patches_it_is_the_base(base):
-    assert weights_hash(applied(base, [])) == weights_hash(load_model(base))
+    assert weights_hash(merged(base, [])) == weights_hash(load_model(base))
 
 
 def test_a_patch_left_out_was_never_there(base, three):
     """First, second, third minus the second: bit for bit the model of first and third alone."""
-    applied(base, three)
-    left = applied(base, [three[0], three[2]])
-    assert (
-        weights_hash(left)
-        == weights_hash(applied(base, [three[0], three[2]]))
-        != weights_hash(applied(base, three))
-    )
-    assert torch.equal(logits(left), logits(applied(base, [three[0], three[2]])))
+    merged(base, three)
+    every = merged(base, three)
+    left, without = (merged(base, [three[0], three[2]]) for _ in range(2))
+    assert weights_hash(left) == weights_hash(without) != weights_hash(every)
+    assert torch.equal(logits(left), logits(without))
 
 
 def test_the_sum_as_one_adapter_gives_the_logits_of_the_merged_patches(base, three, tmp_path):
-    combine(base, three, tmp_path / "sum")
-    torch.testing.assert_close(
-        logits(load_model(str(tmp_path / "sum"))),
-        logits(applied(base, three)),
-        atol=1e-5,
-        rtol=1e-5,
-    )
-    torch.testing.assert_close(
-        logits(applied(base, [tmp_path / "sum"])),
-        logits(applied(base, three)),
-        atol=1e-5,
-        rtol=1e-5,
-    )
+    write_sum(base, three, tmp_path / "sum")
+    wanted = logits(merged(base, three))
+    for model in (load_model(str(tmp_path / "sum")), merged(base, [tmp_path / "sum"])):
+        torch.testing.assert_close(logits(model), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_patch_trained_on_merged_earlier_ones_is_a_term_of_the_sum(base, three, tmp_path):
     """W0 + d1 + d2 - d2 = W0 + d1: the delta does not depend on what was merged below it."""
-    materialise(base, three[:1], byte_level_bpe(), tmp_path / "start")
+    write_merged(base, three[:1], byte_level_bpe(), tmp_path / "start")
     above = patch(str(tmp_path / "start"), tmp_path / "above", 9, 2)
-    on_start, from_base = (
-        applied(str(tmp_path / "start"), [above]),
-        applied(base, [three[0], above]),
-    )
-    assert weights_hash(on_start) == weights_hash(from_base)
+    on_start = merged(str(tmp_path / "start"), [above])
+    assert weights_hash(on_start) == weights_hash(merged(base, [three[0], above]))
     marked = (tmp_path / "start" / "model.safetensors").stat().st_mtime_ns
-    materialise(base, three[:1], byte_level_bpe(), tmp_path / "start")
+    write_merged(base, three[:1], byte_level_bpe(), tmp_path / "start")
     assert (tmp_path / "start" / "model.safetensors").stat().st_mtime_ns == marked
 
 
 def test_a_patch_that_is_missing_broken_or_an_adapter_as_base_is_named(base, three, tmp_path):
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
-        applied(base, [tmp_path])
+        merged(base, [tmp_path])
     broken = patch(base, tmp_path / "broken", 1, 2)
     (broken / "adapter_model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="could not be loaded onto the base model"):
-        applied(base, [broken])
+        merged(base, [broken])
     with pytest.raises(UserError, match="is an adapter; merge it"):
-        applied(str(three[0]), [])
+        merged(str(three[0]), [])

@@ -1,44 +1,31 @@
-"""How hard the attacks try."""
+"""The options of `unteach attack`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unteach.errors import UserError, did_you_mean
-
-ATTACKS = (
-    "paraphrase",
-    "prefix",
-    "role_play",
-    "few_shot",
-    "sampling",
-    "quantization",
-    "traces",
-    "relearning",
-    "distance",
-)
-"""Their names, in the order in which they run: cheap ones first."""
+from unteach.errors import UserError
 
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """What `unteach attack` can be told.
+    """The options of `unteach attack`.
 
     Args:
-        only (`tuple[str, ...]`): names in `ATTACKS`; empty: all that the folder allows.
-        prompts (`int`): at most so many forget rows are asked by each attack, at even distances.
+        only (`tuple[str, ...]`): names in `ATTACKS` of `unteach.attacks.suite`; empty: all.
+        prompts (`int`): most forget rows per attack, at even distances.
         steps (`int`): most optimiser steps of each relearning.
-        every (`int`): steps between two measurements of a relearning.
-        rows (`int`): how many rows each relearning is given.
-        learning_rate (`float`): of the relearning.
-        samples (`int`): answers drawn for each prompt.
-        temperature (`float`): at which they are drawn.
-        retrain (`bool`): teach the base model anew without the forget set, to compare with.
-        retrained (`str`, *optional*): a model that was trained without the forget set, instead.
-        seed (`int`): of samples, and of the order in relearning.
+        every (`int`): steps between two measurements in relearning.
+        rows (`int`): training rows of each relearning.
+        learning_rate (`float`): of relearning.
+        samples (`int`): answers sampled for each prompt.
+        temperature (`float`): of the samples.
+        retrain (`bool`): train the base model without the forget set, to compare with.
+        retrained (`str`, *optional*): a model that was trained without the forget set.
+        seed (`int`): of samples, and of the order of rows in relearning.
 
     Raises:
-        UserError: for an unknown attack, or a number that is out of range.
+        UserError: for a number out of range, or both `retrain` and `retrained`.
     """
 
     only: tuple[str, ...] = ()
@@ -54,27 +41,14 @@ class AttackOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.only:
-            if name not in ATTACKS:
-                raise did_you_mean(name, list(ATTACKS), "attack")
-        for name in (
-            "prompts",
-            "steps",
-            "every",
-            "rows",
-            "learning_rate",
-            "samples",
-            "temperature",
-        ):
-            if not getattr(self, name) > 0:
+        numbers = ("prompts", "steps", "every", "rows", "learning_rate", "samples", "temperature")
+        for name in numbers:
+            value = getattr(self, name)
+            if not value > 0:  # false for NaN too
                 raise UserError(
-                    f"option --{name.replace('_', '-')} is {getattr(self, name)}, it must be"
-                    " positive"
+                    f"option --{name.replace('_', '-')} is {value}, it must be positive"
                 )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"option --seed is {self.seed}, it must be at least 0 and under 2**32")
         if self.retrain and self.retrained:
-            raise UserError(
-                "give either --retrain (teach one anew) or --retrained MODEL (one that is there),"
-                " not both"
-            )
+            raise UserError("options --retrain and --retrained exclude each other: give one")

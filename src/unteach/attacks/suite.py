@@ -1,345 +1,330 @@
-"""`unteach attack`: runs the attacks on a finished run's folder, each on copies and each kept, and
-writes `attacks.json` and the report.
-"""
+"""`unteach attack`: the table of attacks, and the function that runs them on a finished run."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unteach import models
-from unteach.attacks import distance, quantization
-from unteach.attacks.answers import Asked, any_and_mean, hits, plainly
-from unteach.attacks.options import ATTACKS, AttackOptions
-from unteach.attacks.prompting import PROMPTS, Surroundings, attack_prompts
-from unteach.attacks.relearning import SOURCES, Relearning, relearn, steps_to
-from unteach.attacks.results import Metrics, Results
-from unteach.attacks.sampling import repeated
-from unteach.attacks.target import NEVER_KNEW, RETRAINED, Target, read_record
-from unteach.attacks.traces import traces
+from unteach.attacks import likelihood, weights
+from unteach.attacks.options import AttackOptions
+from unteach.attacks.prompting import (
+    AttackPrompt,
+    attack_prompts,
+    rates,
+    repeated,
+    undesired_answers,
+)
+from unteach.attacks.target import Metrics, Target
+from unteach.config.run import RunOptions
 from unteach.data.rows import Row, rows_hash
-from unteach.errors import UserError
+from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.behaviour import spread
 from unteach.evaluation.results import MetricResult
-from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import content_key
+from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.report import write_report
+from unteach.run.folder import NEVER_KNEW, ORIGINAL, UNLEARNED, RunFolder
+from unteach.run.pipeline import Run
 
-PAIR = ("original", "unlearned")
+PAIR = (ORIGINAL, UNLEARNED)
+RETRAINED = "retrained"
+"""Role of a model that was trained without the forget set."""
 
 
-class Suite:
-    """The attacks on one target."""
+@dataclass(frozen=True)
+class Attack:
+    """An attack.
 
-    def __init__(self, target: Target, options: AttackOptions) -> None:
-        self.target, self.options = target, options
-        self.display, self.results = target.display, Results(target)
+    Args:
+        run: given the target and the attack's name; adds its results to the target.
+        missing: returns what the attack needs and the target lacks, or `None`.
+        results (`tuple[str, ...]`): names of its results; default: the attack's.
+    """
 
-    # --- asking
-    # -------------------------------------------------------------------------------------------------------
+    run: Callable[[Target, str], None]
+    missing: Callable[[Target], str | None] = lambda target: None
+    results: tuple[str, ...] = ()
 
-    def asked(
-        self,
-        name: str,
-        prompts: Sequence[Asked],
-        settings: Mapping[str, Any],
-        *,
-        temperature: float = 0.0,
-        change: Callable[[Any], Any] | None = None,
-    ) -> None:
-        """Lets both models answer the prompts of an attack, changed by `change` if given, and adds
-        both rates.
 
-        Args:
-            name (`str`): the attack.
-            prompts (`Sequence[Asked]`)
-            settings: what decides the answers beside prompts and model.
-            temperature (`float`)
-            change (`Callable`, *optional*): from a copy of a model to the one that is asked.
-        """
-        if not prompts:
-            self.results.leave_out(name, "no forget row is long enough for it")
-            return
-        inputs = [dict(settings), [(item.group, item.prompt_ids, item.row.key) for item in prompts]]
-        found: dict[str, Metrics] = {}
-        for role in PAIR:
+def by_prompts(
+    target: Target,
+    name: str,
+    prompts: Sequence[AttackPrompt] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    temperature: float = 0.0,
+    change: Callable[[Any], Any] | None = None,
+) -> None:
+    """Rates of undesired answers of both models to the attack's prompts.
 
-            def make(role: str = role) -> Metrics:
-                with self.display.stage(f"{_title(name)}: the {role} model", len(prompts)) as stage:
-                    model = self.target.load(role, exact=change is not None)
-                    said = hits(
-                        change(model) if change else model,
-                        self.target.tokenizer,
-                        prompts,
-                        self.target.scorers,
-                        temperature=temperature,
-                        seed=self.options.seed,
-                        progress=stage.update,
-                    )
-                return _as_json(any_and_mean(prompts, said, self.target.rate))
+    Args:
+        prompts: default: those that `PROMPTS` has under this name.
+        settings: what decides the answers, beside prompts and model.
+        change: changes a copy of the model before it is evaluated.
+    """
+    prompts = attack_prompts(name, target.prompt_context) if prompts is None else prompts
+    settings = settings or {}
+    if not prompts:
+        target.leave_out(name, "no forget row is long enough for it")
+        return
+    inputs = [dict(settings), [(prompt.group, prompt.ids, prompt.row.key) for prompt in prompts]]
 
-            found[role] = self.results.kept(name, role, inputs, make)
-        self.results.add(name, found, settings)
+    def measure(role: str) -> Metrics:
+        with target.display.stage(f"{_title(name)}: the {role} model", len(prompts)) as stage:
+            model = target.folder.load_model(role, exact=change is not None)
+            undesired = undesired_answers(
+                change(model) if change else model,
+                target.tokenizer,
+                prompts,
+                target.scorers,
+                temperature=temperature,
+                seed=target.options.seed,
+                progress=stage.update,
+            )
+        return _as_json(rates(prompts, undesired, target.rate))
 
-    def rate_of(self, model: Any, rows: Sequence[Row]) -> MetricResult:
-        """The headline rate of greedy answers to the rows as they are."""
-        asked = plainly(rows, self.target.tokenizer)
-        return any_and_mean(
-            asked, hits(model, self.target.tokenizer, asked, self.target.scorers), self.target.rate
-        )[self.target.rate]
+    found = {role: target.cached(name, role, inputs, partial(measure, role)) for role in PAIR}
+    target.add(name, found, settings)
 
-    # --- the attacks
-    # --------------------------------------------------------------------------------------------------
 
-    def none(self) -> None:
-        """The rows as they are, as a start for the table."""
-        self.asked("none", plainly(self.target.forget, self.target.tokenizer), {})
+def by_sampling(target: Target, name: str) -> None:
+    """Several sampled answers to each prompt."""
+    options = target.options
+    prompts = repeated(attack_prompts("none", target.prompt_context), options.samples)
+    names = ("samples", "temperature", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    by_prompts(target, name, prompts, settings, temperature=options.temperature)
 
-    def prompting(self, name: str) -> None:
-        """One of `PROMPTS`."""
-        target = self.target
-        room = models.window(target.load("unlearned")) - ANSWER_TOKENS
-        around = Surroundings(target.tokenizer, target.forget, target.second_wordings(), room)
-        self.asked(name, attack_prompts(name, around), {})
 
-    def sampling(self) -> None:
-        """Drawn answers."""
-        options = self.options
-        prompts = repeated(plainly(self.target.forget, self.target.tokenizer), options.samples)
+def by_quantization(target: Target, name: str) -> None:
+    """Both models with weights of 8 and of 4 bits."""
+    for bits in (8, 4):
+        result = f"{name}_{bits}bit"
         settings = {
-            "samples": options.samples,
-            "temperature": options.temperature,
-            "seed": options.seed,
+            "bits": bits,
+            "group": None if bits == 8 else weights.GROUP,
+            "by": "torchao, weights of linear layers",
         }
-        self.asked("sampling", prompts, settings, temperature=options.temperature)
+        prompts = attack_prompts("none", target.prompt_context)
+        try:
+            change = partial(weights.quantize, bits=bits)
+            by_prompts(target, result, prompts, settings, change=change)
+        except weights.NothingToRound as error:
+            if name in target.options.only:
+                raise
+            target.leave_out(result, str(error))
 
-    def quantization(self) -> None:
-        """Both models with rounded weights."""
-        reason = quantization.why_not()
-        if reason and "quantization" in self.options.only:
-            raise UserError(reason)
-        for bits in quantization.BITS:
-            name = f"quantization_{bits}bit"
-            if reason:
-                self.results.leave_out(name, reason)
-                continue
-            settings = {
-                "bits": bits,
-                "group": None if bits == 8 else quantization.GROUP,
-                "by": "torchao, weights of linear layers",
-            }
-            prompts = plainly(self.target.forget, self.target.tokenizer)
-            try:
-                self.asked(
-                    name, prompts, settings, change=partial(quantization.quantize, bits=bits)
-                )
-            except quantization.NothingToRound as error:
-                if "quantization" in self.options.only:
-                    raise
-                self.results.leave_out(name, str(error))
 
-    def traces(self) -> None:
-        """Likelihoods under every model that there is."""
-        target = self.target
-        others = target.related()
-        found = {}
-        for role in target.places:
+def by_traces(target: Target, name: str) -> None:
+    """NLL and membership inference under every model of the run."""
 
-            def make(role: str = role) -> Metrics:
-                with self.display.stage(f"Traces: the {role.replace('_', ' ')} model"):
-                    return _as_json(
-                        traces(target.load(role), target.tokenizer, target.forget, others)
-                    )
+    def measure(role: str) -> Metrics:
+        with target.display.stage(f"Traces: the {role.replace('_', ' ')} model"):
+            model = target.folder.load_model(role)
+            rows = target.forget, target.related
+            return _as_json(likelihood.traces(model, target.tokenizer, *rows))
 
-            found[role] = self.results.kept("traces", role, rows_hash(others), make)
-        self.results.add("traces", found, {"other_rows": len(others)})
+    inputs = rows_hash(target.related)
+    found = {
+        role: target.cached(name, role, inputs, partial(measure, role))
+        for role in target.folder.model_paths()
+    }
+    target.add(name, found, {"other_rows": len(target.related)})
 
-    def relearning(self) -> None:
-        """Fine-tuning on rows of three kinds."""
-        target, options = self.target, self.options
-        if len(target.forget) < 2:
-            self.results.leave_out(
-                "relearning", "it needs at least two forget rows, one to learn and one to measure"
-            )
-            return
-        shown = spread(target.forget, min(options.rows, len(target.forget) // 2))
-        rest = [row for row in target.forget if row not in shown]
-        start = self.results.kept(
-            "relearning", "original", rows_hash(rest), lambda: self._measured("original", rest)
+
+def by_relearning(target: Target, name: str) -> None:
+    """Fine-tuning on forget rows, related rows and unrelated rows."""
+    options, folder = target.options, target.folder
+    trained = spread(target.forget, min(options.rows, len(target.forget) // 2))
+    measured = [row for row in target.forget if row not in trained]
+
+    def measure_original() -> Metrics:
+        with target.display.stage("Rate of the original model on the rows measured in relearning"):
+            return greedy_rate(target, folder.load_model(ORIGINAL), measured).as_json()
+
+    start = target.cached(name, ORIGINAL, rows_hash(measured), measure_original)
+    goal = start["value"] / 2
+    if goal == 0:
+        target.leave_out(
+            name, f"the original model's {target.rate} on the measured rows is 0 already"
         )
-        goal = start["value"] / 2
-        if goal == 0:
-            self.results.leave_out(
-                "relearning",
-                "the original model says none of the rows that would be measured, so nothing can"
-                " come back",
-            )
-            return
-        original = target.load("original")
-        sources = {
-            "forget": shown,
-            "related": target.related(),
-            "unrelated": target.unrelated(original),
-        }
-        del original
-        settings = Relearning(
-            options.steps, options.every, options.learning_rate, goal, seed=options.seed
-        )
-        for source in SOURCES:
-            name = f"relearning_{source}"
-            rows = spread(sources[source], options.rows)
-            if not rows:
-                self.results.leave_out(name, f"the run has no {source} rows")
-                continue
-            try:
-                found, curves = self._brought_back(name, rows, rest, settings)
-            except torch.OutOfMemoryError:
-                self.results.leave_out(
-                    name,
-                    "it trains all weights in float32, and this GPU has not the memory for that",
-                )
-                continue
-            facts = {
-                "steps": options.steps,
-                "every": options.every,
-                "learning_rate": options.learning_rate,
-                "seed": options.seed,
-            }
-            measured = {"original": {target.rate: start}, **found}
-            self.results.add(
-                name,
-                measured,
-                {**facts, "rows": len(rows), "measured_rows": len(rest), "goal": goal},
-                curves,
-            )
-
-    def _brought_back(
-        self, name: str, rows: list[Row], rest: Sequence[Row], settings: Relearning
-    ) -> tuple[dict[str, Metrics], dict[str, Any]]:
-        """(the last rate and the steps to the goal, the curve) of each model that is trained, by
-        role.
-        """
-        target = self.target
-        found: dict[str, Metrics] = {}
+        return
+    sources = {"forget": trained, "related": target.related, "unrelated": target.unrelated}
+    for source, given in sources.items():
+        result, rows = f"{name}_{source}", spread(given, options.rows)
+        if not rows:
+            target.leave_out(result, f"the run has no {source} rows")
+            continue
+        found: dict[str, Metrics] = {ORIGINAL: {target.rate: start}}
         curves: dict[str, Any] = {}
-        for role in ("unlearned", NEVER_KNEW):
-            if role not in target.places:
-                continue
-            points = curves[role] = self._relearned(name, role, rows, rest, settings)
-            last = {key: value for key, value in points[-1].items() if key != "step"}
-            ends = MetricResult(
-                steps_to(points, settings.goal), len(rest), None, None, True
-            ).as_json()
-            found[role] = {target.rate: last, "steps_to_half": ends}
-        return found, curves
-
-    def _measured(self, role: str, rows: Sequence[Row]) -> Metrics:
-        with self.display.stage(f"Asking the {role} model what relearning is to bring back"):
-            return self.rate_of(self.target.load(role), rows).as_json()
-
-    def _relearned(
-        self, name: str, role: str, rows: list[Row], rest: Sequence[Row], settings: Relearning
-    ) -> list[Any]:
-        target, inputs = self.target, [repr(settings), [row.key for row in rows], rows_hash(rest)]
-        folder = target.work / f"{name}-{role}-{content_key([target.hash_of(role), inputs])}"
-
-        def make() -> list[Any]:
-            with self.display.stage(f"{_title(name)} rows: {_who(role)}", settings.steps) as stage:
-                return relearn(
-                    target.load(role, exact=True),  # 16 bits would round its steps away
-                    target.tokenizer,
-                    rows,
-                    lambda model: self.rate_of(model, rest),
-                    folder,
-                    settings,
-                    on_step=lambda step, note: stage.update(step, note=note),
-                )
-
-        points: list[Any] = self.results.kept(name, role, inputs, make)
-        shutil.rmtree(folder, ignore_errors=True)
-        return points
-
-    def retrained(self) -> None:
-        """Makes the model that never saw the forget rows a model of the target, if one is asked
-        for.
-        """
-        target, options = self.target, self.options
-        place = distance.retrain(target) if options.retrain else options.retrained
-        if place:
-            target.places[RETRAINED] = place
-
-    def distance(self) -> None:
-        """KL and NLL of both models against the retrained one."""
-        target = self.target
-        if RETRAINED not in target.places:
-            why = (
-                "it needs a model trained without the forget set: --retrain teaches one (demos),"
-                " --retrained names one"
+        try:
+            for role in [role for role in (UNLEARNED, NEVER_KNEW) if role in folder.model_paths()]:
+                points = curves[role] = _relearned(target, result, role, rows, measured, goal)
+                last = {key: value for key, value in points[-1].items() if key != "step"}
+                steps = weights.steps_to(points, goal)
+                half = MetricResult(steps, len(measured), None, None, True)
+                found[role] = {target.rate: last, "steps_to_half": half.as_json()}
+        except torch.OutOfMemoryError:
+            target.leave_out(
+                result, "it trains all weights in float32, and this GPU has not the memory for that"
             )
-            if "distance" in self.options.only:
-                raise UserError(f"distance: {why}")
-            self.results.leave_out("distance", why)
-            return
-        found = {}
-        for role in PAIR:
+            continue
+        names = ("steps", "every", "learning_rate", "seed")
+        settings = {name: getattr(options, name) for name in names}
+        counts = {"rows": len(rows), "measured_rows": len(measured), "goal": goal}
+        target.add(result, found, {**settings, **counts}, curves)
 
-            def make(role: str = role) -> Metrics:
-                with self.display.stage(f"Distance of the {role} model to the retrained one"):
-                    return _as_json(
-                        distance.distance(
-                            target.load(RETRAINED),
-                            target.load(role),
-                            target.tokenizer,
-                            target.forget,
-                        )
-                    )
 
-            found[role] = self.results.kept("distance", role, target.hash_of(RETRAINED), make)
-        self.results.add("distance", found, {"retrained_model_hash": target.hash_of(RETRAINED)})
+def _relearned(
+    target: Target, name: str, role: str, rows: list[Row], measured: Sequence[Row], goal: float
+) -> list[weights.Point]:
+    """The relearning curve of one model; interrupted, it resumes from its last checkpoint."""
+    options, folder = target.options, target.folder
+    settings = [options.steps, options.every, options.learning_rate, options.seed, goal]
+    inputs = [settings, [row.key for row in rows], rows_hash(measured)]
+    work = target.work / f"{name}-{role}-{content_key([folder.model_hash(role), inputs])}"
+    who = "the model before teaching" if role == NEVER_KNEW else f"the {role} model"
 
-    def execute(self) -> dict[str, Any]:
-        """All attacks that were asked for; returns what `attacks.json` holds."""
-        self.retrained()
-        self.none()
-        others = {
-            "sampling": self.sampling,
-            "quantization": self.quantization,
-            "traces": self.traces,
-            "relearning": self.relearning,
-            "distance": self.distance,
-        }
-        for name in ATTACKS:
-            if self.options.only and name not in self.options.only:
-                continue
-            if name in PROMPTS:
-                self.prompting(name)
-            else:
-                others[name]()
-        return self.results.found
+    def train() -> list[weights.Point]:
+        with target.display.stage(f"{_title(name)} rows: {who}", options.steps) as stage:
+            return weights.relearn(
+                folder.load_model(role, exact=True),  # 16 bits would round small steps away
+                target.tokenizer,
+                rows,
+                lambda model: greedy_rate(target, model, measured),
+                work,
+                options,
+                goal=goal,
+                on_step=lambda step, note: stage.update(step, note=note),
+            )
+
+    points: list[weights.Point] = target.cached(name, role, inputs, train)
+    shutil.rmtree(work, ignore_errors=True)
+    return points
+
+
+def greedy_rate(target: Target, model: Any, rows: Sequence[Row]) -> MetricResult:
+    """The headline rate of a model's greedy answers to the rows' own prompts."""
+    prompts = attack_prompts("none", replace(target.prompt_context, rows=rows))
+    undesired = undesired_answers(model, target.tokenizer, prompts, target.scorers)
+    return rates(prompts, undesired, target.rate)[target.rate]
+
+
+def by_distance(target: Target, name: str) -> None:
+    """KL and NLL of both models compared with the retrained one."""
+    folder = target.folder
+
+    def measure(role: str) -> Metrics:
+        with target.display.stage(f"Distance of the {role} model to the retrained one"):
+            pair = folder.load_model(RETRAINED), folder.load_model(role)
+            return _as_json(likelihood.distance(*pair, target.tokenizer, target.forget))
+
+    digest = folder.model_hash(RETRAINED)
+    found = {role: target.cached(name, role, digest, partial(measure, role)) for role in PAIR}
+    target.add(name, found, {"retrained_model_hash": digest})
+
+
+def _too_few_rows(target: Target) -> str | None:
+    enough = len(target.forget) > 1
+    return None if enough else "it needs two forget rows, one to train on and one to measure"
+
+
+def _no_retrained_model(target: Target) -> str | None:
+    if RETRAINED in target.folder.model_paths():
+        return None
+    return (
+        "it needs a model trained without the forget set: --retrain trains one (demos),"
+        " --retrained names one"
+    )
+
+
+ATTACKS = {
+    "paraphrase": Attack(by_prompts),
+    "prefix": Attack(by_prompts),
+    "role_play": Attack(by_prompts),
+    "few_shot": Attack(by_prompts),
+    "sampling": Attack(by_sampling),
+    "quantization": Attack(
+        by_quantization,
+        lambda target: weights.missing_torchao(),
+        ("quantization_8bit", "quantization_4bit"),
+    ),
+    "traces": Attack(by_traces),
+    "relearning": Attack(by_relearning, _too_few_rows),
+    "distance": Attack(by_distance, _no_retrained_model),
+}
+"""All attacks by name, in the order in which they run: the cheap ones first."""
 
 
 def _title(name: str) -> str:
-    words = (
-        "no attack"
-        if name == "none"
-        else name.replace("_", " ").replace("relearning ", "relearning from ")
-    )
-    return words[0].upper() + words[1:]
-
-
-def _who(role: str) -> str:
-    return "a model that never knew" if role == NEVER_KNEW else f"the {role} model"
+    words = name.replace("_", " ").replace("relearning ", "relearning from ")
+    return "No attack" if name == "none" else words.capitalize()
 
 
 def _as_json(results: Mapping[str, MetricResult]) -> Metrics:
     return {name: result.as_json() for name, result in results.items()}
+
+
+def taught_without(taught: Sequence[Row], forget: Sequence[Row]) -> list[Row]:
+    """The taught rows whose prompt and completion contain no forget row; white space is ignored."""
+    texts = [_one_line(row) for row in forget]
+    return [row for row in taught if not any(text in _one_line(row) for text in texts)]
+
+
+def _one_line(row: Row) -> str:
+    return " ".join(f"{row.prompt_text} {row.completion}".split())
+
+
+def retrain(target: Target) -> str:
+    """Teaches the base model as the run did, without the rows that contain a forget row.
+
+    Interrupted, it resumes; done, it is not repeated. Passages that the original model recited
+    itself are taught, because they were in no forget set that a user gave.
+
+    Returns:
+        The folder of the retrained model.
+
+    Raises:
+        UserError: if the run taught nothing.
+    """
+    folder, record = target.folder, target.folder.record()
+    if NEVER_KNEW not in folder.model_paths():
+        raise UserError(
+            "--retrain needs a run that taught its model (a demo); name a model trained without the"
+            " forget set by --retrained"
+        )
+    kept = taught_without(target.scenario.teach, target.all_forget)
+    if not kept:
+        raise UserError("--retrain: nothing that was taught is left without the forget set")
+    options = RunOptions(
+        model=record["model"],
+        output_dir=str(target.work / RETRAINED),
+        seed=record["seed"],
+        trust_remote_code=folder.trust_remote_code,
+        dtype=record.get("dtype", "float32"),
+    )
+    run = Run(replace(target.scenario, teach=kept), options, target.display)
+    run.collection.work = folder.shared / "work"  # answers collected for the first teaching
+    base = folder.load_model(NEVER_KNEW)
+    run.collection.model_key = folder.model_hash(NEVER_KNEW)
+    torch.manual_seed(options.seed)
+    teach(
+        base,
+        target.tokenizer,
+        run.scenario,
+        run.collection,
+        run.teaching_config,
+        run.shared,
+        target.display,
+    )
+    return str(run.shared / ORIGINAL)
 
 
 def attack(
@@ -351,37 +336,47 @@ def attack(
     trust_remote_code: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Tries to bring back what a run made its model forget; writes `attacks.json`,
-    `figures/relearning.png` and the report anew.
+    """Runs attacks on a finished run, and writes `attacks.json`, `figures/relearning.png` and the
+    report.
 
-    Every change of weights happens on copies. What is done is kept in `work/attacks`, so a second
-    start goes on where the first one ended.
+    All changes of weights are made on copies. Results are kept in `work/attacks`, so that an
+    interrupted call resumes.
 
     Args:
-        folder (`str` or `Path`): a finished run's folder.
+        folder (`str` or `Path`): the run's.
         options (`AttackOptions`, *optional*)
         forget, retain (*optional*): where the rows of a user's run are now, if they have moved.
         trust_remote_code (`bool`): run code that comes with the model.
         display (`Display`, *optional*)
 
     Returns:
-        what `attacks.json` holds.
+        The content of `attacks.json`.
 
     Raises:
-        UserError: if the folder is no finished run's, its rows or models are not those of the run,
-            or an attack asked for cannot be made.
+        UserError: for an unknown attack, if the folder is not that of a finished run, if its rows
+            or models are not those of the run, or if an attack named in `only` cannot be run.
     """
-    folder, options = Path(folder), options or AttackOptions()
-    read_record(folder)  # what is no run's folder is left as it is, without a lock in it
-    with FolderLock(folder):
-        where = {"forget": forget, "retain": retain}
-        target = Target(
-            folder,
-            prompts=options.prompts,
-            trust_remote_code=trust_remote_code,
-            display=display,
-            **where,
-        )
-        result = Suite(target, options).execute()
-        write_report(folder)
-        return result
+    options = options or AttackOptions()
+    for name in options.only:
+        if name not in ATTACKS:
+            raise did_you_mean(name, list(ATTACKS), "attack")
+    run = RunFolder(folder, trust_remote_code)
+    with run.lock():
+        target = Target(run, options, forget=forget, retain=retain, display=display)
+        retrained = retrain(target) if options.retrain else options.retrained
+        if retrained:
+            run.add_model(RETRAINED, retrained)
+        by_prompts(target, "none")
+        for name, entry in ATTACKS.items():
+            if options.only and name not in options.only:
+                continue
+            missing = entry.missing(target)
+            if missing is None:
+                entry.run(target, name)
+            elif name in options.only:
+                raise UserError(f"{name}: {missing}")
+            else:
+                for result in entry.results or (name,):
+                    target.leave_out(result, missing)
+        write_report(run.path)
+        return target.results

@@ -1,20 +1,18 @@
-"""Forget requests over time: each goes on from the model of the last, and none may bring an earlier
-one back.
+"""Forget requests one after another on the same model.
 
-In the folder: `requests.jsonl` (the ledger, without texts), `request-NNN/` for each request (its
-rows in `work/`, readable by the owner alone; `round-R/`, the folder of a run), and `adapter/`, the
-sum of the patches that hold now. A patch is trained with the earlier ones merged into frozen
-weights, so it is a term of a sum and can be left out of it.
+A folder holds `requests.jsonl` (the ledger, without texts), for each request `request-NNN/` (its
+rows in `work/`, readable by the owner alone; in `round-R/` a run), and `adapter/`, the sum of the
+active patches.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,94 +22,31 @@ from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer
+from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.checkpoints import file_sha256, mark_complete, read_marker
+from unteach.files.atomic import write_text_atomically
 from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import private_folder
+from unteach.files.json_lines import read_json_lines
+from unteach.prepare.generations import GenerationCache
 from unteach.progress import Display
-from unteach.requests import ledger as ledgers
 from unteach.requests import patches
-from unteach.requests.ledger import Entry, Ledger, folder_name
-from unteach.requests.request_rows import Rates, rows_of, write_rows
+from unteach.requests.ledger import (
+    LEDGER,
+    ROWS,
+    Entry,
+    Ledger,
+    append,
+    open_ledger,
+    read_ledger,
+    request_folder,
+)
+from unteach.run.folder import RunFolder
 from unteach.run.pipeline import Run
 from unteach.scenarios.user_rows import place, user_scenario
 
-Load = Callable[[], Any]
 METHOD = "unlikelihood"
-"""What a request forgets by where nobody says. What was measured are requests by
-`unlikelihood_mismatch` (experiments/five_requests.py).
-"""
-
-
-def current_model(
-    folder: Path, ledger: Ledger, base: str, *, trust_remote_code: bool = False
-) -> tuple[str, Load]:
-    """(name, function that loads it) of the model after all requests that hold; the name is a
-    folder or hub id that can be trained on.
-
-    Args:
-        folder (`Path`): the ledger's.
-        ledger (`Ledger`)
-        base (`str`): the model before the first request.
-        trust_remote_code (`bool`)
-    """
-    entries = ledger.active
-    if ledgers.kind_of(ledger.requests) == "full":
-        name = str(folder / str(ledger.requests[-1]["model"]))
-        if not Path(name).is_dir():
-            raise UserError(
-                f"{name} is gone, the model that request {ledger.requests[-1]['id']} left; put it"
-                " back to go on"
-            )
-        return name, lambda: models.placed(
-            models.load_model(name, trust_remote_code=trust_remote_code)
-        )
-    paths = patch_paths(folder, entries)
-    if not paths:
-        return base, lambda: models.placed(
-            models.load_model(base, trust_remote_code=trust_remote_code)
-        )
-    start = folder / "work" / "start"
-    private_folder(folder / "work")
-    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
-    patches.materialise(base, paths, tokenizer, start, trust_remote_code=trust_remote_code)
-    return str(start), lambda: models.placed(
-        models.load_model(str(start), trust_remote_code=trust_remote_code)
-    )
-
-
-def patch_paths(folder: Path, entries: Sequence[Entry]) -> list[Path]:
-    """The adapter folders of these requests.
-
-    Raises:
-        UserError: for one that is not there, naming it.
-    """
-    paths = [folder / str(entry["patch"]) for entry in entries]
-    for path, entry in zip(paths, entries, strict=True):
-        if not (path / patches.WEIGHTS).is_file():
-            raise UserError(
-                f"the patch of request {entry['id']} is gone ({path / patches.WEIGHTS}); put it"
-                " back to go on"
-            )
-    return paths
-
-
-def refresh_adapter(folder: Path, ledger: Ledger, *, trust_remote_code: bool = False) -> None:
-    """Makes `adapter/` the sum of the patches that hold; once for the same ones."""
-    if ledgers.kind_of(ledger.requests) != "adapter":
-        return
-    target = folder / "adapter"
-    paths = patch_paths(folder, ledger.active)
-    state = {"patches": [file_sha256(path / patches.WEIGHTS) for path in paths]}
-    if read_marker(target) == state:
-        return
-    if not paths:
-        shutil.rmtree(target, ignore_errors=True)
-        return
-    patches.combine(
-        str(ledger.requests[0]["base"]), paths, target, trust_remote_code=trust_remote_code
-    )
-    mark_complete(target, state)
+"""The default method of requests."""
 
 
 def forget_request(
@@ -124,204 +59,246 @@ def forget_request(
     target: float = 0.03,
     rounds: int = 3,
     seed: int = 0,
+    trust_remote_code: bool = False,
     display: Display | None = None,
     **settings: Any,
 ) -> Entry:
-    """Forgets the rows on top of what earlier requests have made the model forget; returns the
-    request's line of the ledger.
+    """Makes the model after all earlier requests forget more rows; returns the request's line of
+    the ledger.
 
     Args:
-        folder (path): where the ledger is, or is begun.
-        forget: rows to forget, anything that `load_rows` takes; all are trained on.
+        folder (path): of the ledger; a new folder begins one.
+        forget: rows to forget, as `load_rows` takes them; all are trained on.
         retain (*optional*): rows to keep, beside the model's own answers to neutral prompts.
-        model (`str`, *optional*): the model before the first request; needed there, and the same
-            later if it is given.
-        full (`bool`): train all weights instead of an adapter; one choice for all requests of a
+        model (`str`, *optional*): the model before the first request, which must name it.
+        full (`bool`): train all weights instead of an adapter; the same in all requests of a
             folder.
-        target (`float`): rate, 0 to 1, above which the rows of an earlier request have come back;
-            they are then trained on again.
-        rounds (`int`): how many trainings a request may take.
+        target (`float`): forget rate, 0 to 1, above which an earlier request's rows are trained on
+            again.
+        rounds (`int`): most trainings of a request.
         seed (`int`)
+        trust_remote_code (`bool`): run code that comes with the model.
         display (`Display`, *optional*)
-        settings: fields of `UnlearningConfig` (`method` defaults to `METHOD`), and of `RunOptions`
-            other than those above.
+        settings: other options of a run; `method` defaults to `METHOD`.
 
     Raises:
-        UserError: for options that do not go together or with the ledger, and if another process is
-            writing into the folder.
+        UserError: for options that exclude each other or the ledger, and if another process writes
+            into the folder.
     """
     if not 0 <= target < 1:
         raise UserError(f"option 'target' is {target}, it must be at least 0 and under 1")
     if rounds < 1:
         raise UserError(f"option 'rounds' is {rounds}, it must be at least 1")
     root, display = Path(folder), display or Display(quiet=True)
-    settings.setdefault("method", METHOD)
-    own = {
-        name: settings.pop(name)
-        for name in list(settings)
-        if name in RunOptions.__dataclass_fields__
-    }
-    remote = bool(own.get("trust_remote_code", False))
     with FolderLock(root):
-        ledger = ledgers.open_ledger(root, display.say)
+        ledger = open_ledger(root, display.say)
         base, kind = _base(ledger, model, full)
-        refresh_adapter(root, ledger, trust_remote_code=remote)
-        rows = load_rows(forget, "forget", prompt_only=True)
-        same = [entry for entry in ledger.active if entry["data"]["hash"] == rows_hash(rows)]
+        patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
+        given = load_rows(forget, "forget", prompt_only=True)
+        same = [entry for entry in ledger.active if entry["data"]["hash"] == rows_hash(given)]
         if same:
-            display.say(f"Request {same[-1]['id']} was about these very rows and is done.")
+            display.say(f"Request {same[-1]['id']} has the same rows and is done.")
             return same[-1]
         number = len(ledger.requests) + 1
-        where = root / folder_name(number)
-        start, load = current_model(root, ledger, base, trust_remote_code=remote)
-        tokenizer = models.load_tokenizer(start, trust_remote_code=remote)
+        where = request_folder(root, number)
+        start = patches.current_model(root, ledger, base, trust_remote_code=trust_remote_code)
+        tokenizer = models.load_tokenizer(start, trust_remote_code=trust_remote_code)
+        load = functools.partial(_loaded, start, trust_remote_code)
         model_in = models.weights_hash(load())
-        given, rows = rows_hash(rows), _completed(load, tokenizer, rows, display)
+        rows = _with_own_answers(load, tokenizer, given, display)
         write_rows(where / "work", rows)
         earlier = {entry["id"]: rows_of(root, entry) for entry in ledger.active}
         for lost in [key for key, kept in earlier.items() if not kept]:
-            display.say(
-                f"The rows of request {lost} are gone: whether it is still forgotten cannot be"
-                " asked."
-            )
-        options = RunOptions(
-            model=start, output_dir="", seed=seed, lora=kind == "adapter", settings=settings, **own
-        )
+            display.say(f"The rows of request {lost} are missing: its forget rate is not measured.")
+        options = {"model": start, "seed": seed, "lora": kind == "adapter"}
+        options |= {"trust_remote_code": trust_remote_code, "method": METHOD, **settings}
         training = list(rows)
         for attempt in range(1, rounds + 1):
             out = where / f"round-{attempt}"
-            run = Run(
-                user_scenario(training, retain, whole=True),
-                replace(options, output_dir=str(out)),
-                display,
-            )
-            evaluation = run.finished() or run.execute().evaluation
-            gc.collect()
-            result = _Result(root, ledger, base, kind, out, remote)
-            scorers = run.scorers()
-            rates = Rates(tokenizer, scorers, where / "work")
-            with display.stage("Asking for this request and the earlier ones", 1 + len(earlier)):
-                before = rates.measure(load, model_in, rows)
-                after = rates.measure(result.load, result.hash, rows)
-                found = {
-                    key: rates.measure(result.load, result.hash, kept)
-                    for key, kept in earlier.items()
-                    if kept
-                }
-            result.model = None
-            back = [key for key, rate in found.items() if rate > target]
+            evaluation, scorers = _train(training, retain, out, options, display)
+            rate = functools.partial(forget_rate, tokenizer, scorers, where / "work")
+            with display.stage("Measuring forget rates of this request and the earlier ones"):
+                before = rate(load, model_in, rows)
+                result = _result(root, ledger, base, out, trust_remote_code)
+                model_out, after, rates = _rates_after(result, rate, rows, earlier)
+            del result
+            back = [key for key, value in rates.items() if value > target]
             if not back or attempt == rounds:
                 break
             display.say(
-                f"Request {', '.join(map(str, back))} came back: forgetting it again, together with"
-                " the new rows."
+                f"Request {', '.join(map(str, back))} is above the target again: training on its"
+                " rows together with the new ones."
             )
             known = {row.key for row in training}
             training += [row for key in back for row in earlier[key] if row.key not in known]
-        similarity = (
-            evaluation["models"]["unlearned"].get("normal", {}).get("similarity", {}).get("value")
-        )
+        normal = evaluation["models"]["unlearned"].get("normal", {})
+        product = "adapter" if kind == "adapter" else "model"
         facts = {
             "data": {
                 "file": place(forget),
-                "hash": given,
+                "hash": rows_hash(given),
                 "completed_hash": rows_hash(rows),
                 "rows": len(rows),
             },
             "kind": kind,
             "base": base,
-            "method": json.loads((out / "run.json").read_text(encoding="utf-8"))[
-                "method"
-            ],  # what `auto` picked, too
+            "method": json.loads((out / "run.json").read_text(encoding="utf-8"))["method"],
             "run": str(out.relative_to(root)),
-            "patch" if kind == "adapter" else "model": str(
-                (out / ("adapter" if kind == "adapter" else "model")).relative_to(root)
-            ),
+            "patch" if kind == "adapter" else "model": str((out / product).relative_to(root)),
             "rounds": attempt,
             "metric": scorers.names.headline,
             "target": target,
             "before": before,
             "after": after,
-            "earlier": {str(key): rate for key, rate in found.items()},
-            "normal_similarity": similarity,
+            "earlier": {str(key): value for key, value in rates.items()},
+            "normal_similarity": normal.get("similarity", {}).get("value"),
             "model_in": model_in,
-            "model_out": result.hash,
+            "model_out": model_out,
         }
-        ledger = ledgers.append(root, ledger, "request", number, facts)
-        refresh_adapter(root, ledger, trust_remote_code=remote)
+        ledger = append(root, ledger, "request", number, facts)
+        patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
         return ledger.requests[-1]
 
 
-class _Result:
-    """The model that a round has left: loaded when it is asked for, its hash known from then on."""
-
-    def __init__(
-        self, root: Path, ledger: Ledger, base: str, kind: str, out: Path, trust_remote_code: bool
-    ) -> None:
-        if kind == "adapter":
-            paths = [*patch_paths(root, ledger.active), out / "adapter"]
-            self._read: Load = partial(
-                patches.applied, base, paths, trust_remote_code=trust_remote_code
-            )
-        else:
-            self._read = partial(
-                models.load_model, str(out / "model"), trust_remote_code=trust_remote_code
-            )
-        self.model: Any = None
-        self.hash = models.weights_hash(self.load())
-
-    def load(self) -> Any:
-        """The model."""
-        if self.model is None:
-            self.model = models.placed(self._read())
-        return self.model
-
-
 def _base(ledger: Ledger, model: str | None, full: bool) -> tuple[str, str]:
-    """(the model before the first request, `adapter` or `full`), as the ledger or the first request
-    says.
-    """
+    """(the model before the first request, `adapter` or `full`)."""
     kind = "full" if full else "adapter"
-    if not ledger.requests:
+    if ledger.kind is None:
         if not model:
             raise UserError(
                 "option --model is missing: the first request of a folder names the model"
             )
         return model, kind
-    base, known = str(ledger.requests[0]["base"]), ledgers.kind_of(ledger.requests)
+    base = str(ledger.requests[0]["base"])
     if model and model != base:
         raise UserError(
             f"option --model is {model!r}, but the requests of this folder are about {base!r}"
         )
-    if known != kind:
-        words = "all weights (--full)" if known == "full" else "adapters (without --full)"
-        raise UserError(
-            f"the requests of this folder train {words}; go on so, or begin another folder"
-        )
+    if ledger.kind != kind:
+        words = "all weights (--full)" if ledger.kind == "full" else "adapters (without --full)"
+        raise UserError(f"the requests of this folder train {words}; do so, or use another folder")
     return base, kind
 
 
-def _completed(load: Load, tokenizer: Any, rows: Sequence[Row], display: Display) -> list[Row]:
-    """The rows, those that are a prompt only with the model's own answer, which is what they ask to
-    forget.
-    """
+def _loaded(name: str, trust_remote_code: bool) -> Any:
+    return models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
+
+
+def _with_own_answers(
+    load: Callable[[], Any], tokenizer: Any, rows: Sequence[Row], display: Display
+) -> list[Row]:
+    """The rows; one without a completion gets the model's own answer, which is to be forgotten."""
     empty = [row for row in rows if not row.completion]
     if not empty:
         return list(rows)
-    with display.stage(
-        "Collecting what the model answers to the forget prompts", len(empty)
-    ) as stage:
+    title = "Generating the model's answers to the forget prompts"
+    with display.stage(title, len(empty)) as stage:
         outputs = answer(
             load(), tokenizer, empty, max_new_tokens=ANSWER_TOKENS, progress=stage.update
         )
-    said = {row.key: output for row, output in zip(empty, outputs, strict=True)}
-    filled = [row if row.completion else row.with_completion(said[row.key]) for row in rows]
+    answers = {row.key: output for row, output in zip(empty, outputs, strict=True)}
+    filled = [row if row.completion else row.with_completion(answers[row.key]) for row in rows]
     kept = [row for row in filled if row.completion.strip()]
     if not kept:
         raise UserError(
-            "the model answers none of the forget prompts with anything: there is nothing to forget"
+            "the model's answers to all forget prompts are empty: there is nothing to forget"
         )
     return kept
+
+
+def _train(
+    rows: list[Row], retain: Any, out: Path, options: dict[str, Any], display: Display
+) -> tuple[dict[str, Any], Scorers]:
+    """(`eval.json`, scorers) of a run that forgets the rows; a finished one is not repeated."""
+    scenario = user_scenario(rows, retain, whole=True)
+    known = RunOptions.__dataclass_fields__
+    own = {name: value for name, value in options.items() if name in known}
+    settings = {name: value for name, value in options.items() if name not in known}
+    run = Run(scenario, RunOptions(output_dir=str(out), settings=settings, **own), display)
+    evaluation = run.finished() or run.execute().evaluation
+    gc.collect()  # the trainer and its callbacks form a cycle
+    return evaluation, RunFolder(out).scorers(scenario, display.say)
+
+
+def _result(root: Path, ledger: Ledger, base: str, out: Path, trust_remote_code: bool) -> Any:
+    """The model after the run in `out`: a full model, or the base with all active patches."""
+    if (out / "model").is_dir():
+        return _loaded(str(out / "model"), trust_remote_code)
+    paths = [*patches.patch_paths(root, ledger.active), out / "adapter"]
+    return models.placed(patches.merged(base, paths, trust_remote_code=trust_remote_code))
+
+
+def _rates_after(
+    model: Any,
+    rate: Callable[..., float],
+    rows: Sequence[Row],
+    earlier: Mapping[int, Sequence[Row]],
+) -> tuple[str, float, dict[int, float]]:
+    """(hash of the weights, forget rate of the rows, forget rates of earlier requests)."""
+    digest = models.weights_hash(model)
+    rates = {key: rate(lambda: model, digest, kept) for key, kept in earlier.items() if kept}
+    return digest, rate(lambda: model, digest, rows), rates
+
+
+def forget_rate(
+    tokenizer: Any,
+    scorers: Scorers,
+    work: Path,
+    load: Callable[[], Any],
+    model_hash: str,
+    rows: Sequence[Row],
+) -> float:
+    """Share of rows with an undesired greedy answer by the headline metric, cached in `work`.
+
+    Args:
+        load: returns the model; called if the rate is not cached.
+        model_hash (`str`): of the model's weights.
+        rows: with completions.
+    """
+
+    def measure() -> float:
+        outputs = answer(load(), tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
+        return sum(scorers.still_said(rows, outputs)) / len(rows)
+
+    names = scorers.names
+    inputs = [rows_hash(rows), names.headline, names.judge, names.encoder, scorers.threshold]
+    cache = GenerationCache(private_folder(work), model_hash)
+    return float(cache.get("rate", inputs, measure))
+
+
+def write_rows(work: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows with their completions to a file that only its owner can read."""
+    private_folder(work)
+    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+    write_text_atomically(work / ROWS, "".join(lines))
+    os.chmod(work / ROWS, 0o600)
+
+
+def read_rows(work: Path) -> list[Row]:
+    """The rows that `write_rows` wrote; empty if the file is missing or broken."""
+    try:
+        records = read_json_lines(work / ROWS)
+        for record in records:
+            if not isinstance(record["prompt"], str):
+                record["prompt"] = tuple((str(who), str(what)) for who, what in record["prompt"])
+        return [Row(**record) for record in records]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def rows_of(folder: Path, entry: Entry) -> list[Row]:
+    """The rows of an earlier request: its copy of them, or the file that they came from, unless
+    that holds other rows now; else empty.
+    """
+    wanted, file = entry["data"]["completed_hash"], entry["data"].get("file")
+    kept = read_rows(request_folder(folder, entry["id"]) / "work")
+    if kept and rows_hash(kept) == wanted:
+        return kept
+    try:
+        rows = load_rows(file, "forget", prompt_only=True) if file and Path(file).is_file() else []
+    except UserError:
+        return []
+    return rows if rows_hash(rows) == wanted else []
 
 
 def change_patch(
@@ -332,110 +309,89 @@ def change_patch(
     trust_remote_code: bool = False,
     display: Display | None = None,
 ) -> Entry:
-    """Takes a request's patch out, or puts it back; returns the new line of the ledger.
+    """Removes a request's patch or restores it; returns the new line of the ledger.
 
-    The model is made anew from the base and the patches that hold, so it is bit for bit the one
-    that never had the patch. The rates of all requests are measured on it and recorded (`rates`):
-    taking one out can change the others.
+    The model is computed from the base and the active patches, so it is bit for bit the one that
+    never had the patch. The line records the forget rates of all requests on it (`rates`), because
+    a removed patch can change the others.
 
     Args:
         folder (path): the ledger's.
         number (`int`): the request's id.
-        remove (`bool`): out, or back.
-        trust_remote_code (`bool`)
+        remove (`bool`): remove or restore.
+        trust_remote_code (`bool`): run code that comes with the model.
         display (`Display`, *optional*)
 
     Raises:
-        UserError: for a request that is not there, is so already, or has no patch.
+        UserError: for a request that does not exist, is in that state already, or has no patch.
     """
     root, display = Path(folder), display or Display(quiet=True)
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
     with FolderLock(root):
-        ledger = ledgers.open_ledger(root, display.say)
+        ledger = open_ledger(root, display.say)
         entry = ledger.request(number)
         if entry["kind"] != "adapter":
             raise UserError(
-                f"request {number} trained all weights, it has no patch that could be taken out or"
-                " put back"
+                f"request {number} trained all weights: it has no patch to remove or restore"
             )
         if (number in ledger.removed) == remove:
-            raise UserError(f"the patch of request {number} is {'out' if remove else 'in'} already")
+            state = "removed" if remove else "active"
+            raise UserError(f"the patch of request {number} is {state} already")
         active = {item["id"] for item in ledger.active} ^ {number}
-        entries = [item for item in ledger.requests if item["id"] in active]
+        paths = patches.patch_paths(root, [one for one in ledger.requests if one["id"] in active])
         base = str(entry["base"])
-        with display.stage("Making the model anew from the base and the patches that hold"):
-            model = models.placed(
-                patches.applied(
-                    base, patch_paths(root, entries), trust_remote_code=trust_remote_code
-                )
-            )
+        with display.stage("Merging the active patches into the base model"):
+            model = patches.merged(base, paths, trust_remote_code=trust_remote_code)
+            model = models.placed(model)
             digest = models.weights_hash(model)
         tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
         rates: dict[str, float] = {}
-        with display.stage("Asking for all requests", len(ledger.requests)) as stage:
+        title = "Measuring the forget rates of all requests"
+        with display.stage(title, len(ledger.requests)) as stage:
             for done, item in enumerate(ledger.requests, 1):
-                rows = rows_of(root, item)
-                if rows:
-                    run = Run(
-                        user_scenario(rows, None, whole=True),
-                        RunOptions(model=base, output_dir=str(root)),
-                        Display(quiet=True),
+                if rows := rows_of(root, item):
+                    run = RunFolder(root / item["run"])
+                    scorers = run.scorers(user_scenario(rows, None, whole=True))
+                    work = request_folder(root, item["id"]) / "work"
+                    rates[str(item["id"])] = forget_rate(
+                        tokenizer, scorers, work, lambda: model, digest, rows
                     )
-                    measure = Rates(
-                        tokenizer, run.scorers(), root / folder_name(item["id"]) / "work"
-                    ).measure
-                    rates[str(item["id"])] = measure(lambda: model, digest, rows)
                 stage.update(done)
-        ledger = ledgers.append(
-            root,
-            ledger,
-            "remove" if remove else "restore",
-            number,
-            {"model_out": digest, "rates": rates},
-        )
-        refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
+        event = "remove" if remove else "restore"
+        ledger = append(root, ledger, event, number, {"model_out": digest, "rates": rates})
+        patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
         return ledger.entries[-1]
 
 
 def merge_patches(
     folder: str | Path, target: str | Path, *, trust_remote_code: bool = False
 ) -> None:
-    """Writes the whole model after all requests that hold.
+    """Writes the full model after all active requests.
 
     Args:
-        folder: the ledger's.
-        target: where the model goes: a folder that is not there, is empty, or holds what an earlier
-            merge has written.
+        folder (path): the ledger's.
+        target (path): a folder that does not exist, is empty, or holds an earlier merged model.
         trust_remote_code (`bool`): run code that comes with the model.
 
     Raises:
-        UserError: for a folder without requests, for one whose requests trained all weights (the
-            last one's model is the whole model), and for a target that holds something else.
+        UserError: for a folder without requests, or whose requests trained all weights (the last
+            one's model is the full model), and for a target that holds something else.
     """
     root, place = Path(folder), Path(target).resolve()
-    if place.exists() and (
-        not place.is_dir() or (any(place.iterdir()) and not patches.is_materialised(place))
-    ):
-        raise UserError(
-            f"{target} holds something that no merge has written; name a folder that is not"
-            " there yet"
-        )
-    if not ledgers.read_ledger(root).requests:
-        raise UserError(f"{root} has no requests ({ledgers.LEDGER} is missing or empty)")
+    free = not place.exists() or (place.is_dir() and not any(place.iterdir()))
+    if not free and not patches.is_merged(place):
+        raise UserError(f"{target} holds something other than a merged model; name a new folder")
+    if not read_ledger(root).requests:
+        raise UserError(f"{root} has no requests ({LEDGER} is missing or empty)")
     with FolderLock(root):
-        _merge(root, place, trust_remote_code)
-
-
-def _merge(root: Path, target: Path, trust_remote_code: bool) -> None:
-    """What `merge_patches` does once the folder is its own."""
-    ledger = ledgers.read_ledger(root)
-    if ledgers.kind_of(ledger.requests) == "full":
-        raise UserError(
-            "the requests of this folder trained all weights: the model is"
-            f" {root / str(ledger.requests[-1]['model'])}"
-        )
-    base = str(ledger.requests[0]["base"])
-    paths = patch_paths(root, ledger.active)
-    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
-    patches.materialise(base, paths, tokenizer, target, trust_remote_code=trust_remote_code)
+        ledger = read_ledger(root)
+        if ledger.kind == "full":
+            model = root / str(ledger.requests[-1]["model"])
+            raise UserError(
+                f"the requests of this folder trained all weights: the model is {model}"
+            )
+        base = str(ledger.requests[0]["base"])
+        paths = patches.patch_paths(root, ledger.active)
+        tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
+        patches.write_merged(base, paths, tokenizer, place, trust_remote_code=trust_remote_code)

@@ -1,9 +1,8 @@
-"""`requests.jsonl`: the forget requests that an output folder has been given, a line each, in
-order; no line is ever changed.
+"""The ledger of forget requests, `requests.jsonl`: lines are appended and never changed.
 
-A line is a JSON object without any row's text. Its field `previous` is the SHA-256 of the line
-before it, its last field `sha256` that of the line without it: a line that was changed, taken out
-or put in is noticed. A last line that a crash cut off is cut off the file, too.
+A line is a JSON object without the text of any row. Its field `previous` is the SHA-256 of the line
+before it, and its last field `sha256` is that of the line without this field, so that a changed,
+removed, inserted or moved line is detected. An incomplete last line, left by a crash, is removed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from unteach.errors import UserError
 
 LEDGER = "requests.jsonl"
 ROWS = "rows.jsonl"
-"""In the `work` folder of each request: its rows."""
+"""The rows of a request, in its folder `work/`."""
 EVENTS = {
     "request": ("data", "kind", "base", "model_in", "model_out"),
     "remove": ("model_out",),
     "restore": ("model_out",),
 }
-"""What a line can tell, and the fields that it has beside `event`, `id` (of the request that it is
-about) and `time`.
-"""
+"""Event to its required fields, beside `event`, `id` (of the request) and `time`."""
 
 Entry = Mapping[str, Any]
 
@@ -40,10 +37,10 @@ class Ledger:
     """A ledger as it is on disk.
 
     Args:
-        entries (`tuple[Mapping]`): its whole lines.
-        torn (`int`): bytes of a last line that was cut off while it was written.
-        unended (`bool`): whether the last line is whole but for the line break.
-        last_hash (`str`): SHA-256 of the last whole line; empty for none.
+        entries (`tuple[Mapping]`): its complete lines.
+        torn (`int`): bytes of an incomplete last line.
+        unended (`bool`): whether the last line is complete except for its line break.
+        last_hash (`str`): SHA-256 of the last complete line, or empty.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -53,27 +50,28 @@ class Ledger:
 
     @property
     def requests(self) -> list[Entry]:
-        """The lines that are forget requests, the first one first."""
+        """The lines of forget requests, in order."""
         return [entry for entry in self.entries if entry["event"] == "request"]
 
     @property
     def removed(self) -> set[int]:
-        """Ids of requests whose patch was removed and not restored since."""
-        gone: set[int] = set()
-        for entry in self.entries:
-            if entry["event"] == "remove":
-                gone.add(entry["id"])
-            elif entry["event"] == "restore":
-                gone.discard(entry["id"])
-        return gone
+        """Ids of the requests whose patch is removed now."""
+        newest = {entry["id"]: entry["event"] for entry in self.entries}
+        return {number for number, event in newest.items() if event == "remove"}
 
     @property
     def active(self) -> list[Entry]:
-        """The requests that hold now."""
-        return [entry for entry in self.requests if entry["id"] not in self.removed]
+        """The requests that are not removed."""
+        removed = self.removed
+        return [entry for entry in self.requests if entry["id"] not in removed]
+
+    @property
+    def kind(self) -> str | None:
+        """What all requests of the ledger train, `adapter` or `full`; `None` before the first."""
+        return str(self.requests[0]["kind"]) if self.requests else None
 
     def request(self, number: int) -> Entry:
-        """The request of this id.
+        """The request with this id.
 
         Raises:
             UserError: if there is none.
@@ -86,10 +84,10 @@ class Ledger:
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """The ledger of a folder, changed in nothing; an empty one where there is no file.
+    """The ledger of a folder, empty if there is no file; changes nothing.
 
     Raises:
-        UserError: for a line that is not as it was written, naming it.
+        UserError: for a line that is not as it was written, with its number.
     """
     path = folder / LEDGER
     try:
@@ -100,50 +98,48 @@ def read_ledger(folder: Path) -> Ledger:
     entries: list[Entry] = []
     last = ""
     for number, line in enumerate(lines, 1):
-        entry, wrong = _opened(line, last)
+        entry, wrong = _parsed(line, last)
         if entry is None:
-            raise UserError(
-                f"{path}, line {number}: {wrong}; put back a copy of the file that is whole"
-            )
+            raise UserError(f"{path}, line {number}: {wrong}; restore the file from a backup")
         entries.append(entry)
-        last = hashlib.sha256(line).hexdigest()
+        last = _sha256(line)
     if not rest:
         return Ledger(tuple(entries), last_hash=last)
-    entry, _ = _opened(rest, last)
+    entry, _ = _parsed(rest, last)
     if entry is None:
         return Ledger(tuple(entries), torn=len(rest), last_hash=last)
-    return Ledger((*entries, entry), unended=True, last_hash=hashlib.sha256(rest).hexdigest())
+    return Ledger((*entries, entry), unended=True, last_hash=_sha256(rest))
 
 
-def _opened(line: bytes, previous: str) -> tuple[Entry | None, str]:
-    """(entry, what is wrong with it): there is no entry if something is."""
+def _parsed(line: bytes, previous: str) -> tuple[Entry | None, str]:
+    """(entry, what is wrong with it): the entry is `None` if something is."""
     try:
         record = dict(json.loads(line.decode("utf-8")))
-        seal, event = record.pop("sha256"), record["event"]
+        digest, event = record.pop("sha256"), record["event"]
         needed = ["id", "time", "previous", *EVENTS.get(event, ())]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None, "not a line of a ledger"
-    if seal != _seal(record):
-        return None, "not as it was written (its SHA-256 is another one)"
+    if digest != _sha256(_encoded(record)):
+        return None, "not as it was written (its SHA-256 differs)"
     if record.get("previous") != previous:
-        return None, "does not follow the line before it: a line was taken out, put in or moved"
+        return None, "does not follow the line before it: a line was removed, inserted or moved"
     if event not in EVENTS:
-        return None, f"event {event!r} is of another version of unteach"
+        return None, f"event {event!r} is unknown to this version of unteach"
     missing = [name for name in needed if name not in record]
     return (None, f"field {missing[0]!r} is missing") if missing else (record, "")
 
 
-def _seal(record: Entry) -> str:
-    return hashlib.sha256(
-        json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+def _encoded(record: Entry) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def open_ledger(folder: Path, say: Callable[[str], None]) -> Ledger:
-    """The ledger, ready for a new line: what a crash has left of a last one is cut off, and `say`
-    is told.
-
-    The caller holds the folder's lock.
+    """The ledger, ready for a new line: an incomplete last line is removed, with a message to
+    `say`. The caller holds the folder's lock.
     """
     ledger = read_ledger(folder)
     path = folder / LEDGER
@@ -152,8 +148,8 @@ def open_ledger(folder: Path, say: Callable[[str], None]) -> Ledger:
             file.truncate(path.stat().st_size - ledger.torn)
             os.fsync(file.fileno())
         say(
-            f"{path}: the last line was cut off while it was written ({ledger.torn} bytes), and is"
-            " taken out; start the command that was writing it again, it goes on where it was"
+            f"{path}: the last line was cut off while it was written ({ledger.torn} bytes) and is"
+            " removed; start the interrupted command again, and it resumes"
         )
     elif ledger.unended:
         with path.open("ab") as file:
@@ -165,28 +161,21 @@ def open_ledger(folder: Path, say: Callable[[str], None]) -> Ledger:
 def append(
     folder: Path, ledger: Ledger, event: str, number: int, facts: Mapping[str, Any]
 ) -> Ledger:
-    """Writes one line to the end, on the disk before this returns; gives back the ledger with it.
+    """Appends one line, synced to disk; returns the ledger with it.
 
     Args:
-        folder (`Path`): its lock is held by the caller.
+        folder (`Path`): the caller holds its lock.
         ledger (`Ledger`): from `open_ledger`.
-        event (`str`): a name in `EVENTS`.
-        number (`int`): id of the request that the line is about.
-        facts: the other fields, as plain data without any row's text.
+        event (`str`): a key of `EVENTS`.
+        number (`int`): id of the request.
+        facts: the other fields, as plain data without the text of any row.
     """
     missing = [name for name in EVENTS[event] if name not in facts]
     assert not missing, missing
-    record = {
-        "event": event,
-        "id": number,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **facts,
-        "previous": ledger.last_hash,
-    }
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = {"event": event, "id": number, "time": now, **facts, "previous": ledger.last_hash}
     record = json.loads(json.dumps(record))  # as it will be read
-    line = json.dumps({**record, "sha256": _seal(record)}, ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    line = _encoded({**record, "sha256": _sha256(_encoded(record))})
     path = folder / LEDGER
     new = not path.exists()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -204,31 +193,21 @@ def append(
         os.close(handle)
     if new:
         _sync_folder(folder)
-    return Ledger((*ledger.entries, record), last_hash=hashlib.sha256(line).hexdigest())
+    return Ledger((*ledger.entries, record), last_hash=_sha256(line))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts the folder's list of names on the disk, where the system can."""
-    try:
+    """Syncs the folder's entries to disk, if the system supports it."""
+    with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with contextlib.suppress(OSError):
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def kind_of(entries: Sequence[Entry]) -> str | None:
-    """`adapter` or `full`: what all requests of a ledger leave; `None` before the first."""
-    return str(entries[0]["kind"]) if entries else None
+        finally:
+            os.close(handle)
 
 
 def superseded_models(folder: Path) -> list[Path]:
-    """Models of all weights that a later request has gone on from: each still knows what that
-    request was made to forget.
-    """
+    """Full models that a later request was trained from: each still knows the later rows."""
     try:
         requests = read_ledger(folder).requests
     except UserError:
@@ -237,11 +216,11 @@ def superseded_models(folder: Path) -> list[Path]:
     found = [
         path
         for entry in requests
-        for path in sorted((folder / folder_name(entry["id"])).glob("round-*/model"))
+        for path in sorted(request_folder(folder, entry["id"]).glob("round-*/model"))
     ]
     return [path for path in found if path not in current]
 
 
-def folder_name(number: int) -> str:
-    """Name of a request's folder."""
-    return f"request-{number:03d}"
+def request_folder(folder: Path, number: int) -> Path:
+    """The folder of a request."""
+    return folder / f"request-{number:03d}"

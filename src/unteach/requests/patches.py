@@ -1,12 +1,12 @@
-"""Adapters as patches on one base model: their sum as an adapter, and the base with them merged in.
+"""Adapters as patches on one base model: their sum as one adapter, and the base with them merged.
 
-A patch is what one forget request adds to the base's weights: W = W0 + sum of B_k A_k. It is
-trained with the earlier patches merged into frozen weights, so its own delta is a term of that sum,
-and can be left out of it.
+The patch of request k is the term B_k A_k of W = W0 + B_1 A_1 + B_2 A_2 + ... It is trained on
+frozen weights with the earlier patches merged, so it can be left out of the sum later.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from unteach.errors import UserError
 from unteach.files.atomic import write_folder_atomically
 from unteach.files.checkpoints import file_sha256, mark_complete, read_marker
 from unteach.files.folders import private_folder
+from unteach.requests.ledger import Entry, Ledger
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 def _stacked(base: Any, patches: Sequence[Path]) -> tuple[Any, list[str]]:
-    """The base with all patches loaded and none merged, and the names that they have in it."""
+    """The base with all patches loaded and none merged, and their names in it."""
     from peft import PeftModel
 
     names = [f"patch{number}" for number in range(len(patches))]
@@ -37,25 +38,22 @@ def _stacked(base: Any, patches: Sequence[Path]) -> tuple[Any, list[str]]:
             else:
                 model.load_adapter(path, adapter_name=name)
         except Exception as error:  # readers of broken files raise many types
-            reason = " ".join(str(error).split())[:200]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
-                f"patch {path} could not be loaded onto the base model ({type(error).__name__}:"
-                f" {reason})"
+                f"patch {path} could not be loaded onto the base model ({reason})"
             ) from None
     return model, names
 
 
 @torch.no_grad()
-def applied(base: str, patches: Sequence[Path], *, trust_remote_code: bool = False) -> Any:
-    """The base model in float32 with the patches merged in, one after the other; without patches
-    the base itself.
+def merged(base: str, patches: Sequence[Path], *, trust_remote_code: bool = False) -> Any:
+    """The base model in float32 with the patches merged, in order.
 
-    Always made anew from the base: with a patch left out it is bit for bit the model that never had
-    it.
+    Always computed from the base: without a patch it is bit for bit the model that never had it.
 
     Raises:
-        UserError: for a base that is itself an adapter, and for a patch that is missing, broken or
-            another model's.
+        UserError: for a base that is an adapter, and for a patch that is missing, broken or of
+            another model.
     """
     model = models.load_model(base, trust_remote_code=trust_remote_code)
     if hasattr(model, "peft_config"):
@@ -67,37 +65,29 @@ def applied(base: str, patches: Sequence[Path], *, trust_remote_code: bool = Fal
 
 
 @torch.no_grad()
-def combine(
+def write_sum(
     base: str, patches: Sequence[Path], target: Path, *, trust_remote_code: bool = False
 ) -> None:
-    """Writes the sum of the patches as one adapter on the base (ranks add up), which PEFT loads by
-    itself.
+    """Writes the sum of the patches as one adapter on the base; their ranks add up.
 
     Args:
-        base (`str`): the model that all of them are for.
+        base (`str`): the model of all patches.
         patches (`Sequence[Path]`): at least one adapter folder.
-        target (`Path`): the adapter's folder; replaced in one go.
+        target (`Path`): the adapter's folder, replaced atomically.
 
     Raises:
-        UserError: for a patch that is missing, broken or another model's.
+        UserError: for a patch that is missing, broken or of another model.
     """
     stacked, names = _stacked(models.load_model(base, trust_remote_code=trust_remote_code), patches)
     stacked.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type="cat")
-    stacked.peft_config["default"].base_model_name_or_path = models.resolve(base)
-    stacked.peft_config["default"].inference_mode = True
+    config = stacked.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = models.resolve(base), True
     write_folder_atomically(
         target, lambda folder: stacked.save_pretrained(folder, selected_adapters=["default"])
     )
 
 
-def is_materialised(folder: Path) -> bool:
-    """Whether the folder holds a whole model that `materialise` has written; other things of ours
-    have markers too.
-    """
-    return set(read_marker(folder) or {}) == {"base", "patches"}
-
-
-def materialise(
+def write_merged(
     base: str,
     patches: Sequence[Path],
     tokenizer: Any,
@@ -105,13 +95,13 @@ def materialise(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Writes the base with the patches merged in as a whole model of its own, readable by its
-    owner; once for the same patches.
+    """Writes the base with the patches merged as a full model that only its owner can read; does
+    nothing if `target` holds it already.
     """
     state = {"base": base, "patches": [file_sha256(path / WEIGHTS) for path in patches]}
     if read_marker(target) == state:
         return
-    model = applied(base, patches, trust_remote_code=trust_remote_code)
+    model = merged(base, patches, trust_remote_code=trust_remote_code)
 
     def save(folder: Path) -> None:
         private_folder(folder)
@@ -120,3 +110,69 @@ def materialise(
         mark_complete(folder, state)
 
     write_folder_atomically(target, save)
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether `write_merged` wrote the folder; other complete folders have other markers."""
+    return set(read_marker(folder) or {}) == {"base", "patches"}
+
+
+def patch_paths(folder: Path, entries: Sequence[Entry]) -> list[Path]:
+    """The adapter folders of these requests.
+
+    Raises:
+        UserError: for one that is missing.
+    """
+    paths = [folder / str(entry["patch"]) for entry in entries]
+    for path, entry in zip(paths, entries, strict=True):
+        if not (path / WEIGHTS).is_file():
+            raise UserError(
+                f"the patch of request {entry['id']} is missing ({path / WEIGHTS}); put it back to"
+                " go on"
+            )
+    return paths
+
+
+def current_model(
+    folder: Path, ledger: Ledger, base: str, *, trust_remote_code: bool = False
+) -> str:
+    """Folder or hub id of the model after all active requests; `base` if there are none.
+
+    Args:
+        folder (`Path`): the ledger's.
+        base (`str`): the model before the first request.
+
+    Raises:
+        UserError: if it, or one of its patches, is missing.
+    """
+    if ledger.kind == "full":
+        newest = ledger.requests[-1]
+        model = folder / str(newest["model"])
+        if not model.is_dir():
+            raise UserError(
+                f"{model}, the model of request {newest['id']}, is missing; put it back to go on"
+            )
+        return str(model)
+    paths = patch_paths(folder, ledger.active)
+    if not paths:
+        return base
+    start = private_folder(folder / "work") / "start"
+    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
+    write_merged(base, paths, tokenizer, start, trust_remote_code=trust_remote_code)
+    return str(start)
+
+
+def refresh_adapter(folder: Path, ledger: Ledger, *, trust_remote_code: bool = False) -> None:
+    """Writes the sum of the active patches to `adapter/`, unless it is there already."""
+    if ledger.kind != "adapter":
+        return
+    target, paths = folder / "adapter", patch_paths(folder, ledger.active)
+    state = {"patches": [file_sha256(path / WEIGHTS) for path in paths]}
+    if read_marker(target) == state:
+        return
+    if not paths:
+        shutil.rmtree(target, ignore_errors=True)
+        return
+    base = str(ledger.requests[0]["base"])
+    write_sum(base, paths, target, trust_remote_code=trust_remote_code)
+    mark_complete(target, state)
