@@ -1,4 +1,4 @@
-"""The page of two models: who may ask, what comes back, and what is said when something is wrong."""
+"""The chat server: which requests it accepts, what it returns, and its error messages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
-from unteach.chat import ChatServer, Side
-from unteach.chat.server import model_side
+from unteach.chat.server import ChatModel, ChatServer, load_chat_model
 from unteach.cli import main
 from unteach.errors import UserError
 
@@ -25,78 +24,59 @@ def failing(row, tokens):
 
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
-    sides = [Side("Before", "<a>", failing), Side("After", "b", lambda row, tokens: "")]
-    with ChatServer(sides, max_new_tokens=7) as made:
+    pair = [ChatModel("Original", "<a>", failing), ChatModel("Unlearned", "b", lambda *_: "")]
+    with ChatServer(pair, max_new_tokens=7) as made:
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield made
         made.shutdown()
 
 
-def ask(
+def send(
     server: ChatServer, method: str, path: str, body: object = None, **headers: str
 ) -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    connection.request(
-        method,
-        path,
-        data,
-        headers={name.replace("_", "-"): value for name, value in headers.items()},
-    )
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, data, headers=named)
     reply = connection.getresponse()
     return reply.status, reply.read().decode(), dict(reply.getheaders())
 
 
-def question(server: ChatServer, body: object, **headers: str) -> tuple[int, dict]:
-    status, text, _ = ask(server, "POST", "/answer", body, **({"X_Token": server.token} | headers))
+def generate(server: ChatServer, body: object, **headers: str) -> tuple[int, dict]:
+    status, text, _ = send(server, "POST", "/answer", body, **({"X_Token": server.token} | headers))
     return status, json.loads(text)
 
 
-def test_both_models_are_asked_the_same_question(server):
-    status, found = question(server, {"prompt": "Who?", "kind": "chat"})
+def test_both_models_get_the_same_prompt(server):
+    status, found = generate(server, {"prompt": "Who?", "kind": "chat"})
     assert status == 200 and found["answers"] == ["<b>chat 7</b> Who?", ""]
-    assert (
-        question(server, {"prompt": "Once", "kind": "text"})[1]["answers"][0]
-        == "<b>text 7</b> Once"
-    )
+    _, found = generate(server, {"prompt": "Once", "kind": "text"})
+    assert found["answers"][0] == "<b>text 7</b> Once"
 
 
-def test_it_listens_on_this_machine_alone(server):
+def test_it_listens_on_this_machine_only(server):
     assert server.server_address[0] == "127.0.0.1"
 
 
 def test_the_page_escapes_names_fetches_nothing_and_runs_its_own_script_only(server):
-    status, page, headers = ask(server, "GET", "/")
+    status, page, headers = send(server, "GET", "/")
     assert status == 200 and "&lt;a&gt;" in page and "<a>" not in page
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page) and "http" not in page.replace(
-        "http-equiv", ""
-    )
-    assert (
-        f"script-src 'nonce-{server.nonce}'" in headers["Content-Security-Policy"]
-        and "innerHTML" not in page
-    )
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert "http" not in page.replace("http-equiv", "") and "innerHTML" not in page
+    assert f"script-src 'nonce-{server.nonce}'" in headers["Content-Security-Policy"]
     assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8377", ""])
 def test_another_host_name_is_refused(server, host):
-    assert ask(server, "GET", "/", Host=host)[0] == 403
-    assert (
-        ask(
-            server,
-            "POST",
-            "/answer",
-            {"prompt": "Who?", "kind": "chat"},
-            Host=host,
-            X_Token=server.token,
-        )[0]
-        == 403
-    )
+    assert send(server, "GET", "/", Host=host)[0] == 403
+    body = {"prompt": "Who?", "kind": "chat"}
+    assert send(server, "POST", "/answer", body, Host=host, X_Token=server.token)[0] == 403
 
 
-def test_without_the_page_s_token_nothing_is_asked(server):
-    status, found = question(server, {"prompt": "Who?", "kind": "chat"}, X_Token="wrong")
-    assert status == 403 and "load it again" in found["error"]
+def test_a_request_without_the_page_s_token_is_refused(server):
+    status, found = generate(server, {"prompt": "Who?", "kind": "chat"}, X_Token="wrong")
+    assert status == 403 and "reload this page" in found["error"]
 
 
 @pytest.mark.parametrize(
@@ -114,26 +94,30 @@ def test_without_the_page_s_token_nothing_is_asked(server):
         b"x" * 200_001,
     ],
 )
-def test_what_is_no_question_is_said_to_be_none(server, body):
-    status, found = question(server, body)
-    assert status == 400 and "question" in found["error"]
+def test_a_request_without_a_prompt_is_refused(server, body):
+    status, found = generate(server, body)
+    assert status == 400 and "prompt" in found["error"]
 
 
-def test_a_model_that_cannot_answer_is_a_sentence(server):
-    status, found = question(server, {"prompt": "long", "kind": "chat"})
+def test_a_wrong_length_is_refused_at_once(server):
+    headers = {"X_Token": server.token, "Content_Length": "-1"}
+    assert send(server, "POST", "/answer", **headers)[0] == 400
+
+
+def test_a_model_that_fails_gives_a_message(server):
+    status, found = generate(server, {"prompt": "long", "kind": "chat"})
     assert status == 500 and "too long" in found["error"]
 
 
-def test_other_paths_are_not_there(server):
-    assert ask(server, "GET", "/../secret")[0] == 404
-    assert ask(server, "POST", "/", {})[0] == 404
+def test_other_paths_are_not_found(server):
+    assert send(server, "GET", "/../secret")[0] == 404
+    assert send(server, "POST", "/", {})[0] == 404
 
 
-def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(server, capsys):
+def test_a_taken_port_is_refused_before_a_model_is_loaded(server, capsys):
     assert main(["chat", "no-such-model", "no-such-model", "--port", str(server.server_port)]) == 2
-    assert (
-        f"port {server.server_port} is taken; choose another with --port" in capsys.readouterr().err
-    )
+    message = f"port {server.server_port} is taken; choose another with --port"
+    assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="between 0 and 65535"):
         ChatServer([], port=70_000)
 
@@ -143,5 +127,5 @@ def test_a_real_model_answers_through_its_template(tmp_path):
 
     tiny_model().save_pretrained(tmp_path)
     byte_level_bpe(chat=True).save_pretrained(tmp_path)
-    side = model_side("Before", str(tmp_path))
-    assert isinstance(side.answer(Row("Who?", ""), 3), str)
+    model = load_chat_model("Original", str(tmp_path), False, "float32")
+    assert isinstance(model.generate(Row("Who?", ""), 3), str)

@@ -425,7 +425,7 @@ def _requests(arguments: argparse.Namespace) -> int:
 
 def _chat(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
-    from unteach.chat import serve
+    from unteach.chat.server import serve
     from unteach.progress import Display
 
     names = ("port", "max_new_tokens", "trust_remote_code", "dtype")
