@@ -1,46 +1,45 @@
-"""The options of `unteach attack`."""
+"""The options of `unteach attack`. No torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unteach.config.run import option
 from unteach.errors import UserError
 
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """The options of `unteach attack`.
+    """The options of `unteach attack`; each field's meaning is the `help` of its metadata.
 
-    Args:
-        only (`tuple[str, ...]`): names in `ATTACKS` of `unteach.attacks.suite`; empty: all.
-        prompts (`int`): most forget rows per attack, at even distances.
-        steps (`int`): most optimiser steps of each relearning.
-        every (`int`): steps between two measurements in relearning.
-        rows (`int`): training rows of each relearning.
-        learning_rate (`float`): of relearning.
-        samples (`int`): answers sampled for each prompt.
-        temperature (`float`): of the samples.
-        retrain (`bool`): train the base model without the forget set, to compare with.
-        retrained (`str`, *optional*): a model that was trained without the forget set.
-        seed (`int`): of samples, and of the order of rows in relearning.
+    `only` is a tuple of names, or a string of names separated by commas.
 
     Raises:
         UserError: for a number out of range, or both `retrain` and `retrained`.
     """
 
-    only: tuple[str, ...] = ()
-    prompts: int = 24
-    steps: int = 20
-    every: int = 4
-    rows: int = 4
-    learning_rate: float = 5e-5
-    samples: int = 8
-    temperature: float = 1.0
-    retrain: bool = False
-    retrained: str | None = None
-    seed: int = 0
+    only: str | tuple[str, ...] = option(
+        (), "attacks to run, separated by commas; default: all", metavar="NAMES"
+    )
+    prompts: int = option(24, "most forget rows per attack, at even distances")
+    steps: int = option(20, "most optimiser steps of each relearning")
+    every: int = option(4, "steps between two measurements in relearning")
+    rows: int = option(4, "training rows of each relearning")
+    learning_rate: float = option(5e-5, "learning rate of relearning")
+    samples: int = option(8, "answers sampled for each prompt")
+    temperature: float = option(1.0, "temperature of the samples")
+    retrain: bool = option(
+        False, "train the base model of a demo without the forget set, to compare with"
+    )
+    retrained: str | None = option(
+        None, "model that was trained without the forget set, to compare with", metavar="MODEL"
+    )
+    seed: int = option(0, "seed of samples and of the order of rows in relearning")
 
     def __post_init__(self) -> None:
+        if isinstance(self.only, str):
+            names = [name.strip().replace("-", "_") for name in self.only.split(",")]
+            object.__setattr__(self, "only", tuple(name for name in names if name))
         numbers = ("prompts", "steps", "every", "rows", "learning_rate", "samples", "temperature")
         for name in numbers:
             value = getattr(self, name)

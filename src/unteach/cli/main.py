@@ -260,15 +260,8 @@ def _attack(arguments: argparse.Namespace) -> int:
     from unteach.progress import Display
     from unteach.reports.attacks import print_attacks
 
-    names = {
-        name: getattr(arguments, name)
-        for name in AttackOptions.__dataclass_fields__
-        if name != "only"
-    }
-    only = tuple(
-        name.strip().replace("-", "_") for name in (arguments.only or "").split(",") if name.strip()
-    )
-    options = AttackOptions(only=only, **names)
+    names = {name: getattr(arguments, name) for name in AttackOptions.__dataclass_fields__}
+    options = AttackOptions(**{**names, "only": arguments.only or ()})
     display = Display()
     found = attack(
         arguments.folder,
