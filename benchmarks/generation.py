@@ -1,8 +1,6 @@
-"""Answers in batches against one prompt at a time: the same prompts, the same model, runs in turn;
-ratio of tokens a second.
+"""Tokens generated a second in batches and with one prompt at a time, on the same prompts, in turns.
 
-Also counts the answers that differ between the two, token for token (float32): there should be
-none.
+It also counts the answers that differ in a token between the two (float32): there should be none.
 
     python benchmarks/generation.py [--short] [--json FILE]
 """

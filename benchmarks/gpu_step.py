@@ -1,16 +1,18 @@
-"""A training step on a GPU at the shapes of OPT-1.3B and Llama-7B: ours against the naive one of
-benchmarks/steps/naive.py, taking turns.
+"""A training step on a GPU at the shapes of OPT-1.3B and Llama-7B: ours and the naive one of
+benchmarks/steps/naive.py, in turns.
 
     python benchmarks/gpu_step.py [--short] [--json FILE] [--case NAME ...]
 
-The weights are random: time and memory do not depend on them. Both sides start from the same ones,
-hold them in the same precision and run under bfloat16 autocast, without cuDNN's attention, whose
-plans would cost the naive side a second for each new shape. `tokens/s` counts the tokens of a
-packed batch that are no padding, for both sides; `share` is the useful floating-point operations of
-our step (6 x parameters x tokens; 4 x with an adapter, as frozen weights get no gradient) over its
-time, as a share of the rate of a bfloat16 product of two 8192 x 8192 matrices in the same process.
-Peak memory is what the CUDA allocator held at most for the one side while the other was idle.
-`--short` is two turns instead of nine. Without a GPU nothing is measured.
+The weights are random: time and memory do not depend on them. Both sides start from the same
+weights, hold them in the same precision and run under bfloat16 autocast, without cuDNN's attention,
+whose plans would cost the naive side a second for each new shape.
+
+`tokens/s` counts the non-padding tokens of a packed batch, for both sides. `share` is the useful
+floating-point operations of our step (6 x parameters x tokens; 4 x with an adapter, because frozen
+weights get no gradient) over its time, as a share of the rate of a bfloat16 product of two
+8192 x 8192 matrices in the same process. Peak memory is the highest that the CUDA allocator held
+for one side while the other was idle. `--short` is two turns instead of nine. Without a GPU nothing
+is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 from steps import shapes
 from steps.cases import LEARNING_RATE, WEIGHTS
 from steps.naive import NaiveStep
-from steps.ours import OurStep
+from steps.ours import OurStep, adapter
 
 GIB = 2**30
 
@@ -48,10 +50,8 @@ class GpuCase:
     def name(self) -> str:
         """As in the table."""
         parts = [self.model, "lora" if self.lora else "full", f"batch-{self.batch}"]
-        parts += ["long-prompts"] * (self.shape is shapes.PROMPT_HEAVY) + [
-            "compiled"
-        ] * self.compiled
-        return "-".join(parts)
+        parts += ["long-prompts"] if self.shape is shapes.PROMPT_HEAVY else []
+        return "-".join(parts + ["compiled"] * self.compiled)
 
 
 CASES = [
@@ -115,17 +115,7 @@ def allocated(peak: bool = False) -> float:
 def measure(case: GpuCase, turns: int, rate: float, device: str) -> dict[str, Any]:
     """One row of the table."""
     model = random_model(case.model, torch.bfloat16 if case.lora else torch.float32, device)
-    peft_config = None
-    if case.lora:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(
-            r=16,
-            lora_alpha=32,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+    peft_config = adapter() if case.lora else None
     shape = replace(case.shape, batch=case.batch, rows=4 * case.batch)
     forget, retain = shapes.rows(shape, model.config.vocab_size)
     gc.collect()
@@ -227,9 +217,7 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         rows.append(row | {"product_rate": rate})
-        record.write(
-            rows, options.json
-        )  # what is measured stays, whatever becomes of the next case
+        record.write(rows, options.json)  # a later case may fail
         print(
             f"{case.name}: {row['ours']:.4f} s against {row['naive']:.4f},"
             f" {row['tokens_per_second']:.0f} tokens/s, share {row['share']:.2f},"

@@ -1,11 +1,11 @@
-"""Runs killed without warning and checkpoints damaged on disk: does the same command again end with
-the very same weights?
+"""Runs killed without warning and checkpoints damaged on disk: does the same command, started again,
+end with the same weights?
 
-A tiny model, made on the spot, on the CPU. Each killed run is killed once (SIGKILL): at a moment
-drawn from the whole length of a run, or, every other time, a few milliseconds after a checkpoint's
-folder has appeared unmarked. Then the same command is started again. Each damaged checkpoint is the
-newest of a run that was killed after two of them: one file of it is cut short, or one of its bits
-is turned over. `ours` counts the runs whose final weights and evaluation are those of an
+A tiny random model on the CPU. Each killed run is killed once (SIGKILL): at a moment drawn from the
+whole length of a run, or, every other time, a few milliseconds after a checkpoint's folder has
+appeared without its completion marker. Then the same command is started again. Each damaged
+checkpoint is the newest of a run that was killed after two of them: one file is truncated, or one
+bit is flipped. `ours` counts the runs whose final weights and evaluation are those of an
 uninterrupted run, byte for byte; `naive` counts the runs.
 
     python benchmarks/kill_and_resume.py [--short] [--json FILE]
@@ -92,7 +92,7 @@ def make_inputs(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def to_file(log: Path) -> Iterator[None]:
-    """Standard output and error go into a file, those of handlers that were made before too."""
+    """Redirects standard output and error into a file, at the level of file descriptors."""
     kept, handle = [os.dup(1), os.dup(2)], os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(handle, number)
@@ -128,7 +128,7 @@ def ended(pid: int) -> int:
 
 
 def result(out: Path) -> tuple[bytes, bytes] | None:
-    """What two equal runs have equal: the weights and the evaluation."""
+    """The weights and the evaluation; equal for equal runs."""
     try:
         return (out / "model" / "model.safetensors").read_bytes(), (out / "eval.json").read_bytes()
     except OSError:
@@ -136,7 +136,7 @@ def result(out: Path) -> tuple[bytes, bytes] | None:
 
 
 def kill_at(pid: int, moment: Callable[[], bool]) -> bool:
-    """Kills a process once `moment` says so; whether that was before its end."""
+    """Kills a process once `moment()` holds; whether that was before its end."""
     while not moment():
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -169,18 +169,18 @@ def moment_of(kind: str, out: Path, draw: random.Random, seconds: float) -> Call
     return writing
 
 
-def spoil(folder: Path, draw: random.Random) -> str:
-    """Cuts one file of a checkpoint short or turns one of its bits over; says what was done."""
+def damage(folder: Path, draw: random.Random) -> str:
+    """Truncates one file of a checkpoint or flips one of its bits; says what was done."""
     path = draw.choice(sorted(path for path in folder.iterdir() if path.stat().st_size))
     data = bytearray(path.read_bytes())
     if draw.random() < 0.4:
         length = draw.randrange(len(data))
         path.write_bytes(data[:length])
-        return f"{path.name} cut to {length} bytes"
+        return f"{path.name} truncated to {length} bytes"
     place = draw.randrange(8 * len(data))
     data[place // 8] ^= 1 << place % 8
     path.write_bytes(data)
-    return f"{path.name}, bit {place} turned over"
+    return f"{path.name}, bit {place} flipped"
 
 
 def main() -> None:
@@ -194,14 +194,12 @@ def main() -> None:
         work = Path(temporary)
         command = make_inputs(work)
         with to_file(work / "first.log"):
-            unteach(
-                [*command, "--out", str(work / "first")]
-            )  # imports everything once, for all the processes that are forked below
+            # imports everything once, for all processes that are forked below
+            unteach([*command, "--out", str(work / "first")])
         started = time.monotonic()
         whole = work / "whole"
-        assert ended(start(command, whole, work / "whole.log")) == 0, (
-            work / "whole.log"
-        ).read_text(encoding="utf-8")
+        log = work / "whole.log"
+        assert ended(start(command, whole, log)) == 0, log.read_text(encoding="utf-8")
         seconds, wanted = time.monotonic() - started, result(whole)
         assert wanted is not None
 
@@ -215,7 +213,7 @@ def main() -> None:
             pid = start(command, out, log)
             if not kill_at(pid, moment_of(kind, out, draw, seconds)):
                 shutil.rmtree(out)
-                continue  # it had ended already: no kill to survive
+                continue  # it had ended before the kill
             tried[kind] += 1
             if ended(start(command, out, log)) == 0 and result(out) == wanted:
                 same[kind] += 1
@@ -223,30 +221,20 @@ def main() -> None:
                 failed.append(f"kill {number} ({kind}):\n{log.read_text(encoding='utf-8')[-2000:]}")
             shutil.rmtree(out)
         for kind, count in same.items():
-            rows.append(
-                {
-                    "case": f"killed {kind}",
-                    "ours": count,
-                    "naive": tried[kind],
-                    "ratio": count / max(1, tried[kind]),
-                    "unit": "runs",
-                }
-            )
+            rows.append(record.compared(f"killed {kind}", count, tried[kind], "runs"))
 
         template = work / "template"
         last = template / "checkpoints" / f"checkpoint-{STEPS - SAVE_STEPS}"
-        assert kill_at(
-            start(command, template, work / "template.log"), lambda: (last / MARKER).exists()
-        )
+        pid = start(command, template, work / "template.log")
+        assert kill_at(pid, lambda: (last / MARKER).exists())
         detected = fell_back = 0
         for number in range(damages):
             out, log = work / f"damaged-{number}", work / f"damaged-{number}.log"
             shutil.copytree(template, out)
-            done = spoil(out / "checkpoints" / last.name, draw)
+            done = damage(out / "checkpoints" / last.name, draw)
             right = ended(start(command, out, log)) == 0 and result(out) == wanted
-            noticed = (
-                out / "checkpoints" / f"damaged-{last.name}"
-            ).exists() and "is damaged" in log.read_text(encoding="utf-8")
+            renamed = (out / "checkpoints" / f"damaged-{last.name}").exists()
+            noticed = renamed and "is damaged" in log.read_text(encoding="utf-8")
             steps = [
                 json.loads(line)["step"]
                 for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -258,19 +246,8 @@ def main() -> None:
                     f"damage {number} ({done}):\n{log.read_text(encoding='utf-8')[-2000:]}"
                 )
             shutil.rmtree(out)
-        for case, count in (
-            ("damaged checkpoint detected", detected),
-            ("went on from the one before it", fell_back),
-        ):
-            rows.append(
-                {
-                    "case": case,
-                    "ours": count,
-                    "naive": damages,
-                    "ratio": count / damages,
-                    "unit": "runs",
-                }
-            )
+        rows.append(record.compared("damaged checkpoint detected", detected, damages, "runs"))
+        rows.append(record.compared("resumed from the one before", fell_back, damages, "runs"))
     record.finish(rows, options.json)
     print(f"an uninterrupted run took {seconds:.1f} s")
     for text in failed:

@@ -1,16 +1,15 @@
-"""Peak resident memory of reading, tokenising and batching, at growing numbers of rows: each number
-in a process of its own.
+"""Peak resident memory of reading, tokenising and batching, at growing numbers of rows, each in a
+process of its own.
 
     python benchmarks/many_rows.py [--short] [--json FILE]
 
-Ours reads row by row into a token store and takes batches from it; the naive side keeps all rows in
-lists. The ratio is ours / naive; above 100,000 rows the naive side is left out.
+Our side reads row by row into a token store and takes batches from it; the naive side keeps all rows
+in lists. The ratio is ours / naive. Above 100,000 rows the naive side is left out.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -36,11 +35,8 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(
-        models.WordLevel(
-            {word: number for number, word in enumerate(["<unk>", "<eos>", *WORDS])}, "<unk>"
-        )
-    )
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "<eos>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
@@ -53,14 +49,12 @@ def write_file(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
             words = [WORDS[number] for number in draw.integers(0, len(WORDS), 40)]
-            file.write(
-                json.dumps({"prompt": " ".join(words[:20]), "completion": " ".join(words[20:])})
-                + "\n"
-            )
+            row = {"prompt": " ".join(words[:20]), "completion": " ".join(words[20:])}
+            file.write(json.dumps(row) + "\n")
 
 
 def peak(path: Path, folder: Path, side: str) -> float:
-    """MiB that this very process has held at most."""
+    """Peak memory of this process in MiB."""
     reads = tokenizer()
     rows: Any = (
         write_rows(path, reads, folder) if side == "ours" else encode_rows(load_rows(path), reads)
@@ -84,30 +78,11 @@ def main() -> None:
             path = Path(folder) / "rows.jsonl"
             write_file(path, count)
             found = {}
+            store = str(Path(folder) / "store")
             for side in ("ours", "naive") if count <= NAIVE_UP_TO else ("ours",):
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--child",
-                    str(path),
-                    str(Path(folder) / "store"),
-                    side,
-                ]
-                found[side] = float(
-                    subprocess.run(
-                        command, check=True, capture_output=True, text=True
-                    ).stdout.split()[-1]
-                )
+                found[side] = float(record.in_own_process(__file__, str(path), store, side))
         naive = found.get("naive", float("nan"))
-        rows.append(
-            {
-                "case": f"{count}-rows",
-                "ours": found["ours"],
-                "naive": naive,
-                "ratio": found["ours"] / naive,
-                "unit": "MiB",
-            }
-        )
+        rows.append(record.compared(f"{count}-rows", found["ours"], naive, "MiB"))
         print(rows[-1], flush=True)
     record.finish(rows, options.json)
 

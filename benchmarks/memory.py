@@ -9,7 +9,6 @@ included.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
@@ -21,7 +20,7 @@ from unteach.trainer.costs import peak_memory_mb
 
 
 def peak(case: Case, side: str, steps: int) -> float:
-    """MiB that this very process has held at most, after so many steps."""
+    """Peak memory of this process in MiB, after so many steps."""
     from steps.cases import MODEL
 
     from unteach import models
@@ -41,14 +40,6 @@ def peak(case: Case, side: str, steps: int) -> float:
     return peak_memory_mb()
 
 
-def in_own_process(case: Case, side: str, steps: int) -> float:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps([case.name, side, steps])]
-    return float(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
-    )
-
-
 def main() -> None:
     """Runs the benchmark."""
     if sys.argv[1:2] == ["--child"]:
@@ -57,16 +48,14 @@ def main() -> None:
         return
     options = record.options(__doc__, cases=True)
     rows: list[dict[str, Any]] = []
+    steps = 2 if options.short else 4
     for case in chosen(options.case):
         ours, naive = (
-            in_own_process(case, side, 2 if options.short else 4) for side in ("ours", "naive")
+            float(record.in_own_process(__file__, json.dumps([case.name, side, steps])))
+            for side in ("ours", "naive")
         )
-        rows.append(
-            {"case": case.name, "ours": ours, "naive": naive, "ratio": ours / naive, "unit": "MiB"}
-        )
-        record.write(
-            rows, options.json
-        )  # what is measured stays, whatever becomes of the next case
+        rows.append(record.compared(case.name, ours, naive, "MiB"))
+        record.write(rows, options.json)  # a later case may fail
     record.finish(rows, options.json)
 
 

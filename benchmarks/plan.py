@@ -1,15 +1,14 @@
-"""Planned against measured peak memory of training runs, each in a process of its own, on models
-with random weights.
+"""Planned against measured peak memory of training, each run in its own process, on models with
+random weights.
 
     python benchmarks/plan.py [--short] [--json FILE] [--case NAME ...]
 
-The ratio is planned / measured. The measured peak is the most that the process has held resident,
-Python and libraries included.
+The ratio is planned / measured. The measured peak is the process's highest resident memory, Python
+and libraries included.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 import record
 from steps import shapes
-from steps.ours import Ids
+from steps.ours import RANK, StubTokenizer, adapter
 
 from unteach.config import UnlearningConfig
 from unteach.plan import RowShape, model_shape, plan_memory
@@ -26,7 +25,6 @@ from unteach.trainer.costs import peak_memory_mb
 ROWS = shapes.Shape(
     batch=2, prompt=48, completion=64, retain_prompt=48, retain_completion=32, rows=16
 )
-RANK = 16
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ SIZES = {
     "245M": LARGE | {"vocab_size": 32000},
     "125M": BROAD | {"vocab_size": 40000},
 }
-"""The plan's constants were set on the first three; the last one was measured afterwards, to see
-whether they hold.
-"""
+"""The plan's constants were fitted on the first three; the last was measured afterwards."""
 CASES = [
     Case(f"{name}-{'lora' if lora else 'full'}", sizes, lora)
     for name, sizes in SIZES.items()
@@ -93,11 +89,10 @@ def model_config(case: Case) -> Any:
 
 def settings(case: Case, folder: str) -> UnlearningConfig:
     """The options of the run that is planned and measured."""
-    batch = ROWS.batch
     return UnlearningConfig(
         output_dir=folder,
         method="ga_mismatch",
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=ROWS.batch,
         max_steps=2,
         use_cpu=True,
     )
@@ -114,7 +109,7 @@ def planned(case: Case) -> float:
 
 
 def measured(case: Case) -> float:
-    """MiB that this very process has held at most, after a run."""
+    """Peak memory of this process in MiB, after a run."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -123,19 +118,10 @@ def measured(case: Case) -> float:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(model_config(case))
     forget, retain = shapes.rows(ROWS, case.sizes["vocab_size"])
-    peft_config = None
-    if case.lora:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(
-            r=RANK,
-            lora_alpha=32,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+    peft_config = adapter() if case.lora else None
     with tempfile.TemporaryDirectory() as folder:
-        UnlearningTrainer(model, settings(case, folder), forget, retain, Ids(), peft_config).train()
+        config = settings(case, folder)
+        UnlearningTrainer(model, config, forget, retain, StubTokenizer(), peft_config).train()
     return peak_memory_mb()
 
 
@@ -148,16 +134,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     cases = [case for case in CASES if not options.case or case.name in options.case]
     for case in cases[:2] if options.short else cases:
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", case.name],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        ours, naive = planned(case), float(done.stdout.split()[-1])
-        rows.append(
-            {"case": case.name, "ours": ours, "naive": naive, "ratio": ours / naive, "unit": "MiB"}
-        )
+        peak = float(record.in_own_process(__file__, case.name))
+        rows.append(record.compared(case.name, planned(case), peak, "MiB"))
     record.finish(rows, options.json)
 
 

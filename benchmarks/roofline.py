@@ -1,10 +1,10 @@
-"""How much of the machine's matrix-product rate a step turns into useful work.
+"""Useful operations of a step as a share of the machine's matrix-product rate.
 
     python benchmarks/roofline.py [--short] [--json FILE]
 
-Useful floating-point operations: 6 x parameters x tokens that are no padding (two for the forward
-pass, four for the backward one). `naive` is the rate of plain matrix products of the model's own
-shapes, measured in turn with the steps; `ours` the useful operations over a step's time.
+Useful floating-point operations: 6 x parameters x non-padding tokens (two for the forward pass, four
+for the backward pass). `naive` is the rate of plain matrix products of the model's own shapes,
+measured in turns with the steps; `ours` the useful operations over a step's time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from steps.cases import CASES, MODEL, our_step
 from unteach import models
 
 
-def product_rate(tokens: int, model: object, seconds: float) -> float:
+def product_rate(tokens: int, model: torch.nn.Module, seconds: float) -> float:
     """GFLOP/s of (tokens, in) x (in, out) products, in the mix of shapes that the model's linear
     layers have.
     """
-    shapes = [
-        tuple(module.weight.shape)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear)
-    ]  # type: ignore[attr-defined]
-    shapes = sorted(set(shapes))
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    shapes = sorted({tuple(layer.weight.shape) for layer in layers})
     pairs = [
         (torch.randn(tokens, width), torch.randn(out, width))
         for out, width in shapes

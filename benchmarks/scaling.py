@@ -1,21 +1,20 @@
-"""How a step's time and the memory grow: with the rows of the data, the prompt's length, K and the
-vocabulary; one process each.
+"""Growth of a step's time and of memory with the number of rows, prompt length, K and vocabulary
+size; one process each.
 
     python benchmarks/scaling.py [--short] [--json FILE]
 
-On a Llama of random weights (8 layers of 256, vocabulary 8,192 where nothing else is said),
-float32, all weights trained. `rows` counts rows of each set, whose reference states are made and
-stored first; the others change one length of the paper's default shape (batch 2, K = 5). The cases
-of a group take turns, three rounds of them. A line says: the median time of a step, its tokens,
-microseconds a token (of each the median of the rounds), the process's peak memory (the highest).
-Ratios are to the first line of its group. With `--json` a figure is written beside the file.
+The model is a Llama of random weights (8 layers of width 256, vocabulary 8,192 unless stated),
+float32, all weights trained. `rows` is the number of rows of each set, whose reference states are
+computed and stored first. The other groups change one length of the paper's default shape (batch 2,
+K = 5). The cases of a group run in turns, three rounds. A line has the median time of a step, its
+tokens, microseconds a token (each the median of the rounds) and the highest peak memory of the
+process. Ratios are to the first line of the group. `--json` writes a figure beside the file.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -40,7 +39,7 @@ GROUPS: dict[str, list[tuple[int, Shape, int]]] = {
 
 
 def measure(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
-    """Seconds, tokens, and the peak memory of so many steps, in this very process."""
+    """Seconds, tokens and peak memory of so many steps, in this process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -79,15 +78,9 @@ def measure(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
 
 
 def in_own_process(shape: Shape, vocabulary: int, steps: int) -> dict[str, float]:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps([asdict(shape), vocabulary, steps])]
-    return dict(
-        json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[
-                -1
-            ]
-        )
-    )
+    """`measure` in a process of its own."""
+    arguments = json.dumps([asdict(shape), vocabulary, steps])
+    return dict(json.loads(record.in_own_process(__file__, arguments)))
 
 
 def of_rounds(found: list[dict[str, float]]) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""Seconds of a training step: ours against the naive one of benchmarks/steps/naive.py; same maths,
-same batches, taking turns.
+"""Seconds of a training step: ours and the naive one of benchmarks/steps/naive.py, with the same
+loss on the same batches, in turns.
 
     python benchmarks/step_time.py [--short] [--json FILE] [--case NAME ...]
 
@@ -37,19 +37,16 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     own, others, others_fp32 = [], [], []
     for step in range(-1, steps):  # the first turn warms up
         items = ours.items(step + 1)
-        turn = (
-            seconds(lambda items=items: ours(items)),
-            seconds(lambda items=items: naive(trees(items))),
-        )
-        plain = turn[1]
+        our_time = seconds(lambda items=items: ours(items))
+        naive_time = fp32_time = seconds(lambda items=items: naive(trees(items)))
         if case.bf16:
             naive.bf16 = False
-            plain = seconds(lambda items=items: naive(trees(items)))
+            fp32_time = seconds(lambda items=items: naive(trees(items)))
             naive.bf16 = True
         if step >= 0:
-            own.append(turn[0])
-            others.append(turn[1])
-            others_fp32.append(plain)
+            own.append(our_time)
+            others.append(naive_time)
+            others_fp32.append(fp32_time)
     return {
         "case": case.name,
         "ours": statistics.median(own),
@@ -74,9 +71,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case in chosen(options.case):
         rows.append(measure(case, 2 if options.short else 7))
-        record.write(
-            rows, options.json
-        )  # what is measured stays, whatever becomes of the next case
+        record.write(rows, options.json)  # a later case may fail
         print(f"{case.name} is measured", flush=True)
     record.finish(rows, options.json)
 

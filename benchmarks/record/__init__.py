@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,21 @@ def options(description: str | None, *, cases: bool = False) -> argparse.Namespa
     if cases:
         parser.add_argument("--case", nargs="*", help="names of the cases to run (default: all)")
     return parser.parse_args()
+
+
+def in_own_process(script: str, *arguments: str) -> str:
+    """The last line that a benchmark prints as its own child (`--child ARGUMENTS`), so that its
+    peak memory is of one measurement alone.
+    """
+    command = [sys.executable, script, "--child", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+def compared(case: str, ours: float, naive: float, unit: str) -> dict[str, Any]:
+    """A row of the result; its ratio is ours / naive."""
+    ratio = ours / naive if naive else 0.0
+    return {"case": case, "ours": ours, "naive": naive, "ratio": ratio, "unit": unit}
 
 
 def finish(rows: Sequence[dict[str, Any]], path: Path | None) -> None:

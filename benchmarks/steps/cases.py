@@ -1,6 +1,4 @@
-"""The cases that `step_time.py` and `memory.py` measure: a shape of batch, a precision, all weights
-or an adapter.
-"""
+"""The cases of `step_time.py` and `memory.py`: batch shape, precision, all weights or an adapter."""
 
 from __future__ import annotations
 
@@ -13,13 +11,13 @@ import torch
 
 from steps import shapes
 from steps.naive import NaiveStep
-from steps.ours import OurStep
+from steps.ours import OurStep, adapter
 from unteach import models
 
 MODEL = "smollm2-135m-instruct"
 WEIGHTS = (0.5, 1.0, 1.0)
 LEARNING_RATE = 1e-7
-"""Next to nothing, so that both sides stay at the same weights for as long as they are measured."""
+"""So small that both sides keep the same weights while they are measured."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,9 @@ class Case:
         shape (`Shape`)
         bf16 (`bool`): under bfloat16 autocast, on both sides.
         lora (`bool`): an adapter on all linear layers instead of all weights, on both sides. With
-            `bf16` too, our side holds the frozen weights in bfloat16 (`--dtype bfloat16`), which
-            autocast would round them to at every step anyhow.
-        compiled (`bool`): our side's layers are compiled (`compile_layers=true`), before the time
-            is taken.
+            `bf16`, our side holds the frozen weights in bfloat16 (`--dtype bfloat16`); autocast
+            would round them at every step.
+        compiled (`bool`): our side's layers are compiled (`compile_layers=true`) before timing.
     """
 
     name: str
@@ -63,9 +60,7 @@ CASES = [
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself; elsewhere autocast makes a step
-    slower, not faster.
-    """
+    """Whether the processor has bfloat16 instructions; without them autocast slows a step down."""
     known = torch.cpu.get_capabilities()
     return torch.cuda.is_available() or any(
         known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
@@ -75,17 +70,7 @@ def has_bf16() -> bool:
 def our_step(case: Case, model: Any, **settings: Any) -> OurStep:
     """Our side of a case, which trains `model` itself."""
     forget, retain = shapes.rows(case.shape, model.config.vocab_size)
-    peft_config = None
-    if case.lora:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(
-            r=16,
-            lora_alpha=32,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+    peft_config = adapter() if case.lora else None
     defaults = {
         "method": "ga_mismatch",
         "mismatch_completions": case.shape.mismatch,

@@ -1,4 +1,4 @@
-"""The trainer's own step, called outside of its loop so that it can take turns with another."""
+"""The trainer's own step, called outside its loop so that it can alternate with another."""
 
 from __future__ import annotations
 
@@ -14,9 +14,24 @@ from unteach.data.stream import StreamItem
 from unteach.data.tokenization import EncodedRow
 from unteach.trainer import UnlearningTrainer
 
+RANK = 16
 
-class Ids:
-    """What the trainer asks of a tokenizer when its rows are token ids already."""
+
+def adapter() -> Any:
+    """The LoRA configuration of all cases that train an adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=RANK,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+class StubTokenizer:
+    """The attributes that the trainer reads of a tokenizer when its rows are token ids."""
 
     pad_token_id = 0
     eos_token_id = None
@@ -26,7 +41,7 @@ class Ids:
 
 
 class OurStep:
-    """An `UnlearningTrainer` whose steps are taken one by one.
+    """An `UnlearningTrainer` whose steps are called one by one.
 
     Args:
         model: a causal language model.
@@ -50,7 +65,9 @@ class OurStep:
             use_cpu=not torch.cuda.is_available(),
             **settings,
         )
-        self.trainer = UnlearningTrainer(model, config, forget, retain, Ids(), peft_config)
+        self.trainer = UnlearningTrainer(
+            model, config, forget, retain, StubTokenizer(), peft_config
+        )
         self.trainer.create_optimizer_and_scheduler(config.max_steps)
         self.model = self.trainer.model
         self.stream = self.trainer.training_stream()
