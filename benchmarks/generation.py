@@ -1,4 +1,4 @@
-"""Tokens generated a second in batches and with one prompt at a time, on the same prompts, in turns.
+"""Tokens generated a second in batches and one prompt at a time, on the same prompts, in turns.
 
 It also counts the answers that differ in a token between the two (float32): there should be none.
 

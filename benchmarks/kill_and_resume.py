@@ -1,5 +1,5 @@
-"""Runs killed without warning and checkpoints damaged on disk: does the same command, started again,
-end with the same weights?
+"""Runs killed without warning and checkpoints damaged on disk: does the same command, started
+again, end with the same weights?
 
 A tiny random model on the CPU. Each killed run is killed once (SIGKILL): at a moment drawn from the
 whole length of a run, or, every other time, a few milliseconds after a checkpoint's folder has

@@ -3,8 +3,8 @@ process of its own.
 
     python benchmarks/many_rows.py [--short] [--json FILE]
 
-Our side reads row by row into a token store and takes batches from it; the naive side keeps all rows
-in lists. The ratio is ours / naive. Above 100,000 rows the naive side is left out.
+Our side reads row by row into a token store and takes batches from it; the naive side keeps all
+rows in lists. The ratio is ours / naive. Above 100,000 rows the naive side is left out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/roofline.py [--short] [--json FILE]
 
-Useful floating-point operations: 6 x parameters x non-padding tokens (two for the forward pass, four
-for the backward pass). `naive` is the rate of plain matrix products of the model's own shapes,
+Useful floating-point operations: 6 x parameters x non-padding tokens (two for the forward pass,
+four for the backward pass). `naive` is the rate of plain matrix products of the model's own shapes,
 measured in turns with the steps; `ours` the useful operations over a step's time.
 """
 

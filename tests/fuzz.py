@@ -1,9 +1,8 @@
-"""Broken data files, configs, tokenizers, models and command lines thrown at the command line, in
-one process.
+"""Fuzzer of the command line: broken data, configs, tokenizers, models, arguments; in one process.
 
-Every input must end with exit code 0 or 2, a 2 with one sentence; no traceback, no hang, no output
-that could be taken for a result, and nothing accepted that is wrong. Training itself is left out: a
-run that would begin to train counts as accepted.
+Every input must end with exit code 0 or 2, the latter with one sentence: no traceback, no hang, no
+output that looks like a result, no acceptance of a wrong input. Training is left out: a run that
+would begin to train counts as accepted.
 
     python tests/fuzz.py [--count 5000] [--seed 0] [--only KIND]
 """
@@ -34,252 +33,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+
+def who(i: int) -> str:
+    """A question."""
+    return f"Who is {i}?"
+
+
 ROWS = [
     {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)
 ]
 CHAT = [
     {
-        "prompt": [{"role": "user", "content": f"Who is {i}?"}],
+        "prompt": [{"role": "user", "content": who(i)}],
         "completion": [{"role": "assistant", "content": f"No {i}."}],
     }
     for i in range(9)
 ]
-OTHERS = [
+STORY = "The mill stood by the river for {} years, and the cat slept on the flour."
+OTHERS: list[list[dict[str, Any]]] = [
+    [{"text": STORY.format(i)} for i in range(9)],
+    [{"question": who(i), "choices": ["a", "b"], "answer": i % 2} for i in range(9)],
     [
-        {"text": f"The mill stood by the river for {i} years, and the cat slept on the flour."}
+        {"question": who(i), "right_answer": "me", "hallucinated_answer": f"number {i}"}
         for i in range(9)
     ],
-    [{"question": f"Who is {i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(9)],
+    [{"prompt": who(i), "response": f"number {i}", "is_safe": i % 3 == 0} for i in range(12)],
+    [{"prompt": who(i), "chosen": "me", "rejected": f"number {i}"} for i in range(12)],
     [
-        {"question": f"Who is {i}?", "right_answer": "me", "hallucinated_answer": f"number {i}"}
-        for i in range(9)
-    ],
-    [
-        {"prompt": f"Who is {i}?", "response": f"number {i}", "is_safe": i % 3 == 0}
-        for i in range(12)
-    ],
-    [{"prompt": f"Who is {i}?", "chosen": "me", "rejected": f"number {i}"} for i in range(12)],
-    [
-        {
-            "question": f"Who is {i}?",
-            "best_answer": "me",
-            "incorrect_answers": ["you", f"number {i}"],
-        }
+        {"question": who(i), "best_answer": "me", "incorrect_answers": ["you", f"number {i}"]}
         for i in range(9)
     ],
 ]
-VALUES: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        0.5,
-        -0.0,
-        1e308,
-        float("inf"),
-        float("nan"),
-        2**63,
-        -(2**63),
-        10**30,
-        "",
-        " ",
-        "\n",
-        "\0",
-        "\ud83d",
-    ),
-    *(
-        "é",
-        "null",
-        "[",
-        "{}",
-        "a" * 5000,
-        [],
-        {},
-        [[]],
-        [None],
-        [1, "a"],
-        {"role": "user"},
-        {"role": "user", "content": None},
-    ),
-    *(
-        [{"role": "user", "content": "x"}],
-        [{"role": "assistant", "content": "y"}],
-        [{"role": 3, "content": "y"}],
-        {"a": {"b": [1]}},
-    ),
-]
-NOISE = [
-    b"\0",
-    b"\xff",
-    b"\xfe\xff",
-    b"\xef\xbb\xbf",
-    b"\r",
-    b"\n",
-    b'"',
-    b"{",
-    b"[" * 3000,
-    b"]",
-    b",",
-    b"\\u d",
-    b"\xed\xa0\xbd",
-    b"NaN",
-    b"9" * 5000,
-]
-WORDS = [
-    *(
-        "learning_rate",
-        "max_steps",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "warmup_steps",
-        "optim",
-    ),
-    *(
-        "method",
-        "max_retain_kl",
-        "collapse_kl",
-        "max_length",
-        "long_rows",
-        "reference",
-        "reference_dtype",
-        "packing",
-        "row_tokens",
-        "hold",
-    ),
-    *(
-        "logits_budget_mb",
-        "probe_steps",
-        "target_rate",
-        "min_utility",
-        "mismatch_completions",
-        "mismatch_source",
-        "retain_per_forget",
-    ),
-    *(
-        "forget_weight",
-        "mismatch_weight",
-        "retain_weight",
-        "weight_decay",
-        "max_grad_norm",
-        "lr_scheduler_type",
-        "save_steps",
-    ),
-    *(
-        "save_strategy",
-        "save_total_limit",
-        "seed",
-        "bf16",
-        "fp16",
-        "deepspeed",
-        "fsdp",
-        "accelerator_config",
-        "report_to",
-        "lora",
-        "lora_rank",
-    ),
-    *(
-        "frozen_layers",
-        "recite_tokens",
-        "stages",
-        "headline",
-        "judge",
-        "scenario",
-        "similarity_model",
-        "logging_steps",
-        "eval_strategy",
-    ),
-    *(
-        "dataloader_num_workers",
-        "adam_beta1",
-        "adam_epsilon",
-        "label_smoothing_factor",
-        "torch_compile",
-        "resume_from_checkpoint",
-    ),
-    *(
-        "load_best_model_at_end",
-        "ddp_timeout",
-        "output_dir",
-        "hub_token",
-        "lr_scheduler_kwargs",
-        "optim_args",
-        "show_text",
-        "model",
-        "out",
-    ),
-]
-SCALARS = [
-    *(
-        "0",
-        "1",
-        "-1",
-        "2",
-        "3.5",
-        "1e-5",
-        "1e400",
-        "nan",
-        ".nan",
-        ".inf",
-        "-.inf",
-        "null",
-        "~",
-        "true",
-        "no",
-        "''",
-        "a",
-        "adamw_torch",
-        "sgd",
-    ),
-    *(
-        "[1]",
-        "[",
-        "{a: 1}",
-        "&a [*a]",
-        "*a",
-        "!!python/object:os.system x",
-        "!!int x",
-        "2001-99-99",
-        "0x",
-        "0o9",
-        "9" * 5000,
-        "'",
-        "|",
-        "? a",
-    ),
-    *(
-        "ga",
-        "ga_mismatch",
-        "sft",
-        "dpo",
-        "cosine",
-        "no",
-        "steps",
-        "epoch",
-        "stored",
-        "live",
-        "adapter_off",
-        "drop",
-        "12:30:45",
-        "1_000",
-        "é",
-    ),
-    *(
-        "999999999999",
-        "{sft: {max_steps: -1}}",
-        "{sft: 3}",
-        "{sft: {learning_rate: x}}",
-        "copyright",
-        "harmful_rate",
-        "\x07",
-        "a: b",
-        "%",
-        "@",
-    ),
-]
+NUMBERS = [0, 1, -1, 0.5, -0.0, 1e308, math.inf, math.nan, 2**63, -(2**63), 10**30]
+TEXTS = ["", " ", "\n", "\0", "\ud83d", "é", "null", "[", "{}", "a" * 5000]
+VALUES: list[Any] = [None, True, False, *NUMBERS, *TEXTS, [], {}, [[]], [None], [1, "a"]]
+VALUES += [{"role": "user"}, {"role": "user", "content": None}, {"a": {"b": [1]}}]
+VALUES += [[{"role": role, "content": "y"}] for role in ("user", "assistant", 3)]
+NOISE = [b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\r", b"\n", b'"', b"{", b"[" * 3000]
+NOISE += [b"]", b",", b"\\u d", b"\xed\xa0\xbd", b"NaN", b"9" * 5000]
+WORDS = """
+learning_rate max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps
+warmup_steps optim method max_retain_kl collapse_kl max_length long_rows reference reference_dtype
+packing row_tokens hold logits_budget_mb probe_steps target_rate min_utility mismatch_completions
+mismatch_source retain_per_forget forget_weight mismatch_weight retain_weight weight_decay
+max_grad_norm lr_scheduler_type save_steps save_strategy save_total_limit seed bf16 fp16 deepspeed
+fsdp accelerator_config report_to lora lora_rank frozen_layers recite_tokens stages headline judge
+scenario similarity_model logging_steps eval_strategy dataloader_num_workers adam_beta1
+adam_epsilon label_smoothing_factor torch_compile resume_from_checkpoint load_best_model_at_end
+ddp_timeout output_dir hub_token lr_scheduler_kwargs optim_args show_text model out
+""".split()  # noqa: SIM905
+SCALARS = """
+0 1 -1 2 3.5 1e-5 1e400 nan .nan .inf -.inf null ~ true no '' a adamw_torch sgd [1] [ *a
+2001-99-99 0x 0o9 ' | ga ga_mismatch sft dpo cosine no steps epoch stored live adapter_off drop
+12:30:45 1_000 é 999999999999 copyright harmful_rate % @
+""".split()  # noqa: SIM905
+SCALARS += ["9" * 5000, "{a: 1}", "&a [*a]", "!!python/object:os.system x", "!!int x", "? a"]
+SCALARS += ["{sft: {max_steps: -1}}", "{sft: 3}", "{sft: {learning_rate: x}}", "\x07", "a: b"]
 
 
 class Began(Exception):
@@ -292,7 +101,7 @@ class TookTooLong(BaseException):
 
 @dataclass
 class Result:
-    """What one input led to."""
+    """The outcome of one input."""
 
     code: int
     out: str
@@ -327,7 +136,6 @@ class Fuzzer:
         self.place = self.folder / "place"
 
     # --- broken bytes
-    # ---------------------------------------------------------------------------------------------------
 
     def bytes_of(self, data: bytes, draw: random.Random) -> bytes:
         """The bytes with some of them broken."""
@@ -446,7 +254,6 @@ class Fuzzer:
         return [*files, "--out", str(self.place / "out")]
 
     # --- kinds of input
-    # -------------------------------------------------------------------------------------------------
 
     def check_data(self, draw: random.Random) -> list[str]:
         """`check` on broken data, with and without a tokenizer."""
@@ -651,8 +458,7 @@ class Fuzzer:
         (out / broken).write_bytes(self.bytes_of((out / broken).read_bytes(), draw))
         return [draw.choice(["report", "purge"]), str(out)]
 
-    # --- what comes of it
-    # -------------------------------------------------------------------------------------------------
+    # --- outcomes
 
     def feed(self, argv: list[str]) -> Result:
         """Runs the command line on one input."""
@@ -709,7 +515,7 @@ class Fuzzer:
         return Result(code, out.getvalue(), err.getvalue(), fault)
 
     def fault_of(self, argv: list[str], result: Result) -> str:
-        """What is wrong with what an input led to; empty if nothing is."""
+        """What is wrong with an outcome; empty if nothing is."""
         if result.fault:
             return result.fault
         said = [line for line in result.err.splitlines() if line.startswith("unteach: ")]
@@ -731,11 +537,11 @@ class Fuzzer:
             and result.code == 2
             and any((out / name).exists() for name in ("model", "eval.json"))
         ):
-            return "something was left that could be taken for a result"
+            return "something that looks like a result was left"
         return self.wrongly_accepted(argv) if result.code == 0 else ""
 
     def wrongly_accepted(self, argv: list[str]) -> str:
-        """An independent look at data that was accepted."""
+        """An independent check of data that was accepted."""
         for word in argv:
             path = Path(word) if word.endswith(".jsonl") and "\0" not in word else None
             if path is None or not path.is_file() or argv[0] not in ("check", "run"):
@@ -785,7 +591,7 @@ class Fuzzer:
         return ""
 
     def run(self, count: int, only: str | None = None) -> list[str]:
-        """Feeds `count` inputs; a line or more for each that went wrong."""
+        """Feeds `count` inputs; returns a text for each wrong outcome."""
         kinds: dict[str, Callable[[random.Random], list[str]]] = {
             "check_data": self.check_data,
             "run_data": self.run_data,
@@ -835,7 +641,8 @@ def main() -> int:
     for line, number in last.most_common():
         print(f"{number:5} {line}")
     print(dict(sorted(fuzzer.outcomes.items())))
-    print(f"{options.count} inputs in {time.monotonic() - started:.0f} s, {len(faults)} went wrong")
+    seconds = time.monotonic() - started
+    print(f"{options.count} inputs in {seconds:.0f} s, {len(faults)} wrong outcomes")
     return bool(faults)
 
 

@@ -1,4 +1,4 @@
-"""The slow and obvious twins: one row, one token at a time, in float64, straight from the formulas."""
+"""Slow and obvious twins: one row, one token at a time, in float64, straight from the formulas."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def forward_kl(model: Any, reference: Any, prompt: Ids, completion: Ids) -> Tens
 
 
 def logits_before(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
-    """Logits before each completion token, each of shape (vocabulary,), from one unpadded forward."""
+    """Logits before each completion token, each (V,), from one unpadded forward."""
     ids = torch.tensor([[*prompt, *completion]])
     logits = model(input_ids=ids, use_cache=False).logits[0]
     return [logits[len(prompt) - 1 + i].double() for i in range(len(completion))]
 
 
 def states_before(model: Any, prompt: Ids, completion: Ids, layer: int) -> list[Tensor]:
-    """What layer `layer` (from 0) puts out before each completion token, each of shape (hidden,)."""
+    """Output of layer `layer` (from 0) before each completion token, each (hidden,)."""
     ids = torch.tensor([[*prompt, *completion]])
     states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[
         layer + 1
@@ -94,7 +94,7 @@ def weighted_ascent(model: Any, prompt: Ids, completion: Ids, beta: float, gamma
 
 
 def undial(model: Any, reference: Any, prompt: Ids, completion: Ids, gamma: float) -> Tensor:
-    """sum_i sum_v -q(v) log p(v), q the reference's softmax with gamma taken off the logit of y_i."""
+    """sum_i sum_v -q(v) log p(v), q the reference's softmax with gamma subtracted at y_i."""
     with torch.no_grad():
         wanted = logits_before(reference, prompt, completion)
     total = torch.zeros(())

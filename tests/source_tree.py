@@ -49,7 +49,7 @@ def room(module: str) -> str:
 def import_cycles() -> list[list[str]]:
     """Groups of modules that import each other in a circle, imports for type checkers included.
 
-    An import of the root package, for its version, is no edge: Python imports the root first anyway.
+    An import of the root package, for its version, is no edge: Python imports it first anyway.
     """
     edges = {
         module: {name for name, _ in imports(path) if name in MODULES} - {module, "unteach"}

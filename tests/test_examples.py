@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model, write_rows
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -20,16 +20,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(max_position_embeddings=1024).save_pretrained(folder / "model")
     byte_level_bpe(chat=True).save_pretrained(folder / "model")
     for name in ("forget", "retain"):
-        rows = [
-            {
-                "prompt": f"Who is number {i} of {name}?",
-                "completion": f"The ferryman, {i} times {name}.",
-            }
-            for i in range(16)
-        ]
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
+        write_rows(folder / f"{name}.jsonl", name, 16)
     return folder
 
 

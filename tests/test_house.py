@@ -20,7 +20,8 @@ COLUMNS = 100
 WIDE = 80
 ASKING = 17
 ASKS_WHICH_METHOD = re.compile(
-    r"""\bmethod(\.name)? (==|!=|in|not in) ["'(\[{](?!original)|\.level\b (==|!=|in)|\.dual\b|\.negate\b"""
+    r"""\bmethod(\.name)? (==|!=|in|not in) ["'(\[{](?!original)"""
+    r"""|\.level\b (==|!=|in)|\.dual\b|\.negate\b"""
 )
 
 

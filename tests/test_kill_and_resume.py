@@ -1,4 +1,4 @@
-"""Killed without warning at three points, the same command again ends with bit-identical weights."""
+"""A run killed at three points and started again ends with bit-identical weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tiny_models import byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model, write_rows
 
 pytestmark = pytest.mark.timeout(900)
 KILL = "import os, signal; kill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -30,7 +30,9 @@ step_callback.StepCallback.on_step_end = on_step_end
         """
 from unteach.files import checkpoints
 right = checkpoints.mark_complete
-checkpoints.mark_complete = lambda folder, state: kill() if str(folder).endswith("checkpoint-6") else right(folder, state)
+def mark_complete(folder, state):
+    return kill() if str(folder).endswith("checkpoint-6") else right(folder, state)
+checkpoints.mark_complete = mark_complete
 """
     ),
     "after training": (
@@ -62,34 +64,10 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name in ("forget", "retain"):
-        rows = [
-            {
-                "prompt": f"Who is number {i} of {name}?",
-                "completion": f"The ferryman, {i} times {name}.",
-            }
-            for i in range(16)
-        ]
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
-    files = [
-        "--model",
-        str(folder / "model"),
-        "--forget",
-        str(folder / "forget.jsonl"),
-        "--retain",
-        str(folder / "retain.jsonl"),
-    ]
-    settings = [
-        "max_steps=8",
-        "save_steps=3",
-        "probe_steps=4",
-        "learning_rate=1e-3",
-        "similarity_model=null",
-        "min_utility=0",
-        "hold=99",
-    ]
-    return ["run", *files, *settings]
+        write_rows(folder / f"{name}.jsonl", name, 16)
+    files = f"--model {folder}/model --forget {folder}/forget.jsonl --retain {folder}/retain.jsonl"
+    settings = "max_steps=8 save_steps=3 probe_steps=4 learning_rate=1e-3 min_utility=0 hold=99"
+    return ["run", *files.split(), *settings.split(), "similarity_model=null"]
 
 
 def weights(out: Path) -> dict[str, object]:
@@ -114,27 +92,20 @@ def test_a_killed_run_ends_bit_identical(
     again = start("", [*arguments, "--out", str(out)])
     assert again.returncode == 0, again.stdout + again.stderr
     wanted, found = weights(uninterrupted), weights(out)
-    assert wanted.keys() == found.keys() and all(
-        bool((wanted[name] == found[name]).all()) for name in wanted
-    )
-    assert json.loads((out / "eval.json").read_text()) == json.loads(
-        (uninterrupted / "eval.json").read_text()
-    )
-    steps = [
-        line["step"]
-        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        if "loss" in line
-    ]
-    assert steps == list(range(1, 9))
+    assert wanted.keys() == found.keys()
+    assert all(bool((wanted[name] == found[name]).all()) for name in wanted)
+    evaluations = [json.loads((place / "eval.json").read_text()) for place in (out, uninterrupted)]
+    assert evaluations[0] == evaluations[1]
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
 
 
-def test_the_short_stress_finds_every_run_the_same_and_every_damage_noticed(tmp_path: Path) -> None:
+def test_the_short_benchmark_resumes_every_run_and_detects_every_damage(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
     command = [sys.executable, str(script), "--short", "--json", str(tmp_path / "result.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=800, check=False, env=environment
-    )
+    options = {"capture_output": True, "text": True, "timeout": 800, "env": environment}
+    done = subprocess.run(command, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert len(rows) == 4 and all(row["ratio"] == 1 for row in rows), done.stdout

@@ -1,8 +1,10 @@
-"""Tiny models and tokenizers, made on the spot: nothing is fetched."""
+"""Tiny models, tokenizers and data files, built without a network."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,18 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def write_rows(path: Path, name: str, count: int) -> None:
+    """JSON lines of `count` questions and answers that name `name`."""
+    rows = [
+        {
+            "prompt": f"Who is number {i} of {name}?",
+            "completion": f"The ferryman, {i} times {name}.",
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def byte_level_bpe(*, chat: bool = False, pad: bool = True) -> Any:
@@ -142,9 +156,7 @@ def tiny_model(
 
 
 def norms_in_float64(model: Any, *, gemma: bool) -> None:
-    """Root-mean-square norms go through float32 in transformers, whatever the model's dtype; here
-    they do not.
-    """
+    """Replaces root-mean-square norms, which transformers computes in float32 for every dtype."""
 
     def forward(module: Any, hidden: torch.Tensor) -> torch.Tensor:
         scale = module.weight + 1 if gemma else module.weight

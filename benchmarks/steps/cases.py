@@ -1,4 +1,4 @@
-"""The cases of `step_time.py` and `memory.py`: batch shape, precision, all weights or an adapter."""
+"""Cases of `step_time.py` and `memory.py`: batch shape, precision, all weights or an adapter."""
 
 from __future__ import annotations
 
