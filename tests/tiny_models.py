@@ -115,6 +115,22 @@ SIZE = {
 }
 
 
+WINDOWED = {
+    "gemma2": "Gemma2Config",
+    "mistral": "MistralConfig",
+    "phi3": "Phi3Config",
+    "qwen2": "Qwen2Config",
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8},
+    "gemma3": {"layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {},
+    "phi3": {},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+}
+"""Families with a sliding window, and what their configuration needs for one in two layers."""
+
+
 def tiny_model(
     family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any
 ) -> Any:
@@ -139,12 +155,17 @@ def tiny_model(
             head_dim=8,
             final_logit_softcapping=5.0,
         )
+    elif family in WINDOWED:
+        config = getattr(transformers, WINDOWED[family])(
+            **sizes, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True
+        )
     else:
         raise ValueError(family)
     config.pad_token_id = None
     config.bos_token_id = config.eos_token_id = 0
+    attention = "eager" if family == "gemma2" else "sdpa"
     model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=dtype, attn_implementation="sdpa"
+        config, dtype=dtype, attn_implementation=attention
     )
     with torch.no_grad():
         for parameter in model.parameters():

@@ -22,6 +22,15 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: an accelerator's, known by the name of torch's class without
+    importing torch, or the machine's.
+    """
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return named or isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def did_you_mean(name: str, known: "list[str]", what: str) -> UserError:
     """Builds the error for an unknown `name` of kind `what`, with the nearest known name if there
     is one.

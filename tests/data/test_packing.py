@@ -41,6 +41,9 @@ trees = st.builds(
 )  # of prompts with an opening in common, and without
 
 
+MASK_FIELDS = ("tree", "branch", "position_ids")
+
+
 def test_the_mask_of_a_prompt_with_two_completions():
     """p p a a b .     queries down, keys across; a sees p and a, b sees p and b, padding sees
     itself.
@@ -59,9 +62,9 @@ def test_the_mask_of_a_prompt_with_two_completions():
         packed=True,
         pad_id=0,
     )
-    padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
+    padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in MASK_FIELDS}
     wanted = ["x.....", "xx....", "xxx...", "xxxx..", "xx..x.", ".....x"]
-    seen = visibility(padded["tree"], padded["branch"])[0, 0]
+    seen = visibility(padded)[0, 0]
     assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
@@ -101,7 +104,7 @@ def test_the_mask_of_two_prompts_with_an_opening_in_common():
         2,
         3,
     ]
-    padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in ("tree", "branch")}
+    padded = {name: torch.nn.functional.pad(batch[name], (0, 1)) for name in MASK_FIELDS}
     wanted = [
         "x.......",
         "xx......",
@@ -112,7 +115,23 @@ def test_the_mask_of_two_prompts_with_an_opening_in_common():
         "xx...xx.",
         ".......x",
     ]
-    seen = visibility(padded["tree"], padded["branch"])[0, 0]
+    seen = visibility(padded)[0, 0]
+    assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ({"window": 2}, ["x.....", "xx....", ".xx...", "..xx..", ".x..x.", "....xx"]),
+        ({"chunk": 2}, ["x.....", "xx....", "..x...", "..xx..", "....x.", "....xx"]),
+    ],
+    ids=str,
+)
+def test_limits_of_attention_count_positions_of_the_text_and_not_places_in_the_row(limits, wanted):
+    """p p a a b b: b continues p at position 2, whatever stands between them."""
+    tree = Tree((5, 6), (Branch("forget", (7, 8, 3)), Branch("mismatch", (9, 4, 3))))
+    batch = make_batch([tree], packed=True, pad_id=0)
+    seen = visibility(batch, **limits)[0, 0]
     assert ["".join("x" if cell else "." for cell in row) for row in seen.tolist()] == wanted
 
 

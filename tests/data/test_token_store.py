@@ -45,6 +45,14 @@ def test_a_store_gives_the_rows_that_a_list_holds(file, tmp_path, tokenizer):
         store[10]
 
 
+def test_the_longest_row_is_found_in_the_index(file, tmp_path, tokenizer, monkeypatch):
+    store = write_rows(file, tokenizer, tmp_path / "store")
+    lengths = list(map(len, store))
+    for entries in (3, 100):
+        monkeypatch.setattr("unteach.data.token_store.ENTRIES_AT_ONCE", entries)
+        assert store.longest() == lengths.index(max(lengths))
+
+
 def test_a_store_reads_rows_without_their_end_as_a_list_is_cut(file, tmp_path, tokenizer):
     end = end_of_turn_id(tokenizer)
     store = write_rows(file, tokenizer, tmp_path / "store")

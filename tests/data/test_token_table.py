@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unteach.data.token_table import TokenTable
+from unteach.data.token_table import TokenTable, longest_row
 from unteach.data.tokenization import EncodedRow
 
 ROWS = [
@@ -15,6 +15,12 @@ ROWS = [
     EncodedRow("second, with a longer key", (4,), (5, 6), "text", (7, 8, 9)),
     EncodedRow("third", (), (1,), "chat"),
 ]
+
+
+def test_the_longest_row_is_the_first_of_several():
+    rows = [*ROWS, EncodedRow("fourth", (1, 2), (5, 6), "chat")]
+    assert longest_row(TokenTable(rows)) == longest_row(rows) == 0
+    assert longest_row(TokenTable(rows[1:])) == longest_row(rows[1:]) == 2
 
 
 def test_a_table_gives_the_rows_of_a_list():

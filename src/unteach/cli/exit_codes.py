@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from unteach.errors import UserError, is_panic
+from unteach.errors import UserError, is_out_of_memory, is_panic
 from unteach.processes import LOST, is_lost_process
 
 SEVERAL = ("run", "demo", "eval")
@@ -36,7 +36,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except Exception as error:
         if is_lost_process(error):
             return _say(LOST)
-        if says_memory_full(error):
+        if is_out_of_memory(error):
             return _say(f"{MEMORY_FULL} ({one_line(str(error))[:200]})")
         if not says_disk_full(error):
             raise
@@ -89,20 +89,6 @@ def one_line(text: str) -> str:
     """The text without line breaks and half characters, and not longer than a screen."""
     text = " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 1000 else f"{text[:1000]} ..."
-
-
-def says_memory_full(error: Exception) -> bool:
-    """Whether an error means that memory ran out: of an accelerator, known by torch's class without
-    importing torch, or the machine's.
-    """
-    text = str(error)
-    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return (
-        named
-        or isinstance(error, MemoryError)
-        or "can't allocate memory" in text
-        or "not enough memory" in text
-    )
 
 
 def says_disk_full(error: Exception) -> bool:

@@ -211,16 +211,30 @@ def make_batch(
     }
 
 
-def visibility(tree: Tensor, branch: Tensor) -> Tensor:
-    """Which position may look at which: bool (rows, 1, length, length), query by key.
+def visibility(
+    batch: dict[str, Tensor], *, window: int | None = None, chunk: int | None = None
+) -> Tensor:
+    """Which position attends to which: bool (rows, 1, length, length), query by key.
 
-    Causal, at the row's opening and within one's own tree, there at the prompt or at one's own
-    branch. Padding sees itself, so that no row of the softmax is empty.
+    Causal, to the row's shared prefix and within one's own tree, there to the prompt and to one's
+    own branch. Padding attends to itself, so that no row of the softmax is empty.
+
+    Args:
+        batch: see `make_batch`.
+        window (`int`, *optional*): a sliding window: a query attends to the last `window` positions
+            of its own text, itself included, wherever they are in the row.
+        chunk (`int`, *optional*): attention in chunks of that many positions.
     """
+    tree, branch, position = batch["tree"], batch["branch"], batch["position_ids"]
     length = tree.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()
-    asks, asked = tree[:, :, None], tree[:, None, :]
-    same_tree = ((asks == asked) | (asked == OPENING)) & (asks != PADDING)
+    query, key = tree[:, :, None], tree[:, None, :]
+    same_tree = ((query == key) | (key == OPENING)) & (query != PADDING)
     same_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    seen = same_tree & same_branch & causal
+    if window is not None:
+        seen &= position[:, :, None] - position[:, None, :] < window
+    if chunk is not None:
+        seen &= position[:, :, None] // chunk == position[:, None, :] // chunk
     itself = torch.eye(length, dtype=torch.bool, device=tree.device)
-    return ((same_tree & same_branch & causal) | itself)[:, None]
+    return (seen | itself)[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unteach.data.mismatch import MismatchPool, row_generator
 from unteach.data.packing import Branch, Tree, make_batch
+from unteach.data.token_table import longest_row
 from unteach.data.tokenization import EncodedRow
 
 
@@ -72,6 +73,17 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
                 size
             )
         return epoch, int(self._orders[name, epoch][place])
+
+    def longest(self) -> StreamItem:
+        """The longest forget row with mismatch completions, and the longest retain row: where
+        limits of a model's attention show.
+        """
+        retain = (longest_row(self.retain),) if self.retain else ()
+        if not self.forget:
+            return StreamItem(None, (), retain)
+        index = longest_row(self.forget)
+        mismatch = self.mismatch.draw(self.forget[index], 0) if self.mismatch else ()
+        return StreamItem(self.forget[index], tuple(mismatch), retain, index)
 
     def __getitem__(self, position: int) -> StreamItem:
         forget: EncodedRow | None = None

@@ -24,6 +24,7 @@ ENTRY = np.dtype(
 """One row in the index: where its tokens start, how many there are of either part, its key and its
 kind.
 """
+ENTRIES_AT_ONCE = 2**16
 
 
 class TokenStore(EncodedRows):
@@ -72,6 +73,16 @@ class TokenStore(EncodedRows):
             self._read("index", ENTRY.itemsize, number * ENTRY.itemsize), ENTRY
         )[0]
         return entry
+
+    def longest(self) -> int:
+        best, found = -1, 0
+        for first in range(0, len(self), ENTRIES_AT_ONCE):
+            size = ENTRY.itemsize * ENTRIES_AT_ONCE
+            entries = np.frombuffer(self._read("index", size, ENTRY.itemsize * first), ENTRY)
+            lengths = entries["prompt"] + entries["completion"]
+            if lengths.max() > best:
+                best, found = int(lengths.max()), first + int(lengths.argmax())
+        return found
 
     def row(self, number: int) -> EncodedRow:
         entry = self._entry(number)

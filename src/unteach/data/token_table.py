@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import overload
 
+import numpy as np
+
 from unteach.data.tokenization import EncodedRow
 
 
@@ -19,6 +21,12 @@ class EncodedRows(Sequence[EncodedRow]):
     @abstractmethod
     def row(self, number: int) -> EncodedRow:
         """The row of that number, from 0 to `len(self) - 1`."""
+
+    @abstractmethod
+    def longest(self) -> int:
+        """The number of the row with most tokens of prompt and completion, the first of several;
+        there must be one.
+        """
 
     @overload
     def __getitem__(self, number: int) -> EncodedRow: ...
@@ -53,9 +61,20 @@ class TokenTable(EncodedRows):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def longest(self) -> int:
+        ends = np.asarray(self._ends)
+        return int((ends[2::3] - ends[:-1:3]).argmax())
+
     def row(self, number: int) -> EncodedRow:
         ends = self._ends[3 * number : 3 * number + 4]
         prompt, completion, preferred = (
             tuple(self._tokens[start:end]) for start, end in pairwise(ends)
         )
         return EncodedRow(self._keys[number], prompt, completion, self._kinds[number], preferred)
+
+
+def longest_row(rows: Sequence[EncodedRow]) -> int:
+    """The number of the row with most tokens, the first of several."""
+    if isinstance(rows, EncodedRows):
+        return rows.longest()
+    return max(range(len(rows)), key=lambda number: len(rows[number]))

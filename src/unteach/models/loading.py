@@ -309,23 +309,52 @@ def output_head(model: Any) -> OutputHead:
     )
 
 
-def model_inputs(
-    batch: dict[str, Tensor], *, packed: bool, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """What the decoder is called with: ids, restarting positions, and a mask (4-D and additive if
-    packed, else 2-D).
+def model_inputs(model: Any, batch: dict[str, Tensor], *, packed: bool) -> dict[str, Any]:
+    """What the decoder is called with: ids, restarting positions, and an attention mask.
+
+    The mask of packed rows is 4-D and additive; where the layers differ in a window that these rows
+    exceed, it is a dict by layer type, as transformers takes it. That of plain rows is 2-D, and the
+    model makes its own of it.
     """
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     if not packed:
         return inputs | {"attention_mask": (batch["tree"] != PADDING).long()}
     device_type = batch["input_ids"].device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    seen = visibility(batch["tree"], batch["branch"])
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, torch.finfo(dtype).min
-    )
-    return inputs | {"attention_mask": mask}
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else _dtype(model)
+
+    def additive(limits: dict[str, int]) -> Tensor:
+        seen = visibility(batch, **limits)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)
+
+    masks = {kind: additive(limits) for kind, limits in _attention_limits(model, batch).items()}
+    return inputs | {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
+
+
+def _dtype(model: Any) -> torch.dtype:
+    return next(decoder(model).parameters()).dtype
+
+
+def _attention_limits(model: Any, batch: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+    """For each layer type the limits of its attention (arguments of `visibility`); one entry without
+    any where rows are too short to exceed them, or where a layer is of another type: whether the
+    model is right without limits is what the self-check finds out.
+    """
+    config = without_adapter(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    limits: dict[str, dict[str, int]] = {"full_attention": {}}
+    if isinstance(window, int):
+        limits["sliding_attention"] = {"window": window}
+    if isinstance(chunk, int):
+        limits["chunked_attention"] = {"chunk": chunk}
+    # a configuration without layer types has one kind of layer
+    kinds = set(getattr(config, "layer_types", None) or [list(limits)[-1]])
+    sizes = [size for kind in kinds for size in limits.get(kind, {}).values()]
+    if not sizes or batch["input_ids"].shape[1] <= min(sizes) or not kinds <= set(limits):
+        return {"full_attention": {}}
+    return {kind: limits[kind] for kind in sorted(kinds)}
 
 
 def predicting_states(
@@ -346,9 +375,7 @@ def predicting_states(
             for each (`opened_cache`).
     """
     body = decoder(model)
-    inputs: dict[str, Any] = dict(
-        model_inputs(batch, packed=packed, dtype=next(body.parameters()).dtype)
-    )
+    inputs = model_inputs(model, batch, packed=packed)
     before, cache = shared_prefix
     if before:
         inputs["position_ids"] = inputs["position_ids"] + before

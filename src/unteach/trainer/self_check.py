@@ -1,5 +1,5 @@
-"""Whether the fast path holds on this architecture: compared on real rows before the first step,
-not assumed.
+"""The self-check before the first step: packed rows are compared with plain rows and with the
+model's own logits, on the longest rows of the run.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unteach import models
-from unteach.data.packing import Tree, make_batch
+from unteach.data.packing import PADDING, Branch, Tree, make_batch
 from unteach.data.stream import Collator
-from unteach.errors import UserError
+from unteach.data.tokenization import EncodedRow
+from unteach.errors import UserError, is_out_of_memory
 from unteach.models.kernels import chosen_kernels
 from unteach.models.token_statistics import token_statistics
+from unteach.trainer.reference import StoredReference
 
 EXACT_TOLERANCE = 1e-3
 """Largest accepted difference of a log-probability, in nats, of weights in full precision."""
@@ -32,73 +34,52 @@ TIMES_ROUNDING = 3.0
 On SmolLM2 in bfloat16 rounding alone makes 0.02 to 0.05 nats, positions that do not restart 0.3 to
 0.4.
 """
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the precision context of the training step."""
 
 
 @torch.no_grad()
 def check_fast_path(
-    model: Any,
-    trees: Sequence[Tree],
-    collator: Collator,
-    *,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    model: Any, trees: Sequence[Tree], collator: Collator, *, autocast: Autocast
 ) -> None:
-    """Compares packed rows with plain padded ones, and those with the model's own logits.
+    """Compares plain padded rows, and packed ones, with the model's own logits on unpadded rows.
 
-    Where the packed ones differ, training goes on with plain rows, and a warning says so. Weights
-    in full precision are compared without autocast, whose rounding would hide what the check looks
-    for; weights of 16 bits by the mean difference, as single tokens differ by tenths of a nat from
-    the order of additions alone; how much that makes is measured with another attention kernel.
+    Where the packed ones differ, training uses plain rows, and a warning says so. Weights in full
+    precision are compared without autocast, whose rounding would hide what the check looks for;
+    weights of 16 bits by the mean difference, as the order of additions alone changes single tokens
+    by tenths of a nat.
 
     Args:
         model: the model without its data-parallel wrapper.
-        trees (`Sequence[Tree]`): what to compare on.
+        trees (`Sequence[Tree]`): what to compare on; the longest rows, as limits of attention show
+            only there.
         collator (`Collator`): its `packed` becomes false where packing does not hold.
-        autocast (`Callable`): makes the precision context of the training step.
+        autocast (`Callable`)
 
     Raises:
-        UserError: where even plain rows differ, as then the output head is not what it is taken
-            for.
+        UserError: where even plain rows differ: the output head is not what it is taken for.
     """
-    device = next(model.parameters()).device
-    exact = all(
-        parameter.dtype in (torch.float32, torch.float64) for parameter in model.parameters()
-    )
+    exact = _full_precision(model)
     precision = nullcontext if exact else autocast
-    tolerance = EXACT_TOLERANCE if exact else MEAN_TOLERANCE
 
     def batch_of(packed: bool) -> dict[str, Tensor]:
-        batch = make_batch(
-            trees, packed=packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens
+        return _on_device(
+            model,
+            make_batch(
+                trees, packed=packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens
+            ),
         )
-        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     plain = batch_of(packed=False)
-
-    def from_logits(kernels: AbstractContextManager[Any]) -> Tensor:
-        with precision():
-            inputs = models.model_inputs(plain, packed=False, dtype=model.dtype)
-            with kernels:
-                logits = (
-                    model(**inputs, use_cache=False)
-                    .logits.flatten(0, 1)[plain["predictor"]]
-                    .float()
-                )
-        logp: Tensor = logits.log_softmax(-1).gather(-1, plain["target"][:, None]).squeeze(-1)
-        return logp
-
-    wanted = from_logits(chosen_kernels(model, device.type, plain["input_ids"].shape[1]))
-    if not exact:
-        rounding = (
-            (from_logits(nullcontext()) - from_logits(sdpa_kernel(SDPBackend.MATH))).abs().mean()
-        )
-        tolerance = max(tolerance, TIMES_ROUNDING * float(rounding))
+    with precision():
+        wanted = _own_logp(model, plain)
+        tolerance = EXACT_TOLERANCE if exact else _rounding(model, plain)
 
     def difference(batch: dict[str, Tensor], *, packed: bool) -> float:
         with precision():
             hidden = models.predicting_states(model, batch, packed=packed)
             ours = token_statistics(hidden, batch["target"], models.output_head(model)).logp
-        apart = (ours - wanted).abs()
-        return float(apart.max() if exact else apart.mean())
+        return _apart(ours, wanted, exact=exact)
 
     if not difference(plain, packed=False) <= tolerance:
         raise UserError(
@@ -109,7 +90,9 @@ def check_fast_path(
         return
     try:
         found = difference(batch_of(packed=True), packed=True)
-    except (RuntimeError, ValueError, TypeError, IndexError):
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         found = float("inf")
     if not found <= tolerance:
         collator.packed = False
@@ -118,3 +101,80 @@ def check_fast_path(
             f" (difference {found:.2g}); training goes on with plain rows, which is slower",
             stacklevel=2,
         )
+
+
+@torch.no_grad()
+def check_stored_reference(
+    model: Any, stored: StoredReference, row: EncodedRow, number: int, *, autocast: Autocast
+) -> None:
+    """Compares what is stored of one row with the model's own logits on the plain row.
+
+    Args:
+        model: the reference model, or the trained one before its first step.
+        stored (`StoredReference`)
+        row (`EncodedRow`), number (`int`): the row and its number in the reference.
+        autocast (`Callable`)
+
+    Raises:
+        UserError: where they differ.
+    """
+    branch = Branch(stored.role, row.completion_ids, reference_row=number)
+    plain = _on_device(model, make_batch([Tree(row.prompt_ids, (branch,))], packed=False, pad_id=0))
+    device = plain["target"].device
+    with models.adapter_off(model), autocast():
+        exact = _full_precision(model) and not torch.is_autocast_enabled(device.type)
+        exact = exact and stored.values.dtype != torch.bfloat16
+        wanted = _own_logp(model, plain)
+        tolerance = EXACT_TOLERANCE if exact else _rounding(model, plain)
+        found = token_statistics(stored.hidden(plain, device), plain["target"], stored.head).logp
+    if not (apart := _apart(found, wanted, exact=exact)) <= tolerance:
+        raise UserError(
+            f"the stored reference gives other log-probabilities than the model (difference"
+            f" {apart:.2g}, on retain row {row.key}); remove the folder 'reference' of the output"
+            " folder, or set packing to false"
+        )
+
+
+def _full_precision(model: Any) -> bool:
+    return all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
+
+
+def _on_device(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _apart(ours: Tensor, wanted: Tensor, *, exact: bool) -> float:
+    difference = (ours - wanted).abs()
+    return float(difference.max() if exact else difference.mean())
+
+
+def _own_logp(
+    model: Any,
+    plain: dict[str, Tensor],
+    kernels: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> Tensor:
+    """log p(y) of each completion token of plain rows from the model's logits, shape (tokens,); row
+    by row, so that memory holds the logits of one row.
+    """
+    rows, width = plain["input_ids"].shape
+    logp = torch.empty(len(plain["target"]), device=plain["target"].device)
+    for row in range(rows):
+        tokens = plain["predictor"] // width == row
+        length = int((plain["tree"][row] != PADDING).sum())
+        ids = plain["input_ids"][row : row + 1, :length]
+        with kernels() if kernels else chosen_kernels(model, ids.device.type, length):
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+        predicting = logits[plain["predictor"][tokens] - row * width].float()
+        chosen = predicting.log_softmax(-1).gather(-1, plain["target"][tokens][:, None])
+        logp[tokens] = chosen.squeeze(-1)
+    return logp
+
+
+def _rounding(model: Any, plain: dict[str, Tensor]) -> float:
+    """The largest mean difference that rounding may make on these rows."""
+    one, other = (
+        _own_logp(model, plain, kernels)
+        for kernels in (nullcontext, lambda: sdpa_kernel(SDPBackend.MATH))
+    )
+    return max(MEAN_TOLERANCE, TIMES_ROUNDING * _apart(one, other, exact=False))

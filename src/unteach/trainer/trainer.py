@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from unteach import models
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
+from unteach.data.token_table import longest_row
 from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
 from unteach.methods import ROLES, RoleTokens, objective_terms, step_counts, total_loss
@@ -38,11 +39,12 @@ from unteach.trainer.role_references import (
     RoleReferences,
     build_retain_reference,
     build_role_references,
+    reference_model,
     retain_nll,
     steering_layer,
 )
 from unteach.trainer.role_statistics import role_statistics
-from unteach.trainer.self_check import check_fast_path
+from unteach.trainer.self_check import check_fast_path, check_stored_reference
 from unteach.trainer.sharding import (
     check_sharding,
     exact_outputs,
@@ -363,11 +365,11 @@ class UnlearningTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Checks the fast path on the first rows of the stream, and makes the reference from the
+        """Checks the fast path on the longest rows and the first, and makes the reference from the
         weights as they are now.
         """
         stream = self.training_stream()
-        few = [stream[position] for position in range(min(2, len(stream)))]
+        few = [stream.longest(), stream[0]]
         model = models.placed(self.accelerator.unwrap_model(self.model), self.args.device)
         with models.dropout_off(model):
             check_fast_path(
@@ -375,6 +377,15 @@ class UnlearningTrainer(Trainer):
             )
             started = time.perf_counter()
             self.prepare_references()
+            if isinstance(self._reference, reference.StoredReference):
+                number = longest_row(self.retain_rows)
+                check_stored_reference(
+                    reference_model(self),
+                    self._reference,
+                    self.retain_rows[number],
+                    number,
+                    autocast=self.accelerator.autocast,
+                )
             self.reference_seconds = (
                 time.perf_counter() - started if self._reference is not None else None
             )
