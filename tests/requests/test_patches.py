@@ -35,6 +35,7 @@ def patch(base: str, folder: Path, seed: int, rank: int) -> Path:
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("base")
     tiny_model().save_pretrained(folder)
+    byte_level_bpe().save_pretrained(folder)
     return str(folder)
 
 
@@ -73,12 +74,12 @@ def test_the_sum_as_one_adapter_gives_the_logits_of_the_merged_patches(base, thr
 
 def test_a_patch_trained_on_merged_earlier_ones_is_a_term_of_the_sum(base, three, tmp_path):
     """W0 + d1 + d2 - d2 = W0 + d1: the delta does not depend on what was merged below it."""
-    write_merged(base, three[:1], byte_level_bpe(), tmp_path / "start")
+    write_merged(base, three[:1], tmp_path / "start")
     above = patch(str(tmp_path / "start"), tmp_path / "above", 9, 2)
     on_start = merged(str(tmp_path / "start"), [above])
     assert weights_hash(on_start) == weights_hash(merged(base, [three[0], above]))
     marked = (tmp_path / "start" / "model.safetensors").stat().st_mtime_ns
-    write_merged(base, three[:1], byte_level_bpe(), tmp_path / "start")
+    write_merged(base, three[:1], tmp_path / "start")
     assert (tmp_path / "start" / "model.safetensors").stat().st_mtime_ns == marked
 
 

@@ -393,5 +393,4 @@ def merge_patches(
             )
         base = str(ledger.requests[0]["base"])
         paths = patches.patch_paths(root, ledger.active)
-        tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
-        patches.write_merged(base, paths, tokenizer, place, trust_remote_code=trust_remote_code)
+        patches.write_merged(base, paths, place, trust_remote_code=trust_remote_code)

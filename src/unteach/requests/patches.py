@@ -68,12 +68,7 @@ def merged(base: str, patches: Sequence[Path], *, trust_remote_code: bool = Fals
 def write_sum(
     base: str, patches: Sequence[Path], target: Path, *, trust_remote_code: bool = False
 ) -> None:
-    """Writes the sum of the patches as one adapter on the base; their ranks add up.
-
-    Args:
-        base (`str`): the model of all patches.
-        patches (`Sequence[Path]`): at least one adapter folder.
-        target (`Path`): the adapter's folder, replaced atomically.
+    """Writes the sum of the patches, at least one, as one adapter on the base; their ranks add up.
 
     Raises:
         UserError: for a patch that is missing, broken or of another model.
@@ -88,12 +83,7 @@ def write_sum(
 
 
 def write_merged(
-    base: str,
-    patches: Sequence[Path],
-    tokenizer: Any,
-    target: Path,
-    *,
-    trust_remote_code: bool = False,
+    base: str, patches: Sequence[Path], target: Path, *, trust_remote_code: bool = False
 ) -> None:
     """Writes the base with the patches merged as a full model that only its owner can read; does
     nothing if `target` holds it already.
@@ -101,6 +91,7 @@ def write_merged(
     state = {"base": base, "patches": [file_sha256(path / WEIGHTS) for path in patches]}
     if read_marker(target) == state:
         return
+    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
     model = merged(base, patches, trust_remote_code=trust_remote_code)
 
     def save(folder: Path) -> None:
@@ -118,11 +109,7 @@ def is_merged(folder: Path) -> bool:
 
 
 def patch_paths(folder: Path, entries: Sequence[Entry]) -> list[Path]:
-    """The adapter folders of these requests.
-
-    Raises:
-        UserError: for one that is missing.
-    """
+    """The adapter folders of these requests; `UserError` for one that is missing."""
     paths = [folder / str(entry["patch"]) for entry in entries]
     for path, entry in zip(paths, entries, strict=True):
         if not (path / WEIGHTS).is_file():
@@ -138,12 +125,8 @@ def current_model(
 ) -> str:
     """Folder or hub id of the model after all active requests; `base` if there are none.
 
-    Args:
-        folder (`Path`): the ledger's.
-        base (`str`): the model before the first request.
-
     Raises:
-        UserError: if it, or one of its patches, is missing.
+        UserError: if the model, or one of its patches, is missing.
     """
     if ledger.kind == "full":
         newest = ledger.requests[-1]
@@ -157,8 +140,7 @@ def current_model(
     if not paths:
         return base
     start = private_folder(folder / "work") / "start"
-    tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
-    write_merged(base, paths, tokenizer, start, trust_remote_code=trust_remote_code)
+    write_merged(base, paths, start, trust_remote_code=trust_remote_code)
     return str(start)
 
 
