@@ -246,6 +246,56 @@ def test_no_maximum_length_ever_cuts_a_completion(tokenizer, prompt, completion,
         assert item == whole or choice == "truncate_prompt"
 
 
+class Counting:
+    """A tokenizer that counts its calls."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.calls = tokenizer, 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *args, **settings):
+        self.calls += 1
+        return self.tokenizer(*args, **settings)
+
+
+def test_a_row_is_tokenised_once(chat_tokenizer):
+    tokenizer, rows = Counting(chat_tokenizer), [Row(f"Who is {i}?", "He.") for i in range(9)]
+    first = encode_rows(rows, tokenizer, max_length=100)
+    calls = tokenizer.calls
+    again = encode_rows([replace(row, source="elsewhere") for row in rows], tokenizer)
+    assert again == first == encode_rows(rows, chat_tokenizer)
+    assert [encode_row(row, tokenizer, end_of_turn_id(chat_tokenizer)) for row in rows] == first
+    assert tokenizer.calls == calls + 1, "the end of a turn alone"
+    prompts = [encode_prompt(row, tokenizer) for row in rows]
+    calls = tokenizer.calls
+    assert [encode_prompt(row.with_completion("x"), tokenizer) for row in rows] == prompts
+    assert prompts == [row.prompt_ids for row in first] and tokenizer.calls == calls
+    assert encode_row(rows[0], tokenizer, None) != first[0]
+    with pytest.raises(UserError, match="prompt and completion are"):
+        encode_rows(rows, tokenizer, max_length=3)
+
+
+def test_the_cache_is_bounded_and_goes_with_its_tokenizer(monkeypatch):
+    import gc
+
+    from tiny_models import byte_level_bpe
+    from unteach.data import tokenization
+
+    monkeypatch.setattr(tokenization, "CACHED_ROWS", 5)
+    tokenizer, before = byte_level_bpe(chat=True), len(tokenization._CACHES)
+    rows = [Row(f"Who is {i}?", "He.") for i in range(9)]
+    wanted = encode_rows(rows, tokenizer)
+    assert encode_rows(rows, tokenizer) == wanted
+    assert len(tokenization._CACHES[tokenizer]) == 5
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['role']", "'x'")
+    assert encode_rows(rows, tokenizer) != wanted
+    del tokenizer
+    gc.collect()
+    assert len(tokenization._CACHES) == before
+
+
 def test_a_completion_loses_only_the_token_that_ends_it(tokenizer):
     end = end_of_turn_id(tokenizer)
     row = encode_row(Row("Who is it?", "The ferryman."), tokenizer, end)

@@ -1,12 +1,16 @@
-"""From rows to token ids, with the boundary between prompt and completion exactly where generation
-begins.
+"""Rows as token ids: a completion begins at exactly the token with which generation would begin.
+
+The encoded form of a row is cached for each tokenizer (`encode_row`, `encode_prompt`), so that
+length checks, the trainer, probes and scoring tokenise a row once within a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
@@ -23,16 +27,16 @@ TEMPLATE_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
-"""What a chat template that is broken, or that does not fit its messages, raises."""
+"""What a chat template raises that is broken, or that does not fit its messages."""
+CACHED_ROWS = 2**15
+"""Rows that the cache of a tokenizer holds; about 1 KiB each, with 100 tokens."""
 LongRows = Literal["error", "truncate_prompt", "drop"]
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids of a row: the model is given `prompt_ids` and is to say (or not to say)
-    `completion_ids`.
-
-    `preferred_ids` is what it is rather to say, for methods that prefer something.
+    """Token ids of a row: the prompt, the completion to train on and, for methods that prefer
+    another one, the preferred completion.
     """
 
     key: str
@@ -53,38 +57,60 @@ class EncodedRow:
         return replace(self, completion_ids=self.completion_ids[:-1])
 
 
+_CACHES: WeakKeyDictionary[Any, dict[Any, tuple[str, array[int], array[int]]]] = WeakKeyDictionary()
+
+
+def _cached(
+    row: Row, tokenizer: Any, end_id: int | None, encode: Callable[[], EncodedRow]
+) -> EncodedRow:
+    """What `encode` returned for a row of this content before; the oldest rows leave a full cache.
+
+    Tokens are kept at four bytes each. A tokenizer is taken for changed where its chat template is
+    another one.
+    """
+    cache = _CACHES.setdefault(tokenizer, {})
+    template = getattr(tokenizer, "chat_template", None)
+    content = (str(template), row.prompt, row.completion, row.kind, end_id)
+    if (found := cache.get(content)) is None:
+        made = encode()
+        if len(cache) >= CACHED_ROWS:
+            cache.pop(next(iter(cache)), None)
+        cache[content] = made.key, array("i", made.prompt_ids), array("i", made.completion_ids)
+        return made
+    key, prompt, completion = found
+    return EncodedRow(key, tuple(prompt), tuple(completion), row.kind)
+
+
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special, truncation=False)["input_ids"])
 
 
 def _begin_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text at the start of a sequence: with the beginning-of-sequence token, without an
+    """Ids of a text at the start of a sequence: with the beginning-of-sequence token, without the
     end that some tokenizers add.
     """
     ids = _ids(tokenizer, text, special=True)
     plain = _ids(tokenizer, text, special=False)
-    while (
-        len(ids) > len(plain)
-        and ids
-        and ids[-1] == tokenizer.eos_token_id
-        and ids[len(ids) - len(plain) - 1 : -1] == plain
-    ):
+    while len(ids) > len(plain) and ids[-1] == tokenizer.eos_token_id:
+        if ids[len(ids) - len(plain) - 1 : -1] != plain:
+            break
         ids.pop()
     return ids
 
 
+def _templated(row: Row, tokenizer: Any) -> bool:
+    return row.kind == "chat" and bool(getattr(tokenizer, "chat_template", None))
+
+
 def render_prompt(row: Row, tokenizer: Any) -> str:
-    """The prompt as the model is given it: chat template, else the paper's `### Question: ... ###
-    Answer:`, else plain text.
+    """The prompt as the model is given it: through the chat template, else as the paper's
+    `### Question: ... ### Answer:`, else as plain text.
     """
     if row.kind == "text":
         return row.prompt_text
-    if getattr(tokenizer, "chat_template", None):
-        messages = (
-            [{"role": "user", "content": row.prompt}]
-            if isinstance(row.prompt, str)
-            else [{"role": role, "content": content} for role, content in row.prompt]
-        )
+    if _templated(row, tokenizer):
+        turns = (("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
+        messages = [{"role": role, "content": content} for role, content in turns]
         try:
             return str(
                 tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -108,13 +134,11 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     """
     if getattr(tokenizer, "chat_template", None):
         question = [{"role": "user", "content": "x"}]
+        turns = [*question, {"role": "assistant", "content": "y"}]
+        render = tokenizer.apply_chat_template
         try:
-            before = tokenizer.apply_chat_template(
-                question, add_generation_prompt=True, tokenize=False
-            )
-            whole = tokenizer.apply_chat_template(
-                [*question, {"role": "assistant", "content": "y"}], tokenize=False
-            )
+            before = render(question, add_generation_prompt=True, tokenize=False)
+            whole = render(turns, tokenize=False)
         except TEMPLATE_ERRORS as error:
             raise UserError(
                 "the chat template that comes with the tokenizer cannot be used"
@@ -122,9 +146,8 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
             ) from None
         if whole.startswith(before):
             after = _ids(tokenizer, whole[len(before) :].partition("y")[2], special=False)
-            if after and after[0] in set(tokenizer.all_special_ids) | set(
-                tokenizer.added_tokens_decoder
-            ):
+            special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+            if after and after[0] in special:
                 return int(after[0])
     return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
@@ -133,62 +156,69 @@ def encode_prompt(row: Row, tokenizer: Any) -> tuple[int, ...]:
     """Ids that generation starts from; a trailing space of a plain prompt belongs to the completion
     and is left out.
     """
-    text = render_prompt(row, tokenizer)
-    templated = row.kind == "chat" and getattr(tokenizer, "chat_template", None)
-    ids = (
-        _ids(tokenizer, text, special=False) if templated else _begin_ids(tokenizer, text.rstrip())
-    )
-    if not ids:
-        first = (
-            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+    def encode() -> EncodedRow:
+        ids = _prompt_ids(render_prompt(row, tokenizer), row, tokenizer)
+        return EncodedRow("", tuple(ids), (), row.kind)
+
+    return _cached(row.with_completion(""), tokenizer, -1, encode).prompt_ids
+
+
+def _prompt_ids(text: str, row: Row, tokenizer: Any) -> list[int]:
+    if _templated(row, tokenizer):
+        ids = _ids(tokenizer, text, special=False)
+    else:
+        ids = _begin_ids(tokenizer, text.rstrip())
+    if ids:
+        return ids
+    bos = tokenizer.bos_token_id
+    first = bos if bos is not None else tokenizer.eos_token_id
+    if first is None:
+        raise UserError(
+            f"{row.source}: a row without prompt needs a tokenizer with a beginning- or"
+            " end-of-sequence token"
         )
-        if first is None:
-            raise UserError(
-                f"{row.source}: a row without prompt needs a tokenizer with a beginning- or"
-                " end-of-sequence token"
-            )
-        ids = [int(first)]
-    return tuple(ids)
+    return [int(first)]
 
 
 def encode_row(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
-    """Tokenises prompt and completion so that the completion's first id is the one generation would
-    produce.
+    """Tokenises prompt and completion so that the completion's first id is the one that generation
+    would produce; a row of the same content is taken from the cache.
+
+    Args:
+        row (`Row`)
+        tokenizer: a Hugging Face tokenizer.
+        end_id (`int`, *optional*): the token appended to `chat` completions (`end_of_turn_id`).
 
     Raises:
         UserError: where prompt and completion merge into one token, naming the row.
     """
+    return _cached(row, tokenizer, end_id, lambda: _encoded(row, tokenizer, end_id))
+
+
+def _encoded(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
     text = render_prompt(row, tokenizer)
-    templated = row.kind == "chat" and bool(getattr(tokenizer, "chat_template", None))
-    prompt_ids = encode_prompt(row, tokenizer)
+    prompt_ids = _prompt_ids(text, row, tokenizer)
     completion = row.completion.strip() if row.kind == "chat" else row.completion
-    if templated:
+    if _templated(row, tokenizer):
         whole = _ids(tokenizer, text + completion, special=False)
     else:
         stripped = text.rstrip()
         gap = text[len(stripped) :] or (" " if row.kind == "chat" else "")
-        if (
-            stripped
-            and row.kind == "text"
-            and not gap
-            and not completion[:1].isspace()
-            and row.prompt
-        ):
-            gap = ""
         completion = completion if gap and completion[:1].isspace() else gap + completion
         whole = _begin_ids(tokenizer, stripped + completion)
     if not text.strip():
         whole = [*prompt_ids, *_ids(tokenizer, completion, special=False)]
-    if tuple(whole[: len(prompt_ids)]) != prompt_ids or len(whole) == len(prompt_ids):
+    if whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
         raise UserError(
             f"{row.source}: the end of the prompt and the start of the completion become one token,"
-            " so the model would never be asked for this completion; end the prompt at a word and"
+            " so the model would never generate this completion; end the prompt at a word and"
             " start the completion with its space"
         )
     completion_ids = whole[len(prompt_ids) :]
     if row.kind == "chat" and end_id is not None:
-        completion_ids = [*completion_ids, end_id]
-    return EncodedRow(row.key, prompt_ids, tuple(completion_ids), row.kind)
+        completion_ids.append(end_id)
+    return EncodedRow(row.key, tuple(prompt_ids), tuple(completion_ids), row.kind)
 
 
 def encode_rows(
@@ -200,13 +230,13 @@ def encode_rows(
     long_rows: LongRows = "error",
     name: str = "forget",
 ) -> list[EncodedRow]:
-    """Tokenises rows once. A completion is never cut.
+    """Tokenises rows; a completion is never cut.
 
     Args:
         rows (`Sequence[Row]`)
         tokenizer: a Hugging Face tokenizer.
         max_length (`int`, *optional*): most tokens of prompt and completion together.
-        window (`int`, *optional*): most tokens that the model takes.
+        window (`int`, *optional*): most positions of the model.
         long_rows (`"error"`, `"truncate_prompt"` or `"drop"`): what to do with a longer row: refuse
             it by name, cut its prompt from the left, or leave it out.
         name (`str`): what messages call the set.
@@ -214,13 +244,12 @@ def encode_rows(
     Raises:
         UserError: naming the row that is too long, or the set of which nothing is left.
     """
-    encoded = list(
-        iterate_encoded(rows, tokenizer, max_length=max_length, window=window, long_rows=long_rows)
-    )
+    limits: dict[str, Any] = {"max_length": max_length, "window": window, "long_rows": long_rows}
+    encoded = list(iterate_encoded(rows, tokenizer, cached=True, **limits))
     if not encoded:
-        most, what = _limit(max_length, window)
+        limit = _limit(max_length, window)[1]
         raise UserError(
-            f"no row of the {name} set is left after dropping those longer than {what.format(most)}"
+            f"no row of the {name} set is left after dropping those longer than {limit}"
         )
     return encoded
 
@@ -228,11 +257,9 @@ def encode_rows(
 def _limit(max_length: int | None, window: int | None) -> tuple[int, str]:
     """(most tokens of a row, what messages call that)."""
     most, positions = max_length or 2**30, window or 2**30
-    return (
-        (most, "max_length {}")
-        if most <= positions
-        else (positions, "the {} positions of this model")
-    )
+    if most <= positions:
+        return most, f"max_length {most}"
+    return positions, f"the {positions} positions of this model"
 
 
 def iterate_encoded(
@@ -242,23 +269,24 @@ def iterate_encoded(
     max_length: int | None = None,
     window: int | None = None,
     long_rows: LongRows = "error",
+    cached: bool = False,
 ) -> Iterator[EncodedRow]:
-    """The same row by row, of any number of rows; see `encode_rows`."""
+    """`encode_rows` row by row, for any number of rows; cached only on request."""
     end_id = end_of_turn_id(tokenizer)
-    most, what = _limit(max_length, window)
-    advice = "raise max_length" if what.startswith("max_length") else "shorten the row"
+    most, limit = _limit(max_length, window)
+    advice = "raise max_length" if limit.startswith("max_length") else "shorten the row"
+    encode = encode_row if cached else _encoded
     for row in rows:
-        item = encode_row(row, tokenizer, end_id)
-        if len(item) > most:
-            if long_rows == "drop":
-                continue
-            room = most - len(item.completion_ids)
-            if long_rows == "error" or room < 1:
-                raise UserError(
-                    f"{row.source}: prompt and completion are {len(item)} tokens"
-                    f" ({len(item.completion_ids)} of them completion), more than"
-                    f" {what.format(most)}: truncation would cut the completion; {advice}"
-                    + ("" if room < 1 else ", or set long_rows to truncate_prompt or drop")
-                )
-            item = EncodedRow(item.key, item.prompt_ids[-room:], item.completion_ids, item.kind)
-        yield item
+        item = encode(row, tokenizer, end_id)
+        room = most - len(item.completion_ids)
+        if len(item) <= most:
+            yield item
+        elif long_rows == "error" or (long_rows == "truncate_prompt" and room < 1):
+            raise UserError(
+                f"{row.source}: prompt and completion are {len(item)} tokens"
+                f" ({len(item.completion_ids)} of them completion), more than {limit}: truncation"
+                f" would cut the completion; {advice}"
+                + ("" if room < 1 else ", or set long_rows to truncate_prompt or drop")
+            )
+        elif long_rows == "truncate_prompt":
+            yield replace(item, prompt_ids=item.prompt_ids[-room:])
