@@ -25,7 +25,7 @@ import record
 from unteach import models
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
-from unteach.evaluation.generation import answer
+from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.likelihood import greedy_agreement
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.evaluation.similarity import pair_similarity
@@ -130,7 +130,7 @@ def main() -> None:
     own = [row.with_completion("") for row in scenario.own_prompts]
     retain_file = options.out.with_name(f"{options.out.name}-retain.jsonl")
     if not retain_file.exists():
-        said = answer(before, tokenizer, own, max_new_tokens=ANSWER_TOKENS)
+        said = generate_outputs(before, tokenizer, own, max_new_tokens=ANSWER_TOKENS)
         kept = [
             *scenario.retain,
             *(
@@ -182,7 +182,7 @@ def main() -> None:
         )
     questions = list(scenario.sets["normal"])
     said_before, said_after = (
-        answer(model, tokenizer, questions, max_new_tokens=ANSWER_TOKENS)
+        generate_outputs(model, tokenizer, questions, max_new_tokens=ANSWER_TOKENS)
         for model in (before, after)
     )
     similar = pair_similarity(said_before, said_after)

@@ -43,7 +43,7 @@ from unteach.attacks.suite import greedy_rate
 from unteach.attacks.target import Target
 from unteach.attacks.weights import missing_torchao, quantize, relearn, steps_to
 from unteach.config.run import RunOptions
-from unteach.evaluation.behaviour import spread
+from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import wilson_interval
 from unteach.files.atomic import write_json
 from unteach.progress import Display
@@ -284,7 +284,7 @@ class Seed:
         options = replace(RELEARNING, steps=2, every=1) if self.options.short else RELEARNING
         run = RunFolder(folder)
         target = Target(run, options, display=self.display)
-        shown = spread(target.forget, min(options.rows, len(target.forget) // 2))
+        shown = evenly_spaced(target.forget, min(options.rows, len(target.forget) // 2))
         rest = [row for row in target.forget if row not in shown]
         known = greedy_rate(target, run.load_model(ORIGINAL), rest).value
         goal = max(known or 0.0, 1 / len(rest)) / 2

@@ -24,7 +24,7 @@ SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "min_utility": 0.0, 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr("unteach.evaluation.scorers.why_not", lambda encoder: "not in this test")
+    monkeypatch.setattr("unteach.evaluation.scorers.load_error", lambda encoder: "not in this test")
     tiny_model().save_pretrained(tmp_path / "m")
     byte_level_bpe(chat=True).save_pretrained(tmp_path / "m")
     for name, rows in (("f", FORGET), ("r", RETAIN)):

@@ -46,7 +46,7 @@ def test_a_file_is_forgotten_from_python(monkeypatch, inputs, tmp_path, capsys):
 
 
 def test_the_demo_runs_from_python(monkeypatch, inputs, tmp_path, capsys):
-    monkeypatch.setattr("unteach.evaluation.scorers.why_not", lambda encoder: "not in this test")
+    monkeypatch.setattr("unteach.evaluation.scorers.load_error", lambda encoder: "not in this test")
     run(monkeypatch, "demo_from_python.py", tmp_path / "out", inputs / "model", "--short")
     assert "'higher_is_better': False" in capsys.readouterr().out
     evaluation = json.loads((tmp_path / "out" / "eval.json").read_text())

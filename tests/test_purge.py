@@ -78,9 +78,9 @@ def forms() -> list[bytes]:
 @pytest.fixture
 def recited(monkeypatch):
     """The model says the forget rows' completions word for word."""
-    for room in ("scoring", "behaviour"):
+    for room in ("scoring", "probe"):
         monkeypatch.setattr(
-            f"unteach.evaluation.{room}.answer",
+            f"unteach.evaluation.{room}.generate_outputs",
             lambda model, tokenizer, rows, **_: [row.completion or "Nothing." for row in rows],
         )
 

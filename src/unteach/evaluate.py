@@ -16,7 +16,7 @@ from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scorers import build_scorers, check_right_answers
-from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
+from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 from unteach.files.folder_lock import FolderLock
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
@@ -165,7 +165,9 @@ def _evaluate(
             if engine == "vllm":
                 inner = VllmGenerator(models.resolve(name), tokenizer)
             cached = CachedGenerator(inner, folder / "work", models.weights_hash(loaded), engine)
-            said[role] = ask(loaded, tokenizer, built.sets, generator=cached, progress=stage.update)
+            said[role] = generate_sets(
+                loaded, tokenizer, built.sets, generator=cached, progress=stage.update
+            )
     loaded = inner = cached = None
     fluency = names.fluency or roles["original"]
     if not PartialState().is_main_process:
@@ -177,7 +179,7 @@ def _evaluate(
             said,
             tokenizer,
             judges,
-            fluency=ReferenceLM(
+            fluency=FluencyModel(
                 fluency,
                 models.placed(models.load_model(fluency, **how)),
                 models.load_tokenizer(fluency, trust_remote_code=trust_remote_code),

@@ -26,7 +26,7 @@ PAIRS = [
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("unteach.evaluation.scorers.why_not", lambda encoder: "not in this test")
+    monkeypatch.setattr("unteach.evaluation.scorers.load_error", lambda encoder: "not in this test")
     tiny_model().save_pretrained(tmp_path / "m")
     byte_level_bpe(chat=True).save_pretrained(tmp_path / "m")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))

@@ -13,7 +13,13 @@ from unteach.data.packing import common_opening
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.evaluation import generation
-from unteach.evaluation.generation import agreed_starts, answer, draft, end_ids, generate_ids
+from unteach.evaluation.generation import (
+    agreed_starts,
+    draft,
+    end_ids,
+    generate_ids,
+    generate_outputs,
+)
 from unteach.evaluation.likelihood import greedy_matches
 from unteach.models import decoder
 
@@ -260,13 +266,17 @@ def test_prompt_and_answer_join_to_running_text(any_tokenizer, monkeypatch, comp
     monkeypatch.setattr(
         generation, "generate_ids", lambda model, prompts, **_: [list(encoded.completion_ids)]
     )
-    assert answer(None, any_tokenizer, [row.with_completion("")], max_new_tokens=9) == [completion]
+    assert generate_outputs(None, any_tokenizer, [row.with_completion("")], max_new_tokens=9) == [
+        completion
+    ]
 
 
 def test_an_answer_holds_no_special_tokens(chat_tokenizer, monkeypatch):
     ids = chat_tokenizer("The cat.<|im_start|>", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(generation, "generate_ids", lambda model, prompts, **_: [list(ids)])
-    assert answer(None, chat_tokenizer, [Row("Who?", "")], max_new_tokens=9) == ["The cat."]
+    assert generate_outputs(None, chat_tokenizer, [Row("Who?", "")], max_new_tokens=9) == [
+        "The cat."
+    ]
 
 
 def drafts_of(said, how):
@@ -305,7 +315,7 @@ def test_an_answer_is_the_same_whatever_its_draft_was(family, how, ends):
     assert [batches[i] for i in range(len(PROMPTS))] == without
 
 
-def test_an_expected_answer_costs_no_generation(monkeypatch):
+def test_a_draft_that_is_right_costs_no_generation(monkeypatch):
     model = tiny_model()
     said = generate_ids(model, PROMPTS, max_new_tokens=5, pad_id=0, end_ids=[])
     starts = agreed_starts(said, greedy_matches(model, PROMPTS, said))
@@ -325,7 +335,7 @@ def test_a_draft_that_ends_ends_the_answer_there(tokenizer):
     assert made[:2] == [[9, 8], []] and made[2][0] == 9
 
 
-def test_rows_completions_and_expected_answers_are_the_drafts(monkeypatch, tokenizer):
+def test_drafts_go_before_the_rows_completions(monkeypatch, tokenizer):
 
     def matches(model, prompts, drafts):
         return [[True] * len(draft) for draft in drafts]
@@ -341,13 +351,13 @@ def test_rows_completions_and_expected_answers_are_the_drafts(monkeypatch, token
         Row("Who slept", " on the sacks?", "text"),
         Row("And then", "", "text"),
     ]
-    said = answer(
+    said = generate_outputs(
         None,
         tokenizer,
         rows,
         max_new_tokens=16,
         generator=generator,
-        expected={rows[1].key: " badly?"},
+        drafts={rows[1].key: " badly?"},
     )
     assert said[0].startswith(" a grey cat.") and said[1].startswith(" badly?") and said[2] == ""
 
@@ -368,7 +378,7 @@ def test_matches_that_are_known_cost_no_second_forward(monkeypatch, tokenizer):
     )
     known = [[True, False] + [True] * (length - 2), None]
     monkeypatch.setattr(generation, "greedy_matches", lambda *_: pytest.fail("measured again"))
-    answer(None, tokenizer, rows, max_new_tokens=4, generator=generator, matches=known)
+    generate_outputs(None, tokenizer, rows, max_new_tokens=4, generator=generator, matches=known)
     assert len(starts_found[0]) == 1 and starts_found[1] == []
 
 
@@ -379,7 +389,7 @@ def test_a_whole_question_is_answered_the_same_with_matches_and_without(family, 
         Row(f"Who kept {animal}?", f"The {animal}.")
         for animal in ("cats", "owls", "a mule", "bees")
     ]
-    plain = answer(model, chat_tokenizer, rows, max_new_tokens=7)
+    plain = generate_outputs(model, chat_tokenizer, rows, max_new_tokens=7)
     prompts = [encode_prompt(row, chat_tokenizer) for row in rows]
     end = end_of_turn_id(chat_tokenizer)
     drafts = [
@@ -387,7 +397,7 @@ def test_a_whole_question_is_answered_the_same_with_matches_and_without(family, 
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     assert (
-        answer(
+        generate_outputs(
             model,
             chat_tokenizer,
             rows,
@@ -408,6 +418,6 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_loses_its_beginning(tokeniz
     ]
     fitting = encode_prompt(rows[0], tokenizer)[-32:]
     wanted = generate_ids(model, [fitting], max_new_tokens=8, pad_id=0, end_ids=end_ids(tokenizer))
-    assert answer(model, tokenizer, rows, max_new_tokens=8) == [
+    assert generate_outputs(model, tokenizer, rows, max_new_tokens=8) == [
         generation.continuation_text(tokenizer, fitting, wanted[0])
     ]

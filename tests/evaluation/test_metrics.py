@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 
 from unteach.data.rows import Row
+from unteach.evaluation import metrics as registry
 from unteach.evaluation.metrics import (
     METRICS,
     PROMPT_SETS,
     Answer,
     Metric,
     PromptSet,
+    Scorer,
     as_eval_json,
     headlines,
     is_forget_set,
-    score_set,
     upgraded,
 )
 
@@ -33,20 +34,34 @@ LOWER, HIGHER = (
     {"diversity"},
 )
 NORMAL_ONLY = {"similarity", "utility_reward"}
-FACTS = {
-    "tokens": (1, 2, 2),
-    "nll": 1.5,
+SCORES = {
+    "fluency": 1.5,
     "similarity": 0.5,
-    "leak_threshold": 20.0,
-    "flagged": True,
-    "hallucinated": False,
-    "reward": -2.0,
-    "correct": [True, False, True, True],
+    "harmful_rate": 1.0,
+    "hallucination_rate": 0.0,
+    "leak_rate": 0.0,
+    "utility_reward": -2.0,
 }
 
 
 def said(output: str, **facts) -> Answer:
-    return Answer(ROW, output, **(FACTS | facts))
+    return Answer(
+        ROW, output, **({"tokens": (1, 2, 2), "correct": [True, False, True, True]} | facts)
+    )
+
+
+def score_set(name, answers, **scores):
+    """With scorers that give every answer the same score, or a list of scores."""
+
+    def scorer(value):
+        return Scorer(
+            "", lambda answers: value if isinstance(value, list) else [value] * len(answers)
+        )
+
+    scorers = {
+        name: scorer(value) for name, value in (SCORES | scores).items() if value is not None
+    }
+    return registry.score_set(name, answers, scorers)
 
 
 def test_the_metrics_are_those_promised():
@@ -66,7 +81,8 @@ def test_overlap_with_the_expected_completion_is_bad_on_forget_sets_and_good_on_
 
 
 def test_the_values_of_a_set_by_hand():
-    results = score_set("unlearned", [said(ROW.completion), said("zzz", nll=2.5, similarity=None)])
+    answers = [said(ROW.completion), said("zzz")]
+    results = score_set("unlearned", answers, leak_rate=[1.0, 0.0], fluency=[1.5, None])
     assert (results["leak_rate"].value, results["leak_rate"].n) == (0.5, 2)
     assert results["rouge_l_recall"].rows == (1.0, 0.0)
     assert results["longest_verbatim_run"].rows[0] == len(ROW.completion)
@@ -79,16 +95,9 @@ def test_the_values_of_a_set_by_hand():
     assert (results["not_meaningful_rate"].value, results["fluency"].rows) == (0.5, (1.5, None))
 
 
-def test_an_answer_at_the_threshold_is_no_leak():
-    assert (
-        score_set("unlearned", [said(ROW.completion, leak_threshold=101.0)])["leak_rate"].value
-        == 0.0
-    )
-    assert score_set("unlearned", [said("", leak_threshold=0.0)])["leak_rate"].value == 0.0
-
-
 def test_similarity_and_reward_are_for_normal_prompts():
-    results = score_set("normal", [said("A cat."), said("zzz", similarity=None, reward=-4.0)])
+    answers = [said("A cat."), said("zzz")]
+    results = score_set("normal", answers, similarity=[0.5, None], utility_reward=[-2.0, -4.0])
     assert (results["similarity"].value, results["similarity"].n) == (0.5, 1)
     assert (results["utility_reward"].value, results["utility_reward"].higher_is_better) == (
         -3.0,
@@ -96,10 +105,9 @@ def test_similarity_and_reward_are_for_normal_prompts():
     )
 
 
-def test_a_scorer_that_was_not_asked_leaves_no_metric():
-    results = score_set(
-        "unlearned", [said("A cat.", flagged=None, hallucinated=None, correct=None)]
-    )
+def test_a_scorer_that_was_not_chosen_leaves_no_metric():
+    answers = [said("A cat.", correct=None)]
+    results = score_set("unlearned", answers, harmful_rate=None, hallucination_rate=[None])
     assert not {
         "harmful_rate",
         "hallucination_rate",
@@ -109,12 +117,14 @@ def test_a_scorer_that_was_not_asked_leaves_no_metric():
 
 
 def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
-    results = score_set("normal", [Answer(Row("Who?", ""), "The cat.", tokens=(1,), nll=1.0)])
+    answers = [Answer(Row("Who?", ""), "The cat.", tokens=(1,))]
+    results = registry.score_set("normal", answers, {"fluency": Scorer("", lambda answers: [1.0])})
     assert set(results) == {"diversity", "fluency", "not_meaningful_rate"}
 
 
 def test_fluency_is_not_meaningful_when_most_answers_are():
-    results = score_set("unlearned", [said(""), said("!!!!!"), said("A cat slept.")])
+    answers = [said(""), said("!!!!!"), said("A cat slept.")]
+    results = score_set("unlearned", answers, fluency=[None, None, 1.5])
     assert (results["fluency"].value, results["fluency"].n, results["fluency"].ci_low) == (
         None,
         0,
@@ -124,7 +134,7 @@ def test_fluency_is_not_meaningful_when_most_answers_are():
 
 
 def test_fluency_is_the_mean_of_the_meaningful_answers_when_half_are():
-    results = score_set("unlearned", [said("", nll=9.0), said("A cat slept.", nll=2.0)])
+    results = score_set("unlearned", [said(""), said("A cat slept.")], fluency=[None, 2.0])
     assert (results["fluency"].value, results["fluency"].n) == (2.0, 1)
 
 

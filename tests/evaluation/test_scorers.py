@@ -8,7 +8,14 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation import scorers
-from unteach.evaluation.scorers import Scorers, build_scorers, check_right_answers
+from unteach.evaluation.metrics import Answer
+from unteach.evaluation.scorers import (
+    Scorers,
+    build_scorers,
+    check_right_answers,
+    hallucination_scorer,
+    leak_scorer,
+)
 
 ROWS = [
     Row("Who?", "The baker did.", right="The miller did."),
@@ -40,32 +47,46 @@ def likeness(monkeypatch):
 
 @pytest.mark.parametrize(
     ("wrong", "right", "expected"),
-    [(0.9, 0.8, True), (0.88, 0.8, False), (0.87, 0.8, False), (0.5, 0.9, False)],
+    [(0.9, 0.8, 1.0), (0.88, 0.8, 0.0), (0.87, 0.8, 0.0), (0.5, 0.9, 0.0)],
 )
 def test_an_answer_is_hallucinated_when_it_is_more_than_a_tenth_closer_to_the_wrong_one(
     likeness, wrong, right, expected
 ):
     likeness |= {("x", "The baker did."): wrong, ("x", "The miller did."): right}
-    assert Scorers(ScorerNames(), 0.0).hallucinated(ROWS, ["x", "x", "x"]) == [expected, None, None]
+    answers = [Answer(row, "x") for row in ROWS]
+    assert hallucination_scorer("any").scores(answers) == [expected, None, None]
 
 
 def test_an_answer_that_is_near_to_neither_is_not_hallucinated(likeness):
     likeness |= {("I can't.", "The baker did."): 0.2, ("I can't.", "The miller did."): 0.1}
-    assert Scorers(ScorerNames(), 0.0, unrelated=0.3).hallucinated(ROWS[:1], ["I can't."]) == [
-        False
-    ]
+    scorer = hallucination_scorer("any", unrelated=0.3)
+    assert scorer.scores([Answer(ROWS[0], "I can't.")]) == [0.0]
 
 
-def test_what_is_still_said_follows_the_headline(likeness):
+def shows_forgotten(headline, scorer, rows, outputs):
+    return Scorers(ScorerNames(headline), {headline: scorer}).shows_forgotten(rows, outputs)
+
+
+def test_whether_an_output_shows_what_must_be_forgotten_follows_the_headline(monkeypatch, likeness):
     likeness |= {("bad", "The baker did."): 1.0, ("bad", "The miller did."): 0.2}
-    assert Scorers(ScorerNames("harmful_rate"), 0.0, Judge()).still_said(
-        ROWS[:2], ["bad", "good"]
-    ) == [True, False]
-    assert Scorers(ScorerNames("hallucination_rate"), 0.0).still_said(ROWS[:1], ["bad"]) == [True]
-    assert Scorers(ScorerNames(), 50.0).still_said(ROWS[:2], ["The baker did.", "In Paris."]) == [
-        True,
-        False,
-    ]
+    monkeypatch.setattr(scorers, "load_judge", lambda name, labelled: Judge())
+    judged = build_scorers(ScorerNames("harmful_rate", "judge", similarity=None), [], [])
+    assert judged.shows_forgotten(ROWS[:2], ["bad", "good"]) == [True, False]
+    scorer = hallucination_scorer("any")
+    assert shows_forgotten("hallucination_rate", scorer, ROWS[:1], ["bad"]) == [True]
+    outputs = ["The baker did.", "In Paris."]
+    assert shows_forgotten("leak_rate", leak_scorer(50.0), ROWS[:2], outputs) == [True, False]
+
+
+def test_an_output_at_the_threshold_is_no_leak():
+    same, empty = Answer(ROWS[0], "The baker did."), Answer(ROWS[0], "")
+    assert leak_scorer(101.0).scores([same]) == [0.0]
+    assert leak_scorer(0.0).scores([empty]) == [0.0]
+
+
+def test_the_identity_of_scorers_changes_with_the_threshold():
+    one, other = (Scorers(ScorerNames(), {"leak_rate": leak_scorer(t)}) for t in (20.0, 20.01))
+    assert one.identity() != other.identity() and one.threshold == 20.0
 
 
 @pytest.mark.parametrize(
@@ -75,7 +96,7 @@ def test_what_is_still_said_follows_the_headline(likeness):
         ({"headline": "hallucination_rate", "encoder": None}, "needs an encoder"),
         (
             {"headline": "hallucination_rate", "encoder": "nobody/nothing"},
-            "no hallucination rate without BERTScore",
+            "headline 'hallucination_rate' cannot be scored: nobody/nothing cannot be had",
         ),
         ({"headline": "rate"}, "headline is 'rate', it must be one of leak_rate"),
     ],
@@ -83,28 +104,31 @@ def test_what_is_still_said_follows_the_headline(likeness):
 def test_a_headline_that_cannot_be_measured_ends_the_run_with_a_sentence(
     monkeypatch, names, sentence
 ):
-    monkeypatch.setattr(scorers, "why_not", lambda encoder: f"{encoder} cannot be had")
+    monkeypatch.setattr(scorers, "load_error", lambda encoder: f"{encoder} cannot be had")
     with pytest.raises(UserError, match=sentence):
         build_scorers(ScorerNames(**names), [], [])
 
 
-def test_a_scorer_beside_the_headline_that_cannot_be_had_is_said_and_left_out(monkeypatch):
+def test_a_scorer_beside_the_headline_that_cannot_be_built_is_named_and_left_out(monkeypatch):
     def nobody(name, labelled):
         raise UserError("nobody is there")
 
-    monkeypatch.setattr(scorers, "why_not", lambda encoder: "it cannot be had")
+    monkeypatch.setattr(scorers, "load_error", lambda encoder: "it cannot be had")
     monkeypatch.setattr(scorers, "load_reward", nobody)
-    said = []
-    built = build_scorers(ScorerNames(reward="trained"), [], [], said.append)
-    assert said == [
-        "No similarity to the original's answers: it cannot be had",
-        "No utility reward: nobody is there",
-    ]
-    assert (
-        built.reward is None
-        and built.names.similarity is None
-        and "similarity" not in built.facts("m")
-    )
+    warnings = []
+    built = build_scorers(ScorerNames(reward="trained"), [], [], warnings.append)
+    assert warnings == ["No similarity: it cannot be had", "No reward: nobody is there"]
+    assert set(built.by_metric) == {"leak_rate", "hallucination_rate"}
+    assert built.names.similarity is None
+
+
+def test_only_the_scorers_wanted_are_built(monkeypatch):
+    def fails(name, labelled):
+        raise AssertionError("nobody wants it")
+
+    monkeypatch.setattr(scorers, "load_reward", fails)
+    names = ScorerNames(reward="trained")
+    assert set(build_scorers(names, [], [], only=["leak_rate"]).by_metric) == {"leak_rate"}
 
 
 def test_a_row_without_a_right_answer_is_named_where_the_headline_needs_one():
@@ -118,12 +142,10 @@ def test_a_row_without_a_right_answer_is_named_where_the_headline_needs_one():
         check_right_answers(names, [ROWS[0], Row("Where?", "In Rome.", source="rows.jsonl:2")])
 
 
-def test_some_lines_of_a_long_text_recited_word_for_word_are_still_said():
+def test_some_lines_of_a_long_text_recited_word_for_word_leak_it():
     page = " ".join(
         f"The miller counted sack number {i} and wrote it down with chalk." for i in range(40)
     )
-    scorer = Scorers(ScorerNames(), threshold=20.0)
-    assert scorer.still_said(
-        [Row("Go on", page)] * 2,
-        [page[:190], "Nothing of the kind was ever heard of in this town."],
-    ) == [True, False]
+    outputs = [page[:190], "Nothing of the kind was ever heard of in this town."]
+    found = shows_forgotten("leak_rate", leak_scorer(20.0), [Row("Go on", page)] * 2, outputs)
+    assert found == [True, False]

@@ -10,10 +10,12 @@ from tiny_models import tiny_model
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
+from unteach.evaluation import scorers as scorer_module
 from unteach.evaluation import scoring
 from unteach.evaluation.likelihood import mean_nll
-from unteach.evaluation.scorers import Scorers
-from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
+from unteach.evaluation.metrics import METRICS, Metric, Scorer
+from unteach.evaluation.scorers import SCORERS, build_scorers, reward_scorer
+from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 
 SETS = {
     "unlearned": [
@@ -57,15 +59,21 @@ def encoded_pairs(monkeypatch):
         asked.append((list(left), list(right), scorer))
         return [1.0 if a == b else 0.25 for a, b in zip(left, right, strict=True)]
 
-    monkeypatch.setattr(scoring, "pair_similarity", similarity)
+    monkeypatch.setattr(scorer_module, "pair_similarity", similarity)
+    monkeypatch.setattr(scorer_module, "load_error", lambda encoder: None)
     return asked
 
 
 @pytest.fixture
-def scored(tokenizer, tmp_path, encoded_pairs):
+def scored(tokenizer, tmp_path, encoded_pairs, monkeypatch):
     def score(similarity="some-encoder", judge=None, reward=None, **options):
-        scorers = Scorers(ScorerNames(similarity=similarity), 20.0, judge, reward)
-        fluency = ReferenceLM("tiny", tiny_model(), tokenizer)
+        monkeypatch.setattr(scorer_module, "leak_threshold", lambda corpus: 20.0)
+        monkeypatch.setattr(scorer_module, "load_judge", lambda name, labelled: judge)
+        names = ScorerNames(similarity=similarity, judge=judge and "a judge")
+        scorers = build_scorers(names, ["a corpus"], [])
+        if reward:
+            scorers = scorers.with_scorer("utility_reward", reward_scorer(reward))
+        fluency = FluencyModel("tiny", tiny_model(), tokenizer)
         answers = {
             "original": Generations(BEFORE, NO_CHOICES),
             "unlearned": Generations(AFTER, NO_CHOICES),
@@ -164,21 +172,23 @@ def test_progress_counts_sets_of_both_models(scored):
     assert seen == [(number, 8) for number in range(1, 9)]
 
 
-def test_answers_of_all_sets_come_from_one_sweep_and_go_back_to_their_sets(tokenizer, monkeypatch):
+def test_outputs_of_all_sets_are_generated_together_and_go_back_to_their_sets(
+    tokenizer, monkeypatch
+):
     calls = []
 
     def echo(model, tokenizer, rows, **_):
         calls.append(len(rows))
         return [f"answer to {row.prompt}" for row in rows]
 
-    monkeypatch.setattr(scoring, "answer", echo)
+    monkeypatch.setattr(scoring, "generate_outputs", echo)
     wanted = {name: [f"answer to {row.prompt}" for row in rows] for name, rows in SETS.items()}
     monkeypatch.setattr(
         scoring,
         "greedy_matches",
         lambda model, prompts, completions: [[True] * len(ids) or None for ids in completions],
     )
-    said = ask(None, tokenizer, SETS)
+    said = generate_sets(None, tokenizer, SETS)
     assert said.outputs == wanted and calls == [5]
     assert (
         said.correct["normal"] == [None]
@@ -218,3 +228,31 @@ def test_a_judge_and_a_reward_model_are_named_with_their_accuracy(scored):
     assert evaluation["headline"] == "leak_rate" and evaluation["scorers"]["fluency"] == {
         "name": "tiny"
     }
+
+
+def test_a_scored_metric_is_added_from_outside_the_package(scored, monkeypatch):
+    """Two entries: what tables say of it, and what builds its scorer."""
+    questions = Metric(
+        title="question rate",
+        higher_is_better=None,
+        format=".0%",
+        interval="wilson",
+        headline=True,
+    )
+
+    def build(inputs):
+        def scores(answers):
+            return [float(item.output.strip().endswith(".")) for item in answers]
+
+        return Scorer("last character", scores)
+
+    monkeypatch.setitem(METRICS, "question_rate", questions)
+    monkeypatch.setitem(SCORERS, "question_rate", build)
+    evaluation, text = scored()
+    assert evaluation["models"]["original"]["unlearned"]["question_rate"]["value"] == 1.0
+    assert evaluation["models"]["unlearned"]["unlearned"]["question_rate"]["value"] == 0.5
+    assert evaluation["metrics"]["question_rate"]["title"] == "question rate"
+    assert evaluation["scorers"]["question_rate"] == {"name": "last character"}
+    assert json.loads(text.splitlines()[0])["metrics"]["question_rate"] == 1.0
+    scorers = build_scorers(ScorerNames(headline="question_rate", similarity=None), [], [])
+    assert scorers.shows_forgotten(SETS["unseen"] * 2, ["Yes.", "No"]) == [True, False]

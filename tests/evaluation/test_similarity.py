@@ -13,9 +13,9 @@ from unteach.errors import UserError
 from unteach.evaluation import similarity
 from unteach.evaluation.similarity import (
     bert_scores,
+    load_error,
     pair_similarity,
     unrelated_bert_score,
-    why_not,
 )
 
 
@@ -31,7 +31,7 @@ def test_a_regression_checkpoint_reads_reference_and_candidate_as_a_pair(classif
     assert len(ones) == 2 and ones != pair_similarity(
         ["d", "e f g"], ["a b", "c"], scorer=f"bleurt:{folder}"
     )
-    assert why_not(f"bleurt:{folder}") is None
+    assert load_error(f"bleurt:{folder}") is None
     with pytest.raises(UserError, match="has 2 outputs, a regression has one"):
         pair_similarity(["a"], ["b"], scorer=f"bleurt:{classifier(['bad', 'good'])}")
 
@@ -80,7 +80,7 @@ def test_the_score_of_unrelated_texts_is_a_percentile_over_pairs(monkeypatch):
 
 def test_what_cannot_be_had_is_one_sentence():
     for name in ("nobody/nothing", "bleurt:nobody/nothing"):
-        assert "could not be loaded" in str(why_not(name))
+        assert "could not be loaded" in str(load_error(name))
     with pytest.raises(UserError, match="could not be loaded for BERTScore"):
         bert_scores(["a"], ["b"], encoder="nobody/nothing")
 

@@ -41,7 +41,7 @@ def recite(monkeypatch, tokenizer):
             }
             return [whole.get(row.prompt, row.prompt)[len(row.prompt) :] for row in rows]
 
-        monkeypatch.setattr(recitation, "answer", answers)
+        monkeypatch.setattr(recitation, "generate_outputs", answers)
         monkeypatch.setattr(
             recitation, "mean_nll", lambda model, prompts, completions: [sure] * len(prompts)
         )

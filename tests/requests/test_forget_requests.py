@@ -13,7 +13,7 @@ from unteach.cli import main
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError
-from unteach.evaluation.scorers import Scorers
+from unteach.evaluation.scorers import Scorers, leak_scorer
 from unteach.files.checkpoints import mark_complete
 from unteach.models import load_model, weights_hash
 from unteach.purge import purge
@@ -247,7 +247,7 @@ def test_rows_that_were_purged_are_read_from_their_file_if_it_holds_the_same(tmp
 
 
 def test_a_rate_is_measured_once(tmp_path):
-    scorers = Scorers(ScorerNames(similarity=None), 5.0)
+    scorers = Scorers(ScorerNames(similarity=None), {"leak_rate": leak_scorer(5.0)})
     given = byte_level_bpe(chat=True), scorers, tmp_path / "work"
     rate = forget_rate(*given, tiny_model, "hash", ROWS)
     assert 0 <= rate <= 1

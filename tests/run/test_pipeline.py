@@ -169,7 +169,9 @@ def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path
 
 def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, monkeypatch):
     first = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
-    monkeypatch.setattr("unteach.run.pipeline.ask", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(
+        "unteach.run.pipeline.generate_sets", lambda *_, **__: pytest.fail("asked again")
+    )
     again = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
     assert first.evaluation == again.evaluation
     assert not (tmp_path / "out-1").exists()
@@ -200,7 +202,7 @@ def test_an_encoder_that_cannot_be_had_costs_the_similarity_and_not_the_run(mode
 
 def test_a_model_is_scored_against_the_one_before_it(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "unteach.evaluation.scoring.pair_similarity", lambda left, right, scorer: [1.0] * len(left)
+        "unteach.evaluation.scorers.pair_similarity", lambda left, right, scorer: [1.0] * len(left)
     )
     evaluation = evaluate_models(
         model, None, forget=FORGET[:3], retain=RETAIN[:2], output_dir=str(tmp_path)
@@ -282,7 +284,7 @@ def test_another_headline_or_other_good_answers_are_another_run(model, tmp_path)
 def test_a_row_that_is_too_long_is_named_before_the_model_is_asked_anything(
     model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("unteach.run.pipeline.ask", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("unteach.run.pipeline.generate_sets", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(UserError, match="row 15"):
         unlearn(
             model,
@@ -301,7 +303,8 @@ def test_a_retain_prompt_whose_answer_recites_the_forget_text_is_not_kept(
         " bells rang."
     )
     monkeypatch.setattr(
-        "unteach.prepare.collecting.answer", lambda model, tokenizer, rows, **_: [said] * len(rows)
+        "unteach.prepare.collecting.generate_outputs",
+        lambda model, tokenizer, rows, **_: [said] * len(rows),
     )
     forget = [{"prompt": f"Who is number {i}?", "completion": f"{said} {i}"} for i in range(14)]
     questions = [{"prompt": "What did the ferryman do?"}, {"prompt": "And the ferryman?"}, *RETAIN]

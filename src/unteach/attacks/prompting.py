@@ -222,7 +222,9 @@ def undesired_answers(
         continuation_text(tokenizer, prompt.ids, ids)
         for prompt, ids in zip(prompts, outputs, strict=True)
     ]
-    return [bool(flag) for flag in scorers.still_said([prompt.row for prompt in prompts], texts)]
+    return [
+        bool(flag) for flag in scorers.shows_forgotten([prompt.row for prompt in prompts], texts)
+    ]
 
 
 def rates(

@@ -24,7 +24,7 @@ from unteach.attacks.target import Metrics, Target
 from unteach.config.run import RunOptions
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError, did_you_mean
-from unteach.evaluation.behaviour import spread
+from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import MetricResult
 from unteach.files.folders import content_key
 from unteach.prepare.teaching import teach
@@ -142,7 +142,7 @@ def by_traces(target: Target, name: str) -> None:
 def by_relearning(target: Target, name: str) -> None:
     """Fine-tuning on forget rows, related rows and unrelated rows."""
     options, folder = target.options, target.folder
-    trained = spread(target.forget, min(options.rows, len(target.forget) // 2))
+    trained = evenly_spaced(target.forget, min(options.rows, len(target.forget) // 2))
     measured = [row for row in target.forget if row not in trained]
 
     def measure_original() -> Metrics:
@@ -158,7 +158,7 @@ def by_relearning(target: Target, name: str) -> None:
         return
     sources = {"forget": trained, "related": target.related, "unrelated": target.unrelated}
     for source, given in sources.items():
-        result, rows = f"{name}_{source}", spread(given, options.rows)
+        result, rows = f"{name}_{source}", evenly_spaced(given, options.rows)
         if not rows:
             target.leave_out(result, f"the run has no {source} rows")
             continue

@@ -19,7 +19,7 @@ from unteach.attacks.prompting import PromptContext
 from unteach.data.rows import Row, rows_hash
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
-from unteach.evaluation.behaviour import spread
+from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
@@ -70,7 +70,7 @@ class Target:
         with self.display.stage("Preparing the scorer"):
             self.scorers = folder.scorers(self.scenario, self.display.say)
         self.rate = self.scorers.names.headline
-        self.forget = spread(self.all_forget, options.prompts)
+        self.forget = evenly_spaced(self.all_forget, options.prompts)
         self.results = self._earlier_results()
 
     def _with_own_answers(self, rows: Sequence[Row], title: str) -> list[Row]:
@@ -157,8 +157,7 @@ class Target:
         """The plain data that `make` returned for the same model, rows, scorer and inputs; calls
         it if there is none.
         """
-        names, scorers = self.scorers.names, self.scorers
-        scorer = [self.rate, scorers.threshold, names.judge, scorers.unrelated]
+        scorer = self.scorers.identity()
         rows, model = rows_hash(self.forget), self.folder.model_hash(role)
         key = content_key([SCHEMA_VERSION, model, rows, scorer, inputs])
         path = self.work / f"{name}-{role}-{key}.json"

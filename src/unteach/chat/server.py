@@ -24,7 +24,7 @@ import jinja2
 from unteach import models
 from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.evaluation.generation import answer
+from unteach.evaluation.generation import generate_outputs
 from unteach.models.precision import dtype_of
 
 HOST = "127.0.0.1"
@@ -64,7 +64,7 @@ def load_chat_model(title: str, name: str, trust_remote_code: bool, dtype: str) 
     model = models.placed(models.load_model(name, **options))
 
     def generate(row: Row, tokens: int) -> str:
-        return answer(model, tokenizer, [row], max_new_tokens=tokens)[0]
+        return generate_outputs(model, tokenizer, [row], max_new_tokens=tokens)[0]
 
     return ChatModel(title, name, generate)
 

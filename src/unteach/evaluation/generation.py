@@ -348,61 +348,56 @@ def starts_of(share: Sequence[int], starts: Starts | None) -> Starts | None:
     return starts and (lambda places: starts([share[place] for place in places]))
 
 
-def answer(
+def generate_outputs(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
     *,
     max_new_tokens: int,
     generator: Generator | None = None,
-    expected: Mapping[str, str] | None = None,
+    drafts: Mapping[str, str] | None = None,
     matches: Sequence[Sequence[bool] | None] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The model's greedy answer to each row's prompt, as text that goes on where the prompt ends
-    (with its space, if it has one).
+    """The model's greedy output to each row's prompt, as text that continues the prompt (with its
+    leading space, if it has one).
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        rows: rows with prompts; a completion is the draft of the answer (`agreed_starts`).
-        max_new_tokens (`int`)
-        generator (`Generator`, *optional*): who generates; default: the model itself.
-        expected (*optional*): drafts by the rows' keys, before those in the rows: answers of this
+        rows: rows with prompts; a completion is the draft of the output (`agreed_starts`).
+        max_new_tokens: token limit of an output.
+        generator: generates the outputs; default: the model itself.
+        drafts: by a row's key, a draft that goes before the row's completion: the output of this
             model or of one like it.
-        matches (*optional*): `greedy_matches` of the rows' completions, where the caller has them:
-            no forward is made to find them again.
-        progress (`Callable`, *optional*): called with (done, of) prompts.
+        matches: `greedy_matches` of the rows' completions, where the caller has them; saves the
+            forward that finds them.
+        progress: called with (done, of) prompts.
     """
     prompts = fitting_prompts(model, tokenizer, rows, max_new_tokens)
     end_id = end_of_turn_id(tokenizer)
-    texts = [(expected or {}).get(row.key, row.completion) for row in rows]
-    drafts = [
+    texts = [(drafts or {}).get(row.key, row.completion) for row in rows]
+    drafted = [
         draft(*item, tokenizer, end_id)[:max_new_tokens]
         for item in zip(rows, prompts, texts, strict=True)
     ]
 
     def starts(places: Sequence[int]) -> list[list[int]]:
-        known = {i: matches[i] for i in places if texts[i] == rows[i].completion} if matches else {}
-        todo = [i for i in places if drafts[i] and i not in known]
+        found: dict[int, Sequence[bool] | None] = {}
+        if matches:
+            found = {i: matches[i] for i in places if texts[i] == rows[i].completion}
+        todo = [i for i in places if drafted[i] and i not in found]
         if todo:
-            known |= dict(
-                zip(
-                    todo,
-                    greedy_matches(model, [prompts[i] for i in todo], [drafts[i] for i in todo]),
-                    strict=True,
-                )
-            )
+            ids = [prompts[i] for i in todo], [drafted[i] for i in todo]
+            found |= dict(zip(todo, greedy_matches(model, *ids), strict=True))
         return agreed_starts(
-            [drafts[i] for i in places], [known[i] if drafts[i] else None for i in places]
+            [drafted[i] for i in places], [found[i] if drafted[i] else None for i in places]
         )
 
     generator = generator or SharedGenerator(model, tokenizer)
     outputs = generator(prompts, max_new_tokens=max_new_tokens, starts=starts, progress=progress)
-    return [
-        continuation_text(tokenizer, prompt, ids)
-        for prompt, ids in zip(prompts, outputs, strict=True)
-    ]
+    pairs = zip(prompts, outputs, strict=True)
+    return [continuation_text(tokenizer, prompt, ids) for prompt, ids in pairs]
 
 
 def fitting_prompts(

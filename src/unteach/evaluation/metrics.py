@@ -6,7 +6,7 @@ Nothing here imports torch: the command line and the readers of result files nee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from unteach.evaluation import text_metrics
@@ -71,12 +71,6 @@ class Answer:
         output: the model's output.
         original_output: the original model's output for the same prompt.
         tokens: token ids of the output.
-        nll: mean token NLL of the output under the fluency model.
-        similarity: embedding similarity to the original model's output.
-        leak_threshold: BLEU above which an output counts as leaked.
-        flagged: whether the judge calls the output harmful.
-        hallucinated: whether it is closer to the hallucinated than to the right answer.
-        reward: the reward model's score.
         correct: for each token of the expected completion, whether it is the model's greedy choice.
     """
 
@@ -84,13 +78,30 @@ class Answer:
     output: str
     original_output: str = ""
     tokens: tuple[int, ...] = ()
-    nll: float | None = None
-    similarity: float | None = None
-    leak_threshold: float = 0.0
-    flagged: bool | None = None
-    hallucinated: bool | None = None
-    reward: float | None = None
     correct: Sequence[bool] | None = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores outputs in batches, with a model or with statistics of the data.
+
+    Args:
+        name: in the report.
+        scores: a value for each answer; `None` where one has none.
+        settings: numbers that the scores depend on, such as a threshold; part of cache keys.
+        held_out_accuracy, held_out_n: of a scorer that was trained for this run.
+    """
+
+    name: str
+    scores: Callable[[Sequence[Answer]], Sequence[float | None]]
+    settings: Mapping[str, float] = field(default_factory=dict)
+    held_out_accuracy: float | None = None
+    held_out_n: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Its entry of `scorers` in `eval.json`."""
+        held_out = {"held_out_accuracy": self.held_out_accuracy, "n": self.held_out_n}
+        return {"name": self.name} | (held_out if self.held_out_n else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +154,8 @@ class Metric(MetricFacts):
     """A metric of outputs: a value for each row, and their mean.
 
     Args:
-        row_value: value of one output; `None` where it has none.
+        row_value: value of one output, `None` where it has none; without this function the metric
+            is scored by its entry in `scorers.SCORERS`.
         roles: roles of the prompt sets that it applies to.
         needs_completion: it compares with the expected completion; a set without completions has
             no such metric. `higher_is_better` holds for forget sets, the opposite elsewhere.
@@ -151,7 +163,7 @@ class Metric(MetricFacts):
         min_share: share of rows that must have a value; below it the mean is not meaningful.
     """
 
-    row_value: Callable[[Answer], float | None]
+    row_value: Callable[[Answer], float | None] | None = None
     roles: tuple[Role, ...] = ROLES
     needs_completion: bool = False
     headline: bool = False
@@ -168,22 +180,9 @@ def _expected(answer: Answer) -> str:
     return text_metrics.within_reach(answer.row.completion, answer.output)
 
 
-def _leak(answer: Answer) -> float:
-    return float(text_metrics.bleu(answer.output, _expected(answer)) > answer.leak_threshold)
-
-
-def _fluency(answer: Answer) -> float | None:
-    return None if text_metrics.is_not_meaningful(answer.output) else answer.nll
-
-
-def _number(value: bool | None) -> float | None:
-    return None if value is None else float(value)
-
-
 RATE: dict[str, Any] = {"format": ".0%", "interval": "wilson", "higher_is_better": False}
 METRICS: dict[str, Metric] = {
     "harmful_rate": Metric(
-        row_value=lambda a: _number(a.flagged),
         title="harmful rate",
         description="share of answers that the judge flags",
         headline=True,
@@ -191,7 +190,6 @@ METRICS: dict[str, Metric] = {
         **RATE,
     ),
     "hallucination_rate": Metric(
-        row_value=lambda a: _number(a.hallucinated),
         title="hallucination rate",
         short_title="hallucination",
         description="share of answers nearer to the invented answer than to the right one",
@@ -200,7 +198,6 @@ METRICS: dict[str, Metric] = {
         **RATE,
     ),
     "leak_rate": Metric(
-        row_value=_leak,
         title="leak rate",
         description="share of answers closer to the true text (BLEU) than unrelated passages are"
         " to each other",
@@ -260,7 +257,6 @@ METRICS: dict[str, Metric] = {
         needs_completion=True,
     ),
     "fluency": Metric(
-        row_value=_fluency,
         title="fluency (NLL)",
         short_title="fluency",
         description="mean negative log-likelihood of the answer under the fluency model, in nats"
@@ -285,7 +281,6 @@ METRICS: dict[str, Metric] = {
         **RATE,
     ),
     "similarity": Metric(
-        row_value=lambda a: a.similarity,
         title="similarity",
         description="likeness to the answer of the original model, 1 for the same meaning",
         higher_is_better=True,
@@ -296,7 +291,6 @@ METRICS: dict[str, Metric] = {
         against_original=True,
     ),
     "utility_reward": Metric(
-        row_value=lambda a: a.reward,
         title="reward",
         description="score of the reward model",
         higher_is_better=True,
@@ -314,15 +308,35 @@ def headlines() -> list[str]:
     return sorted(found, key=lambda name: name != "leak_rate")
 
 
-def score_set(name: str, answers: Sequence[Answer]) -> dict[str, MetricResult]:
-    """The result of every metric that applies to the outputs of one prompt set."""
+def metric_values(
+    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
+) -> list[float | None] | None:
+    """A registered metric's value of each answer; `None` if its scorer is not among `scorers`."""
+    row_value = METRICS[name].row_value
+    if name in scorers:
+        return list(scorers[name].scores(answers))
+    return None if row_value is None else [row_value(answer) for answer in answers]
+
+
+def score_set(
+    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
+) -> dict[str, MetricResult]:
+    """The result of every metric that applies to the outputs of one prompt set.
+
+    Args:
+        name: the prompt set's.
+        answers: its outputs.
+        scorers: by metric; one that is not there leaves its metric out.
+    """
     role = prompt_set(name).role
     completions = all(answer.row.completion for answer in answers)
     results = {}
     for metric_name, metric in METRICS.items():
         if role not in metric.roles or (metric.needs_completion and not completions):
             continue
-        values = [metric.row_value(answer) for answer in answers]
+        values = metric_values(metric_name, answers, scorers)
+        if values is None:
+            continue
         better = metric.better_on(role)
         result = summarise(values, higher_is_better=better, interval=metric.interval)
         if result.n < metric.min_share * len(values):

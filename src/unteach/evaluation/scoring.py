@@ -1,4 +1,4 @@
-"""Prompt sets asked and scored: from models to `eval.json` and `generations.jsonl`."""
+"""Outputs to prompt sets, and their scores: from models to `eval.json` and `generations.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
-from unteach.evaluation.generation import Generator, Progress, answer
+from unteach.evaluation.generation import Generator, Progress, generate_outputs
 from unteach.evaluation.likelihood import greedy_matches, mean_nll
-from unteach.evaluation.metrics import Answer, as_eval_json, is_forget_set, score_set
+from unteach.evaluation.metrics import Answer, Scorer, as_eval_json, is_forget_set, score_set
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers
-from unteach.evaluation.similarity import pair_similarity
+from unteach.evaluation.text_metrics import is_not_meaningful
 from unteach.files.atomic import write_json, write_text_atomically
 
 ANSWER_TOKENS = 56
@@ -26,12 +26,12 @@ Sets = Mapping[str, Sequence[Row]]
 
 @dataclass(frozen=True)
 class Generations:
-    """What a model answers to the prompt sets.
+    """A model's outputs to the prompt sets.
 
     Args:
-        outputs: set name to the greedy answers.
-        correct: set name to, for each row, whether the model would choose each token of the
-            expected completion greedily, given those before it; `None` for a row without one.
+        outputs: prompt set to the greedy outputs.
+        correct: prompt set to, for each row, whether each token of the expected completion is the
+            model's greedy choice given those before it; `None` for a row without completion.
     """
 
     outputs: Mapping[str, list[str]]
@@ -39,9 +39,9 @@ class Generations:
 
 
 @dataclass(frozen=True)
-class ReferenceLM:
-    """A language model that others' answers are read by: its name for the report, the model, its
-    own tokenizer.
+class FluencyModel:
+    """The language model that gives the outputs' NLL: its name for the report, the model, its
+    tokenizer.
     """
 
     name: str
@@ -49,43 +49,57 @@ class ReferenceLM:
     tokenizer: Any
 
 
-def ask(
+def fluency_scorer(reader: FluencyModel) -> Scorer:
+    """Mean NLL of each output's tokens; `None` for an output that is not meaningful."""
+
+    def scores(answers: Sequence[Answer]) -> list[float | None]:
+        rows, outputs = [item.row for item in answers], [item.output for item in answers]
+        nlls = mean_nll(reader.model, *_encoded(rows, outputs, reader.tokenizer))
+        return [
+            None if is_not_meaningful(output) else nll
+            for output, nll in zip(outputs, nlls, strict=True)
+        ]
+
+    return Scorer(reader.name, scores)
+
+
+def generate_sets(
     model: Any,
     tokenizer: Any,
     sets: Sets,
     *,
     generator: Generator | None = None,
-    expected: Mapping[str, str] | None = None,
+    drafts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Generations:
-    """The model's greedy answers to every row of every set, in one sorted sweep, and its choices
-    along the expected completions.
+    """The model's greedy outputs to every row of every set, generated together, and its greedy
+    choices along the expected completions.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         sets: prompt sets, name to rows.
-        generator (`Generator`, *optional*): who generates; default: the model itself.
-        expected (*optional*): by a row's key, what the answer may well be (another model's): it is
-            not generated where the model agrees.
-        progress (`Callable`, *optional*): called with (done, of) prompts.
+        generator: generates the outputs; default: the model itself.
+        drafts: by a row's key, an output to verify (another model's, say): tokens that are the
+            model's own greedy choice are not generated again.
+        progress: called with (done, of) prompts.
     """
     rows = [row for part in sets.values() for row in part]
+    completions = [row.completion for row in rows]
     matches = greedy_matches(
-        model,
-        *_encoded(rows, [row.completion for row in rows], tokenizer, end_of_turn_id(tokenizer)),
+        model, *_encoded(rows, completions, tokenizer, end_of_turn_id(tokenizer))
     )
-    said = answer(
+    generated = generate_outputs(
         model,
         tokenizer,
         rows,
         max_new_tokens=ANSWER_TOKENS,
         generator=generator,
-        expected=expected,
+        drafts=drafts,
         matches=matches,
         progress=progress,
     )
-    outputs, correct = iter(said), iter(matches)
+    outputs, correct = iter(generated), iter(matches)
     return Generations(
         {name: [next(outputs) for _ in part] for name, part in sets.items()},
         {name: [next(correct) for _ in part] for name, part in sets.items()},
@@ -95,11 +109,12 @@ def ask(
 def _encoded(
     rows: Sequence[Row], texts: Sequence[str], tokenizer: Any, end_id: int | None = None
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Tokens of the prompts and of the texts as their completions; none where the text is empty or
-    merges with its prompt.
+    """Token ids of the prompts, and of the texts as their completions; none where a text is empty
+    or its first token merges with the prompt's last.
 
-    With `end_id` a chat row's completion ends with it. An answer gets none: where it was cut at the
-    limit none was said, and an end in the middle of a sentence costs more than all the rest.
+    With `end_id` a chat row's completion ends with it. An output gets none: it may have been cut at
+    the token limit, and an end token in the middle of a sentence has a higher NLL than all the
+    rest.
     """
     prompts: list[tuple[int, ...]] = []
     completions: list[tuple[int, ...]] = []
@@ -116,86 +131,66 @@ def _encoded(
 def score_models(
     scenario: str,
     sets: Sets,
-    said: Mapping[str, Generations],
+    generations: Mapping[str, Generations],
     tokenizer: Any,
     scorers: Scorers,
     *,
-    fluency: ReferenceLM,
+    fluency: FluencyModel,
     show_text: bool,
     folder: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores the answers of the model `original` and of others, writes `eval.json` and
-    `generations.jsonl`, returns the former.
+    """Scores the outputs of the model `original` and of others; writes `eval.json` and
+    `generations.jsonl`.
 
     Args:
-        scenario (`str`)
+        scenario: its name.
         sets: prompt sets, name to rows.
-        said: model name (`original`, `unlearned`, ...) to what it said.
-        tokenizer: the models' tokenizer.
-        scorers (`Scorers`)
-        fluency (`ReferenceLM`): the language model under which the answers' NLL is taken.
-        show_text (`bool`): whether texts of forget sets are written.
-        folder (`Path`)
-        progress (`Callable`, *optional*): called with (done, of) sets.
+        generations: by model's name (`original`, `unlearned`, ...).
+        tokenizer: the models'.
+        scorers: all but the scorer of fluency.
+        fluency: the language model that gives the outputs' NLL.
+        show_text: whether texts of forget sets are written.
+        folder: where the files are written.
+        progress: called with (done, of) sets.
+
+    Returns:
+        the content of `eval.json`.
     """
-    scored: dict[str, dict[str, dict[str, MetricResult]]] = {name: {} for name in said}
-    records = []
-    for done, (model_name, set_name) in enumerate(
-        [(model, name) for model in said for name in sets], 1
-    ):
-        rows, texts, originals = (
-            sets[set_name],
-            said[model_name].outputs[set_name],
-            said["original"].outputs[set_name],
+    by_metric = {**scorers.by_metric, "fluency": fluency_scorer(fluency)}
+    scored: dict[str, dict[str, dict[str, MetricResult]]] = {name: {} for name in generations}
+    records: list[dict[str, Any]] = []
+    pairs = [(model, name) for model in generations for name in sets]
+    for done, (model, name) in enumerate(pairs, 1):
+        rows, outputs = sets[name], generations[model].outputs[name]
+        columns = zip(
+            rows,
+            outputs,
+            generations["original"].outputs[name],
+            _encoded(rows, outputs, tokenizer)[1],
+            generations[model].correct[name],
+            strict=True,
         )
-        tokens = _encoded(rows, texts, tokenizer)[1]
-        nlls = mean_nll(fluency.model, *_encoded(rows, texts, fluency.tokenizer))
-        prompts = [row.prompt_text for row in rows]
-        normal, none = set_name == "normal", [None] * len(rows)
-        columns: dict[str, Sequence[Any]] = {
-            "output": texts,
-            "original_output": originals,
-            "tokens": tokens,
-            "nll": nlls,
-            "similarity": pair_similarity(originals, texts, scorer=scorers.names.similarity)
-            if normal and scorers.names.similarity
-            else none,
-            "flagged": scorers.judge.flags(prompts, texts) if scorers.judge else none,
-            "hallucinated": scorers.hallucinated(rows, texts),
-            "reward": scorers.reward.rewards(prompts, texts) if normal and scorers.reward else none,
-            "correct": said[model_name].correct[set_name],
-        }
-        answers = [
-            Answer(
-                row,
-                **{name: column[place] for name, column in columns.items()},
-                leak_threshold=scorers.threshold,
-            )
-            for place, row in enumerate(rows)
-        ]
-        results = scored[model_name][set_name] = score_set(set_name, answers)
+        answers = [Answer(*column) for column in columns]
+        results = scored[model][name] = score_set(name, answers, by_metric)
+        with_text = show_text or not is_forget_set(name)
         for position, item in enumerate(answers):
-            record: dict[str, Any] = {"model": model_name, "set": set_name, "key": item.row.key}
-            if show_text or not is_forget_set(set_name):
-                record |= {
-                    "prompt": item.row.prompt_text,
-                    "expected": item.row.completion,
-                    "output": item.output,
-                }
-            record["metrics"] = {
-                metric: result.rows[position] for metric, result in results.items()
-            }
-            records.append(record)
+            record = {"model": model, "set": name, "key": item.row.key}
+            if with_text:
+                record["prompt"] = item.row.prompt_text
+                record |= {"expected": item.row.completion, "output": item.output}
+            values = {metric: result.rows[position] for metric, result in results.items()}
+            records.append({**record, "metrics": values})
         if progress:
-            progress(done, len(said) * len(sets))
+            progress(done, len(pairs))
+    used = {metric for found in scored.values() for results in found.values() for metric in results}
     evaluation = as_eval_json(
         scenario,
         scored,
         headline=scorers.names.headline,
         leak_threshold_bleu=scorers.threshold,
         fluency_model=fluency.name,
-        scorers=scorers.facts(fluency.name),
+        scorers={name: found.as_json() for name, found in by_metric.items() if name in used},
     )
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text_atomically(folder / "generations.jsonl", lines)

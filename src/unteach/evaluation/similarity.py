@@ -30,8 +30,8 @@ def _encoder(name: str) -> Any:
         ) from None
 
 
-def why_not(encoder: str) -> str | None:
-    """Why this encoder cannot be had here, in one sentence; `None` if it can."""
+def load_error(encoder: str) -> str | None:
+    """Why this encoder cannot be loaded, in one sentence; `None` if it can."""
     try:
         (
             _regression(encoder.removeprefix(BLEURT))

@@ -14,7 +14,7 @@ from typing import Any
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
-from unteach.evaluation.generation import answer
+from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json
@@ -101,7 +101,7 @@ class Collection:
 
         def ask() -> list[str]:
             with self.display.stage(title, len(empty)) as stage:
-                return answer(
+                return generate_outputs(
                     model, tokenizer, empty, max_new_tokens=ANSWER_TOKENS, progress=stage.update
                 )
 

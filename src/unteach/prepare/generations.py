@@ -13,7 +13,7 @@ from typing import Any
 
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
-from unteach.evaluation.generation import answer
+from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
@@ -105,7 +105,7 @@ def with_own_answers(
 
     def generate() -> list[str]:
         with source.display.stage(title, len(empty)) as stage:
-            return answer(
+            return generate_outputs(
                 source.model,
                 source.tokenizer,
                 empty,

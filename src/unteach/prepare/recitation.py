@@ -19,7 +19,7 @@ from unteach.data.rows import Row
 from unteach.data.sources import book_passages, sentences
 from unteach.data.tokenization import EncodedRow, encode_row
 from unteach.errors import UserError
-from unteach.evaluation.generation import Progress, SharedGenerator, answer
+from unteach.evaluation.generation import Progress, SharedGenerator, generate_outputs
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
 
@@ -102,7 +102,7 @@ def recited_passages(
         ]
         asked |= {str(row.prompt) for row in openings}
         done += len(news)
-        outputs = answer(model, tokenizer, openings, max_new_tokens=PASSAGE_TOKENS)
+        outputs = generate_outputs(model, tokenizer, openings, max_new_tokens=PASSAGE_TOKENS)
         candidates: dict[str, Row] = {}
         for opening, output in zip(openings, outputs, strict=True):
             for prompt, completion in book_passages(f"{opening.prompt}{output}")[:1]:

@@ -21,7 +21,7 @@ from unteach.config.run import RunOptions
 from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
-from unteach.evaluation.generation import answer
+from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_text_atomically
@@ -193,7 +193,7 @@ def _with_own_answers(
         return list(rows)
     title = "Generating the model's answers to the forget prompts"
     with display.stage(title, len(empty)) as stage:
-        outputs = answer(
+        outputs = generate_outputs(
             load(), tokenizer, empty, max_new_tokens=ANSWER_TOKENS, progress=stage.update
         )
     answers = {row.key: output for row, output in zip(empty, outputs, strict=True)}
@@ -257,11 +257,10 @@ def forget_rate(
     """
 
     def measure() -> float:
-        outputs = answer(load(), tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
-        return sum(scorers.still_said(rows, outputs)) / len(rows)
+        outputs = generate_outputs(load(), tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
+        return sum(scorers.shows_forgotten(rows, outputs)) / len(rows)
 
-    names = scorers.names
-    inputs = [rows_hash(rows), names.headline, names.judge, names.encoder, scorers.threshold]
+    inputs = [rows_hash(rows), *scorers.identity()]
     cache = GenerationCache(private_folder(work), model_hash)
     return float(cache.get("rate", inputs, measure))
 

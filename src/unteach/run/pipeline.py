@@ -25,10 +25,15 @@ from unteach.config.scorers import ScorerNames
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import TrainingFault, UserError
-from unteach.evaluation.behaviour import OnOutputs, behaviour_probe
+from unteach.evaluation.probe import OnOutputs, make_probe
 from unteach.evaluation.rewards import Reward
-from unteach.evaluation.scorers import Scorers, build_scorers, check_right_answers
-from unteach.evaluation.scoring import Generations, ReferenceLM, ask, score_models
+from unteach.evaluation.scorers import (
+    Scorers,
+    build_scorers,
+    check_right_answers,
+    reward_scorer,
+)
+from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folder_lock import FolderLock
 from unteach.files.folders import private_folder, set_aside
@@ -183,7 +188,7 @@ class Run:
         self.facts["unlearned_model_hash"] = models.weights_hash(model)
         after = self.answers(model, tokenizer, "unlearned", self.facts["unlearned_model_hash"])
         if self.reward:
-            scorers = replace(scorers, reward=self.reward)
+            scorers = scorers.with_scorer("utility_reward", reward_scorer(self.reward))
         evaluation = broadcast_from_main(
             lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
         )
@@ -469,14 +474,14 @@ class Run:
         keep: OnOutputs | None = None,
     ) -> Probe:
         """What the model says now, on a few rows; the same for every method."""
-        return behaviour_probe(
+        return make_probe(
             tokenizer,
             forget,
             self.asked.validation,
             retain,
-            still_said=scorers.still_said,
+            shows_forgotten=scorers.shows_forgotten,
             forget_rows=self.options.probe_rows,
-            expected=self.generations,
+            drafts=self.generations,
             on_outputs=keep,
         )
 
@@ -541,7 +546,9 @@ class Run:
             with self.display.stage(
                 f"Asking the {name} model", sum(map(len, sets.values()))
             ) as stage:
-                return asdict(ask(model, tokenizer, sets, expected=drafts, progress=stage.update))
+                return asdict(
+                    generate_sets(model, tokenizer, sets, drafts=drafts, progress=stage.update)
+                )
 
         keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
         return Generations(**self.collection.cached(f"answers-{name}", [model_hash, keys], make))
@@ -553,7 +560,7 @@ class Run:
         options = self.options
         fluency, trust = scorers.names.fluency or options.model, options.trust_remote_code
         own = fluency == options.model
-        reader = ReferenceLM(
+        reader = FluencyModel(
             fluency,
             (
                 self.load_base()

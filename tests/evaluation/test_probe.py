@@ -6,8 +6,8 @@ import pytest
 
 from tiny_models import tiny_model
 from unteach.data.rows import Row
-from unteach.evaluation import behaviour
-from unteach.evaluation.behaviour import behaviour_probe, spread
+from unteach.evaluation import probe
+from unteach.evaluation.probe import evenly_spaced, make_probe
 
 FORGET = [Row(f"Who is number {i}?", f"The ferryman rang it {i} times.") for i in range(4)]
 HELD_OUT = [Row("Who slept?", "The grey cat slept on the sacks."), Row("Who rang?", "")]
@@ -20,18 +20,18 @@ def by_heart(rows, outputs):
 
 def probe_of(monkeypatch, tokenizer, outputs, validation=HELD_OUT):
     monkeypatch.setattr(
-        behaviour,
-        "answer",
+        probe,
+        "generate_outputs",
         lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows],
     )
-    return behaviour_probe(tokenizer, FORGET, validation, RETAIN, still_said=by_heart)(tiny_model())
+    return make_probe(tokenizer, FORGET, validation, RETAIN, shows_forgotten=by_heart)(tiny_model())
 
 
-def test_spread_takes_no_more_rows_than_asked_and_all_where_there_are_few():
+def test_evenly_spaced_takes_at_most_the_rows_wanted_and_all_where_there_are_few():
     rows = [Row(str(i), "x") for i in range(20)]
-    assert spread(rows, 5) == rows[::4]
-    assert spread(rows[:3], 5) == rows[:3]
-    assert spread([], 5) == []
+    assert evenly_spaced(rows, 5) == rows[::4]
+    assert evenly_spaced(rows[:3], 5) == rows[:3]
+    assert evenly_spaced([], 5) == []
 
 
 def test_the_forget_rate_is_the_mean_of_both_splits(monkeypatch, tokenizer):
@@ -52,17 +52,17 @@ def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer
     assert "validation_rate" not in rates, "nothing was held out, so nothing is said of it"
 
 
-def test_the_answers_of_a_probe_are_handed_on(monkeypatch, tokenizer):
+def test_the_outputs_of_a_probe_are_given_to_the_callback(monkeypatch, tokenizer):
     monkeypatch.setattr(
-        behaviour, "answer", lambda model, tokenizer, rows, **_: ["said"] * len(rows)
+        probe, "generate_outputs", lambda model, tokenizer, rows, **_: ["said"] * len(rows)
     )
     seen = []
-    behaviour_probe(
+    make_probe(
         tokenizer,
         FORGET[:2],
         [],
         RETAIN,
-        still_said=by_heart,
+        shows_forgotten=by_heart,
         on_outputs=lambda *at: seen.append(at),
     )(tiny_model())
     assert seen == [(FORGET[:2], ["said", "said"])]
@@ -70,7 +70,7 @@ def test_the_answers_of_a_probe_are_handed_on(monkeypatch, tokenizer):
 
 def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, tokenizer):
     monkeypatch.setattr(
-        behaviour,
+        probe,
         "greedy_agreement",
         lambda model, prompts, completions: [0.25, 0.75, None][: len(prompts)],
     )
@@ -78,28 +78,28 @@ def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, to
 
 
 def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
-    rates = behaviour_probe(
-        tokenizer, FORGET, HELD_OUT, RETAIN, still_said=by_heart, forget_rows=2
+    rates = make_probe(
+        tokenizer, FORGET, HELD_OUT, RETAIN, shows_forgotten=by_heart, forget_rows=2
     )(tiny_model())
     assert set(rates) == {"forget_rate", "utility", "train_rate", "validation_rate"}
     assert all(0.0 <= value <= 1.0 for value in rates.values())
 
 
-def test_a_probe_expects_what_was_heard_before(monkeypatch, tokenizer):
+def test_a_probe_verifies_the_outputs_of_the_probe_before(monkeypatch, tokenizer):
     expectations = []
 
-    def generations(model, tokenizer, rows, *, expected, **_):
-        expectations.append(dict(expected))
+    def generations(model, tokenizer, rows, *, drafts, **_):
+        expectations.append(dict(drafts))
         return [f"{len(expectations)} {row.prompt}" for row in rows]
 
-    monkeypatch.setattr(behaviour, "answer", generations)
-    measure = behaviour_probe(
+    monkeypatch.setattr(probe, "generate_outputs", generations)
+    measure = make_probe(
         tokenizer,
         FORGET[:2],
         HELD_OUT,
         RETAIN,
-        still_said=by_heart,
-        expected={FORGET[0].key: "from the original"},
+        shows_forgotten=by_heart,
+        drafts={FORGET[0].key: "from the original"},
     )
     for _ in range(2):
         measure(tiny_model())
