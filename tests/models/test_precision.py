@@ -12,7 +12,8 @@ import yaml
 from safetensors import safe_open
 
 from tiny_models import byte_level_bpe, tiny_model
-from unteach import base_precision, unlearn
+from unteach import unlearn
+from unteach.models import precision
 from unteach.errors import UserError
 from unteach.models.precision import check_dtype, check_quantize, four_bit_settings
 
@@ -43,9 +44,9 @@ def test_nothing_is_asked_for_without_it():
 )
 def test_what_is_missing_is_said(quantize, lora, library, words, monkeypatch):
     monkeypatch.setattr(
-        base_precision.importlib.util, "find_spec", lambda name: object() if library else None
+        precision.importlib.util, "find_spec", lambda name: object() if library else None
     )
-    monkeypatch.setattr(base_precision.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=words):
         check_quantize(quantize, lora=lora)
 
@@ -115,5 +116,5 @@ def test_a_processor_that_multiplies_bfloat16_is_told_by_its_features(
     place = tmp_path / "cpuinfo"
     if facts is not None:
         place.write_text(facts)
-    monkeypatch.setattr(base_precision, "CPU_FACTS", place)
-    assert base_precision.multiplies_bfloat16() is able
+    monkeypatch.setattr(precision, "CPU_FACTS", place)
+    assert precision.multiplies_bfloat16() is able

@@ -312,7 +312,7 @@ def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(
         if config.method == "ga":
             raise UserError("nothing to ascend")
 
-    monkeypatch.setattr("unteach.trainer.check_rows", refuse)
+    monkeypatch.setattr("unteach.trainer.trainer.check_rows", refuse)
     unlearn(
         model,
         FORGET,
