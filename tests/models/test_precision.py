@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import unlearn
-from unteach.models import precision
 from unteach.errors import UserError
+from unteach.models import precision
 from unteach.models.precision import check_dtype, check_quantize, four_bit_settings
 
 
