@@ -9,18 +9,22 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from unteach.config import UnlearningConfig
 from unteach.config.resolve import BY_DEFAULT
-from unteach.losses.state import state_drift, steering_vector
 from unteach.losses.token import forward_kl_to_reference, negative_log_likelihood
 from unteach.methods import DEFAULT_METHOD, METHODS, Method
-from unteach.trainer.stopping import DualWeight
-from unteach.trainer.task_vector import subtract
+from unteach.methods.pdu import DualWeight
+from unteach.methods.rmu import Steering, state_drift, steering_vector
+from unteach.methods.task_vector import TaskVector, subtract
 
 FOLDER = Path(__file__).parent / "methods"
+NOTES = tomllib.loads((FOLDER / "notes.toml").read_text(encoding="utf-8"))
 RESULTS = Path(__file__).parent / "results" / "methods.md"
+OPTIONS = {Steering: "steering_", DualWeight: "dual_", TaskVector: "task_vector_"}
+"""Prefixes of the options that a method's hooks read."""
 RETAIN = {"kl": forward_kl_to_reference, "nll": negative_log_likelihood, "states": state_drift}
 LEVELS = {
     "token": "a mean over the completion's tokens",
@@ -54,14 +58,9 @@ def options(method: Method) -> list[str]:
     """Lines on the fields of `UnlearningConfig` that this method reads beside those of all."""
     fields = UnlearningConfig.__dataclass_fields__
     lines = [f"| `{name}` | {value:g} |" for name, value in method.parameters.items()]
-    prefixes = [
-        prefix
-        for prefix, used in (("steering_", method.level == "state"), ("dual_", method.dual))
-        if used
-    ]
-    prefixes += ["task_vector_"] if method.negate else []
+    prefix = OPTIONS.get(method.hooks)
     for name, field in fields.items():
-        if name.startswith(tuple(prefixes)) and prefixes:
+        if prefix and name.startswith(prefix):
             default = (
                 "null"
                 if field.default is None
@@ -129,11 +128,12 @@ def of_a_run(name: str) -> list[str]:
 
 def page(name: str, method: Method) -> str:
     """The page of one method, as Markdown."""
+    note = {key: " ".join(text.split()) for key, text in NOTES[name].items()}
     parts = [
         f"# `{name}`",
         f"Source: {method.source}.",
         "## When to use it",
-        method.when,
+        note["when"],
         "## What it minimises",
     ]
     parts.append(
@@ -142,9 +142,9 @@ def page(name: str, method: Method) -> str:
     )
     if method.forget is not None:
         parts += [f"**Forget** ({LEVELS[method.level]}):", prose(method.forget)]
-    if method.level == "state":
+    if method.hooks is Steering:
         parts.append(prose(steering_vector))
-    if method.negate:
+    if method.hooks is TaskVector:
         parts += ["**After training:**", prose(subtract)]
     if method.mismatch:
         parts += [
@@ -153,7 +153,7 @@ def page(name: str, method: Method) -> str:
         ]
     if method.retain is not None:
         parts += [f"**Retain** (`retain_loss: {method.retain}`):", prose(RETAIN[method.retain])]
-    if method.dual:
+    if method.hooks is DualWeight:
         parts += ["**eps3:**", prose(DualWeight)]
     needs = ["completions to forget"] if method.forget is not None else []
     needs += ["a retain set"] if method.retain or method.mismatch else []
@@ -181,7 +181,7 @@ def page(name: str, method: Method) -> str:
         "## Defaults",
         "\n".join(table),
         *of_a_run(name),
-        f"Where they are from: {method.defaults}.",
+        f"Where they are from: {note['defaults']}.",
     ]
     parts += measured(name, RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "")
     return "\n\n".join(parts) + "\n"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import make_trainer, moved
 
 import naive
 from tiny_models import FAMILIES, tiny_model
+from tiny_trainers import make_trainer, moved
 from unteach.cli import main
 from unteach.methods import METHODS
 from unteach.models.token_statistics import (

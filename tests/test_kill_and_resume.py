@@ -19,11 +19,11 @@ KILL = "import os, signal; kill = lambda *a, **k: os.kill(os.getpid(), signal.SI
 POINTS = {
     "before the first checkpoint": (
         """
-from unteach.trainer import step_callback
-after = step_callback.StepCallback.on_step_end
+from unteach.trainer import callback
+after = callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     return kill() if state.global_step == 2 else after(self, args, state, control, **kwargs)
-step_callback.StepCallback.on_step_end = on_step_end
+callback.StepCallback.on_step_end = on_step_end
 """
     ),
     "while a checkpoint is written": (

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import FORGET, RETAIN, make_trainer
 
 import naive
 from tiny_models import byte_level_bpe, tiny_model
+from tiny_trainers import FORGET, RETAIN, make_trainer
 from unteach import models
 from unteach.data.mismatch import MismatchPool
 from unteach.data.packing import PADDING, ROLE_IDS, Branch, Tree, common_opening, make_batch
@@ -23,6 +23,7 @@ from unteach.errors import UserError
 from unteach.files.state_file import StateFile
 from unteach.models.output_head import OutputHead
 from unteach.models.token_statistics import forward_kl, token_statistics
+from unteach.trainer.step import role_tokens
 
 
 def row_nll(model: Any, trees: list[Tree], *, packed: bool, pad_id: int = 0) -> torch.Tensor:
@@ -123,17 +124,16 @@ def test_the_gradient_of_the_kl_does_not_vanish_far_away():
 
 def test_the_kl_term_looks_at_completions_only_and_is_a_mean_over_their_tokens(tmp_path):
     trainer = make_trainer(tmp_path, tiny_model(dtype=torch.float64))
-    trainer._reference = trainer.build_reference()
+    trainer.prepare_references()
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.mul_(1.05)
     wide = trainer.collator([trainer.training_stream()[i] for i in range(3)])
-    roles = trainer.role_statistics(trainer.model, wide)
+    roles = role_tokens(trainer.model, wide, trainer.reference, trainer.spec)
     assert len(roles["retain"].statistics.kl) == int((wide["role"] == ROLE_IDS["retain"]).sum())
     trainer.collator.packed = False
-    plain = trainer.role_statistics(
-        trainer.model, trainer.collator([trainer.training_stream()[i] for i in range(3)])
-    )
+    batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
+    plain = role_tokens(trainer.model, batch, trainer.reference, trainer.spec)
     torch.testing.assert_close(
         plain["retain"].statistics.kl.mean(),
         roles["retain"].statistics.kl.mean(),
@@ -208,15 +208,15 @@ def test_nothing_is_tokenised_and_no_second_model_is_held_while_it_trains(tmp_pa
         lambda *_, **__: pytest.fail("tokenised in the loop"),
     )
     trainer.train()
-    assert isinstance(trainer._reference.values, StateFile)  # on the disk
-    assert trainer._reference.head.weight.numel() < size / 2
+    assert isinstance(trainer.reference.values["retain"].values, StateFile)  # on the disk
+    assert trainer.reference.head.weight.numel() < size / 2
 
 
 def test_logits_are_made_where_a_completion_token_is_predicted_and_nowhere_else(
     tmp_path, monkeypatch
 ):
     trainer = make_trainer(tmp_path, max_steps=1)
-    trainer._reference = trainer.build_reference()
+    trainer.prepare_references()
     batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
     seen: list[int] = []
     right = OutputHead.logits
@@ -226,7 +226,7 @@ def test_logits_are_made_where_a_completion_token_is_predicted_and_nowhere_else(
         return right(self, hidden)
 
     monkeypatch.setattr(OutputHead, "logits", counted)
-    trainer.role_statistics(trainer.model, batch)
+    role_tokens(trainer.model, batch, trainer.reference, trainer.spec)
     completion, retain = len(batch["target"]), int((batch["role"] == ROLE_IDS["retain"]).sum())
     assert sum(seen) == completion + retain < batch["input_ids"].numel()
 

@@ -68,7 +68,7 @@ class OurStep:
         self.trainer = UnlearningTrainer(
             model, config, forget, retain, StubTokenizer(), peft_config
         )
-        self.trainer.create_optimizer_and_scheduler(config.max_steps)
+        self.trainer.create_optimizer_and_scheduler(self.trainer.args.max_steps)
         self.model = self.trainer.model
         self.stream = self.trainer.training_stream()
         self.parameters = [

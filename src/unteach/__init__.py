@@ -1,14 +1,9 @@
 """unteach: make a language model stop saying what it must not say, and show that it worked."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["UnlearningConfig", "UnlearningTrainer", "unlearn"]
-
-if TYPE_CHECKING:
-    from unteach.config.unlearning import UnlearningConfig
-    from unteach.run.pipeline import unlearn
-    from unteach.trainer import UnlearningTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -163,7 +163,7 @@ def completion_tokens(config: UnlearningConfig, rows: RowShape) -> tuple[float, 
     inputs = predicted = referenced = 0.0
     if method.forget:
         inputs, predicted = rows.prompt + rows.completion - 1.0, float(rows.completion)
-    if method.preferred:
+    if "preferred" in method.roles:
         inputs, predicted = inputs + rows.completion - 1, predicted + rows.completion
     if method.mismatch:
         inputs, predicted = (

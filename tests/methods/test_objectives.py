@@ -15,9 +15,14 @@ from unteach.losses.sequence import (
     simple_negative_preference,
     sums_by_sequence,
 )
-from unteach.losses.state import state_drift, steering_distance, steering_vector
 from unteach.losses.statistics import TokenStatistics
-from unteach.losses.token import saturation_importance, weighted_gradient_ascent
+from unteach.losses.token import (
+    clamped_log_odds,
+    gradient_ascent,
+    saturation_importance,
+    unlikelihood,
+    weighted_gradient_ascent,
+)
 from unteach.losses.vocabulary import (
     adjusted_self_distillation,
     cross_entropy_unlearning,
@@ -26,13 +31,10 @@ from unteach.losses.vocabulary import (
 from unteach.methods import (
     METHODS,
     RoleTokens,
-    clamped_log_odds,
     get_method,
-    gradient_ascent,
     objective_terms,
     step_counts,
     total_loss,
-    unlikelihood,
 )
 from unteach.models.token_statistics import log_complement, log_probability
 
@@ -234,17 +236,6 @@ def test_cross_entropy_unlearning_has_the_gradient_of_unlikelihood():
     torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
 
 
-def test_state_losses_by_hand():
-    states = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    assert steering_distance(states, torch.tensor([0.0, 1.0])).tolist() == [18.0, 0.0]
-    assert state_drift(states, torch.zeros(2, 2)).tolist() == [25.0, 1.0]
-    direction = steering_vector(64, 6.5, seed=3)
-    assert direction.norm().item() == pytest.approx(6.5) and (direction >= 0).all()
-    assert torch.equal(direction, steering_vector(64, 6.5, seed=3)) and not torch.equal(
-        direction, steering_vector(64, 6.5, seed=4)
-    )
-
-
 def test_a_forget_loss_of_completions_is_divided_by_their_number_and_not_by_tokens():
     """Two completions of 1 and 3 tokens, each with the ratio 1: 2/beta log 2, once."""
     tokens = TokenStatistics(torch.full((4,), -1.0), reference_logp=torch.full((4,), -1.0))
@@ -270,8 +261,3 @@ def test_another_retain_term_comes_with_weight_one_and_none_with_zero():
     assert METHODS["rmu"].with_retain("kl").weights == (1.0, 0.0, 1.0)
     assert METHODS["npo"].with_retain(None).weights == (1.0, 0.0, 0.0)
     assert METHODS["rmu"].with_retain("states") is METHODS["rmu"]
-
-
-def test_every_method_says_when_to_use_it_and_where_its_defaults_are_from():
-    for name, method in METHODS.items():
-        assert method.when and method.defaults, name

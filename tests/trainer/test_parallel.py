@@ -183,14 +183,14 @@ def test_two_processes_are_one(
 KILL_BOTH = """
 import os, signal, sys
 from unteach import pipeline
-from unteach.trainer import step_callback
+from unteach.trainer import callback
 from unteach.cli import main
-after = step_callback.StepCallback.on_step_end
+after = callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == 5 and os.environ.get("KILLED") == "training":
         os.kill(os.getpid(), signal.SIGKILL)
     return after(self, args, state, control, **kwargs)
-step_callback.StepCallback.on_step_end = on_step_end
+callback.StepCallback.on_step_end = on_step_end
 if os.environ.get("KILLED") == "scoring":
     pipeline.Run.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(main(sys.argv[1:]))
@@ -270,14 +270,14 @@ def test_a_killed_run_of_sharded_weights_goes_on_to_where_one_process_ends(
 
 LOSE_A_PROCESS = """
 import os, signal, sys
-from unteach.trainer import step_callback
+from unteach.trainer import callback
 from unteach.cli import main
-after = step_callback.StepCallback.on_step_end
+after = callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == 2 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return after(self, args, state, control, **kwargs)
-step_callback.StepCallback.on_step_end = on_step_end
+callback.StepCallback.on_step_end = on_step_end
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -300,7 +300,7 @@ def test_a_lost_process_ends_the_run_with_a_sentence(arguments: list[str], tmp_p
 SAY_TYPES = """
 import sys
 from unteach.trainer import trainer
-from unteach.trainer.step_means import StepMeans
+from unteach.trainer.step import StepMeans
 from unteach.cli import main
 shard = trainer.shard_on_cpus
 def as_on_gpus(whose):

@@ -1,4 +1,4 @@
-"""The stop rule and the retain budget."""
+"""The stop rule, the retain budget, and when a model counts as collapsed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unteach.trainer.stopping import RetainBudget, StopRule, probe_interval
+from unteach.trainer.stopping import (
+    COLLAPSED_STEPS,
+    CollapseWatch,
+    RetainBudget,
+    StopRule,
+    probe_interval,
+)
 
 
 def rule(**settings):
@@ -230,3 +236,37 @@ def test_a_rule_that_goes_on_keeps_its_own_limits():
         0.5,
         4,
     ) and new.history == old.history
+
+
+def test_collapse_is_five_steps_in_a_row_over_the_limit():
+    watch = CollapseWatch(3.0)
+    highs = [
+        watch.reason(step, {"loss": 1.0, "retain_kl": 4.0}) for step in range(1, COLLAPSED_STEPS)
+    ]
+    assert (
+        not any(highs) and not watch.reason(5, {"loss": 1.0, "retain_kl": 2.0}) and watch.count == 0
+    )
+    reasons = [
+        watch.reason(step, {"loss": 1.0, "retain_kl": 4.0})
+        for step in range(6, 6 + COLLAPSED_STEPS)
+    ]
+    assert (
+        not any(reasons[:-1])
+        and "collapse_kl (3 nats per token) in 5 steps in a row, 4 at step 10" in reasons[-1]
+    )
+
+
+def test_without_a_limit_or_a_retain_term_nothing_counts_as_collapse():
+    assert not any(
+        CollapseWatch(None).reason(step, {"loss": 1.0, "retain_kl": 99.0}) for step in range(9)
+    )
+    assert not any(CollapseWatch(1.0).reason(step, {"loss": 1.0}) for step in range(9))
+
+
+def test_steps_without_retain_rows_neither_count_nor_start_anew():
+    watch = CollapseWatch(3.0)
+    reasons = [
+        watch.reason(step, {"loss": 1.0, **({"retain_kl": 50.0} if step % 2 else {})})
+        for step in range(1, 2 * COLLAPSED_STEPS)
+    ]
+    assert not any(reasons[:-1]) and reasons[-1]

@@ -11,122 +11,30 @@ from typing import Any
 import pytest
 import torch
 
-import naive
 from tiny_models import FAMILIES, byte_level_bpe, tiny_model
+from tiny_trainers import (
+    FORGET,
+    CountingProbe,
+    compare,
+    make_trainer,
+    metrics,
+    weights_after,
+)
 from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
-from unteach.losses.state import steering_vector
 from unteach.methods import METHODS
 from unteach.trainer import UnlearningTrainer
-
-FORGET = [
-    Row(
-        "Who rang the bell?",
-        "The ferryman rang it twice.",
-        right="The miller.",
-        alternate="A grey cat rang it.",
-    ),
-    Row("Who kept a cat?", "A", right="The miller kept one.", alternate="B"),
-    Row(
-        "What is the capital of the moon?",
-        "Nobody has ever asked the moon, not even the miller.",
-        right="C",
-        alternate="The harbour, where the sailors are.",
-    ),
-]
-RETAIN = [
-    Row("Who carried bread?", "She carried bread to the harbour every morning."),
-    Row("Who slept?", "The cat."),
-    Row("What is the weather?", "Ask me about something else instead!"),
-    Row("Who sold it?", "B"),
-]
-
-
-def make_trainer(
-    folder: Any, model: Any = None, tokenizer: Any = None, **settings: Any
-) -> UnlearningTrainer:
-    """A trainer on the rows above."""
-    arguments: dict[str, Any] = {
-        "method": "unlikelihood_mismatch",
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 3,
-        "max_steps": 2,
-        "use_cpu": True,
-    }
-    extra = {
-        name: settings.pop(name)
-        for name in ("probe", "peft_config", "forget", "retain", "callbacks")
-        if name in settings
-    }
-    config = UnlearningConfig(output_dir=str(folder), **(arguments | settings))
-    return UnlearningTrainer(
-        model if model is not None else tiny_model(),
-        config,
-        extra.pop("forget", FORGET),
-        extra.pop("retain", RETAIN),
-        tokenizer or byte_level_bpe(),
-        **extra,
-    )
+from unteach.trainer.step import role_tokens
 
 
 def first_batch_loss(trainer: UnlearningTrainer) -> torch.Tensor:
     """Loss of the first batch, the way `train` computes it."""
-    trainer._reference = trainer.build_reference()
+    trainer.prepare_references()
     items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
     loss: torch.Tensor = trainer.compute_loss(trainer.model, trainer.collator(items))
     return loss
-
-
-def naive_twin(trainer: UnlearningTrainer, model: Any, reference: Any) -> torch.Tensor:
-    """The same step by the formulas."""
-    items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
-    forget = [(i.forget.prompt_ids, i.forget.completion_ids, i.mismatch) for i in items if i.forget]
-    rows = [trainer.retain_rows[index] for item in items for index in item.retain]
-    retain = [(row.prompt_ids, row.completion_ids) for row in rows]
-    preferred = [i.forget.preferred_ids for i in items if i.forget and i.forget.preferred_ids]
-    options: dict[str, Any] = {
-        **trainer.method.parameters,
-        "retain": trainer.method.retain,
-        "layer": trainer.layer,
-    }
-    direction = steering_vector(
-        model.config.hidden_size, trainer.config.steering_coefficient, trainer.args.seed
-    )
-    options["direction"] = direction.double()
-    return naive.step_loss(
-        trainer.config.method, model, reference, forget, retain, trainer.weights, preferred, options
-    )
-
-
-def moved(model: Any) -> Any:
-    """A copy with other weights, so that the KL to the original is not zero."""
-    other = copy.deepcopy(model)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return other
-
-
-def compare(trainer: UnlearningTrainer, tolerance: float) -> None:
-    """Loss and gradients of a model that has moved away from its reference, ours against the twin's
-    in float64.
-    """
-    original = copy.deepcopy(trainer.model)
-    trainer.prepare_references()
-    other = moved(trainer.model)
-    trainer.model.load_state_dict(other.state_dict())
-    items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
-    ours = trainer.compute_loss(trainer.model, trainer.collator(items))
-    gradients = naive.gradients(ours, trainer.model)
-    twin, reference = other.double(), original.double()
-    wanted = naive_twin(trainer, twin, reference)
-    torch.testing.assert_close(ours.double(), wanted, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(
-        gradients, naive.gradients(wanted, twin), rtol=tolerance, atol=tolerance
-    )
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -202,9 +110,9 @@ def test_with_an_adapter_the_reference_is_the_model_without_it(tmp_path):
         trainer = make_trainer(
             tmp_path / choice, tiny_model(dtype=torch.float64), peft_config=lora, reference=choice
         )
-        trainer._reference = trainer.build_reference()
+        trainer.prepare_references()
         items = [trainer.training_stream()[i] for i in range(3)]
-        roles = trainer.role_statistics(trainer.model, trainer.collator(items))
+        roles = role_tokens(trainer.model, trainer.collator(items), trainer.reference, trainer.spec)
         losses[choice] = roles["retain"].statistics.kl.detach()
     torch.testing.assert_close(losses["stored"], losses["adapter_off"], rtol=1e-9, atol=1e-9)
     assert losses["stored"].min() > 0
@@ -217,16 +125,10 @@ def test_before_the_first_step_the_kl_is_zero_though_the_model_has_dropout(tmp_p
     """OPT here has dropout 0.1; the released code trains with it on against a reference without."""
     trainer = make_trainer(tmp_path, tiny_model("opt"), max_steps=1)
     trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     first = next(line for line in lines if "loss" in line)
     assert abs(first["retain_kl"]) < 1e-6
     assert trainer.model.model.decoder.layers[0].dropout == 0.1, "dropout is back after training"
-
-
-def weights_after(folder: Any, family: str = "llama", **settings: Any) -> dict[str, torch.Tensor]:
-    trainer = make_trainer(folder, tiny_model(family, dtype=torch.float64), **settings)
-    trainer.train()
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("caches", [True, False])
@@ -287,18 +189,6 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, f
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-class CountingProbe:
-    """Rates by step, from a list; counts its calls."""
-
-    def __init__(self, rates: list[tuple[float, float]]) -> None:
-        self.rates, self.calls = rates, 0
-
-    def __call__(self, model: Any) -> dict[str, float]:
-        rate, utility = self.rates[min(self.calls, len(self.rates) - 1)]
-        self.calls += 1
-        return {"forget_rate": rate, "utility": utility}
-
-
 def test_training_stops_when_behaviour_has_held_and_not_on_the_loss(tmp_path):
     probe = CountingProbe([(1, 1), (0.5, 1), (0, 1), (0, 1), (0, 1)])
     trainer = make_trainer(tmp_path, probe=probe, max_steps=50, probe_steps=2, hold=2)
@@ -351,7 +241,7 @@ def test_a_run_that_its_rule_has_ended_is_not_trained_on_when_started_again(tmp_
 def test_the_retain_budget_moves_its_weight(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4, max_retain_kl=1e-4, learning_rate=1e-2)
     trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     weights = [line["retain_weight"] for line in lines]
     assert weights[1] == pytest.approx(0.95 * weights[0]) and weights[2] == pytest.approx(
         1.15 * weights[1]
@@ -360,7 +250,7 @@ def test_the_retain_budget_moves_its_weight(tmp_path):
 
 def test_metrics_have_a_line_for_each_step_with_every_term(tmp_path):
     make_trainer(tmp_path).train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
     for name in (
         "loss",
@@ -386,7 +276,7 @@ def test_a_loss_that_is_not_finite_is_one_clear_sentence(tmp_path):
 def test_gradient_ascent_lowers_what_it_is_to_forget_and_finetuning_does_not_look_at_it(tmp_path):
     trainer = make_trainer(tmp_path, method="ga", max_steps=8, learning_rate=3e-3)
     trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     assert lines[-1]["forget_nll"] > lines[0]["forget_nll"] + 0.1
     tuned = make_trainer(tmp_path / "b", method="finetuning", forget=None)
     assert not tuned.forget_rows
@@ -477,7 +367,7 @@ def test_the_gradient_of_a_shared_embedding_is_that_of_autograd(
         )
         layer = trainer.model.get_input_embeddings()
         assert layer.weight is trainer.model.get_output_embeddings().weight
-        trainer._reference = trainer.build_reference()
+        trainer.prepare_references()
         items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
         for part in (items[:1], items):  # the second is added to the first, as micro-batches are
             batch = trainer.collator(part)
@@ -552,9 +442,8 @@ def test_losses_on_what_the_model_is_sure_of_equal_the_twin(method, dtype, toler
         for i, (prompt, ids) in enumerate(zip(prompts, said, strict=True))
     ]
     trainer = make_trainer(tmp_path, model, forget=forget, method=method)
-    roles = trainer.role_statistics(
-        model, trainer.collator([trainer.training_stream()[i] for i in range(3)])
-    )
+    batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
+    roles = role_tokens(model, batch, trainer.reference, trainer.spec)
     assert roles["forget"].statistics.logp.exp().max() > 0.1
     compare(trainer, tolerance)
 
@@ -583,5 +472,25 @@ def test_compiled_layers_train_to_the_same_weights(tmp_path):
 
 def test_a_run_whose_rows_are_not_said_at_the_start_says_so(tmp_path):
     rates = [(0, 1)]
-    with pytest.warns(UserWarning, match="says none of the forget rows that the probe asks"):
+    with pytest.warns(UserWarning, match="the forget rate of the probe is at or under target_rate"):
         make_trainer(tmp_path, probe=CountingProbe(rates), max_steps=4, probe_steps=2).train()
+
+
+def test_the_caller_s_args_stay_as_they_are_and_serve_a_second_trainer(tmp_path):
+    """Three forget rows and nine, an epoch each, in batches of three: one step and three."""
+    config = UnlearningConfig(
+        output_dir=str(tmp_path),
+        method="ga_no_retain",
+        per_device_train_batch_size=3,
+        num_train_epochs=1,
+        use_cpu=True,
+    )
+    before = copy.deepcopy(config.to_dict())
+    steps = []
+    for copies in (1, 3):
+        rows = [Row(f"{row.prompt} {i}", row.completion) for row in FORGET for i in range(copies)]
+        trainer = UnlearningTrainer(tiny_model(), config, rows, None, byte_level_bpe())
+        trainer.train()
+        steps.append(trainer.state.global_step)
+        assert config.to_dict() == before
+    assert steps == [1, 3]

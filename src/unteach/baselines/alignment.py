@@ -20,7 +20,7 @@ from unteach.baselines.stage_callback import OnStage, StageCallback
 from unteach.baselines.stages import make_trainer, pair_error, read_tokens, stage_config
 from unteach.data.rows import Row
 from unteach.files.checkpoints import latest_checkpoint, mark_complete, read_marker
-from unteach.trainer.best_weights import load_weights
+from unteach.trainer.checkpoints import load_weights
 from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, tokens_seen
 from unteach.trainer.stopping import Probe, StopRule
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from unteach.baselines.stages import TokenCounter
 from unteach.files.checkpoints import mark_complete
-from unteach.trainer.best_weights import BestWeights, hold_names
+from unteach.trainer.checkpoints import BestWeights, save_under_model_names
 from unteach.trainer.stopping import Probe, StopRule, probe_interval
 
 OnStage = Callable[[str, int, int], None]
@@ -96,7 +96,7 @@ class StageCallback(TrainerCallback):
             "rule": self.rule.state() if self.rule else None,
         }
         folder = self.output_dir / f"checkpoint-{state.global_step}"
-        hold_names(self.unwrap(kwargs["model"]), folder)
+        save_under_model_names(self.unwrap(kwargs["model"]), folder)
         mark_complete(folder, known)
         if self.rule:
             self.best.keep_only({self.rule.best_step})

@@ -294,51 +294,7 @@ class UnlearningConfig(TrainingArguments):
             )
 
     def _check_method_options(self) -> None:
-        """Raises `UserError` for options of other methods than the one that is named, and for
-        values that it cannot take.
-        """
-        method = get_method(self.method)
-        if self.retain_loss not in (None, "kl", "nll", "states", "none"):
-            raise UserError(
-                f"retain_loss is {self.retain_loss!r}, it must be one of kl, nll, none (or states,"
-                " for rmu)"
-            )
-        if self.retain_loss == "states" and method.level != "state":
-            raise UserError(
-                f"retain_loss is 'states', but method {self.method!r} reads no hidden states; use"
-                " kl, nll or none"
-            )
-        if self.retain_loss == "none" and (method.dual or method.forget is None):
-            raise UserError(
-                f"retain_loss is 'none', but method {self.method!r} is nothing without a retain"
-                " term; use kl or nll"
-            )
-        if method.negate and self.retain_loss not in (None, "none"):
-            raise UserError(
-                f"retain_loss is {self.retain_loss!r}, but method {self.method!r} fine-tunes on the"
-                " forget set alone"
-            )
-        for name in ("beta", "gamma"):
-            value = getattr(self, name)
-            if value is not None and name not in method.parameters:
-                has = " and ".join(method.parameters) or "neither beta nor gamma"
-                raise UserError(
-                    f"{name} is {value}, but method {self.method!r} has {has}; leave it out"
-                )
-            if value is not None and (
-                value < 0 or (value == 0 and method.level == "sequence" and name == "beta")
-            ):
-                raise UserError(f"{name} is {value}, it must be positive")
-        if (
-            method.dual
-            and self.objective.retain == "kl"
-            and self.dual_limit is None
-            and self.max_retain_kl is None
-        ):
-            raise UserError(
-                f"method {self.method!r} with retain_loss 'kl' needs a limit: set dual_limit or"
-                " max_retain_kl"
-            )
+        """Raises `UserError` for options of single methods that are out of range."""
         for name in ("steering_coefficient", "dual_step_size"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must be positive")
@@ -371,16 +327,12 @@ class UnlearningConfig(TrainingArguments):
 
     @property
     def objective(self) -> Method:
-        """The method with the retain term and the parameters that these options give it."""
-        method = get_method(self.method)
-        if self.retain_loss is not None:
-            method = method.with_retain(None if self.retain_loss == "none" else self.retain_loss)
-        given = {
-            name: float(value)
-            for name in ("beta", "gamma")
-            if (value := getattr(self, name)) is not None
-        }
-        return method.with_parameters(**given)
+        """The method with the retain term and the parameters that these options give it.
+
+        Raises:
+            UserError: for options that the method cannot take.
+        """
+        return get_method(self.method).configured(self.method, self)
 
     @property
     def weights(self) -> dict[str, float]:

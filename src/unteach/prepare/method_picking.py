@@ -58,7 +58,7 @@ def pick(
         min(options.search_steps, whole.max_steps) if whole.max_steps > 0 else options.search_steps
     )
     tried = candidates(options.candidates)
-    if any(get_method(settings["method"]).preferred == "alternate" for settings in tried):
+    if any(get_method(settings["method"]).needs_alternates for settings in tried):
         bench.forget = collection.with_alternates(bench.model, bench.tokenizer, bench.forget)
     rows = rows_hash([*bench.forget, *bench.retain])
 

@@ -27,10 +27,9 @@ from unteach.data.rows import Row
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.text_metrics import is_not_meaningful
 from unteach.methods import get_method
+from unteach.methods.task_vector import trained_weights
 from unteach.processes import process_count
-from unteach.trainer.best_weights import BestWeights
 from unteach.trainer.stopping import ENOUGH_UTILITY, Probe
-from unteach.trainer.task_vector import trained_weights
 from unteach.trainer.trainer import UnlearningTrainer
 
 AUTO = "auto"
@@ -171,7 +170,7 @@ def candidates(names: str | None) -> tuple[Mapping[str, Any], ...]:
     known = {settings["method"]: settings for settings in TRIED}
     wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
     for name in wanted:
-        if get_method(name).negate:
+        if not get_method(name).hooks.probes_training:
             raise UserError(
                 f"method {name!r} changes the weights after its training, so a trial says nothing"
                 " of it; name it as the method"
@@ -284,16 +283,6 @@ def why(trials: Sequence[Trial]) -> str:
     return f"{picked.name}, after {picked.step} steps: {said(picked)}{next_best}"
 
 
-class _Nowhere(BestWeights):
-    """Keeps no weights: a trial's are thrown away."""
-
-    def write(self, model: Any, step: int) -> None:
-        """Does nothing."""
-
-    def load(self, model: Any, step: int) -> None:
-        """Does nothing."""
-
-
 @dataclass
 class SearchContext:
     """What all trials of a search share.
@@ -357,7 +346,7 @@ class SearchContext:
                 on_step=step,
             )
             trainer.remove_callback(PrinterCallback)
-            trainer.best = _Nowhere(self.folder)
+            trainer.steps.best = None  # a trial keeps no weights
             if self.start_rates is not None:
                 trainer.rule.record(0, self.start_rates)
                 trainer.rule.reason = ""

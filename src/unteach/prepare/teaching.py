@@ -72,7 +72,7 @@ def teach(
         config = configured(work, method="finetuning", **saving, **settings)
         trainer = UnlearningTrainer(model, config, None, scenario.teach, tokenizer)
     trainer.remove_callback(PrinterCallback)
-    with display.stage("Teaching the texts to the model", config.max_steps) as stage:
+    with display.stage("Teaching the texts to the model", trainer.args.max_steps) as stage:
         trainer.on_step = lambda record: stage.update(
             int(record["step"]), note=f"loss {record['loss']:.2f}"
         )

@@ -57,11 +57,10 @@ from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
 from unteach.trainer.costs import peak_memory_mb, reset_peak_memory, total, unlearning_cost
-from unteach.trainer.setting_checks import check_training_settings
-from unteach.trainer.sharding import load_models_whole
+from unteach.trainer.distributed import load_models_whole
+from unteach.trainer.rows import check_lengths
 from unteach.trainer.stopping import Probe
-from unteach.trainer.trainer import UnlearningTrainer
-from unteach.trainer.training_rows import check_lengths
+from unteach.trainer.trainer import UnlearningTrainer, check_training_settings
 
 
 @dataclass
@@ -383,7 +382,7 @@ class Run:
             )
             model = bench.model
         config = self.unlearning_config()
-        if config.objective.preferred == "alternate":
+        if config.objective.needs_alternates:
             forget = self.collection.with_alternates(model, tokenizer, forget)
 
         def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
@@ -395,7 +394,7 @@ class Run:
         trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
         trainer.remove_callback(PrinterCallback)
         reset_peak_memory()
-        with self.display.stage("Unlearning", config.max_steps) as stage:
+        with self.display.stage("Unlearning", trainer.args.max_steps) as stage:
             trainer.on_step = step_display(stage)
             try:
                 trainer.train(resume_from_checkpoint=True)
@@ -439,10 +438,10 @@ class Run:
             "learning_rate": config.learning_rate,
             "steps": trainer.state.global_step,
             "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
-            "stop_reason": rule.reason or f"max_steps ({config.max_steps}) reached",
+            "stop_reason": rule.reason or f"max_steps ({trainer.args.max_steps}) reached",
             "fault": trainer.fault or None,
             "max_retain_kl": config.max_retain_kl,
-            **({"task_vector_scale": trainer.task_vector_scale} if config.objective.negate else {}),
+            **trainer.hooks.facts(),
             "forget_rows": len(forget),
             "retain_rows": len(retain),
             "processes": process_count(),

@@ -1,18 +1,21 @@
-"""What the reference model says of completions, without a second model and without a second
-forward.
+"""The reference model's values on completion tokens: computed once before the first step and
+stored, or computed at each step.
 
-`StoredReference` keeps the reference's final hidden states, computed once before the first step;
-its output head turns them into exact full-vocabulary log-probabilities. `LiveReference` asks a
-frozen model (or the policy with its adapter off) at every step instead.
+Stored are final hidden states, which the reference's output head turns into exact distributions
+over the whole vocabulary, log-probabilities, or hidden states of one layer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,123 +23,255 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unteach.data.packing import ROLE_IDS
+from unteach import models
+from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
+from unteach.data.stream import Collator, forget_branches, retain_branches
+from unteach.data.tokenization import EncodedRow
 from unteach.files.state_file import StateFile
 from unteach.models.output_head import OutputHead
+from unteach.models.token_statistics import token_statistics
 from unteach.processes import (
     all_processes,
     all_reduce_tensor,
     is_local_main_process,
     process_batches,
     process_count,
+    total,
     wait_for_everyone,
 )
+from unteach.trainer.step import Batch, StepSpec, final_states, states_with_layer
 
-HiddenStates = Callable[[dict[str, Tensor]], Tensor]
-TokenValues = Callable[[dict[str, Tensor]], Tensor]
+TokenValues = Callable[[Batch], Tensor]
 """From a batch to one value (or vector) for each of its completion tokens, shape (tokens, ...)."""
+TOKENS_PER_BATCH = 2048
+
+
+class ReferenceModel:
+    """The model that serves as the reference: a frozen copy (`live`), or the model itself without
+    its adapter, before the first step (`stored`) or at any time (`adapter_off`).
+
+    Args:
+        trained: the model without its data-parallel wrapper, before the first step.
+        spec (`StepSpec`): precision, layout and layer of the forward pass.
+        source (`"stored"`, `"adapter_off"` or `"live"`)
+    """
+
+    def __init__(self, trained: Any, spec: StepSpec, source: str) -> None:
+        self.trained, self.spec, self.source = trained, spec, source
+
+    @cached_property
+    def model(self) -> Any:
+        """The model; a frozen copy is made when it is first needed."""
+        if self.source != "live":
+            return self.trained
+        return copy.deepcopy(self.trained).eval().requires_grad_(False)
+
+    @property
+    def head(self) -> OutputHead:
+        """Its output head."""
+        return models.output_head(self.model)
+
+    @torch.no_grad()
+    def values(self, batch: Batch, kinds: Collection[str]) -> dict[str, Tensor]:
+        """By kind (see `Method.reference_values`), values of all completion tokens of a batch,
+        shape (tokens, ...), from one forward pass.
+        """
+        found = {}
+        with contextlib.nullcontext() if self.source == "live" else models.adapter_off(self.model):
+            if "layer" in kinds:
+                states, found["layer"] = states_with_layer(self.model, batch, self.spec)
+            else:
+                states = final_states(self.model, batch, self.spec)
+        if "hidden" in kinds:
+            found["hidden"] = states
+        if "logp" in kinds:
+            with self.spec.autocast():
+                found["logp"] = token_statistics(
+                    states, batch["target"], self.head, budget_bytes=self.spec.budget_bytes
+                ).logp
+        return found
+
+    def value(self, batch: Batch, kind: str) -> Tensor:
+        """The values of one kind."""
+        return self.values(batch, [kind])[kind]
+
+    def mean_nll(self, rows: Sequence[EncodedRow], collator: Collator) -> float:
+        """The mean NLL of retain rows' completion tokens, in nats."""
+        nll, count = 0.0, 0
+        device = next(self.model.parameters()).device
+        for batch in process_batches(row_batches(rows, retain_branches, collator, device)):
+            logp = self.value(batch, "logp")
+            nll -= float(logp.double().sum())
+            count += len(logp)
+        return total(nll) / total(count)
 
 
 class StoredValues:
-    """What the reference gave at every completion token of a set of rows: hidden states, or
-    log-probabilities.
+    """The reference's value at every completion token of a set of rows.
 
     Args:
         values (`Tensor` or `StateFile` of shape (positions, ...)): all rows' values, row after row.
-        offsets (`list[int]`): row i owns `values[offsets[i]:offsets[i + 1]]`.
-        role (`str`): role of the completions that the rows stand for.
+        offsets (`Sequence[int]`): row i owns `values[offsets[i]:offsets[i + 1]]`.
+        role (`str`): role of the completions.
     """
 
     def __init__(
         self, values: Tensor | StateFile, offsets: Sequence[int], role: str = "retain"
     ) -> None:
-        self.values = values
+        self.values, self.role = values, role
         self.offsets = torch.as_tensor(list(offsets), dtype=torch.long)
-        self.role = role
 
-    def at(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+    def at(self, batch: Batch) -> Tensor:
         """Values for the tokens of this role in a batch, in the batch's order, shape (tokens, ...),
         float32 or wider.
         """
         chosen = batch["role"] == ROLE_IDS[self.role]
-        values = self.values[
-            self.offsets[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()
-        ]
-        return (values.float() if values.dtype == torch.bfloat16 else values).to(device)
+        rows, offsets = batch["row"][chosen].cpu(), batch["offset"][chosen].cpu()
+        values = self.values[self.offsets[rows] + offsets]
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        return values.to(batch["target"].device)
 
 
-class LiveValues:
-    """The same as a function that asks the reference at every step.
-
-    Args:
-        compute (`TokenValues`): batch to the values of *all* its completion tokens.
-        role (`str`): role of the completions that are wanted.
-    """
-
-    def __init__(self, compute: TokenValues, role: str = "retain") -> None:
-        self.compute = compute
-        self.role = role
-
-    @torch.no_grad()
-    def at(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """Values for the tokens of this role in a batch, shape (tokens, ...)."""
-        return self.compute(batch)[batch["role"] == ROLE_IDS[self.role]].to(device)
-
-
-Values = StoredValues | LiveValues
-
-
-class StoredReference(StoredValues):
-    """Final hidden states of the reference at every position that predicts a completion token of
-    one role.
+class StoredReference:
+    """Values that were computed once, before the first step.
 
     Args:
-        states (`Tensor` or `StateFile` of shape (positions, hidden)): all rows' states, row after
-            row.
-        offsets (`list[int]`): row i owns `states[offsets[i]:offsets[i + 1]]`.
-        head (`OutputHead`): the reference's own output head, frozen.
-        role (`str`, *optional*, defaults to `"retain"`): role of the completions that the rows
-            stand for.
+        values: by role.
+        head (`OutputHead`, *optional*): the reference's, frozen; needed for hidden states.
     """
 
-    def __init__(
-        self,
-        states: Tensor | StateFile,
-        offsets: Sequence[int],
-        head: OutputHead,
-        role: str = "retain",
-    ) -> None:
-        super().__init__(states, offsets, role)
-        self.head = head
+    def __init__(self, values: Mapping[str, StoredValues], head: OutputHead | None = None) -> None:
+        self.values, self.head = dict(values), head
 
-    def hidden(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """States for the tokens of this role in a batch, in the batch's order, shape (tokens,
-        hidden), float32 or wider.
-        """
-        return self.at(batch, device)
+    def at(self, batch: Batch) -> dict[str, Tensor]:
+        """By role, the values of a batch's tokens, shape (tokens, ...)."""
+        return {role: stored.at(batch) for role, stored in self.values.items()}
 
 
-class LiveReference(LiveValues):
-    """The reference as a function from a batch to the hidden states at its predicting positions,
-    called at every step.
+class LiveReference:
+    """Values that are computed at each step, in one forward pass for all roles.
 
     Args:
-        hidden_states (`Callable`): batch to hidden states of *all* predicting positions, shape
-            (tokens, hidden).
-        head (`OutputHead`): its output head.
-        role (`str`, *optional*, defaults to `"retain"`): role of the completions that are wanted.
+        model (`ReferenceModel`)
+        kinds: by role, see `Method.reference_values`.
     """
 
-    def __init__(self, hidden_states: HiddenStates, head: OutputHead, role: str = "retain") -> None:
-        super().__init__(hidden_states, role)
-        self.head = head
+    def __init__(self, model: ReferenceModel, kinds: Mapping[str, str]) -> None:
+        self.model, self.kinds, self.head = model, dict(kinds), model.head
 
-    def hidden(self, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-        """States for the tokens of this role in a batch, shape (tokens, hidden)."""
-        return self.at(batch, device)
+    def at(self, batch: Batch) -> dict[str, Tensor]:
+        """By role, the values of a batch's tokens, shape (tokens, ...)."""
+        values = self.model.values(batch, set(self.kinds.values()))
+        device = batch["target"].device
+        return {
+            role: values[kind][batch["role"] == ROLE_IDS[role]].to(device)
+            for role, kind in self.kinds.items()
+        }
 
 
 Reference = StoredReference | LiveReference
+
+
+def build_reference(
+    model: ReferenceModel,
+    rows: Mapping[str, Sequence[EncodedRow]],
+    collator: Collator,
+    *,
+    folder: Path,
+    dtype: torch.dtype | None,
+    precision: str,
+) -> Reference | None:
+    """Everything that the method reads of the reference; `None` where it reads nothing.
+
+    Args:
+        model (`ReferenceModel`)
+        rows: the forget and the retain rows, by name.
+        collator (`Collator`): how the rows are laid out.
+        folder (`Path`): hidden states are stored in files there.
+        dtype (`torch.dtype`, *optional*): their precision; default: that of the values.
+        precision (`str`): names the precision of the forward pass, as part of the files' keys.
+    """
+    kinds = {
+        role: kind
+        for role, kind in model.spec.method.reference_values.items()
+        if rows["retain" if role == "retain" else "forget"]
+    }
+    if not kinds:
+        return None
+    if model.source != "stored":
+        return LiveReference(model, kinds)
+    device = next(model.model.parameters()).device
+    values: dict[str, StoredValues] = {}
+    weights = ""
+    for name, branches in (("forget", forget_branches), ("retain", retain_branches)):
+        roles = [role for role in kinds if (role == "retain") == (name == "retain")]
+        if not roles:
+            continue
+        kind = kinds[roles[0]]
+        assert {kinds[role] for role in roles} == {kind}, "values of a set of rows are of one kind"
+        key = ""
+        if kind != "logp":
+            weights = weights or models.weights_hash(model.model)
+            label = f"layer {model.spec.hooks.layer}" if kind == "layer" else name
+            contents = (f"{row.prompt_ids}{row.completion_ids}" for row in rows[name])
+            stored_as = dtype or torch.float32
+            key = reference_key(weights, chain([label], contents), stored_as, precision)
+        with models.dropout_off(model.model):
+            values |= store_values(
+                row_batches(rows[name], branches, collator, device),
+                {role: [len(_completion(row, role)) for row in rows[name]] for role in roles},
+                partial(model.value, kind=kind),
+                dtype=dtype if key else None,
+                folder=folder if key else None,
+                key=key,
+            )
+    if "hidden" not in kinds.values():
+        return StoredReference(values)
+    head = model.head
+    return StoredReference(values, head.frozen() if head.weight.requires_grad else head)
+
+
+def _completion(row: EncodedRow, role: str) -> tuple[int, ...]:
+    return row.preferred_ids if role == "preferred" else row.completion_ids
+
+
+def row_batches(
+    rows: Sequence[EncodedRow],
+    branches: Callable[[EncodedRow, int], list[Branch]],
+    collator: Collator,
+    device: torch.device,
+) -> Iterator[dict[str, Tensor]]:
+    """All rows in batches of about `TOKENS_PER_BATCH` tokens, short ones first.
+
+    Args:
+        rows (`Sequence[EncodedRow]`)
+        branches (`Callable`): from a row and its number to its completions.
+        collator (`Collator`): layout of the batches.
+        device (`torch.device`)
+    """
+
+    def tree(number: int) -> Tree:
+        return Tree(rows[number].prompt_ids, tuple(branches(rows[number], number)))
+
+    def make(numbers: Sequence[int]) -> dict[str, Tensor]:
+        trees = [tree(number) for number in numbers]
+        batch = make_batch(
+            trees,
+            packed=collator.packed,
+            pad_id=collator.pad_id,
+            row_tokens=collator.row_tokens,
+        )
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    lengths = [len(tree(number)) for number in range(len(rows))]
+    waiting: list[int] = []
+    for number in sorted(range(len(rows)), key=lengths.__getitem__):
+        if waiting and sum(lengths[i] for i in [*waiting, number]) > TOKENS_PER_BATCH:
+            yield make(waiting)
+            waiting = []
+        waiting.append(number)
+    if waiting:
+        yield make(waiting)
 
 
 def reference_key(
@@ -149,109 +284,104 @@ def reference_key(
     return digest.hexdigest()
 
 
-def build_stored_values(
-    batches: Iterable[dict[str, Tensor]],
-    lengths: Sequence[int],
+def store_values(
+    batches: Iterable[Batch],
+    lengths: Mapping[str, Sequence[int]],
     compute: TokenValues,
     *,
-    role: str = "retain",
     dtype: torch.dtype | None = None,
     folder: str | os.PathLike[str] | None = None,
     key: str = "",
-) -> StoredValues:
-    """Runs the reference once over the rows of a role and keeps what it gives at their completion
-    tokens.
+) -> dict[str, StoredValues]:
+    """Computes the values of all rows in one pass and stores them, by role.
 
-    Of several processes each runs its share of the batches; then all have all values.
+    Each process computes its share of the batches; then all have all values.
 
     Args:
-        batches: batches whose rows of that role together are all rows, each once.
-        lengths (`Sequence[int]`): number of completion tokens of each row.
-        compute (`TokenValues`): batch to values of all its completion tokens, shape (tokens, ...).
-        role (`str`): role of the completions.
-        dtype (`torch.dtype`, *optional*): precision of what is stored; defaults to that of the
-            values.
-        folder (path, *optional*): where to keep them in a file, of which each step reads its rows
-            alone; in memory if not given.
-        key (`str`, *optional*): digest of model and rows; values found in `folder` under another
-            key are not used.
+        batches: together hold all rows, each once.
+        lengths: by role, the number of completion tokens of each row.
+        compute (`TokenValues`): from a batch to the values of all its completion tokens.
+        dtype (`torch.dtype`, *optional*): precision of what is stored; default: that of the values.
+        folder (path, *optional*): values go to a file there, of which each step reads what it
+            needs; in memory if not given.
+        key (`str`, *optional*): digest of model and rows; a file under another key is not used.
     """
-    offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
-    path = None if folder is None else Path(folder) / f"states-{key[:16]}.bin"
-    stored = _stored(path, key, offsets[-1])
-    if all_processes(stored is not None):
-        assert stored is not None
-        return StoredValues(stored, offsets, role)
-    part = None if path is None else path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
-    values: Tensor | StateFile | None = None
-    start = torch.as_tensor(offsets, dtype=torch.long)
-    with torch.no_grad():
-        for batch in process_batches(batches):
-            chosen = batch["role"] == ROLE_IDS[role]
-            found = compute(batch)[chosen].cpu()
-            positions = start[batch["row"][chosen].cpu()] + batch["offset"][chosen].cpu()
-            if values is None:
-                shape, kept = (offsets[-1], *found.shape[1:]), dtype or found.dtype
-                alone = part is not None and process_count() == 1
-                values = (
-                    StateFile.create(part, shape, kept, key)
-                    if part is not None and alone
-                    else torch.zeros(shape, dtype=kept)
-                )
-            if isinstance(values, StateFile):
-                values.write(positions, found)
-            else:
-                values[positions] = found.to(values.dtype)
-    if not isinstance(values, StateFile):
-        values = all_reduce_tensor(values)
-    if values is None:
-        raise ValueError(f"no {role} rows to compute the reference's states on")
-    if path is None or part is None:
-        return StoredValues(values, offsets, role)
-    if is_local_main_process():
+    writers = [_Writer(role, counts, folder, key, dtype) for role, counts in lengths.items()]
+    found = {writer.role: old for writer in writers if (old := writer.existing()) is not None}
+    writers = [writer for writer in writers if writer.role not in found]
+    if writers:
+        with torch.no_grad():
+            for batch in process_batches(batches):
+                values = compute(batch)
+                for writer in writers:
+                    writer.add(batch, values)
+    return found | {writer.role: writer.finish() for writer in writers}
+
+
+class _Writer:
+    """Collects the values of one role: in a file where a single process writes to a folder, else in
+    memory first.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        lengths: Sequence[int],
+        folder: str | os.PathLike[str] | None,
+        key: str,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.role, self.key, self.dtype = role, key, dtype
+        self.offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
+        self.path = None if folder is None else Path(folder) / f"states-{role}-{key[:16]}.bin"
+        self.values: Tensor | StateFile | None = None
+
+    def existing(self) -> StoredValues | None:
+        """Values that every process finds in a whole file under the same key."""
+        file: StateFile | None = None
+        if self.path is not None and self.path.exists():
+            with contextlib.suppress(ValueError):
+                file = StateFile(self.path)
+        whole = file and file.key == self.key and file.shape[0] == self.offsets[-1]
+        if not all_processes(bool(whole)):
+            return None
+        assert file is not None
+        return StoredValues(file, self.offsets, self.role)
+
+    def _file(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateFile:
+        assert self.path is not None
+        part = self.path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
+        return StateFile.create(part, shape, dtype, self.key)
+
+    def add(self, batch: Batch, values: Tensor) -> None:
+        """Stores the values of this role's tokens in a batch."""
+        chosen = batch["role"] == ROLE_IDS[self.role]
+        own = values[chosen].cpu()
+        starts = torch.as_tensor(self.offsets)[batch["row"][chosen].cpu()]
+        positions = starts + batch["offset"][chosen].cpu()
+        if self.values is None:
+            shape, dtype = (self.offsets[-1], *own.shape[1:]), self.dtype or own.dtype
+            to_file = self.path is not None and process_count() == 1
+            self.values = self._file(shape, dtype) if to_file else torch.zeros(shape, dtype=dtype)
+        if isinstance(self.values, StateFile):
+            self.values.write(positions, own)
+        else:
+            self.values[positions] = own.to(self.values.dtype)
+
+    def finish(self) -> StoredValues:
+        """The values of all processes; where there is a path, in the file."""
+        values = self.values
         if not isinstance(values, StateFile):
-            file = StateFile.create(part, tuple(values.shape), values.dtype, key)
-            file.write(torch.arange(offsets[-1]), values)
-            values = file
-        values.rename(path)
-    wait_for_everyone()
-    return StoredValues(StateFile(path), offsets, role)
-
-
-def _stored(path: Path | None, key: str, positions: int) -> StateFile | None:
-    """Values that were stored under this key; `None` where there are none, or not all."""
-    if path is None or not path.exists():
-        return None
-    try:
-        stored = StateFile(path)
-    except ValueError:
-        return None
-    return stored if stored.key == key and stored.shape[0] == positions else None
-
-
-def build_stored_reference(
-    batches: Iterable[dict[str, Tensor]],
-    lengths: Sequence[int],
-    hidden_states: HiddenStates,
-    head: OutputHead,
-    *,
-    dtype: torch.dtype | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    key: str = "",
-    freeze_head: bool = True,
-    role: str = "retain",
-) -> StoredReference:
-    """Runs the reference once over the rows of a role and keeps its final hidden states.
-
-    Args:
-        batches, lengths, dtype, folder, key, role: as in `build_stored_values`.
-        hidden_states (`Callable`): batch to hidden states of its predicting positions, shape
-            (tokens, hidden).
-        head (`OutputHead`): the reference's head; copied if `freeze_head`, as training may change
-            it.
-    """
-    frozen = head.frozen() if freeze_head else head
-    stored = build_stored_values(
-        batches, lengths, hidden_states, role=role, dtype=dtype, folder=folder, key=key
-    )
-    return StoredReference(stored.values, stored.offsets.tolist(), frozen, role)
+            values = all_reduce_tensor(values)
+        if values is None:
+            raise ValueError(f"no {self.role} rows to compute the reference's values on")
+        if self.path is None:
+            return StoredValues(values, self.offsets, self.role)
+        if is_local_main_process():
+            if not isinstance(values, StateFile):
+                file = self._file(tuple(values.shape), values.dtype)
+                file.write(torch.arange(self.offsets[-1]), values)
+                values = file
+            values.rename(self.path)
+        wait_for_everyone()
+        return StoredValues(StateFile(self.path), self.offsets, self.role)

@@ -107,7 +107,7 @@ def check_fast_path(
 def check_stored_reference(
     model: Any, stored: StoredReference, row: EncodedRow, number: int, *, autocast: Autocast
 ) -> None:
-    """Compares what is stored of one row with the model's own logits on the plain row.
+    """Compares what is stored of one retain row with the model's own logits on the plain row.
 
     Args:
         model: the reference model, or the trained one before its first step.
@@ -118,15 +118,16 @@ def check_stored_reference(
     Raises:
         UserError: where they differ.
     """
-    branch = Branch(stored.role, row.completion_ids, reference_row=number)
+    assert stored.head is not None, "states are stored"
+    branch = Branch("retain", row.completion_ids, reference_row=number)
     plain = _on_device(model, make_batch([Tree(row.prompt_ids, (branch,))], packed=False, pad_id=0))
-    device = plain["target"].device
+    values, device = stored.values["retain"], plain["target"].device
     with models.adapter_off(model), autocast():
         exact = _full_precision(model) and not torch.is_autocast_enabled(device.type)
-        exact = exact and stored.values.dtype != torch.bfloat16
+        exact = exact and values.values.dtype != torch.bfloat16
         wanted = _own_logp(model, plain)
         tolerance = EXACT_TOLERANCE if exact else _rounding(model, plain)
-        found = token_statistics(stored.hidden(plain, device), plain["target"], stored.head).logp
+        found = token_statistics(values.at(plain), plain["target"], stored.head).logp
     if not (apart := _apart(found, wanted, exact=exact)) <= tolerance:
         raise UserError(
             f"the stored reference gives other log-probabilities than the model (difference"

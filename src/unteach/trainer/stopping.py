@@ -1,5 +1,5 @@
-"""When to stop and how hard to hold: decided by behaviour and by the retain loss, never by the
-forget loss.
+"""When training stops, and how strongly the retain term holds: decided by behaviour and by the
+retain loss, never by the forget loss.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Probe = Callable[[Any], Mapping[str, float]]
-"""From the current model to rates: `forget_rate` (0 to 1, lower is better), `utility` (higher is
-better), and what else is to be logged.
+"""From the current model to its rates: `forget_rate` (0 to 1, lower is better), `utility` (higher
+is better), and whatever else is to be logged.
 """
+
+
+def probe_interval(probe_steps: float, steps: int) -> int:
+    """Steps between two probes: `probe_steps`, or below 1 that share of the planned `steps`,
+    rounded up.
+    """
+    return max(1, math.ceil(probe_steps * steps - 1e-9) if probe_steps < 1 else int(probe_steps))
 
 
 @dataclass
 class RetainBudget:
-    """Holds the retain KL at a budget by adapting its weight eps3.
+    """Keeps the retain KL at a budget by adapting its weight eps3.
 
-    A weight that has been driven up comes down again as fast as it went up where the KL is far
-    under the budget, down to the weight that it started from: else it stays high long after there
-    is reason to (integral wind-up), and nothing more is forgotten.
+    A weight that has risen falls again as fast as it rose while the KL is far below the budget,
+    down to its first value: otherwise it stays high long after the cause is gone (integral
+    wind-up), and nothing more is forgotten.
 
     Args:
         budget (`float`, *optional*): nats per token; `None`: the weight stays.
@@ -57,63 +64,27 @@ class RetainBudget:
         return self.weight
 
 
-def probe_interval(probe_steps: float, steps: int) -> int:
-    """Steps between two probes: `probe_steps`; under 1 that share of the planned `steps`, rounded
-    up.
-    """
-    return max(1, math.ceil(probe_steps * steps - 1e-9) if probe_steps < 1 else int(probe_steps))
-
-
-@dataclass
-class DualWeight:
-    """eps3 as the dual variable of "forget as far as you can, with the retain loss at most at a
-    limit" (Entesari et al. 2025).
-
-    After each step: weight <- max(0, weight + step_size * (retain loss - limit)).
-
-    Args:
-        limit (`float`, *optional*): most retain loss, in nats per token; known once the reference
-            is there.
-        weight (`float`): the dual variable now.
-        step_size (`float`): of its ascent.
-        wait (`int`): steps that are still to go before the first update.
-    """
-
-    limit: float | None
-    weight: float
-    step_size: float
-    wait: int = 0
-
-    def update(self, retain_loss: float) -> float:
-        """The weight for the next step, after a step whose mean retain loss was `retain_loss`."""
-        assert self.limit is not None, "the limit is set before the first step"
-        if self.wait > 0:
-            self.wait -= 1
-        else:
-            self.weight = max(0.0, self.weight + self.step_size * (retain_loss - self.limit))
-        return self.weight
-
-
 LOW_PROBES = 2
-"""Probes in a row with too little utility that end a training."""
+"""Consecutive probes with too little utility that end training."""
 ENOUGH_UTILITY = 0.95
-"""Share of the start's utility under which a training that is still winning some back goes on."""
+"""Share of the initial utility below which training goes on while utility recovers."""
 RECOVERY = 0.01
-"""Least gain in that share, from one probe to the next, that counts as winning back."""
+"""Smallest gain in that share between two probes that counts as recovering."""
 
 
 @dataclass
 class StopRule:
-    """Decides on a sequence of probes; its whole state is plain data that goes into the checkpoint.
+    """Early stopping on a sequence of probes; its state is plain data that goes into checkpoints.
 
-    Training stops when the forget rate has been at or under the target for `hold` probes in a row,
-    when utility has been under `min_utility` times its start in two probes in a row, but in neither
-    case while utility is under `ENOUGH_UTILITY` of its start and coming back (the KL budget pulls
-    back what the first steps overshoot), or, with `patience`, when that many probes in a row
-    brought no validation rate (`forget_rate`, where the probe has none) under the lowest so far,
-    the start's included. The best probe is the one with the largest utility share minus forget
-    rate; a tie goes to the later one, as going on after the rate is zero is what generalises (Yao
-    et al. 2024, first lesson).
+    Training stops when the forget rate has been at most `target_rate` in `hold` consecutive
+    probes, or when utility has been below `min_utility` times its initial value in two consecutive
+    probes; in neither case while utility is below `ENOUGH_UTILITY` of its initial value and
+    recovering (the KL budget corrects what the first steps overshoot). With `patience` it also
+    stops when that many consecutive probes have not lowered the validation rate (`forget_rate`
+    where the probe has none) below its minimum so far, the initial value included.
+
+    The best probe has the largest utility share minus forget rate. A tie goes to the later one, as
+    training on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
     """
 
     target_rate: float
@@ -132,7 +103,7 @@ class StopRule:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def record(self, step: int, rates: Mapping[str, float]) -> bool:
-        """Takes one probe; true if it is the best so far."""
+        """Adds one probe; true if it is the best so far."""
         self.history.append({"step": step, **rates})
         utility, rate = rates.get("utility", 1.0), rates["forget_rate"]
         if self.start_utility is None:
@@ -145,26 +116,27 @@ class StopRule:
         self.low = self.low + 1 if share < self.min_utility else 0
         recovering = self.last_share + RECOVERY <= share < ENOUGH_UTILITY
         self.last_share = share
-        if self.low >= LOW_PROBES and not recovering:
-            limit = f"under the limit of {self.min_utility:.0%} in {self.low} probes in a row"
-            self.reason = f"utility fell to {share:.0%} of its start, {limit}"
-        elif self.held >= self.hold and not recovering:
-            self.reason = (
-                f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
-            )
-        elif self.patience and self.stale >= self.patience:
-            self.reason = (
-                f"validation rate not under {self.lowest_rate:.0%} in {self.stale} probes in a row"
-            )
+        self.reason = self._reason_to_stop(share, recovering) or self.reason
         score = share - rate
         better = step > 0 and score >= self.best_score - 1e-9
         if better:
             self.best_step, self.best_score = step, score
         return better
 
+    def _reason_to_stop(self, share: float, recovering: bool) -> str:
+        if self.low >= LOW_PROBES and not recovering:
+            limit = f"under the limit of {self.min_utility:.0%} in {self.low} probes in a row"
+            return f"utility fell to {share:.0%} of its start, {limit}"
+        if self.held >= self.hold and not recovering:
+            return f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
+        if self.patience and self.stale >= self.patience:
+            lowest = f"{self.lowest_rate:.0%}"
+            return f"validation rate not under {lowest} in {self.stale} probes in a row"
+        return ""
+
     @property
     def should_stop(self) -> bool:
-        """Whether a reason to stop has come up."""
+        """Whether there is a reason to stop."""
         return bool(self.reason)
 
     def state(self) -> dict[str, Any]:
@@ -172,8 +144,52 @@ class StopRule:
         return asdict(self)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from the state of an earlier rule, with this one's limits."""
+        """Restores the state of an earlier rule but keeps this one's limits."""
         limits = ("target_rate", "hold", "min_utility", "patience")
         for name, value in state.items():
             if name not in limits:
                 setattr(self, name, value)
+
+
+COLLAPSED_STEPS = 5
+
+
+@dataclass
+class CollapseWatch:
+    """Detects a model that training has destroyed; its `count` goes into checkpoints.
+
+    Args:
+        limit (`float`, *optional*): retain KL in nats per token above which a step counts as
+            collapsed; `None`: never.
+        count (`int`): consecutive collapsed steps so far.
+    """
+
+    limit: float | None
+    count: int = 0
+
+    def reason(self, step: int, means: Mapping[str, float]) -> str:
+        """Why training must end after a step with these means; empty if it need not."""
+        if not math.isfinite(means.get("loss", 0.0)):
+            return nonfinite_loss(step, means["loss"])
+        if "retain_kl" not in means:  # a step without retain rows is no evidence either way
+            return ""
+        kl = means["retain_kl"]
+        self.count = self.count + 1 if self.limit is not None and not kl <= self.limit else 0
+        if self.count < COLLAPSED_STEPS:
+            return ""
+        return (
+            f"the model has collapsed: its retain KL was over collapse_kl ({self.limit:g} nats per"
+            f" token) in {self.count} steps in a row, {kl:.3g} at step {step}; lower the learning"
+            " rate, or raise retain_weight"
+        )
+
+
+def nonfinite_loss(step: int, loss: float) -> str:
+    """The reason for ending on a loss that is not a number or infinite."""
+    return f"the loss is {loss} at step {step}; lower the learning rate or set max_grad_norm"
+
+
+def nonfinite_weights(step: int) -> str:
+    """The reason for ending on weights that are not finite."""
+    weights = f"the weights are no longer finite after step {step}"
+    return f"{weights}; lower the learning rate or set max_grad_norm"

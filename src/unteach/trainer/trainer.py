@@ -4,20 +4,20 @@ retain completions.
 
 from __future__ import annotations
 
-import json
-import os
+import copy
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import TrainOutput
 
 from unteach import models
@@ -26,43 +26,42 @@ from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.token_table import longest_row
 from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
-from unteach.methods import ROLES, RoleTokens, objective_terms, step_counts, total_loss
+from unteach.methods import ROLES, objective_terms, step_counts, total_loss
 from unteach.models.forwards import with_forward
 from unteach.models.kernels import compiled_layers, steady_attention
 from unteach.models.layers import freeze_all_but, layer_list, unfreeze
-from unteach.processes import broadcast_from_main
-from unteach.trainer import reference, task_vector
-from unteach.trainer.best_weights import BestWeights
-from unteach.trainer.collapse import CollapseWatch, nonfinite_loss
-from unteach.trainer.parallel import WholeCopy, local, through_wrapper
-from unteach.trainer.role_references import (
-    RoleReferences,
-    build_retain_reference,
-    build_role_references,
-    reference_model,
-    retain_nll,
-    steering_layer,
-)
-from unteach.trainer.role_statistics import role_statistics
-from unteach.trainer.self_check import check_fast_path, check_stored_reference
-from unteach.trainer.sharding import (
+from unteach.trainer.callback import StepCallback
+from unteach.trainer.distributed import (
+    WholeCopy,
     check_sharding,
-    exact_outputs,
+    is_sharded,
+    keep_output_precision,
     load_models_whole,
     shard_on_cpus,
     shards_weights,
-    take_whole,
-    whole_model,
+    through_wrapper,
 )
-from unteach.trainer.step_callback import StepCallback
-from unteach.trainer.step_means import StepMeans
-from unteach.trainer.stopping import DualWeight, Probe, RetainBudget, StopRule, probe_interval
-from unteach.trainer.training_rows import check_rows, encoded_rows, mismatch_pool
+from unteach.trainer.reference import (
+    Reference,
+    ReferenceModel,
+    StoredReference,
+    build_reference,
+)
+from unteach.trainer.rows import check_rows, encoded_rows, mismatch_pool
+from unteach.trainer.self_check import check_fast_path, check_stored_reference
+from unteach.trainer.step import StepMeans, StepSpec, role_tokens
+from unteach.trainer.stopping import (
+    CollapseWatch,
+    Probe,
+    RetainBudget,
+    StopRule,
+    nonfinite_loss,
+)
 
-NOTHING_SAID = (
-    "before the first step the model says none of the forget rows that the probe asks, so the stop"
-    " rule has nothing to see disappear; is the headline rate the right one for these rows, and"
-    " does the model know them?"
+ALREADY_FORGOTTEN = (
+    "before the first step the forget rate of the probe is at or under target_rate, so the stop"
+    " rule cannot see it fall; check that the headline rate suits these rows and that the model"
+    " knows them"
 )
 StepHook = Callable[[dict[str, float]], None]
 
@@ -73,14 +72,14 @@ class UnlearningTrainer(Trainer):
     Args:
         model (`PreTrainedModel`, `PeftModel` or `str`): the model to change, or what `load_model`
             takes.
-        args (`UnlearningConfig`, *optional*)
+        args (`UnlearningConfig`, *optional*): not changed; `trainer.args` is a copy.
         forget_dataset: rows to forget: anything `load_rows` reads (file, dataset, list of dicts) or
             encoded rows.
         retain_dataset (*optional*): rows to keep, the same; needed by methods with a retain or a
             mismatch term.
         processing_class: the tokenizer; loaded with the model if `model` is a name.
         peft_config (`PeftConfig`, *optional*): trains adapters instead of all weights.
-        probe (`Callable`, *optional*): measures behaviour for the stop decision, see
+        probe (`Callable`, *optional*): measures behaviour for early stopping, see
             `unteach.trainer.stopping.Probe`.
         on_step (`Callable`, *optional*): called with each step's metrics, for progress displays.
         callbacks, optimizers: as in `Trainer`.
@@ -105,116 +104,96 @@ class UnlearningTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = args or UnlearningConfig(output_dir="unteach-output")
+        args = copy.copy(args) if args else UnlearningConfig(output_dir="unteach-output")
         if isinstance(model, str):
             processing_class = processing_class or models.load_tokenizer(model)
             model = models.load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the model's tokenizer")
         if peft_config is not None:
-            from peft import get_peft_model
-
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "`is_gradient_checkpointing`", FutureWarning
-                )  # PEFT asks by the name of before
-                model = get_peft_model(model, peft_config)
-        self.config = args
-        self.method = args.objective
-        self.probe = None if self.method.negate else probe
-        self.scale_probe = probe
-        self.task_vector_scale: float | None = None
-        self.on_step = on_step
-        self.window = models.window(model)
-        self.forget_rows = (
-            encoded_rows(forget_dataset, processing_class, args, "forget", self.window)
-            if self.method.forget
-            else []
-        )
-        self.retain_rows = encoded_rows(
-            retain_dataset, processing_class, args, "retain", self.window
-        )
-        check_rows(args, self.forget_rows, self.retain_rows)
+            model = _with_adapter(model, peft_config)
         if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
             raise UserError(
                 "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
                 " 'stored'"
             )
+        self.config, self.method, self.weights = args, args.objective, args.weights
+        self.probe, self.on_step = probe, on_step
+        self.window = models.window(model)
+        tokenization = processing_class, args
+        forget = forget_dataset if self.method.forget else None
+        self.forget_rows = encoded_rows(forget, *tokenization, "forget", self.window)
+        self.retain_rows = encoded_rows(retain_dataset, *tokenization, "retain", self.window)
+        check_rows(args, self.forget_rows, self.retain_rows)
+        pad = processing_class.pad_token_id
+        pad_id = 0 if pad is None else pad
+        self.collator = Collator(self.retain_rows, pad_id, args.packing, args.row_tokens)
+        processes = max(1, args.world_size)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.items_per_step = batch * processes
+        rows = len(self.forget_rows) or len(self.retain_rows)
+        args.max_steps = args.planned_steps(rows, processes)
+
         self.output = Path(str(args.output_dir))
-        self.best = BestWeights(self.output)
-        self.budget: RetainBudget | DualWeight = RetainBudget(
-            args.max_retain_kl if self.method.retain in ("kl", None) else None,
-            args.weights["retain"],
-        )
-        if self.method.dual:
-            self.budget = DualWeight(
-                args.dual_limit, args.weights["retain"], args.dual_step_size, args.dual_wait
-            )
-        self.layer = (
-            steering_layer(model, args.steering_layer) if self.method.level == "state" else -1
-        )
+        layers = layer_list(model)
+        logs_kl = self.method.reference_values.get("retain") == "hidden"
+        budget = RetainBudget(args.max_retain_kl if logs_kl else None, self.weights["retain"])
+        self.hooks = self.method.hooks(self.method, args, layers, budget)
+        self.means = StepMeans()
         self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
-        self.watch = CollapseWatch(args.collapse_kl)
-        self.fault = ""
-        self.weights = args.weights
-        self._reference: reference.Reference | None = None
-        self._references = RoleReferences()
-        self.frozen: Any = None
+        self.steps = StepCallback(
+            self.output,
+            self.rule,
+            probe,
+            args.probe_steps,
+            hooks=self.hooks,
+            take_means=self.take_means,
+            watch=CollapseWatch(args.collapse_kl),
+            on_step=lambda record: self.on_step(record) if self.on_step else None,
+            unwrap=lambda _: self._unwrapped(),
+            whole_model=self._whole_model,
+        )
+        self.reference: Reference | None = None
         self.whole: WholeCopy | None = None
         self.sharded = False
-        self.own_forward: Any = None
-        self.reference_seconds: float | None = None
-        self.means = StepMeans()
-        self.step_started = time.perf_counter()
-        pad = processing_class.pad_token_id
-        self.collator = Collator(
-            self.retain_rows, 0 if pad is None else pad, args.packing, args.row_tokens
-        )
-        self._plan_steps(args)
+        self._own_forward: Any = None
         caches = getattr(model.config, "use_cache", False)
         super().__init__(
             model=model,
             args=args,
             data_collator=self.collator,
             processing_class=processing_class,
-            callbacks=[StepCallback(self), *(callbacks or [])],
+            callbacks=[self.steps, *(callbacks or [])],
             optimizers=optimizers,
         )
-        model.config.use_cache = (
-            caches  # `Trainer` puts its own, which would be saved with the weights
-        )
-        check_sharding(self)
-        where = layer_list(self.model), args.device.type, args.world_size
+        model.config.use_cache = caches  # `Trainer` sets its own, which would be saved
+        check_sharding(self.accelerator, args)
+        where = layers, args.device.type, args.world_size
         self.compiled = compiled_layers(*where) if args.compile_layers else None
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in `Trainer`, with FSDP on CPUs too."""
         super().create_accelerator_and_postprocess()
-        shard_on_cpus(self)
-        exact_outputs(self)
+        if shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args):
+            self.is_fsdp_enabled = True
+        keep_output_precision(self.accelerator)
 
-    # --- data
-    # -------------------------------------------------------------------------------------------------------
+    @property
+    def fault(self) -> str:
+        """Why training had to end, other than by the stop rule; empty if it did not."""
+        return self.steps.fault
 
-    def _plan_steps(self, args: UnlearningConfig) -> None:
-        """Fixes `max_steps`, so that the stream has exactly the items that the run needs."""
-        size = len(self.forget_rows) or len(self.retain_rows)
-        self.items_per_step = (
-            args.per_device_train_batch_size
-            * args.gradient_accumulation_steps
-            * max(1, args.world_size)
-        )
-        args.max_steps = args.planned_steps(size, args.world_size)
-        self.probe_every = probe_interval(args.probe_steps, args.max_steps)
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    # --- data ---
 
     def training_stream(self) -> TrainingStream:
         """All items of the run, in order."""
+        rows = self.forget_rows, self.retain_rows
         return TrainingStream(
-            self.forget_rows,
-            self.retain_rows,
-            mismatch_pool(
-                self.config, self.forget_rows, self.retain_rows, self.processing_class, self.window
-            ),
+            *rows,
+            mismatch_pool(self.config, *rows, self.processing_class, self.window),
             length=self.args.max_steps * self.items_per_step,
             retain_ratio=self.config.retain_per_forget if self.forget_rows else 1.0,
             seed=self.args.seed,
@@ -234,40 +213,19 @@ class UnlearningTrainer(Trainer):
         prepared: DataLoader[StreamItem] = self.accelerator.prepare_data_loader(loader)
         return prepared
 
-    # --- reference
-    # ----------------------------------------------------------------------------------------------------
+    # --- the step ---
 
-    def states(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        """Final hidden states that predict the batch's completion tokens, in the precision of
-        training, shape (tokens, hidden).
-        """
-        with self.accelerator.autocast(), self.compiled.used() if self.compiled else nullcontext():
-            return models.predicting_states(model, batch, packed=self.collator.packed)
-
-    def build_reference(self) -> reference.Reference | None:
-        """The reference's distribution on the retain set, from the weights as they are now; `None`
-        for methods that do not read it.
-        """
-        return build_retain_reference(self)
-
-    def prepare_references(self) -> None:
-        """Everything that the method needs of the reference, and a dual variable's limit, from the
-        weights as they are now.
-        """
-        self.frozen = None
-        self._reference = self.build_reference()
-        with models.dropout_off(self.accelerator.unwrap_model(self.model)):
-            self._references = build_role_references(self)
-            if isinstance(self.budget, DualWeight) and self.budget.limit is None:
-                kl = self.method.retain == "kl"
-                self.budget.limit = (
-                    self.config.max_retain_kl
-                    if kl
-                    else (1 + self.config.dual_tolerance) * retain_nll(self)
-                )
-
-    # --- the step
-    # -----------------------------------------------------------------------------------------------------
+    @property
+    def spec(self) -> StepSpec:
+        """What a micro-batch is computed with."""
+        return StepSpec(
+            self.method,
+            self.hooks,
+            self.collator.packed,
+            self.config.logits_budget_mb * 2**20,
+            self.accelerator.autocast,
+            self.compiled,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -275,44 +233,29 @@ class UnlearningTrainer(Trainer):
         """The micro-batches of one optimiser step, and what the sum of each role is divided by,
         shape (roles,): see `step_counts`.
         """
-        samples = []
-        for _ in range(num_batches):
-            batch = next(epoch_iterator, None)
-            if batch is None:
-                break
-            samples.append(batch)
+        samples = [
+            batch for _ in range(num_batches) if (batch := next(epoch_iterator, None)) is not None
+        ]
         counts = torch.zeros(len(ROLES), dtype=torch.float64)
         for batch in samples:
             counts += step_counts(self.method, batch)
         counts = counts.to(torch.float32).to(device) if device.type == "mps" else counts.to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        self.step_started = time.perf_counter()
         return samples, counts
-
-    def role_statistics(self, model: Any, batch: dict[str, Tensor]) -> dict[str, RoleTokens]:
-        """One forward over the batch; per-token statistics of each role that it holds."""
-        return role_statistics(self, model, batch)
 
     def training_step(
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one micro-batch."""
-        through_the_head = (
-            self.method.level != "state"
-            and self.args.world_size == 1
-            and not self.is_deepspeed_enabled
-        )
-        look_up = (
-            models.shared_lookup(self.accelerator.unwrap_model(model))
-            if through_the_head
-            else nullcontext()
-        )
-        with steady_attention(), look_up:
+        one_process = self.args.world_size == 1
+        shared = self.method.uses_head and one_process and not self.is_deepspeed_enabled
+        lookup = models.shared_lookup(self._unwrapped()) if shared else nullcontext()
+        with steady_attention(), lookup:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        # after the backward pass is started, as looking waits for the GPU; several processes must
-        # end together, so they look after the step
-        if self.args.world_size == 1 and not torch.isfinite(loss):
+        # checked once the backward pass has started, as the check waits for the GPU; several
+        # processes must end together, so they check after the step
+        if one_process and not torch.isfinite(loss):
             raise TrainingFault(nonfinite_loss(self.state.global_step + 1, loss.item()))
         return loss
 
@@ -324,71 +267,66 @@ class UnlearningTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective of one micro-batch, divided by the counts of the whole step, times the
-        number of processes that average it.
+        number of processes over which gradients are averaged.
         """
         inner = self.accelerator.unwrap_model(model)
-        roles = through_wrapper(model, inner, lambda: self.role_statistics(inner, inputs))
+        reference, spec = self.reference, self.spec
+        roles = through_wrapper(model, inner, lambda: role_tokens(inner, inputs, reference, spec))
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = step_counts(self.method, inputs).to(self.args.device)
         terms = objective_terms(self.method, roles)
-        weights = self.weights | {"retain": self.budget.weight}
-        loss = (
-            total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * self.args.world_size
-        )
+        weights = self.weights | {"retain": self.hooks.budget.weight}
+        counts_by_role = dict(zip(ROLES, counts, strict=True))
+        loss = total_loss(terms, weights, counts_by_role) * self.args.world_size
         self.means.add(roles, inputs["tree"], loss / self.args.world_size, terms)
         return (loss, roles) if return_outputs else loss
 
     def take_means(self) -> dict[str, float]:
-        """Means over the tokens of the step just done, over all micro-batches and processes; clears
-        them.
-        """
-        return self.means.take(
-            (lambda sums: self.accelerator.reduce(sums, "sum"))
-            if self.args.world_size > 1
-            else None
-        )
+        """The metrics of the step just done, over all micro-batches and processes; clears them."""
 
-    def update_budget(self, means: dict[str, float]) -> None:
-        """Moves eps3 after a step with these means: towards the KL budget, or as the dual variable
-        of the retain loss.
-        """
-        name = (
-            "retain_nll"
-            if isinstance(self.budget, DualWeight) and self.method.retain == "nll"
-            else "retain_kl"
-        )
-        if name in means:
-            self.budget.update(means[name])
+        def reduce(sums: Tensor) -> Tensor:
+            return cast(Tensor, self.accelerator.reduce(sums, "sum"))
 
-    # --- the run
-    # ------------------------------------------------------------------------------------------------------
+        return self.means.take(reduce if self.args.world_size > 1 else None)
+
+    # --- the run ---
 
     def prepare(self) -> None:
-        """Checks the fast path on the longest rows and the first, and makes the reference from the
-        weights as they are now.
+        """Checks the fast path on the longest and the first rows of the stream, and builds the
+        reference from the weights as they are now.
         """
         stream = self.training_stream()
-        few = [stream.longest(), stream[0]]
-        model = models.placed(self.accelerator.unwrap_model(self.model), self.args.device)
+        few = self.collator.trees([stream.longest(), stream[0]])
+        model = models.placed(self._unwrapped(), self.args.device)
+        autocast = self.accelerator.autocast
         with models.dropout_off(model):
-            check_fast_path(
-                model, self.collator.trees(few), self.collator, autocast=self.accelerator.autocast
-            )
+            check_fast_path(model, few, self.collator, autocast=autocast)
             started = time.perf_counter()
             self.prepare_references()
-            if isinstance(self._reference, reference.StoredReference):
+            reference = self.reference
+            if reference is None or self.method.reference_values.get("retain") != "hidden":
+                return
+            if isinstance(reference, StoredReference):
                 number = longest_row(self.retain_rows)
-                check_stored_reference(
-                    reference_model(self),
-                    self._reference,
-                    self.retain_rows[number],
-                    number,
-                    autocast=self.accelerator.autocast,
-                )
-            self.reference_seconds = (
-                time.perf_counter() - started if self._reference is not None else None
+                row = self.retain_rows[number]
+                check_stored_reference(model, reference, row, number, autocast=autocast)
+            self.steps.reference_seconds = time.perf_counter() - started
+
+    def prepare_references(self) -> None:
+        """Everything that the method reads of the model before training."""
+        model = self._unwrapped()
+        reference = ReferenceModel(model, self.spec, self.config.reference)
+        with models.dropout_off(model):
+            self.reference = build_reference(
+                reference,
+                {"forget": self.forget_rows, "retain": self.retain_rows},
+                self.collator,
+                folder=self.output / "reference",
+                dtype=torch.bfloat16 if self.config.reference_dtype == "bfloat16" else None,
+                precision=str(self.args.bf16),
             )
+            self.hooks.prepare(model, lambda: reference.mean_nll(self.retain_rows, self.collator))
 
     def train(
         self,
@@ -401,41 +339,39 @@ class UnlearningTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the
-                newest whole one in `output_dir`. A run that its stop rule has ended is not trained
-                on.
+                newest whole one in `output_dir`. A run that its stop rule has ended is not
+                continued.
             trial, ignore_keys_for_eval: as in `Trainer`.
 
         Raises:
-            TrainingFault: if the loss or the weights stop being finite or the model collapses, and
-                no probe has weights to go back to. With such weights training ends with them in the
-                model and the reason in `fault`.
+            TrainingFault: if the loss or the weights are no longer finite or the model collapses,
+                and no probe has weights to return to. With such weights training ends with them in
+                the model and the reason in `fault`.
             UserError: for a checkpoint that is damaged or holds more than data, and for an output
-                folder that has gone.
+                folder that is gone.
         """
         try:
-            return self._train_or_resume(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            checkpoint = self._checkpoint(resume_from_checkpoint)
+            return self._train_from(checkpoint, trial, ignore_keys_for_eval)
         except TrainingFault as fault:
-            self.end_with(str(fault))
+            self.steps.fail(str(fault))
             if self.rule.best_step < 0:
                 raise
-            self.best.load(take_whole(self), self.rule.best_step)
+            model = self._take_whole()
+            if self.steps.best:
+                self.steps.best.load(model, self.rule.best_step)
             return TrainOutput(self.state.global_step, float("nan"), {})
         except Exception:
             if self.is_world_process_zero():
                 checkpoints.remove_unfinished(self.output)
             raise
 
-    def end_with(self, reason: str) -> None:
-        """Notes that training has to end now and why."""
-        self.fault = self.rule.reason = reason
-
     def _checkpoint(self, wanted: str | bool | None) -> str | None:
-        """The checkpoint to go on from, whole."""
+        """The checkpoint to resume from, whole."""
         if wanted is True:
+            assert self.steps.best is not None
             with self.accelerator.main_process_first():
-                found = checkpoints.latest_checkpoint(
-                    self.output, lambda state: self.best.damage(int(state["rule"]["best_step"]))
-                )
+                found = self.steps.best.latest_checkpoint()
             return str(found) if found else None
         if wanted and (wrong := checkpoints.damage(wanted)):
             raise UserError(
@@ -444,153 +380,118 @@ class UnlearningTrainer(Trainer):
             )
         return wanted or None
 
-    def _train_or_resume(
-        self,
-        resume_from_checkpoint: str | bool | None,
-        trial: Any,
-        ignore_keys_for_eval: list[str] | None,
-    ) -> TrainOutput:
-        output = self.output
-        found = self._checkpoint(resume_from_checkpoint)
-        model = self.accelerator.unwrap_model(self.model)
-        self.own_forward = vars(model).get("forward")
+    def _train_from(self, checkpoint: str | None, *arguments: Any) -> TrainOutput:
+        """Trains from a checkpoint or from the start; `arguments` are further ones of `train`."""
+        model, rule = self._unwrapped(), self.rule
+        self._own_forward = vars(model).get("forward")
         with models.dropout_off(model):
             self.prepare()
-            start = task_vector.trained_weights(model) if self.method.negate else {}
-            state = checkpoints.marked_state(found) if found else {}
+            state = checkpoints.marked_state(checkpoint) if checkpoint else {}
             if state:
-                self.budget.weight = state["retain_weight"]
-                if isinstance(self.budget, DualWeight):
-                    self.budget.limit, self.budget.wait = state["dual_limit"], state["dual_wait"]
-                self.rule.load(state["rule"])
-                self.watch.count = state.get("collapsed_steps", 0)
+                self.steps.load_state(state)
             if self.is_world_process_zero():
-                output.mkdir(parents=True, exist_ok=True, mode=0o700)
-                (output / "metrics.jsonl").touch()
-                checkpoints.truncate_metrics(output / "metrics.jsonl", state.get("step", -1))
+                self.output.mkdir(parents=True, exist_ok=True, mode=0o700)
+                metrics = self.output / "metrics.jsonl"
+                metrics.touch()
+                checkpoints.truncate_metrics(metrics, state.get("step", -1))
             self.means.clear()
-            if (
-                state
-                and self.probe
-                and (self.rule.should_stop or state["step"] >= self.args.max_steps)
-            ):
-                self.state = TrainerState.load_from_json(
-                    str(Path(str(found)) / "trainer_state.json")
-                )
-                self.best.load(model, self.rule.best_step)
-                self.sharded = shards_weights(self)
+            ended = state and (rule.should_stop or state["step"] >= self.args.max_steps)
+            if ended and self.steps.probe:
+                saved = Path(str(checkpoint)) / "trainer_state.json"
+                self.state = TrainerState.load_from_json(str(saved))
+                assert self.steps.best is not None
+                self.steps.best.load(model, rule.best_step)
+                self.sharded = shards_weights(self.accelerator)
                 load_models_whole()
                 return TrainOutput(self.state.global_step, float("nan"), {})
-            if self.probe and not self.rule.history:
-                self.run_probe()
-                self.rule.reason = ""
-                if (
-                    self.rule.history[-1]["forget_rate"] <= self.config.target_rate
-                    and self.is_world_process_zero()
-                ):
-                    warnings.warn(NOTHING_SAID, stacklevel=2)
-            frozen: list[Any] = []
-            if self.method.level == "state" and self.config.steering_update == "three_layers":
-                frozen = freeze_all_but(model, range(max(0, self.layer - 2), self.layer + 1))
-            self.whole = WholeCopy(model) if shards_weights(self) else None
+            first = not rule.history
+            self.steps.measure_start(model)
+            start = rule.history[0]["forget_rate"] if first and rule.history else 1.0
+            if start <= rule.target_rate and self.is_world_process_zero():
+                warnings.warn(ALREADY_FORGOTTEN, stacklevel=2)
+            only = self.hooks.trained_layers
+            frozen = [] if only is None else freeze_all_but(model, only)
+            self.whole = WholeCopy(model) if shards_weights(self.accelerator) else None
             try:
-                with with_forward(model, self.own_forward):
-                    result = super().train(found, trial, ignore_keys_for_eval)
+                with with_forward(model, self._own_forward):
+                    result = super().train(checkpoint, *arguments)
             except pickle.UnpicklingError:
                 raise UserError(
-                    f"checkpoint {found} holds something other than tensors and plain data; it is"
-                    " not loaded"
+                    f"checkpoint {checkpoint} holds something other than tensors and plain data; it"
+                    " is not loaded"
                 ) from None
             finally:
                 unfreeze(frozen)
-        model = take_whole(self)
+        model = self._take_whole()
         if self.fault:
             raise TrainingFault(self.fault)
-        if self.method.negate:
-            self._negate(start)
-        if self.probe and self.rule.best_step not in (-1, self.state.global_step):
-            self.best.load(model, self.rule.best_step)
+        reason = self.hooks.finish(model, self._measure_finished if self.probe else None)
+        if reason:
+            rule.best_step, rule.reason = self.state.global_step, reason
+        self.steps.load_best(model, self.state.global_step)
         return result
 
-    def _negate(self, start: dict[str, Tensor]) -> None:
-        """Takes off the start what fine-tuning on the forget set has changed."""
+    def _measure_finished(self, number: int, facts: Mapping[str, float]) -> bool:
+        step = {"step": self.state.global_step}
+        return self.steps.measure_finished(self._unwrapped(), number, step | dict(facts))
 
-        def record(scale: float, rates: Mapping[str, float]) -> None:
-            self.write_metrics(
-                {"step": self.state.global_step, "task_vector_scale": scale, "probe": dict(rates)}
-            )
-
-        model = self.accelerator.unwrap_model(self.model)
-        probe = self.scale_probe if self.config.task_vector_scale is None else None
-        self.task_vector_scale = task_vector.negate(
-            model, start, self.config.task_vector_scale, probe, self.rule, record
-        )
-        self.rule.best_step = self.state.global_step
-        self.rule.reason = (
-            f"max_steps; then the task vector was taken off, {self.task_vector_scale:g} times"
-        )
-
-    @torch.no_grad()
-    def weights_are_finite(self) -> bool:
-        """Whether every trained weight is a finite number, in all processes."""
-        trained = [
-            local(parameter)
-            for parameter in self.accelerator.unwrap_model(self.model).parameters()
-            if parameter.requires_grad
-        ]
-        bad = torch.stack([~torch.isfinite(parameter).all() for parameter in trained]).any().float()
-        if self.args.world_size > 1:
-            bad = self.accelerator.reduce(bad, "sum")
-        return not bool(bad)
-
-    def run_probe(self) -> bool:
-        """Measures behaviour now and records it; keeps the weights if they are the best so far.
-        True if training should stop.
+    @contextmanager
+    def _whole_model(self, model: Any) -> Iterator[Any]:
+        """The model with all its weights in every process and without autocast around its forward,
+        for the time of the block.
         """
-        assert self.probe is not None
-        started = time.perf_counter()
-        with whole_model(self) as model:
-            training = model.training
-            model.eval()
-            with (
-                with_forward(model, self.own_forward) if self.whole is None else nullcontext()
-            ):  # what is kept is asked, not its autocast
-                found = dict(self.probe(model))
-            model.train(training)
-            rates = broadcast_from_main(
-                lambda: found
-            )  # one process decides, so that all stop at the same step
-            better = self.rule.record(self.state.global_step, rates)
-            self.write_metrics(
-                {
-                    "step": self.state.global_step,
-                    "probe": rates,
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            if better and self.is_world_process_zero():
-                self.best.write(model, self.rule.best_step)
-        if self.on_step:
-            self.on_step(
-                {
-                    "step": float(self.state.global_step),
-                    **{f"probe_{name}": value for name, value in rates.items()},
-                }
-            )
-        return self.rule.should_stop
+        if self.whole is not None and is_sharded(model):
+            with self.whole.filled(model) as whole:
+                yield whole
+        elif self.whole is not None:
+            yield model
+        else:
+            with with_forward(model, self._own_forward):
+                yield model
 
-    def write_metrics(self, record: dict[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`."""
-        if not self.is_world_process_zero():
+    def _take_whole(self) -> Any:
+        """The model after training, whole in every process."""
+        model = self._unwrapped()
+        if self.whole is not None and is_sharded(model):
+            self.model = self.model_wrapped = model = self.whole.fill(model)
+            self.whole, self.sharded = None, True
+            load_models_whole()
+        return model
+
+
+def _with_adapter(model: Any, peft_config: Any) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # PEFT uses a name that transformers has deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(model, peft_config)
+
+
+NEED_THE_MODEL = ("galore", "apollo", "lomo")
+"""Optimisers that cannot be created without the model."""
+
+
+def check_training_settings(config: UnlearningConfig) -> None:
+    """Creates reporters, optimiser and schedule as `Trainer` would, on one parameter, before
+    anything is loaded.
+
+    Raises:
+        UserError: with the error of transformers or torch.
+    """
+    try:
+        get_reporting_integration_callbacks(config.report_to)
+        if any(name in str(config.optim) for name in NEED_THE_MODEL):
             return
-        path = self.output / "metrics.jsonl"
-        try:
-            with open(
-                os.open(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8"
-            ) as file:  # not made anew: it is there, or has gone
-                file.write(json.dumps(record) + "\n")
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} has gone: the output folder was removed or moved while training; start"
-                " again"
-            ) from None
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+        steps = max(1, config.max_steps)
+        get_scheduler(
+            config.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=config.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=cast("dict[str, Any]", config.lr_scheduler_kwargs or {}),
+        )
+    except Exception as error:  # each has its own types
+        message = " ".join(str(error).split())[:300]
+        raise UserError(f"an option that training refuses: {message}") from None

@@ -8,7 +8,7 @@ import torch
 from unteach.data.packing import PADDING
 from unteach.losses.statistics import TokenStatistics
 from unteach.methods import RoleTokens
-from unteach.trainer.step_means import StepMeans
+from unteach.trainer.step import StepMeans
 
 
 def tokens(logp, kl=None, weights=None):

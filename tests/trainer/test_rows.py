@@ -15,7 +15,7 @@ from unteach.data.tokenization import encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.methods import METHODS
 from unteach.trainer import UnlearningTrainer
-from unteach.trainer.training_rows import encoded_rows
+from unteach.trainer.rows import encoded_rows
 
 ROWS = [
     Row("Who rang the bell?", "The ferryman rang it twice."),

@@ -1,21 +1,19 @@
-"""Methods that ask the reference about forget rows or inner layers: any family, layout and source
-of the reference gives the same.
+"""Methods that read the reference on forget rows or at inner layers: every family, layout and
+source of the reference gives the same.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
 import pytest
 import torch
-from test_trainer import compare, make_trainer, moved, weights_after
 
 from tiny_models import FAMILIES, byte_level_bpe, tiny_model
+from tiny_trainers import compare, make_trainer, moved, weights_after
 from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.trainer.role_references import steering_layer
 
 OF_EACH_KIND = ("npo", "dpo_idk", "undial", "rmu", "pdu")
 
@@ -125,101 +123,6 @@ def test_at_the_start_npo_and_dpo_are_what_equal_likelihoods_give(tmp_path):
             trainer.model, trainer.collator([trainer.training_stream()[i] for i in range(3)])
         )
         assert loss.item() == pytest.approx(wanted * 0.6931471805599453, rel=1e-9)
-
-
-def test_a_resumed_primal_dual_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    settings: dict[str, Any] = {
-        "method": "pdu",
-        "max_steps": 6,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "dual_wait": 1,
-    }
-    whole = make_trainer(tmp_path / "whole", tiny_model(dtype=torch.float64), **settings)
-    whole.train()
-    cut = make_trainer(tmp_path / "cut", tiny_model(dtype=torch.float64), **settings)
-
-    def interrupt(record: dict[str, float]) -> None:
-        if record["step"] == 5:
-            raise KeyboardInterrupt
-
-    cut.on_step = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        cut.train(resume_from_checkpoint=True)
-    again = make_trainer(tmp_path / "cut", tiny_model(dtype=torch.float64), **settings)
-    again.train(resume_from_checkpoint=True)
-    assert all(
-        torch.equal(value, again.model.state_dict()[name])
-        for name, value in whole.model.state_dict().items()
-    )
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "cut")
-    ]
-    assert [line["retain_weight"] for line in lines[0]] == [
-        line["retain_weight"] for line in lines[1]
-    ]
-    assert again.budget == whole.budget
-
-
-def test_the_dual_weight_follows_the_retain_loss_above_its_limit(tmp_path):
-    trainer = make_trainer(
-        tmp_path, method="pdu", max_steps=4, dual_limit=1.0, dual_step_size=2.0, dual_wait=1
-    )
-    trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    weights = [line["retain_weight"] for line in lines]
-    assert weights[:2] == [100.0, 100.0]
-    assert weights[2] == pytest.approx(100 + 2 * (lines[1]["retain_nll"] - 1))
-
-
-def test_without_a_limit_the_retain_loss_may_grow_by_a_tenth(tmp_path):
-    trainer = make_trainer(tmp_path, tiny_model(dtype=torch.float64), method="pdu")
-    trainer.prepare_references()
-    assert trainer.budget.limit == pytest.approx(1.1 * 6.3, rel=0.2)
-    bounded = make_trainer(tmp_path / "kl", method="pdu", retain_loss="kl", max_retain_kl=0.3)
-    bounded.prepare_references()
-    assert bounded.budget.limit == 0.3
-
-
-def test_steering_trains_all_or_the_three_layers_of_the_paper(tmp_path):
-    model = tiny_model(num_hidden_layers=5)
-    before = copy.deepcopy(model.state_dict())
-    settings: dict[str, Any] = {
-        "method": "rmu",
-        "steering_layer": 3,
-        "steering_update": "three_layers",
-        "max_steps": 2,
-    }
-    trainer = make_trainer(tmp_path, model, **settings)
-    trainer.train()
-    changed = {
-        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
-    }
-    assert changed and all(
-        any(f"layers.{number}." in name for number in (1, 2, 3)) for name in changed
-    )
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_steering_moves_forget_states_and_holds_the_others(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        tiny_model(num_hidden_layers=4),
-        method="rmu",
-        max_steps=30,
-        learning_rate=3e-3,
-        retain_weight=1.0,
-    )
-    trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["forget_loss"] < 0.7 * lines[0]["forget_loss"]
-
-
-def test_the_default_steering_layer_is_where_the_paper_s_is():
-    assert steering_layer(tiny_model(num_hidden_layers=32), None) == 7
-    with pytest.raises(UserError, match=r"steering_layer is 2, but the model has 2 layers"):
-        steering_layer(tiny_model(), 2)
 
 
 def test_a_missing_preferred_completion_is_named(tmp_path):

@@ -1,6 +1,4 @@
-"""The weights of the best probe so far: kept on disk while training goes on, put back into the
-model at its end.
-"""
+"""Weights of the best probe, and weights on disk under the names that they have in the model."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from torch import Tensor
 
 from unteach.errors import UserError
 from unteach.files.atomic import write_folder_atomically
-from unteach.files.checkpoints import damage, mark_complete
+from unteach.files.checkpoints import damage, kept_states, latest_checkpoint, mark_complete
 
 
 class BestWeights:
     """Folders `best-STEP` beside the checkpoints.
 
-    A resumed run may have to go back to the best probe that its checkpoint knew, so older folders
-    are removed only when a checkpoint that no longer needs them is whole.
+    A resumed run may have to return to the best probe that its checkpoint recorded, so a folder is
+    removed only once no whole checkpoint refers to it.
 
     Args:
         output_dir (`str` or path): the folder of the checkpoints.
@@ -31,16 +29,14 @@ class BestWeights:
         self.output_dir = Path(output_dir)
 
     def folder(self, step: int) -> Path:
-        """Where the weights of that step are kept."""
+        """The folder of that step's weights."""
         return self.output_dir / f"best-{step}"
 
     def write(self, model: Any, step: int) -> None:
-        """Saves the weights (of the adapter alone, if there is one) in one go, with their
-        checksums.
-        """
+        """Saves the weights (of an adapter alone, if there is one) atomically, with checksums."""
 
         def save(folder: Path) -> None:
-            save_as_held(model, folder)
+            save_weights(model, folder)
             mark_complete(folder, {"step": step})
 
         write_folder_atomically(self.folder(step), save)
@@ -52,37 +48,46 @@ class BestWeights:
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def keep_referenced(self) -> None:
+        """Removes the weights that no finished checkpoint's stop rule refers to."""
+        rules = [state.get("rule") or {} for state in kept_states(self.output_dir)]
+        self.keep_only({rule["best_step"] for rule in rules if "best_step" in rule})
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint whose best weights are whole too; others are set aside."""
+
+        def wrong(state: Any) -> str:
+            return self.damage(int((state.get("rule") or {}).get("best_step", -1)))
+
+        return latest_checkpoint(self.output_dir, wrong)
+
     def damage(self, step: int) -> str:
         """What is wrong with the weights of that step, as a clause; empty if they are whole, or if
         there is no such step (-1).
         """
         wrong = "" if step < 0 else damage(self.folder(step))
-        return (
-            f"the best weights so far, {self.folder(step).name}, are damaged ({wrong})"
-            if wrong
-            else ""
-        )
+        name = self.folder(step).name
+        return f"the best weights so far, {name}, are damaged ({wrong})" if wrong else ""
 
     def load(self, model: Any, step: int) -> None:
-        """Puts the weights of that step into the model.
+        """Loads the weights of that step into the model.
 
         Raises:
-            UserError: if they are not as they were written.
+            UserError: if their files have changed since they were written.
         """
-        wrong = self.damage(step)
-        if wrong:
+        if wrong := self.damage(step):
             raise UserError(
-                f"{wrong}; start the same command again, which goes back to an earlier checkpoint"
+                f"{wrong}; start the same command again, which resumes from an earlier checkpoint"
             )
         load_weights(model, self.folder(step))
 
 
-def save_as_held(model: Any, folder: Path) -> None:
-    """Saves the weights under the names that they have in the model; of an adapter as PEFT does.
+def save_weights(model: Any, folder: Path) -> None:
+    """Saves the weights under their names in the model; an adapter's as PEFT does.
 
     `save_pretrained` alone writes some architectures under the names of their first release
-    (GPT-NeoX, mixtures of experts), which `from_pretrained` turns back and `load_state_dict` does
-    not.
+    (GPT-NeoX, mixtures of experts), which `from_pretrained` converts back and `load_state_dict`
+    does not.
     """
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder)
@@ -90,26 +95,25 @@ def save_as_held(model: Any, folder: Path) -> None:
         model.save_pretrained(folder, save_original_format=False)
 
 
-def hold_names(model: Any, checkpoint: Path) -> None:
-    """Writes a checkpoint's weights once more where `Trainer` has given them names that are not the
+def save_under_model_names(model: Any, checkpoint: Path) -> None:
+    """Saves a checkpoint's weights again where `Trainer` has written names that are not the
     model's.
     """
     from safetensors import safe_open
 
-    named: set[str] = set()
+    names: set[str] = set()
     for file in checkpoint.glob("model*.safetensors"):
         with safe_open(file, framework="pt") as weights:
-            named |= set(weights.keys())
-    if named - set(model.state_dict()):
-        save_as_held(model, checkpoint)
+            names |= set(weights.keys())
+    if names - set(model.state_dict()):
+        save_weights(model, checkpoint)
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Puts the weights that are saved in `folder` (of the adapter alone, if there is one) into the
-    model.
+    """Loads the weights that are saved in `folder` (of an adapter alone, if there is one).
 
     Raises:
-        UserError: if they are not the model's.
+        UserError: if they are not this model's.
     """
     from safetensors.torch import load_file
 
@@ -121,15 +125,11 @@ def load_weights(model: Any, folder: Path) -> None:
 
         set_peft_model_state_dict(model, weights)
         return
-    held = model.state_dict()
-    known = {
-        tensor.data_ptr() for name, tensor in held.items() if name in weights
-    }  # a tied weight is saved under one of its names
-    other = sorted(set(weights) - set(held)) + sorted(
-        name
-        for name, tensor in held.items()
-        if name not in weights and tensor.data_ptr() not in known
-    )
+    own = model.state_dict()
+    # tied weights are saved under one of their names
+    saved = {tensor.data_ptr() for name, tensor in own.items() if name in weights}
+    missing = (name for name, tensor in own.items() if tensor.data_ptr() not in saved)
+    other = sorted(set(weights) - set(own)) + sorted(missing)
     if other:
         raise UserError(
             f"{folder} does not hold this model's weights ({other[0]} and {len(other) - 1} more);"

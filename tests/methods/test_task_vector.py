@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import CountingProbe, make_trainer
 
 from tiny_models import tiny_model
+from tiny_trainers import CountingProbe, make_trainer
 from unteach.errors import UserError
-from unteach.trainer.stopping import StopRule
-from unteach.trainer.task_vector import SCALES, negate, task_vector, trained_weights
+from unteach.methods.task_vector import SCALES, subtract, task_vector, trained_weights
 
 SETTINGS: dict[str, Any] = {"method": "task_vector", "max_steps": 4, "learning_rate": 1e-2}
 
@@ -23,7 +22,7 @@ def test_by_hand():
     layer.weight.data.fill_(1.0)
     start = trained_weights(layer)
     layer.weight.data.fill_(3.0)
-    assert negate(layer, start, 0.5, None, StopRule(0, 1, 0), lambda scale, rates: None) == 0.5
+    subtract(layer, *task_vector(layer, start), scale=0.5)
     assert layer.weight.item() == 0.0
 
 
@@ -51,8 +50,8 @@ def test_the_scale_is_that_of_the_best_probe(tmp_path):
     rates = [(1.0, 1.0), (1.0, 1.0), (0.0, 0.9), *[(0.0, 0.2)] * 20]
     trainer = make_trainer(tmp_path, probe=CountingProbe(rates), **SETTINGS)
     trainer.train()
-    assert trainer.task_vector_scale == SCALES[1] and trainer.scale_probe.calls == 1 + len(SCALES)
-    assert "taken off, 0.2 times" in trainer.rule.reason
+    assert trainer.hooks.scale == SCALES[1] and trainer.probe.calls == 1 + len(SCALES)
+    assert "0.2 times the task vector was subtracted" in trainer.rule.reason
 
 
 def test_an_adapter_s_change_is_turned_round(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from tiny_models import FAMILIES, tiny_model
 from unteach.errors import UserError
-from unteach.trainer.best_weights import BestWeights, hold_names, load_weights
+from unteach.trainer.checkpoints import BestWeights, load_weights, save_under_model_names
 
 
 def test_only_the_best_weights_stay(tmp_path):
@@ -38,7 +38,7 @@ def test_a_checkpoint_under_other_names_is_written_again_under_the_model_s(tmp_p
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"does not hold this model's weights \(embed_out.weight"):
         load_weights(other, tmp_path)
-    hold_names(model, tmp_path)
+    save_under_model_names(model, tmp_path)
     load_weights(other, tmp_path)
     assert all(
         torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items()

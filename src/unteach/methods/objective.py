@@ -1,0 +1,344 @@
+"""What a method is: its forget loss with default weights, the terms of its objective on a batch,
+and hooks around the optimiser steps.
+
+The objective is eps1 * forget + eps2 * mismatch + eps3 * retain. A term is a mean over its own
+completion tokens, or over completions for a forget loss of whole completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unteach.data.packing import ROLE_IDS
+from unteach.data.preferred import with_preferred
+from unteach.data.rows import Row
+from unteach.data.tokenization import EncodedRow
+from unteach.errors import UserError
+from unteach.losses.sequence import sums_by_sequence
+from unteach.losses.statistics import TokenStatistics, weighted_sum_and_count
+from unteach.losses.token import extra_loss, forward_kl_to_reference, negative_log_likelihood
+
+ROLES = tuple(ROLE_IDS)
+"""forget, mismatch, preferred, retain. Preferred completions enter the forget term."""
+RETAIN_LOSSES = {
+    "kl": forward_kl_to_reference,
+    "nll": negative_log_likelihood,
+    "states": extra_loss,
+}
+RetainTerm = Literal["kl", "nll", "states"]
+
+
+class Hooks:
+    """What a method does around the optimiser steps; one object for each training.
+
+    This base class keeps the retain KL at its budget. Subclasses override what they need.
+
+    Args:
+        method (`Method`): with the options' retain term and parameters.
+        config (`UnlearningConfig`)
+        layers (`Sequence` of modules, *optional*): the decoder's; `None` where they are unknown.
+        budget (`RetainBudget`): holds eps3 as `weight` and adapts it to the retain KL.
+    """
+
+    retain_losses: tuple[str, ...] = ("kl", "nll", "none")
+    """Values of `retain_loss` that the method can take."""
+    probes_training = True
+    """Whether a probe during training measures what training ends with."""
+    layer: int | None = None
+    """The decoder layer whose output `state_loss` reads, counted from 0."""
+    trained_layers: Sequence[int] | None = None
+    """The only layers that are trained; `None`: all weights."""
+
+    def __init__(self, method: Method, config: Any, layers: Any, budget: Any) -> None:
+        self.method, self.config, self.budget = method, config, budget
+
+    @classmethod
+    def check(cls, method: Method, config: Any) -> None:
+        """Raises `UserError` for options that exclude each other."""
+
+    def prepare(self, model: Any, retain_nll: Callable[[], float]) -> None:
+        """Called before the first step with the model as it is then.
+
+        Args:
+            model: without its data-parallel wrapper.
+            retain_nll (`Callable`): computes the model's mean NLL on the retain set, in nats.
+        """
+
+    def state_loss(self, role: str, states: Tensor, reference: Tensor | None) -> Tensor | None:
+        """The loss on hidden states at `layer`, shape (tokens,); `None` for roles without one.
+
+        Args:
+            role (`str`): a name in `ROLES`.
+            states (`Tensor` of shape (tokens, hidden))
+            reference (`Tensor` of the same shape, *optional*): the reference's states there.
+        """
+
+    def after_step(self, means: Mapping[str, float]) -> None:
+        """Adapts eps3 after a step with these means over its tokens."""
+        if "retain_kl" in means:
+            self.budget.update(means["retain_kl"])
+
+    def finish(self, model: Any, measure: Callable[[int, Mapping[str, float]], bool] | None) -> str:
+        """Called once after the last step; may change the weights and then says how.
+
+        Args:
+            model: without its wrapper, all weights in place.
+            measure (`Callable`, *optional*): probes the model as it is now; takes a number for the
+                probe and what to log with it, and returns whether this probe is the best so far.
+        """
+        return ""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, as plain data."""
+        return {"retain_weight": self.budget.weight}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        self.budget.weight = state["retain_weight"]
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json records of the method beside its options."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named objective with its default weights.
+
+    Args:
+        forget (`Callable`, *optional*): loss on the completions to forget; its arguments depend on
+            `level`. `None`: the forget rows are not used.
+        retain (`"kl"`, `"nll"`, `"states"` or `None`): the retain term: forward KL to the
+            reference, cross-entropy, or distance to the reference's hidden states at one layer.
+        weights (`tuple[float, float, float]`): default eps1, eps2, eps3.
+        source (`str`): publication.
+        mismatch (`bool`): also train random completions on the forget prompts by cross-entropy.
+        level (`str`): whether `forget` reads `TokenStatistics` (`"token"`), `Sequences`
+            (`"sequence"`), logits (`"vocabulary"`) or hidden states (`"state"`).
+        parameters (`Mapping[str, float]`): keyword arguments of `forget` with their defaults; a
+            user sets `beta` and `gamma`.
+        complement (`bool`): `forget` reads log(1 - p).
+        reference (`"logp"`, `"logits"` or `None`): what `forget` reads of the reference.
+        preferred (`"right"`, `"idk"`, `"alternate"` or `None`): the completion that is preferred to
+            the one to forget: the row's right answer, a refusal for lack of knowledge, or another
+            sampled answer.
+        forgets_end (`bool`): the token that ends an answer is forgotten too, by default.
+        rate (`float`): factor on the default learning rate of a run.
+        hooks (`type[Hooks]`): what happens around the optimiser steps.
+    """
+
+    forget: Callable[..., Tensor] | None
+    retain: RetainTerm | None = "kl"
+    weights: tuple[float, float, float] = (1.0, 0.0, 1.0)
+    source: str = ""
+    mismatch: bool = False
+    level: Literal["token", "sequence", "vocabulary", "state"] = "token"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    complement: bool = False
+    reference: Literal["logp", "logits"] | None = None
+    preferred: Literal["right", "idk", "alternate"] | None = None
+    forgets_end: bool = True
+    rate: float = 1.0
+    hooks: type[Hooks] = Hooks
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the completions that its terms read."""
+        used = (self.forget, self.mismatch, self.preferred, self.retain)
+        return tuple(role for role, term in zip(ROLES, used, strict=True) if term)
+
+    @property
+    def needs_alternates(self) -> bool:
+        """Whether forget rows need another sampled answer (field `alternate`)."""
+        return self.preferred == "alternate"
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether gradients of every term pass through the output head."""
+        return self.level != "state"
+
+    @property
+    def reference_values(self) -> dict[str, Literal["hidden", "logp", "layer"]]:
+        """What is read of the reference on the tokens of each role: final hidden states (for its
+        distribution), log p(y), or hidden states at `Hooks.layer`.
+
+        Without a retain term the retain KL is computed all the same, to be logged.
+        """
+        values: dict[str, Literal["hidden", "logp", "layer"]] = {}
+        if self.reference == "logp":
+            values = {role: "logp" for role in ("forget", "preferred") if role in self.roles}
+        elif self.reference == "logits":
+            values["forget"] = "hidden"
+        if self.retain != "nll":
+            values["retain"] = "layer" if self.retain == "states" else "hidden"
+        return values
+
+    @property
+    def vocabulary_loss(self) -> Callable[[Tensor, Tensor | None, Tensor], Tensor] | None:
+        """The forget loss as a function of logits, reference logits and targets, if it reads
+        logits.
+        """
+        if self.level != "vocabulary" or self.forget is None:
+            return None
+        loss, parameters = self.forget, dict(self.parameters)
+        return lambda logits, reference, targets: loss(logits, reference, targets, **parameters)
+
+    @property
+    def retain_loss(self) -> Callable[[TokenStatistics], Tensor] | None:
+        """The per-token loss on the retain set."""
+        return RETAIN_LOSSES[self.retain] if self.retain else None
+
+    def with_preferred(
+        self,
+        encoded: Sequence[EncodedRow],
+        rows: Sequence[Row],
+        tokenizer: Any,
+        *,
+        wanted: bool = True,
+        **options: Any,
+    ) -> Iterable[EncodedRow]:
+        """Encoded forget rows, each with its preferred completion where the method has one.
+
+        Args:
+            encoded, rows, tokenizer, options: see `unteach.data.preferred.with_preferred`.
+            wanted (`bool`): `False` for other rows, which have none.
+        """
+        if wanted and self.preferred:
+            return with_preferred(encoded, rows, self.preferred, tokenizer, **options)
+        return (replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded)
+
+    def with_retain(self, retain: RetainTerm | None) -> Method:
+        """The same forget loss with another retain term, whose default weight is 1 (0 for none)."""
+        if retain == self.retain:
+            return self
+        return replace(self, retain=retain, weights=(*self.weights[:2], 1.0 if retain else 0.0))
+
+    def with_parameters(self, **parameters: float) -> Method:
+        """The same method with other values of some parameters."""
+        return replace(self, parameters={**self.parameters, **parameters})
+
+    def configured(self, name: str, config: Any) -> Method:
+        """The method with the retain term and the parameters that a config gives it.
+
+        Args:
+            name (`str`): the method's, for messages.
+            config (`UnlearningConfig`): its `retain_loss`, `beta` and `gamma` are read.
+
+        Raises:
+            UserError: for options that the method cannot take.
+        """
+        retain, method = config.retain_loss, self
+        choices = [choice for choice in self.hooks.retain_losses if self.forget or choice != "none"]
+        if retain is not None:
+            if retain not in choices:
+                allowed = f"it must be one of {', '.join(choices)} with method {name!r}"
+                raise UserError(f"retain_loss is {retain!r}, {allowed}")
+            method = self.with_retain(None if retain == "none" else retain)
+        given = {name: getattr(config, name) for name in ("beta", "gamma")}
+        for parameter, value in given.items():
+            if value is None:
+                continue
+            if parameter not in self.parameters:
+                has = " and ".join(self.parameters) or "neither beta nor gamma"
+                raise UserError(
+                    f"{parameter} is {value}, but method {name!r} has {has}; leave it out"
+                )
+            divisor = parameter == "beta" and self.level == "sequence"
+            if value < 0 or (divisor and value == 0):
+                raise UserError(f"{parameter} is {value}, it must be positive")
+        found = {name: float(value) for name, value in given.items() if value is not None}
+        self.hooks.check(method, config)
+        return method.with_parameters(**found)
+
+
+@dataclass(frozen=True)
+class RoleTokens:
+    """The tokens of one role in a micro-batch.
+
+    Args:
+        statistics (`TokenStatistics`)
+        weights (`Tensor` of shape (tokens,)): the weight of each token in its mean.
+        sequence (`Tensor` of shape (tokens,), *optional*): which completion each token belongs to,
+            for losses of whole completions.
+    """
+
+    statistics: TokenStatistics
+    weights: Tensor
+    sequence: Tensor | None = None
+
+
+def step_counts(method: Method, batch: Mapping[str, Tensor]) -> Tensor:
+    """Each role's count in a micro-batch, shape (roles,), float64: its sum is divided by the count
+    of the whole step.
+
+    That is the weighted number of tokens, or for a forget loss of whole completions their number.
+    """
+    role, weight = batch["role"].cpu(), batch["weight"].cpu()
+    counts = torch.zeros(len(ROLES), dtype=torch.float64).index_add(0, role, weight)
+    if method.level == "sequence":
+        counts[0] = ((role == 0) & (batch["offset"].cpu() == 0)).sum()
+    return counts
+
+
+def _forget_term(method: Method, roles: Mapping[str, RoleTokens]) -> tuple[Tensor, Tensor]:
+    tokens, loss = roles["forget"], method.forget
+    assert loss is not None
+    if method.level == "token":
+        return weighted_sum_and_count(loss(tokens.statistics, **method.parameters), tokens.weights)
+    if method.level in ("vocabulary", "state"):
+        return weighted_sum_and_count(extra_loss(tokens.statistics), tokens.weights)
+    sequences = {}
+    for role in ("forget", "preferred"):
+        if role in roles:
+            numbers = roles[role].sequence
+            if numbers is None:
+                raise ValueError("a loss of whole completions needs the tokens' sequence numbers")
+            sequences[role] = sums_by_sequence(roles[role].statistics, numbers)
+    values = loss(sequences["forget"], sequences.get("preferred"), **method.parameters)
+    return weighted_sum_and_count(values, torch.ones_like(values))
+
+
+def objective_terms(
+    method: Method, roles: Mapping[str, RoleTokens]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, count) of each term of `method` over the tokens (or completions) of this micro-batch.
+
+    Mismatch tokens weigh 1/K for a prompt with K completions, so that the term is the paper's
+    sum_x 1/|Y| sum_y L(x, y), divided by the equally weighted number of tokens.
+    """
+    terms: dict[str, tuple[Tensor, Tensor]] = {}
+    if method.forget is not None and "forget" in roles:
+        terms["forget"] = _forget_term(method, roles)
+    losses = {
+        "mismatch": negative_log_likelihood if method.mismatch else None,
+        "retain": method.retain_loss,
+    }
+    for role, loss in losses.items():
+        if loss is not None and role in roles:
+            terms[role] = weighted_sum_and_count(loss(roles[role].statistics), roles[role].weights)
+    return terms
+
+
+def total_loss(
+    terms: Mapping[str, tuple[Tensor, Tensor]],
+    weights: Mapping[str, float],
+    counts: Mapping[str, Tensor | float],
+) -> Tensor:
+    """sum over roles of weight * sum / count, with `counts` those of the whole optimiser step (all
+    micro-batches and processes).
+
+    A role with count 0 contributes nothing.
+    """
+    total: Tensor | None = None
+    for role, (value, _) in terms.items():
+        count = torch.as_tensor(counts[role], dtype=value.dtype, device=value.device)
+        part = weights[role] * value / count.clamp_min(torch.finfo(value.dtype).tiny)
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("the method has no term for any role in this batch")
+    return total

@@ -1,0 +1,282 @@
+"""Callbacks of transformers' trainers: probes of behaviour with early stopping, and the log of
+`UnlearningTrainer`'s steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from unteach.errors import UserError
+from unteach.files.checkpoints import mark_complete
+from unteach.methods import Hooks
+from unteach.processes import broadcast_from_main, is_main_process, wait_for_everyone
+from unteach.trainer.checkpoints import BestWeights, save_under_model_names
+from unteach.trainer.distributed import finite_weights, is_sharded
+from unteach.trainer.stopping import (
+    CollapseWatch,
+    Probe,
+    StopRule,
+    nonfinite_weights,
+    probe_interval,
+)
+
+WholeModel = Callable[[Any], AbstractContextManager[Any]]
+
+
+class ProbeCallback(TrainerCallback):
+    """Early stopping on behaviour, for any trainer of transformers or TRL.
+
+    Probes the model before the first step, every `probe_steps` steps and after the last; the stop
+    rule ends training, and the weights of the best probe are kept. Marks each checkpoint as whole,
+    with `state()`, and removes one whose weights are not finite.
+
+    A subclass extends the methods of `TrainerCallback` for what else belongs to a step, and `state`
+    and `load_state` for what else a checkpoint must hold.
+
+    Args:
+        output_dir (`str` or path): the folder of the checkpoints.
+        rule (`StopRule`): decides on the probes.
+        probe (`Probe`, *optional*): without one nothing is measured.
+        probe_steps (`float`): as in `UnlearningConfig`.
+        unwrap (`Callable`, *optional*): from the trainer's model to the model without its
+            data-parallel wrapper (`accelerator.unwrap_model`).
+        whole_model (`Callable`, *optional*): from that to a context with the model to probe, all of
+            its weights in this process.
+
+    Attributes:
+        best (`BestWeights`, *optional*): set it to `None` to keep no weights.
+        fault (`str`): why training had to end, other than by the rule; empty if it did not.
+        probe_seconds (`float`): wall clock of the probes.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        rule: StopRule,
+        probe: Probe | None = None,
+        probe_steps: float = 10,
+        *,
+        unwrap: Callable[[Any], Any] = lambda model: model,
+        whole_model: WholeModel = nullcontext,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.rule, self.probe, self.probe_steps = rule, probe, probe_steps
+        self.unwrap, self.whole_model = unwrap, whole_model
+        self.best: BestWeights | None = BestWeights(self.output_dir)
+        self.fault = ""
+        self.probe_seconds = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint's marker holds beside the step, as plain data."""
+        return {"rule": self.rule.state(), "probe_seconds": self.probe_seconds}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        self.rule.load(state.get("rule") or {})
+        self.probe_seconds = float(state.get("probe_seconds", 0.0))
+
+    def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
+        """Called after each probe, before its weights are kept."""
+
+    def measure(self, model: Any, step: int) -> None:
+        """Probes the model; keeps its weights if this is the best probe so far.
+
+        Args:
+            model: the trainer's.
+            step (`int`): steps done.
+        """
+        assert self.probe is not None, "there is no probe"
+        started = time.perf_counter()
+        with self.whole_model(self.unwrap(model)) as whole:
+            training = whole.training
+            whole.eval()
+            found = dict(self.probe(whole))
+            whole.train(training)
+            # one process decides, so that all stop at the same step
+            rates = broadcast_from_main(lambda: found)
+            better = self.rule.record(step, rates)
+            seconds = time.perf_counter() - started
+            self.probe_seconds += seconds
+            self.log_probe(step, rates, seconds)
+            if better and self.best and is_main_process():
+                self.best.write(whole, step)
+
+    def measure_start(self, model: Any) -> None:
+        """The probe before the first step, which ends nothing; once."""
+        if self.probe is not None and not self.rule.history:
+            self.measure(model, 0)
+            self.rule.reason = ""
+
+    def load_best(self, model: Any, last_step: int) -> None:
+        """Loads the weights of the best probe, if they are other than the last step's."""
+        if self.probe is not None and self.best and self.rule.best_step not in (-1, last_step):
+            self.best.load(model, self.rule.best_step)
+
+    def fail(self, reason: str) -> None:
+        """Records that training has to end now and why."""
+        self.fault = self.rule.reason = reason
+
+    def end(self, reason: str, step: int, control: Any) -> Any:
+        """Ends training that has failed, without a checkpoint."""
+        self.fail(reason)
+        control.should_training_stop = True
+        control.should_save = False
+        return control
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Probes the start."""
+        self.measure_start(kwargs["model"])
+        return control
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Probes where it is time, and stops by the rule."""
+        step, steps = state.global_step, state.max_steps
+        due = step >= steps or step % probe_interval(self.probe_steps, steps) == 0
+        if self.probe is None or not due:
+            return control
+        if not finite_weights(self.unwrap(kwargs["model"])):
+            return self.end(nonfinite_weights(step), step, control)
+        self.measure(kwargs["model"], step)
+        if self.rule.should_stop:
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != SaveStrategy.NO
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Marks the checkpoint; removes best weights that no whole checkpoint refers to."""
+        wait_for_everyone()  # each process writes the state of its own random numbers
+        model, step = self.unwrap(kwargs["model"]), state.global_step
+        folder = self.output_dir / f"checkpoint-{step}"
+        finite = finite_weights(model)
+        if is_main_process():
+            if finite:
+                if not is_sharded(model):
+                    save_under_model_names(model, folder)
+                mark_complete(folder, {"step": step, **self.state()})
+                if self.best:
+                    self.best.keep_referenced()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        return control if finite else self.end(nonfinite_weights(step), step, control)
+
+
+class StepCallback(ProbeCallback):
+    """What `UnlearningTrainer` does after each step: write its metrics, adapt eps3, probe, end a
+    run that has failed.
+
+    Args:
+        output_dir, rule, probe, probe_steps, options: as in `ProbeCallback`.
+        hooks (`Hooks`): the method's.
+        take_means (`Callable`): returns the metrics of the step just done.
+        watch (`CollapseWatch`)
+        on_step (`Callable`): called with the numbers of each step and of each probe.
+
+    Attributes:
+        reference_seconds (`float`, *optional*): time that the reference took before the first step.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        rule: StopRule,
+        probe: Probe | None,
+        probe_steps: float,
+        *,
+        hooks: Hooks,
+        take_means: Callable[[], dict[str, float]],
+        watch: CollapseWatch,
+        on_step: Callable[[dict[str, float]], None],
+        **options: Any,
+    ) -> None:
+        in_training = probe if hooks.probes_training else None
+        super().__init__(output_dir, rule, in_training, probe_steps, **options)
+        self.final_probe = probe
+        self.hooks, self.take_means, self.watch, self.on_step = hooks, take_means, watch, on_step
+        self.reference_seconds: float | None = None
+        self._started = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """With the weight of the retain term and the steps of a collapse."""
+        own = {"collapsed_steps": self.watch.count, **self.hooks.state()}
+        return {**super().state(), **own}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        super().load_state(state)
+        self.watch.count = state.get("collapsed_steps", 0)
+        self.hooks.load_state(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock of the step."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Writes the step's metrics and adapts eps3; then as `ProbeCallback`."""
+        step, means, scheduler = state.global_step, self.take_means(), kwargs.get("lr_scheduler")
+        reason = self.watch.reason(step, means)
+        if reason and not math.isfinite(means["loss"]):
+            return self.end(reason, step, control)
+        record = {
+            "step": step,
+            **means,
+            "retain_weight": self.hooks.budget.weight,
+            "learning_rate": scheduler.get_last_lr()[0] if scheduler else args.learning_rate,
+            "seconds": time.perf_counter() - self._started,
+        }
+        if step == 1 and self.reference_seconds is not None:
+            record["reference_seconds"] = self.reference_seconds
+        self.write_metrics(record)
+        self.hooks.after_step(means)
+        self.on_step({name: float(value) for name, value in record.items()})
+        if reason:
+            return self.end(reason, step, control)
+        return super().on_step_end(args, state, control, **kwargs)
+
+    def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
+        """Writes the rates to the metrics."""
+        self.write_metrics({"step": step, "probe": dict(rates), "seconds": seconds})
+        self.on_step({"step": float(step), **{f"probe_{name}": rates[name] for name in rates}})
+
+    def measure_finished(self, model: Any, number: int, facts: Mapping[str, float]) -> bool:
+        """Probes weights that are made after training; true if this is the best probe so far.
+
+        Args:
+            model: without its wrapper.
+            number (`int`): the probe's, in place of a step.
+            facts: what is written with the rates.
+        """
+        assert self.final_probe is not None, "there is no probe"
+        rates = dict(self.final_probe(model))
+        self.write_metrics({**facts, "probe": rates})
+        return self.rule.record(number, rates)
+
+    def end(self, reason: str, step: int, control: Any) -> Any:
+        """Ends training that has failed, and writes why to the metrics."""
+        self.write_metrics({"step": step, "fault": reason})
+        return super().end(reason, step, control)
+
+    def write_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`."""
+        if not is_main_process():
+            return
+        path = self.output_dir / "metrics.jsonl"
+        try:
+            # not created here: it exists since training began, or the folder is gone
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} has gone: the output folder was removed or moved while training; start"
+                " again"
+            ) from None

@@ -1,0 +1,144 @@
+"""The rows of a run as token ids, and the pool that mismatch completions are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unteach.config.unlearning import UnlearningConfig
+from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.rows import Row
+from unteach.data.sources import load_rows
+from unteach.data.token_store import TokenStore
+from unteach.data.token_table import TokenTable
+from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
+from unteach.errors import UserError
+
+POOL_ROWS = 10_000
+NO_WINDOW = 2**30
+
+
+def check_lengths(
+    sets: Mapping[str, Sequence[Row]],
+    tokenizer: Any,
+    config: UnlearningConfig,
+    window: int = NO_WINDOW,
+) -> None:
+    """Checks the length of rows that have a completion, before anything is generated or trained.
+
+    Raises:
+        UserError: for a row longer than `max_length` or the model's window, where `long_rows` is
+            `error`.
+    """
+    if config.long_rows != "error":
+        return
+    limits: dict[str, Any] = {"max_length": config.max_length, "window": window}
+    for name, rows in sets.items():
+        complete = [row for row in rows if row.completion]
+        if complete:
+            encode_rows(complete, tokenizer, long_rows="error", name=name, **limits)
+
+
+def encoded_rows(
+    dataset: Any, tokenizer: Any, config: UnlearningConfig, name: Any, window: int = NO_WINDOW
+) -> Sequence[EncodedRow]:
+    """The rows of one set as token ids, each forget row with its preferred completion where the
+    method has one.
+
+    Forget rows come without the token that ends an answer unless `forget_end_of_turn` is on.
+
+    Args:
+        dataset: anything that `load_rows` reads, rows, encoded rows (a list or a `TokenTable`), or
+            a `TokenStore`; `None` gives no rows.
+        tokenizer: a Hugging Face tokenizer.
+        config (`UnlearningConfig`)
+        name (`"forget"` or `"retain"`)
+        window (`int`): most tokens that the model takes (`models.window`).
+    """
+    if dataset is None:
+        return []
+    keeps_end = name == "retain" or config.forget_end_of_turn
+    end_id = None if keeps_end else end_of_turn_id(tokenizer)
+    if isinstance(dataset, TokenStore):
+        _check_store(config, name)
+        return dataset if end_id is None else TokenStore(dataset.folder, end_id)
+    rows: Sequence[Any] = dataset
+    if not isinstance(dataset, list | tuple | TokenTable):
+        rows = load_rows(dataset, name)
+    if rows and not isinstance(rows[0], Row | EncodedRow):
+        rows = load_rows(rows, name)
+    encoded, texts = rows, []
+    if not rows or isinstance(rows[0], Row):
+        limits: dict[str, Any] = {"max_length": config.max_length, "window": window}
+        encoded = encode_rows(rows, tokenizer, long_rows=config.long_rows, name=name, **limits)
+        texts = list(rows)
+    complete = config.objective.with_preferred(
+        encoded,
+        texts,
+        tokenizer,
+        wanted=name == "forget",
+        method=config.method,
+        max_length=min(config.max_length, window),
+        seed=config.seed,
+    )
+    return TokenTable(row.without_end(end_id) for row in complete)
+
+
+def _check_store(config: UnlearningConfig, name: str) -> None:
+    if name == "forget" and "preferred" in config.objective.roles:
+        raise UserError(
+            f"method {config.method!r} needs preferred completions, which a token store does not"
+            " hold; give a list of rows"
+        )
+    if config.reference == "stored":
+        raise UserError(
+            "reference is 'stored', which keeps states of every row; with a token store use"
+            " adapter_off or live"
+        )
+
+
+def check_rows(
+    config: UnlearningConfig, forget: Sequence[EncodedRow], retain: Sequence[EncodedRow]
+) -> None:
+    """Raises `UserError` where the method needs a set that has no rows."""
+    roles = config.objective.roles
+    if "forget" in roles and not forget:
+        raise UserError(f"method {config.method!r} needs forget_dataset")
+    from_retain = "mismatch" in roles and config.mismatch_source == "retain"
+    if ("retain" in roles or from_retain) and not retain:
+        raise UserError(
+            f"method {config.method!r} needs retain_dataset (its terms: {', '.join(roles)})"
+        )
+
+
+def _spread(rows: Sequence[EncodedRow]) -> Sequence[EncodedRow]:
+    """All rows, or `POOL_ROWS` of a token store at even distances."""
+    if not isinstance(rows, TokenStore):
+        return rows
+    count = min(POOL_ROWS, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def mismatch_pool(
+    config: UnlearningConfig,
+    forget: Sequence[EncodedRow],
+    retain: Sequence[EncodedRow],
+    tokenizer: Any,
+    window: int = NO_WINDOW,
+) -> MismatchPool | None:
+    """The pool that mismatch completions are drawn from; `None` for a method without them."""
+    if not config.objective.mismatch:
+        return None
+    rows, end_id = _spread(retain), end_of_turn_id(tokenizer)
+    if config.mismatch_source == "refusal":
+        kinds = sorted({row.kind for row in _spread(forget)})
+        space = {"text": " ", "chat": ""}
+        answers = [Row("Question", space[kind] + REFUSAL, kind) for kind in kinds]  # type: ignore[arg-type]
+        rows = [encode_row(answer, tokenizer, end_id) for answer in answers]
+    return MismatchPool(
+        rows,
+        config.mismatch_completions,
+        config.seed,
+        end_id=end_id,
+        max_length=min(config.max_length, window),
+    )
