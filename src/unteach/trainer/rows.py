@@ -132,9 +132,11 @@ def mismatch_pool(
     rows, end_id = _spread(retain), end_of_turn_id(tokenizer)
     if config.mismatch_source == "refusal":
         kinds = sorted({row.kind for row in _spread(forget)})
-        space = {"text": " ", "chat": ""}
-        answers = [Row("Question", space[kind] + REFUSAL, kind) for kind in kinds]  # type: ignore[arg-type]
-        rows = [encode_row(answer, tokenizer, end_id) for answer in answers]
+        rows = []
+        for kind in kinds:
+            text = f" {REFUSAL}" if kind == "text" else REFUSAL
+            answer = Row("Question", text, kind)  # type: ignore[arg-type]
+            rows.append(encode_row(answer, tokenizer, end_id))
     return MismatchPool(
         rows,
         config.mismatch_completions,

@@ -304,13 +304,12 @@ class UnlearningTrainer(Trainer):
             check_fast_path(model, few, self.collator, autocast=autocast)
             started = time.perf_counter()
             self.prepare_references()
-            reference = self.reference
-            if reference is None or self.method.reference_values.get("retain") != "hidden":
+            if not self.retain_rows or self.method.reference_values.get("retain") != "hidden":
                 return
-            if isinstance(reference, StoredReference):
+            if isinstance(self.reference, StoredReference):
                 number = longest_row(self.retain_rows)
                 row = self.retain_rows[number]
-                check_stored_reference(model, reference, row, number, autocast=autocast)
+                check_stored_reference(model, self.reference, row, number, autocast=autocast)
             self.steps.reference_seconds = time.perf_counter() - started
 
     def prepare_references(self) -> None:
