@@ -12,34 +12,16 @@ MODULES = {
 }
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(imported module, whether only type checkers see it) for each import from the package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for child in ast.walk(node)
-    }
+def imports(path: Path) -> list[str]:
+    """The module of each import from the package, those for type checkers included."""
     found = []
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "unteach"
-        ):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [
-                (name if name in MODULES else node.module, id(node) in typing_only)
-                for name in names
-            ]
+            found += [name if name in MODULES else node.module for name in names]
         elif isinstance(node, ast.Import):
-            found += [
-                (alias.name, id(node) in typing_only)
-                for alias in node.names
-                if alias.name.split(".")[0] == "unteach"
-            ]
-    return found
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.split(".")[0] == "unteach"]
 
 
 def room(module: str) -> str:
@@ -47,12 +29,9 @@ def room(module: str) -> str:
 
 
 def import_cycles() -> list[list[str]]:
-    """Groups of modules that import each other in a circle, imports for type checkers included.
-
-    An import of the root package, for its version, is no edge: Python imports it first anyway.
-    """
+    """Groups of modules that import each other in a circle."""
     edges = {
-        module: {name for name, _ in imports(path) if name in MODULES} - {module, "unteach"}
+        module: {name for name in imports(path) if name in MODULES} - {module}
         for module, path in MODULES.items()
     }
     reached = {module: _reachable(module, edges) for module in edges}

@@ -14,7 +14,6 @@ from test_imports import FLOORS
 FILES = 170
 LINES = 25_100
 LINES_OF_A_FILE = 661
-CYCLES = 0
 FLOORS_AT_MOST = 10
 COLUMNS = 100
 WIDE = 80
@@ -71,10 +70,6 @@ def test_no_line_is_wider_than_100_columns():
 
 def test_the_package_has_few_floors():
     assert len(FLOORS) <= FLOORS_AT_MOST
-
-
-def test_files_import_each_other_in_no_cycle():
-    assert len(import_cycles()) <= CYCLES
 
 
 def test_nothing_outside_methods_asks_which_method_is_trained():
