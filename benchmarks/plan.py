@@ -19,7 +19,7 @@ from steps import shapes
 from steps.ours import RANK, StubTokenizer, adapter
 
 from unteach.config import UnlearningConfig
-from unteach.plan import RowShape, model_shape, plan_memory
+from unteach.plan import PlanOptions, model_shape, plan_memory
 from unteach.trainer.costs import peak_memory_mb
 
 ROWS = shapes.Shape(
@@ -100,8 +100,12 @@ def settings(case: Case, folder: str) -> UnlearningConfig:
 
 def planned(case: Case) -> float:
     """MiB by the plan."""
-    rows = RowShape(
-        ROWS.prompt, ROWS.completion, ROWS.retain_prompt, ROWS.retain_completion, ROWS.rows
+    rows = PlanOptions(
+        prompt_tokens=ROWS.prompt,
+        completion_tokens=ROWS.completion,
+        retain_prompt_tokens=ROWS.retain_prompt,
+        retain_completion_tokens=ROWS.retain_completion,
+        retain_rows=ROWS.rows,
     )
     with tempfile.TemporaryDirectory() as folder:
         shape = model_shape(model_config(case), lora_rank=RANK if case.lora else 0)

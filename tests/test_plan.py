@@ -18,7 +18,7 @@ from unteach.plan import (
     PROCESS_BYTES,
     ModelShape,
     Plan,
-    RowShape,
+    PlanOptions,
     completion_tokens,
     model_shape,
     plan_memory,
@@ -42,7 +42,13 @@ SEVEN_BILLION = LlamaConfig(
     num_attention_heads=32,
     vocab_size=32000,
 )
-ROWS = RowShape(prompt=10, completion=6, retain_prompt=5, retain_completion=4, retain_rows=7)
+ROWS = {
+    "prompt_tokens": 10,
+    "completion_tokens": 6,
+    "retain_prompt_tokens": 5,
+    "retain_completion_tokens": 4,
+    "retain_rows": 7,
+}
 
 
 def config(folder: Any, **settings: Any) -> UnlearningConfig:
@@ -59,7 +65,9 @@ def config(folder: Any, **settings: Any) -> UnlearningConfig:
 def plan(
     folder: Any, shape: ModelShape, settings: dict[str, Any] | None = None, **where: Any
 ) -> Plan:
-    return plan_memory(shape, config(folder, **(settings or {})), ROWS, **where)
+    frozen = {name: where.pop(name) for name in ("quantize", "dtype") if name in where}
+    options = PlanOptions(**ROWS, **where)
+    return plan_memory(shape, config(folder, **(settings or {})), options, **frozen)
 
 
 def test_parameters_are_counted_without_weights():
@@ -77,7 +85,7 @@ def test_tokens_of_an_item_by_hand(tmp_path):
     """Inputs: 10 + 5 of the forget row, 3 x 3 of the mismatch completions, 5 + 3 of the retain row;
     predicted: 6 + 3 x 4 + 4.
     """
-    assert completion_tokens(config(tmp_path), ROWS) == (32, 22, 4)
+    assert completion_tokens(config(tmp_path), PlanOptions(**ROWS)) == (32, 22, 4)
 
 
 def test_parts_by_hand(tmp_path):
@@ -91,7 +99,7 @@ def test_parts_by_hand(tmp_path):
     assert made.parts["reference states"] == 4 * 400
     assert made.disk == 7 * 4 * 8 * 4
     assert made.tokens == 64 and made.steps == 5
-    assert PROCESS_BYTES["cpu"] < made.peak <= sum(made.parts.values()) + 4 * 400
+    assert PROCESS_BYTES < made.peak <= sum(made.parts.values()) + 4 * 400
 
 
 def test_operations_by_hand():
@@ -122,7 +130,7 @@ def test_what_shares_shrinks_and_what_copies_grows(tmp_path):
 
 def test_seven_billion_in_four_bits_fit_a_card_of_24_gigabytes(tmp_path):
     shape = model_shape(SEVEN_BILLION, lora_rank=16)
-    small = plan(tmp_path, shape, {"bf16": True}, device="gpu", quantized=True)
+    small = plan(tmp_path, shape, {"bf16": True}, device="gpu", quantize="4bit")
     assert small.peak < 24 * 2**30 < plan(tmp_path, shape, {"bf16": True}, device="gpu").peak
 
 
@@ -149,7 +157,7 @@ def test_sixteen_bits_halve_what_is_frozen_and_nothing_that_is_trained(tmp_path)
     [
         {"sharding": "fsdp3"},
         {"device": "tpu"},
-        {"quantized": True},
+        {"quantize": "4bit"},
         {"dtype": "bfloat16"},
         {"processes": 0},
         {"forget_rows": 0},
@@ -206,7 +214,7 @@ def test_the_command_gives_json_with_the_options_it_was_given(folder, capsys):
         == 0
     )
     shown = json.loads(capsys.readouterr().out)
-    assert shown == plan_run(folder, {"max_steps": 3}, processes=2, sharding="fsdp2", rates=[2.0])
+    assert shown == plan_run(folder, {"max_steps": 3}, processes=2, sharding="fsdp2", tflops=2.0)
     assert shown["steps"] == 3 and list(shown["seconds"]) == ["2"]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
+from unteach.config.resolve import RUN_FIELDS, resolve
 from unteach.config.run import RunOptions
-from unteach.config.values import check_types, checked_settings
+from unteach.config.values import check_types
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
 from unteach.evaluation.rewards import Reward
@@ -106,10 +107,10 @@ def method_rows(methods: Any) -> list[MethodRow]:
             raise UserError(f"option 'methods' names {name!r} twice; give one of them another name")
         fields = dict(NAMED_METHODS.get(name, {"method": name})) | fields
         options = {
-            key: fields.pop(key) for key in list(fields) if key in RunOptions.__dataclass_fields__
+            key: fields.pop(key) for key in list(fields) if key in RUN_FIELDS and key != "method"
         }
         check_types(options, RunOptions)
-        rows.append(MethodRow(name, checked_settings(fields), options))
+        rows.append(MethodRow(name, resolve(fields).chosen, options))
     return rows
 
 
@@ -151,7 +152,7 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     if options.get("limit") is not None and options["limit"] < 1:
         raise UserError(f"option 'limit' is {options['limit']}, it must be positive")
     rows = method_rows(options["methods"])
-    shared_settings = checked_settings(dict(options.get("settings") or {}))
+    shared_settings = resolve(options.get("settings") or {}).chosen
     folder = Path(options["out"])
     with FolderLock(folder):
         return _compare(options, models, rows, shared_settings, folder, display)

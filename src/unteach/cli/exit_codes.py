@@ -1,7 +1,8 @@
-"""How a command ends: its exit code, and one sentence on standard error where it went wrong."""
+"""How a command starts and ends: quiet libraries, exit codes, and one sentence for a failure."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -50,6 +51,17 @@ def exit_code(command: Callable[[], int]) -> int:
         return _say(
             f"a library gave up on a file of the model or the data ({one_line(str(error))[:200]})"
         )
+
+
+def quiet_libraries() -> None:
+    """Turns off the progress bars and warnings of transformers and of what it imports."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("torchao", "torch.utils"):  # torchao, where installed, names missing GPU kernels
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def check_launch(command: str) -> None:

@@ -34,6 +34,16 @@ LEAST_STEPS = 100
 SAVING = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
 """Checkpoints of a run."""
 AUTO = "auto"
+BY_METHOD = (
+    "forget_weight",
+    "mismatch_weight",
+    "retain_weight",
+    "retain_loss",
+    "beta",
+    "gamma",
+    "forget_end_of_turn",
+)
+"""Fields of `UnlearningConfig` whose defaults are the method's."""
 
 RUN_FIELDS = {item.name: item for item in fields(RunConfig)}
 ALIASES = {
@@ -77,7 +87,7 @@ class ResolvedConfig:
 
     def with_run(self, **values: Any) -> ResolvedConfig:
         """The same with other fields of `RunConfig`, which the program sets."""
-        return _merged((*self.layers, ("default", _checked(_flat(values)))), self.width)
+        return _merged((*self.layers, ("default", _checked(flat(values)))), self.width)
 
     def with_width(self, width: int) -> ResolvedConfig:
         """The same for a model of that hidden size, on which the learning rate depends."""
@@ -111,6 +121,28 @@ class ResolvedConfig:
         names = ("method", "default")
         return found | {k: v for k, v in by_rule.items() if self.sources[k] in names}
 
+    def explained(self) -> list[tuple[str, Any, Source]]:
+        """(option, value, source) of every option of a run and of unlearning, in their order.
+
+        What the method decides by itself (its weights and parameters) is there too; a method that
+        is not known yet, or is no unlearning method, has only what was set.
+        """
+        rows = [(name, getattr(self.run, name), self.sources[name]) for name in RUN_FIELDS]
+        training: dict[str, Any] = {k: v for k, v in self.training.items() if k != "method"}
+        if self.training.get("method", DEFAULT_METHOD) in METHODS:
+            config = self.unlearning_config("unteach-output")
+            names = [name for name in UnlearningConfig.__annotations__ if name != "method"]
+            values = {name: getattr(config, name) for name in [*names, *training]}
+            training = values | {"retain_loss": config.objective.retain or "none"}
+            training |= config.objective.parameters
+            if "learning_rate" not in self.training:
+                training["learning_rate"] = None
+        for name, value in training.items():
+            by_method = name in BY_METHOD and value is not None
+            source: Source = "method" if by_method else "default"
+            rows.append((name, value, self.sources.get(name, source)))
+        return rows
+
     def as_dict(self) -> dict[str, Any]:
         """All values as plain data, those of the run first; rows given as a list by their number."""
         values = {name: getattr(self.run, name) for name in RUN_FIELDS} | dict(self.training)
@@ -138,13 +170,17 @@ def resolve(
     Raises:
         UserError: for an unknown name, or a value of another type or out of range.
     """
-    user = _checked(_flat(given))
+    user = _checked(flat(given))
     scenario = _presets(presets or {}, user)
     return _merged((("scenario", scenario), ("user", user)), width)
 
 
-def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options by their names, those in `settings` among them."""
+def flat(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by the names of their fields, those in `settings` among them.
+
+    Raises:
+        UserError: for an option that is given twice.
+    """
     inner = given.get("settings") or {}
     if not isinstance(inner, Mapping):
         raise UserError(f"option 'settings' is {inner!r}, it must be a mapping of options")

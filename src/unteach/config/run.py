@@ -7,11 +7,40 @@ from typing import Any, Literal
 
 from unteach.config.values import check_ranges, check_types
 
+ScenarioName = Literal["copyright", "harmfulness", "hallucination"]
+Headline = Literal["leak_rate", "harmful_rate", "hallucination_rate"]
+Precision = Literal["float32", "bfloat16"]
+
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its help text; `minimum`, `alias` and `metavar` go to the metadata."""
+    """A dataclass field with its help text.
+
+    Args:
+        default: its default, or a type that makes one.
+        help (`str`)
+        more: other metadata: `minimum`; for the command line `alias` (its name there), `metavar`,
+            `required`, `positional`, `also` (one more flag).
+    """
     made = {"default_factory": default} if isinstance(default, type) else {"default": default}
     return field(**made, metadata={"help": help, **more})
+
+
+def run_option(name: str, **changes: Any) -> Any:
+    """The same field as `RunConfig` has, for the options of another command.
+
+    Args:
+        name (`str`)
+        changes: another `default`, `help` or other metadata.
+    """
+    known = RunConfig.__dataclass_fields__[name]
+    default = changes.pop("default", known.default)
+    return field(default=default, metadata={**known.metadata, **changes})
+
+
+def required(name: str, **more: Any) -> Any:
+    """A field without a default, with `RunConfig`'s metadata where that has a field of the name."""
+    known = RunConfig.__dataclass_fields__.get(name)
+    return field(metadata={**(known.metadata if known else {}), **more})
 
 
 @dataclass(frozen=True)
@@ -28,21 +57,22 @@ class RunConfig:
     model: str = option("", "hub id, local folder or packaged name of the model", required=True)
     forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
     retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
+    split_by: str = option(
+        "prompt", "rows with the same value of this column fall into the same split"
+    )
     output_dir: str = option("", "folder of the run's files", alias="out", required=True)
     method: str = option(
         "log_odds_mismatch",
         "method, see docs/methods.md; auto tries several and takes the best; sft, dpo and rlhf"
         " train on good answers",
     )
-    scenario: Literal["copyright", "harmfulness", "hallucination"] | None = option(
+    scenario: ScenarioName | None = option(
         None, "score the answers as this scenario does; default: by the leak rate"
     )
     seed: int = option(0, "seed of the training, its order and its random draws", minimum=0)
     lora: bool = option(False, "train an adapter on all linear layers instead of all weights")
     lora_rank: int = option(16, "rank of the adapter", minimum=1)
-    dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "with lora: precision of the frozen weights"
-    )
+    dtype: Precision = option("float32", "with lora: precision of the frozen weights")
     quantize: Literal["4bit"] | None = option(
         None, "with lora: frozen linear layers in 4 bits (QLoRA; needs a GPU)"
     )
@@ -67,7 +97,7 @@ class RunConfig:
         None, "folder for what runs with other settings can reuse; default: the run's own"
     )
     show_text: bool = option(False, "write forget texts to generations.jsonl and the report")
-    headline: Literal["leak_rate", "harmful_rate", "hallucination_rate"] | None = option(
+    headline: Headline | None = option(
         None, "the forget rate that is reported first; default: the scenario's"
     )
     judge: str | None = option(

@@ -1,64 +1,66 @@
-"""Values of options: YAML scalars, `key=value` words, and checks of their types."""
+"""Values of options: YAML, `key=value` words, and checks of types and ranges. No torch here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unteach.errors import UserError, did_you_mean
+
+MOST_VALUES = 10_000
 
 
 def read_yaml(text: str) -> Any:
     """Plain data from YAML, numbers such as 1e-5 among them.
 
     Raises:
-        ValueError: for what is no YAML, with the reason in one line; for aliases that lead to
-            themselves or multiply, and too long numbers.
+        ValueError: for what is no YAML, with the reason in one line; for recursive aliases and for
+            numbers over 2**63.
     """
     import yaml
 
     try:
-        return scalar(yaml.safe_load(text))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        # the reader of dates, numbers and mappings lets Python's own errors through
+        value = yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises many types for a date, a number or a key
         raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from None
+    try:
+        return _numbers(value, [MOST_VALUES])
+    except RecursionError:
+        raise ValueError("values are nested too deeply; an alias may contain itself") from None
 
 
-MOST_VALUES = 10_000
-
-
-def scalar(value: Any, left: list[int] | None = None) -> Any:
-    """The value, a number if it is one such as 1e-5, which YAML reads as a string; the same for
-    what a mapping or list holds.
-    """
-    left = [MOST_VALUES] if left is None else left
+def _numbers(value: Any, left: list[int]) -> Any:
+    """The value with strings such as 1e-5, which YAML 1.1 does not read as numbers, as numbers."""
     left[0] -= 1
     if left[0] < 0:
-        raise ValueError(f"more than {MOST_VALUES} values; aliases may lead to themselves")
+        raise ValueError(f"more than {MOST_VALUES} values; aliases may multiply them")
     if isinstance(value, Mapping):
-        return {key: scalar(inner, left) for key, inner in value.items()}
+        return {key: _numbers(inner, left) for key, inner in value.items()}
     if isinstance(value, list):
-        return [scalar(inner, left) for inner in value]
+        return [_numbers(inner, left) for inner in value]
     if isinstance(value, int) and abs(value) > 2**63:
-        raise ValueError("a number is too large")
-    return (
-        float(value)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
-        else value
-    )
+        raise ValueError("a number is over 2**63")
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if number else value
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The options of a YAML file, by their names with underscores."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            options = read_yaml(file.read()) or {}
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config {path!r} could not be read: {reason}") from None
+    if not isinstance(options, dict):
+        raise UserError(f"config {path!r} must be a mapping of options")
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as a dict; values are read as YAML scalars (numbers, true, null)."""
+    """`key=value` words as a dict; values are read as YAML (numbers, true, null, lists)."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -72,71 +74,42 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def checked_settings(settings: dict[str, Any], also: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings, if each is a field of `UnlearningConfig` and of its type.
-
-    Raises:
-        UserError: for an unknown name, with the nearest of the known ones and those in `also`; for
-            a value of another type.
-    """
-    from unteach.config.unlearning import UnlearningConfig
-
-    fields = UnlearningConfig.__dataclass_fields__
-    elsewhere = {"output_dir": "--out", "seed": "--seed", "data_seed": "--seed"}
-    for name in settings:
-        if name not in fields:
-            raise did_you_mean(name, sorted({*fields, *also}), "option")
-        if name in elsewhere:
-            raise UserError(f"option {name!r} is given as {elsewhere[name]}")
-    check_types(settings, UnlearningConfig)
-    return settings
-
-
 def kinds(hint: Any) -> tuple[set[Any], tuple[Any, ...]]:
-    """(types, choices) that an annotation of a field takes; choices only where it is a `Literal`."""
-    from typing import Literal, get_args, get_origin
-
-    if get_origin(hint) is Literal:
-        return {type(choice) for choice in get_args(hint)}, get_args(hint)
+    """(types, choices) that a field's annotation allows; choices only of a `Literal`."""
     types: set[Any] = set()
     choices: tuple[Any, ...] = ()
-    for part in get_args(hint) or (hint,):
+    for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
         if get_origin(part) is Literal:
-            types |= kinds(part)[0]
             choices = get_args(part)
+            types |= {type(choice) for choice in choices}
         else:
-            types.add(part)
+            types.add(get_origin(part) or part)
     return types, choices
 
 
 def check_types(values: Mapping[str, Any], options: type) -> None:
-    """Raises `UserError` for a value that its field of the dataclass `options` does not take, where
-    that is plainly so.
-    """
-    from typing import get_type_hints
+    """Raises `UserError` for a value of another type than its field of the dataclass `options`.
 
+    Only fields of plain types (bool, int, float, str, null) are checked.
+    """
     hints = get_type_hints(options)
     for name, value in values.items():
-        allowed, _ = kinds(hints[name])
-        if not allowed <= {bool, int, float, str, type(None)}:
+        types, _ = kinds(hints[name])
+        if not types <= {bool, int, float, str, type(None)}:
             continue
-        if type(value) not in allowed and not (type(value) is int and float in allowed):
-            names = " or ".join(
-                sorted("null" if kind is type(None) else kind.__name__ for kind in allowed)
-            )
-            raise UserError(f"option {name!r} is {value!r}, it must be {names}")
+        if type(value) not in types and not (type(value) is int and float in types):
+            names = sorted("null" if kind is type(None) else kind.__name__ for kind in types)
+            raise UserError(f"option {name!r} is {value!r}, it must be {' or '.join(names)}")
 
 
 def check_ranges(values: Mapping[str, Any], options: type) -> None:
-    """Raises `UserError` for a value under its field's `minimum` or none of its choices."""
-    from typing import get_type_hints
-
-    hints = get_type_hints(options)
+    """Raises `UserError` for a value under its field's `minimum`, or none of its choices."""
+    hints, fields = get_type_hints(options), vars(options)["__dataclass_fields__"]
     for name, value in values.items():
         _, choices = kinds(hints[name])
         if choices and value is not None and value not in choices:
             raise did_you_mean(str(value), list(choices), name)
-        least = options.__dataclass_fields__[name].metadata.get("minimum")  # type: ignore[attr-defined]
+        least = fields[name].metadata.get("minimum")
         if least is not None and not least <= value < 2**32:
             raise UserError(
                 f"option {name!r} is {value}, it must be at least {least} and under 2**32"

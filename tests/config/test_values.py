@@ -1,4 +1,4 @@
-"""What the command line makes of `key=value` words."""
+"""What `key=value` words and YAML become."""
 
 from __future__ import annotations
 

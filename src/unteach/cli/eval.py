@@ -1,0 +1,129 @@
+"""`unteach eval`: score models that are there already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unteach.cli.options import Command
+from unteach.config.run import Headline, Precision, ScenarioName, option, required, run_option
+from unteach.errors import UserError
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Options of `unteach eval`."""
+
+    model: str = required("model", help="model after unlearning")
+    output_dir: str = required("output_dir")
+    reference: str | None = option(
+        None, "model before; default: the same model, so nothing changes"
+    )
+    scenario: ScenarioName | None = run_option(
+        "scenario", help="an embedded scenario's prompt sets and scorers"
+    )
+    benchmark: Literal["tofu", "muse", "wmdp", "rwku"] | None = option(
+        None, "a benchmark of the field: its sets and numbers (docs/benchmarks.md)"
+    )
+    forget: str | None = run_option(
+        "forget",
+        help="rows to forget: all are evaluated; with --benchmark: its folder, or files separated"
+        " by commas (default: the hub)",
+        also=("--data",),
+    )
+    retain: str | None = run_option("retain", help="rows to keep")
+    retrained: str | None = option(
+        None, "with --benchmark: model trained without the forget set, for numbers that need one"
+    )
+    limit: int | None = option(None, "with --benchmark: at most this many rows of each set")
+    headline: Headline | None = run_option("headline")
+    judge: str | None = run_option("judge")
+    reward_model: str | None = run_option("reward_model")
+    similarity_model: str | None = run_option("similarity_model")
+    fluency_model: str | None = run_option("fluency_model")
+    engine: Literal["transformers", "vllm"] = option("transformers", "what generates the answers")
+    batch_size: int | None = option(
+        None, "prompts in a batch; default: by the size of their cache", minimum=1
+    )
+    dtype: Precision = run_option("dtype", help="precision of the models")
+    show_text: bool = run_option("show_text", help="write forget texts to generations.jsonl")
+    trust_remote_code: bool = run_option("trust_remote_code")
+
+
+SCORERS = {
+    "headline": "headline",
+    "judge": "judge",
+    "reward_model": "reward",
+    "similarity_model": "similarity",
+    "fluency_model": "fluency",
+}
+SHARED = ("output_dir", "engine", "batch_size", "show_text", "trust_remote_code", "dtype")
+
+
+def evaluate(given: dict[str, Any]) -> int:
+    """Generates the models' answers greedily and scores them; writes eval.json and
+    generations.jsonl.
+    """
+    options = EvalCommand(**given)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"option --batch-size is {options.batch_size}, it must be positive")
+    shared = {name: given[name] for name in SHARED if name in given}
+    return (
+        _benchmark(options, given, shared) if options.benchmark else _models(options, given, shared)
+    )
+
+
+def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
+    for name in ("retrained", "limit"):
+        if name in given:
+            raise UserError(f"option --{name} needs --benchmark")
+    if not options.scenario and not options.forget:
+        raise UserError("give --scenario, or --forget with the rows to evaluate")
+    from unteach.evaluate import evaluate_models
+    from unteach.progress import Display
+    from unteach.reports.tables import print_table
+
+    display = Display()
+    evaluation = evaluate_models(
+        options.model,
+        options.reference,
+        scenario=options.scenario,
+        forget=options.forget,
+        retain=options.retain,
+        display=display,
+        **shared,
+        **{scorer: given[name] for name, scorer in SCORERS.items() if name in given},
+    )
+    if evaluation:
+        print_table(evaluation, display.console)
+    return 0
+
+
+def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
+    for name in ("scenario", "retain", *SCORERS):
+        if name in given:
+            raise UserError(
+                f"option --{name.replace('_', '-')} does not go with --benchmark, which has its own"
+                " sets and numbers: leave one of them out"
+            )
+    from unteach.evaluate_benchmark import evaluate_benchmark
+    from unteach.progress import Display
+    from unteach.reports.tables import print_benchmark
+
+    display = Display()
+    evaluation = evaluate_benchmark(
+        str(options.benchmark),
+        options.model,
+        options.reference,
+        retrained=options.retrained,
+        data=options.forget,
+        limit=options.limit,
+        display=display,
+        **shared,
+    )
+    if evaluation:
+        print_benchmark(evaluation, display.console)
+    return 0
+
+
+COMMANDS = {"eval": Command(evaluate, EvalCommand)}

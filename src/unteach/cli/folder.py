@@ -1,0 +1,117 @@
+"""`unteach attack`, `report` and `purge`: what is done with a finished run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from unteach.attacks.options import AttackOptions
+from unteach.cli.options import Command
+from unteach.config.run import option, required, run_option
+from unteach.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackCommand(AttackOptions):
+    """Options of `unteach attack`."""
+
+    folder: str = required("folder", help="a finished run's folder", positional=True)
+    forget: str | None = option(None, "file of the forget rows, if it has moved since the run")
+    retain: str | None = option(None, "file of the retain rows, if it has moved since the run")
+    trust_remote_code: bool = run_option("trust_remote_code")
+
+
+def attack(given: dict[str, Any]) -> int:
+    """Tries to bring back what a run made its model forget, on copies of the models;
+    docs/attacks.md says what each number means.
+
+      paraphrase, prefix, role_play, few_shot   the same question in other words
+      sampling       many sampled answers instead of one greedy one
+      quantization   weights rounded to 8 and 4 bits (extra: pip install 'unteach[quantization]')
+      traces         likelihood of the forget rows, membership AUC
+      relearning     fine-tuning on a few forget, related and unrelated rows
+      distance       to a model trained without the forget set (--retrain or --retrained)
+
+    Writes attacks.json, figures/relearning.png and the report. The same command again resumes an
+    interrupted attack.
+
+      unteach attack runs/demo
+      unteach attack runs/mine --only relearning,sampling --steps 100
+      unteach attack runs/demo --retrain
+    """
+    from unteach.attacks.suite import attack as run_attacks
+    from unteach.progress import Display
+    from unteach.reports.attacks import print_attacks
+
+    names = {item.name for item in fields(AttackOptions)}
+    options = AttackOptions(**{name: value for name, value in given.items() if name in names})
+    display = Display()
+    others = {name: value for name, value in given.items() if name not in names}
+    found = run_attacks(others.pop("folder"), options, display=display, **others)
+    print_attacks(found, display.console)
+    page = Path(given["folder"]) / "report.html"
+    display.say(f"Report: {page} (also attacks.json, and figures/relearning.png)")
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Options of `unteach report`."""
+
+    folder: str = required("folder", help="a run's folder", positional=True)
+
+
+def report(given: dict[str, Any]) -> int:
+    """Writes report.md, report.html, figures/ and README.md (the model card) from the files that a
+    run left in its folder.
+    """
+    from unteach.reports.report import write_report
+
+    try:
+        page = write_report(Path(given["folder"])).with_suffix(".html")
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        kind = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{given['folder']}: its files are broken or from another version ({kind}); run the"
+            " command that wrote them"
+        ) from error
+    print(f"Report: {page}")
+    return 0
+
+
+@dataclass(frozen=True)
+class PurgeCommand:
+    """Options of `unteach purge`."""
+
+    folder: str = required(
+        "folder",
+        help="folder of a run, an evaluation, a comparison or a ledger of requests",
+        positional=True,
+    )
+
+
+def purge(given: dict[str, Any]) -> int:
+    """Removes answers, checkpoints, states of the reference model, a taught model and the texts in
+    generations.jsonl; writes the report and the card again without them. model/ or adapter/,
+    eval.json, run.json and metrics.jsonl stay. Your own files are not touched.
+    """
+    from unteach.purge import purge as remove
+    from unteach.purge import set_aside_copies
+
+    removed = remove(Path(given["folder"]))
+    for line in removed:
+        print(f"removed  {line}")
+    print("The model and the numbers stay." if removed else "Nothing to remove.")
+    for other in set_aside_copies(Path(given["folder"])):
+        print(f"There is an earlier run set aside as {other}: purge it too.")
+    return 0
+
+
+COMMANDS = {
+    "attack": Command(attack, AttackCommand),
+    "report": Command(report, ReportCommand, light=True),
+    "purge": Command(purge, PurgeCommand, light=True),
+}

@@ -1,0 +1,143 @@
+"""Command-line options, generated from the fields of dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, NoReturn, get_type_hints
+
+from unteach.config.values import kinds, parse_settings, read_yaml
+from unteach.errors import UserError, did_you_mean
+
+Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `unteach`.
+
+    Args:
+        work: does it with what the user gave, by name of the field, and returns the exit code; its
+            docstring is the help text.
+        options (`type`): the dataclass whose fields are its options.
+        settings (`bool`): whether it takes `key=value` words, which `work` gets as `settings`.
+        light (`bool`): whether it needs no transformers.
+    """
+
+    work: Callable[[dict[str, Any]], int]
+    options: type
+    settings: bool = False
+    light: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s: one sentence instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser(name: str, command: Command) -> Parser:
+    """The parser of one command; an option that is not given is absent from its result."""
+    parser = Parser(
+        prog=f"unteach {name}",
+        description=inspect.getdoc(command.work),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = get_type_hints(command.options)
+    for item in fields(command.options):
+        if "help" in item.metadata:
+            _add_option(parser, item, hints[item.name])
+    if command.settings:
+        words = "any other option or field of UnlearningConfig, such as learning_rate=1e-5"
+        parser.add_argument("settings", nargs="*", metavar="key=value", help=words, default=[])
+    return parser
+
+
+def _add_option(parser: Parser, item: Field[Any], hint: Any) -> None:
+    """One field as an option, or as a positional argument where its metadata says so."""
+    about = item.metadata
+    types, choices = kinds(hint)
+    needed = item.default is MISSING and item.default_factory is MISSING
+    default = None if item.default is MISSING else item.default
+    more: dict[str, Any] = {"help": about["help"].replace("%", "%%")}
+    if default not in (None, "", ()) and default is not False and "default:" not in about["help"]:
+        more["help"] += f" (default: {default})"
+    flag = about.get("alias", item.name).replace("_", "-")
+    if bool in types:
+        more["action"] = "store_true"
+    else:
+        more["type"] = _reader(item.name, types, choices)
+        more["metavar"] = about.get("metavar") or "|".join(choices) or flag.upper()
+    if about.get("positional"):
+        more |= {"metavar": item.name.upper()} | ({} if needed else {"nargs": "?"})
+        parser.add_argument(item.name, **more)
+        return
+    flags = [f"--{flag}", *about.get("also", ())]
+    parser.add_argument(*flags, dest=item.name, required=needed, **more)
+
+
+def _reader(name: str, types: set[Any], choices: Sequence[str]) -> Callable[[str], Any]:
+    """From a word of the command line to a value of the field."""
+
+    def chosen(word: str) -> str:
+        if word not in choices:
+            raise argparse.ArgumentTypeError(str(did_you_mean(word, list(choices), name)))
+        return word
+
+    def from_yaml(word: str) -> Any:
+        try:
+            return read_yaml(word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{word[:200]!r} is not YAML ({error})") from None
+
+    if choices:
+        return chosen
+    for kind, reader in ((dict, from_yaml), (float, float), (int, int)):
+        if kind in types:
+            return reader
+    return str
+
+
+def parse(name: str, command: Command, argv: Sequence[str]) -> dict[str, Any]:
+    """What the user gave, by name of the field; `key=value` words may stand anywhere.
+
+    Raises:
+        UserError: for an unknown option, with the nearest, and for a value that is not one.
+    """
+    parser = build_parser(name, command)
+    if command.settings:
+        found, extra = parser.parse_known_intermixed_args(argv)
+    else:
+        found, extra = parser.parse_known_args(argv)
+    for word in extra:
+        if word.startswith("-"):
+            flags = re.findall(r"--[a-z-]+", parser.format_usage())
+            raise _unknown_option(word.partition("=")[0], ["--help", *flags], command.settings)
+        parser.error(f"{word!r} is not an option")
+    return vars(found)
+
+
+def _unknown_option(name: str, known: list[str], settings: bool) -> UserError:
+    """The error for an unknown option, which may be a field of `UnlearningConfig` with dashes."""
+    if settings:
+        from difflib import get_close_matches
+
+        from unteach.config.unlearning import UnlearningConfig
+
+        names = UnlearningConfig.__dataclass_fields__
+        near = get_close_matches(name.strip("-").replace("-", "_"), names, n=1, cutoff=0.8)
+        if near:
+            return UserError(
+                f"unknown option {name!r}: did you mean {near[0]}=VALUE, without dashes?"
+            )
+    return did_you_mean(name, known, "option")
+
+
+def with_words(given: Given) -> dict[str, Any]:
+    """What was given, the `key=value` words as a mapping in `settings`."""
+    return {**given, "settings": parse_settings(given.get("settings", []))}

@@ -1,0 +1,152 @@
+"""`unteach run` and `unteach demo`: training runs from data to report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from unteach.cli.options import Command, with_words
+from unteach.config.run import RunConfig, ScenarioName, option, run_option
+from unteach.config.values import check_types, read_config
+from unteach.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunCommand(RunConfig):
+    """Options of `unteach run`: those of `RunConfig`, and what the command line alone has."""
+
+    config: str | None = option(
+        None, "YAML file with any of these options and fields of UnlearningConfig", positional=True
+    )
+    dry_run: bool = option(
+        False, "print each option with its value and source; load no weights, write nothing"
+    )
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Options of `unteach demo`; all others of a run are given as `key=value`."""
+
+    scenario: ScenarioName = run_option(
+        "scenario", default="copyright", help="what the model is taught and made to forget"
+    )
+    model: str = run_option("model", default="smollm2-135m-instruct")
+    output_dir: str = run_option("output_dir", default="runs/demo")
+    seed: int = run_option("seed")
+    short: bool = option(False, "a smoke test: fewer passages, fewer steps, weaker result")
+    hide_text: bool = option(False, "leave the forgotten texts out of the files")
+
+
+DEMO_FIELDS = frozenset(item.name for item in fields(DemoCommand))
+
+
+def run(given: dict[str, Any]) -> int:
+    """Makes a model forget the completions of a file. Rows are {"prompt": ..., "completion": ...}
+    (strings or message lists) or {"text": ...}; a row with a prompt only stands for the model's own
+    answer to it. JSONL, JSON, CSV, Parquet, a plain-text book (.txt) or a Hugging Face dataset id.
+
+    The model's own answers to neutral prompts are kept too, with or without --retain.
+
+    A run holds rows out, by hash, to measure what it did: about 70% of the forget rows are trained
+    on, 10% are used by the probes that decide when to stop, and 20% are evaluated before and after,
+    as "unseen"; of the retain rows 20% are evaluated only, as "normal". At most 64 trained, 64
+    unseen and 32 normal rows are evaluated. `unteach request` forgets all rows.
+
+    Unless you set them, the learning rate comes from the model's width (and --lora), and the run
+    ends when the model's behaviour meets the target, at the latest after three epochs or a hundred
+    steps, whichever is more. --dry-run shows all values.
+
+    The same command again resumes an interrupted run.
+
+      unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --out runs/a
+      unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch max_steps=200
+      unteach run --model M --forget bad.jsonl --out runs/c --lora --method auto
+      unteach run settings.yaml out=runs/d lora=true
+    """
+    options = run_options(given)
+    for name, label in (("model", "model"), ("forget", "forget"), ("output_dir", "out")):
+        if not options.get(name):
+            raise UserError(f"option --{label} is missing (or {label}: in the config file)")
+    if given.get("dry_run"):
+        return dry_run(options)
+    from unteach.progress import Display
+    from unteach.run.pipeline import unlearn
+
+    display = Display()
+    return _finish(unlearn(**options, display=display), display)
+
+
+def run_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run, flat: those of the config file under those of the command line."""
+    from unteach.config.resolve import flat
+
+    words, config = list(given.get("settings", [])), given.get("config")
+    if config and "=" in config:
+        words, config = [config, *words], None
+    own = {k: v for k, v in given.items() if k not in ("config", "dry_run")}
+    typed = flat(with_words({**own, "settings": words}))
+    return {**flat(read_config(config) if config else {}), **typed}
+
+
+def dry_run(options: Mapping[str, Any]) -> int:
+    """Prints the resolved configuration with the source of each value."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unteach import models
+    from unteach.config.resolve import resolve
+
+    resolved = resolve(options)
+    run = resolved.run
+    config = models.load_config(run.model, trust_remote_code=run.trust_remote_code)
+    resolved = resolved.with_width(int(config.get_text_config().hidden_size))
+    table = Table("option", "value", "source", box=None)
+    for name, value, source in resolved.explained():
+        table.add_row(name, "" if value is None else str(value), source)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    return 0
+
+
+def demo(given: dict[str, Any]) -> int:
+    """Teaches a small real model what it must not say (a story by heart, careless advice, false
+    facts), makes it forget that, and shows its answers before and after. Everything it needs is in
+    the package or downloaded once. The same command again resumes an interrupted demo.
+    """
+    from unteach.config.resolve import flat
+    from unteach.config.run import RunOptions
+    from unteach.progress import Display
+    from unteach.run.pipeline import Run
+    from unteach.scenarios.registry import build_scenario, demo_options
+
+    settings = flat(with_words(given))
+    own = {name: settings.pop(name) for name in list(settings) if name in DEMO_FIELDS}
+    check_types(own, DemoCommand)
+    options = DemoCommand(**own)
+    display = Display()
+    chosen = demo_options(
+        options.scenario,
+        model=options.model,
+        output_dir=options.output_dir,
+        seed=options.seed,
+        short=options.short,
+        show_text=not options.hide_text,
+        settings=settings,
+    )
+    scenario = build_scenario(options.scenario, short=options.short)
+    return _finish(Run(scenario, RunOptions(**chosen), display).execute(), display)
+
+
+def _finish(result: Any, display: Any) -> int:
+    from unteach.reports.tables import print_table
+
+    print_table(result.evaluation, display.console)
+    display.say(f"Report: {result.output_dir / 'report.html'} (also report.md, and figures/)")
+    return 0
+
+
+COMMANDS = {
+    "run": Command(run, RunCommand, settings=True),
+    "demo": Command(demo, DemoCommand, settings=True),
+}
