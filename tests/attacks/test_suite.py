@@ -225,6 +225,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys):
         ([str(run), "--steps", "0"], "option --steps is 0, it must be positive"),
         ([str(run), "--retrain"], "--retrain needs a run that taught its model"),
         ([str(run), "--only", "distance"], "it needs a model trained without the forget set"),
+        ([str(run), "--only", "relearning", "--prompts", "1"], "it needs two forget rows"),
     ):
         assert main(["attack", *arguments]) == 2
         error = capsys.readouterr().err

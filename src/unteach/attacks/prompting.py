@@ -40,12 +40,8 @@ MOST_PREFIX_WORDS = 10
 
 @dataclass(frozen=True)
 class AttackPrompt:
-    """One prompt of an attack.
-
-    Args:
-        row (`Row`): the row that the answer is scored against.
-        ids (`tuple[int, ...]`): token ids of the prompt.
-        group (`int`): index of the forget row; several prompts may belong to one row.
+    """One prompt of an attack: its token ids, the row that the answer is scored against, and the
+    index of the forget row, which several prompts may share.
     """
 
     row: Row
@@ -58,7 +54,6 @@ class PromptContext:
     """What prompts are made from.
 
     Args:
-        tokenizer: the model's tokenizer.
         rows: the attacked forget rows.
         wordings: row key to rows of the data that ask the same in other words.
         most_tokens (`int`): most tokens of a prompt.
@@ -222,9 +217,7 @@ def undesired_answers(
         continuation_text(tokenizer, prompt.ids, ids)
         for prompt, ids in zip(prompts, outputs, strict=True)
     ]
-    return [
-        bool(flag) for flag in scorers.shows_forgotten([prompt.row for prompt in prompts], texts)
-    ]
+    return scorers.shows_forgotten([prompt.row for prompt in prompts], texts)
 
 
 def rates(

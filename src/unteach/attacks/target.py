@@ -36,10 +36,7 @@ class Target:
     """A finished run under attack.
 
     Args:
-        folder (`RunFolder`)
-        options (`AttackOptions`)
         forget, retain (*optional*): where the rows of a user's run are now.
-        display (`Display`, *optional*)
 
     Raises:
         UserError: if rows or models of the run are missing, or are not those of the run.

@@ -59,9 +59,7 @@ def missing_torchao() -> str | None:
         with _silent():
             import torchao.quantization  # noqa: F401
     except ImportError:
-        return (
-            "torchao is not installed; install the extra with: pip install 'unteach[quantization]'"
-        )
+        return "torchao is not installed; install it with: pip install 'unteach[quantization]'"
     return None
 
 
@@ -77,7 +75,6 @@ def quantize(model: Any, bits: int) -> Any:
     are stored as floats, which computes the same as torchao's kernels on every machine.
 
     Args:
-        model: a causal language model.
         bits (`int`): 8 or 4.
 
     Raises:
@@ -138,12 +135,7 @@ class _Curve(TrainerCallback):
     """Measures the rate every few steps, writes the points, and stops the training at the goal."""
 
     def __init__(
-        self,
-        path: Path,
-        points: list[Point],
-        measure: Measure,
-        options: AttackOptions,
-        goal: float,
+        self, path: Path, points: list[Point], measure: Measure, options: AttackOptions, goal: float
     ) -> None:
         self.path, self.points, self.measure = path, points, measure
         self.options, self.goal = options, goal
