@@ -70,7 +70,7 @@ def test_seconds_of_a_stage_add_up_even_where_it_fails(display, clock):
 
 def test_names_in_brackets_are_printed_as_they_are(display):
     """rich takes `[name]` for a style and `[/name]` for its end."""
-    display.say("runs/demo[llama] and runs/[/x]")
+    display.print("runs/demo[llama] and runs/[/x]")
     with display.stage("Loading runs/demo[llama]") as stage:
         stage.update(1, note="[best]")
     printed = lines(display)
@@ -94,5 +94,5 @@ def test_a_quiet_display_prints_nothing_and_still_counts_seconds(capsys, clock):
     with display.stage("Asking", 3) as stage:
         clock.seconds += 11
         stage.update(1)
-    display.say("x")
+    display.print("x")
     assert capsys.readouterr().out == "" and display.seconds == {"Asking": 11.0}

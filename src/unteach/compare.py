@@ -171,7 +171,7 @@ def _compare(
     for number, model in enumerate(models):
         base = folder / f"model-{number}" if len(models) > 1 else folder
         for row in rows:
-            display.say(f"== {model}, {row.name}")
+            display.print(f"== {model}, {row.name}")
             output = base / row.name
             evaluation = _run(options, model, row, shared_settings, base, output, display)
             if row is rows[0]:

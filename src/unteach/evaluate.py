@@ -145,7 +145,7 @@ def _evaluate(
         names, [row for name, rows in built.sets.items() if is_forget_set(name) for row in rows]
     )
     with display.stage("Preparing the scorers"):
-        judges = build_scorers(names, built.leak_corpus, built.labelled, display.say)
+        judges = build_scorers(names, built.leak_corpus, built.labelled, display.print)
     roles = {"original": reference or model, "unlearned": model}
     said: dict[str, Generations] = {}
     tokenizer: Any = None

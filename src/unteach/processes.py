@@ -1,8 +1,4 @@
-"""Several processes of one run that act as one: who writes, what is decided once, what is shared
-out and put together again.
-
-In a run of one process every function here does the plain thing at once.
-"""
+"""Collectives over the processes of one run; with one process each returns its argument at once."""
 
 from __future__ import annotations
 
@@ -18,74 +14,68 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-SUM_BYTES = 64 * 2**20
-PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, of which one may be scoring all answers; one that is
-lost is noticed at once all the same.
+REDUCE_BYTES = 64 * 2**20
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""Long, as the main process may score all answers while the others wait; a process that is gone is
+noticed at once all the same.
 """
-LOST = (
+LOST_PROCESS = (
     "another process of this run is gone (killed, out of memory, or its machine is unreachable);"
     " the same command again goes on from the last checkpoint"
 )
 
 
 def _state(*, on_cpu: bool = False) -> Any:
-    """Accelerate's state, or `None` where a launcher has started only this process."""
+    """Accelerate's `PartialState`; `None` where a launcher started only this process."""
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
         return None
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=on_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
+    cpu = on_cpu or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT)
     return state if state.num_processes > 1 else None
 
 
 def init_process_group(*, on_cpu: bool = False) -> None:
-    """Lets the processes of a launcher meet, if they have not: the first call of all says where
-    they work, and how long they wait.
-    """
+    """Initialises the process group; the first call of all decides the device and the timeout."""
     _state(on_cpu=on_cpu)
 
 
 def process_count() -> int:
-    """Number of processes of this run."""
+    """World size."""
     state = _state()
     return 1 if state is None else int(state.num_processes)
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that writes files, speaks and decides; known before the
-    processes have met.
-    """
+    """Whether this is rank 0, which writes files, prints and decides; needs no process group."""
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
 def is_local_main_process() -> bool:
-    """Whether this is the one process of its machine that writes what every machine needs for
-    itself.
-    """
+    """Whether this is local rank 0, which writes what each machine needs for itself."""
     state = _state()
     return state is None or bool(state.is_local_main_process)
 
 
-def wait_for_everyone() -> None:
-    """Returns when all processes have come here."""
-    state = _state()
-    if state is not None:
+def barrier() -> None:
+    """Returns when all processes have called it."""
+    if (state := _state()) is not None:
         state.wait_for_everyone()
 
 
 def destroy_process_group() -> None:
-    """The processes of a run end together: each waits for the others and closes its connections,
-    whose threads may else abort its end.
+    """A barrier, then the end of the process group: connections whose peer has already closed them
+    can abort a process at its exit.
     """
-    if process_count() > 1:
-        wait_for_everyone()
-        _state().destroy_process_group()
+    if (state := _state()) is not None:
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """What `make` returns in the main process, in every process; it is called there alone.
+    """The result of `make` in every process; only the main process calls it.
 
     Raises:
         UserError: in every process, where `make` raises one.
@@ -95,95 +85,66 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
         return make()
     from accelerate.utils import broadcast_object_list
 
-    answer: list[Any] = [None, None]
+    result: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            answer[0] = make()
+            result[0] = make()
         except UserError as error:
-            answer[1] = str(error)
-    broadcast_object_list(answer, from_process=0)
-    if answer[1] is not None:
-        raise UserError(answer[1])
-    value: T = answer[0]
+            result[1] = str(error)
+    broadcast_object_list(result, from_process=0)
+    if result[1] is not None:
+        raise UserError(result[1])
+    value: T = result[0]
     return value
 
 
-def process_shard(items: Sequence[T]) -> list[T]:
-    """This process's share of the items: every n-th, from its own number on."""
+def process_shard(items: Iterable[T]) -> Iterator[T]:
+    """This process's shard: every n-th item, from its rank on."""
     state = _state()
-    return list(items) if state is None else list(items[state.process_index :: state.num_processes])
-
-
-def process_batches(batches: Iterable[T]) -> Iterator[T]:
-    """The same of what is made on the way, such as batches."""
-    state = _state()
-    yield from (
-        batches
-        if state is None
-        else islice(batches, state.process_index, None, state.num_processes)
-    )
+    rank, count = (0, 1) if state is None else (state.process_index, state.num_processes)
+    return islice(items, rank, None, count)
 
 
 def gather_shards(done: Sequence[T], total: int) -> list[T]:
-    """The results for all `total` items, in their order, from each process's results for its
-    `process_shard`.
-    """
+    """The results for all `total` items, in their order, from those of each `process_shard`."""
     state = _state()
     if state is None:
         return list(done)
     from accelerate.utils import gather_object
 
-    shares: list[list[T]] = gather_object([list(done)])
-    return [shares[i % state.num_processes][i // state.num_processes] for i in range(total)]
+    shards: list[list[T]] = gather_object([list(done)])
+    return [shards[i % state.num_processes][i // state.num_processes] for i in range(total)]
 
 
-def all_processes(true: bool) -> bool:
-    """Whether it is true in every process."""
-    state = _state()
-    if state is None:
-        return true
+def all_gather(value: T) -> list[T]:
+    """The value of each process, by rank."""
+    if _state() is None:
+        return [value]
     from accelerate.utils import gather_object
 
-    return all(gather_object([true]))
-
-
-def total(value: float) -> float:
-    """The sum of a number over all processes."""
-    state = _state()
-    if state is None:
-        return value
-    from accelerate.utils import gather_object
-
-    return float(sum(gather_object([value])))
+    return list(gather_object([value]))
 
 
 def all_reduce_tensor(values: Tensor | None) -> Tensor | None:
-    """One tensor from the rows that each process has filled, the others' rows being zero in it;
+    """The sum of a tensor over processes of which each filled other rows and left the rest zero;
     exact, as x + 0 is x.
 
     Args:
-        values (`Tensor` of shape (rows, ...), *optional*): on the CPU; `None` in a process that had
-            no row to fill. Summed in pieces of at most 64 MiB on the device that the processes talk
-            through.
+        values (`Tensor` of shape (rows, ...), *optional*): on the CPU; `None` in a process without
+            rows. Reduced in pieces of at most 64 MiB on the device of the process group.
     """
     state = _state()
     if state is None:
         return values
     import torch
-    from accelerate.utils import gather_object, reduce
+    from accelerate.utils import reduce
 
-    found = [
-        shape
-        for shape in gather_object(
-            [None if values is None else (tuple(values.shape), values.dtype)]
-        )
-        if shape
-    ]
-    if not found:
+    facts = all_gather(None if values is None else (tuple(values.shape), values.dtype))
+    if not (found := [fact for fact in facts if fact]):
         return None
     shape, dtype = found[0]
     values = torch.zeros(shape, dtype=dtype) if values is None else values
-    step = max(1, SUM_BYTES // max(1, values[:1].numel() * values.element_size()))
+    step = max(1, REDUCE_BYTES // max(1, values[:1].numel() * values.element_size()))
     for start in range(0, shape[0], step):
         part = values[start : start + step]
         part.copy_(reduce(part.to(state.device), "sum").cpu())
@@ -191,12 +152,9 @@ def all_reduce_tensor(values: Tensor | None) -> Tensor | None:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error of one of several processes says that it cannot reach another."""
+    """Whether an error of one of several processes means that it cannot reach another."""
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
         return False
-    text = str(error)
-    kind = {base.__name__ for base in type(error).__mro__}
-    return "DistError" in kind or any(
-        words in text
-        for words in ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport")
-    )
+    words = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport")
+    named = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+    return named or any(word in str(error) for word in words)

@@ -1,4 +1,4 @@
-"""What a long stage shows while it works: what it does, how far it is, how long it still takes."""
+"""Progress of long stages: title, count, seconds, time left."""
 
 from __future__ import annotations
 
@@ -18,71 +18,63 @@ from rich.progress import (
 
 from unteach.processes import is_main_process
 
+SECONDS_BETWEEN_LINES = 10
+
 
 class Stage:
-    """One running stage. On a terminal a bar; elsewhere a line when it starts, every ten seconds,
-    and when it ends.
+    """One running stage: a bar on a terminal; elsewhere a line at its start, every ten seconds, and
+    at its end.
     """
 
     def __init__(self, console: Console, title: str, total: int | None) -> None:
         self.console, self.title, self.total = console, title, total
         self.started = self.printed = time.monotonic()
-        self.done = 0
-        self.note = ""
+        self.done, self.note = 0, ""
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (
+            self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-            )
-            self._bar = Progress(
-                *columns, TextColumn("{task.fields[note]}", markup=False), console=console
+                TextColumn("{task.fields[note]}", markup=False),
+                console=console,
             )
             self._task = self._bar.add_task(title, total=total, note="")
             self._bar.start()
         else:
-            console.print(f"{title} ...", highlight=False, markup=False)
+            self._print(f"{title} ...")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text.rstrip(), highlight=False, markup=False)
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Sets how far the stage is."""
+        """Sets how far the stage is; a total and a note stay until others are given."""
         self.done, self.total = done, total or self.total
         self.note = self.note if note is None else note
+        now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=done, total=self.total, note=self.note)
-        elif time.monotonic() - self.printed > 10:
-            self.printed = time.monotonic()
-            spent = self.printed - self.started
-            left = (
-                f", about {spent / done * (self.total - done):.0f} s left"
-                if done and self.total
-                else ""
-            )
+        elif now - self.printed > SECONDS_BETWEEN_LINES:
+            self.printed, spent = now, now - self.started
             of = f" of {self.total}" if self.total else ""
-            self.console.print(
-                f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}".rstrip(),
-                highlight=False,
-                markup=False,
-            )
+            left = ""
+            if done and self.total:
+                left = f", about {spent / done * (self.total - done):.0f} s left"
+            self._print(f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}")
 
     def close(self) -> None:
         """Ends the display."""
         if self._bar:
             self._bar.stop()
         else:
-            self.console.print(
-                f"  {self.title}: done in {time.monotonic() - self.started:.0f} s {self.note}".rstrip(),
-                highlight=False,
-                markup=False,
-            )
+            seconds = time.monotonic() - self.started
+            self._print(f"  {self.title}: done in {seconds:.0f} s {self.note}")
 
 
 class Display:
-    """Stages on one console, of several processes that of the main one; remembers how many seconds
-    each took.
-    """
+    """Stages on one console, that of the main process; `seconds` holds how long each took."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(quiet=quiet or not is_main_process())
@@ -98,7 +90,7 @@ class Display:
             stage.close()
             self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - stage.started
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line of text."""
         self.console.print(text, highlight=False, markup=False)
 
@@ -109,9 +101,8 @@ def step_display(stage: Stage) -> Callable[[dict[str, float]], None]:
 
     def show(record: dict[str, float]) -> None:
         if "probe_forget_rate" in record:
-            notes["probe"] = (
-                f"still said {record['probe_forget_rate']:.0%}, kept {record['probe_utility']:.0%}"
-            )
+            rate, utility = record["probe_forget_rate"], record["probe_utility"]
+            notes["probe"] = f"forget rate {rate:.0%}, utility {utility:.0%}"
         else:
             notes["kl"] = f"retain KL {record.get('retain_kl', 0):.3f}"
         stage.update(int(record["step"]), note="; ".join(notes.values()))

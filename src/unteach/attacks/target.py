@@ -57,7 +57,7 @@ class Target:
         self.tokenizer, self.work = folder.tokenizer(), folder.work("attacks")
         folder.model_hash(ORIGINAL)  # raises if it is another model
         if folder.record().get("quantize"):
-            self.display.say(
+            self.display.print(
                 "The run trained on a base in 4 bits; attacked is the adapter on the whole weights."
             )
         self.all_forget = self._with_own_answers(
@@ -65,7 +65,7 @@ class Target:
         )
         self.scenario = replace(scenario, forget=self.all_forget)
         with self.display.stage("Preparing the scorer"):
-            self.scorers = folder.scorers(self.scenario, self.display.say)
+            self.scorers = folder.scorers(self.scenario, self.display.print)
         self.rate = self.scorers.names.headline
         self.forget = evenly_spaced(self.all_forget, options.prompts)
         self.results = self._earlier_results()
@@ -184,7 +184,7 @@ class Target:
         if name not in self.results["attacks"]:
             self.results["left_out"][name] = reason
             self._write()
-        self.display.say(f"No {name.replace('_', ' ')}: {reason}")
+        self.display.print(f"No {name.replace('_', ' ')}: {reason}")
 
     def _write(self) -> None:
         write_json(self.folder.path / "attacks.json", self.results)

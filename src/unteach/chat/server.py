@@ -162,8 +162,8 @@ def serve(
         with display.stage(f"Loading {name}"):
             pair.append(load_chat_model(title, name, trust_remote_code, dtype))
     with ChatServer(pair, port=port, max_new_tokens=max_new_tokens) as server:
-        display.say(f"Open http://{HOST}:{server.server_port}/ on this machine; Ctrl-C ends it.")
+        display.print(f"Open http://{HOST}:{server.server_port}/ on this machine; Ctrl-C ends it.")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            display.say("Ended.")
+            display.print("Ended.")

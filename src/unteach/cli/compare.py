@@ -47,7 +47,7 @@ def compare(given: dict[str, Any]) -> int:
         options["out"] = given["output_dir"]
     display = Display()
     folder = run_comparison(options, display)
-    display.say(f"Tables: {folder / 'comparison.md'} (also .csv and .tex)")
+    display.print(f"Tables: {folder / 'comparison.md'} (also .csv and .tex)")
     return 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unteach.errors import UserError, is_out_of_memory, is_panic
-from unteach.processes import LOST, is_lost_process
+from unteach.processes import LOST_PROCESS, is_lost_process
 
 SEVERAL = ("run", "demo", "eval")
 """Commands that several processes may share."""
@@ -36,7 +36,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return _say(f"{error.strerror or error} ({error.filename or 'no file'})")
     except Exception as error:
         if is_lost_process(error):
-            return _say(LOST)
+            return _say(LOST_PROCESS)
         if is_out_of_memory(error):
             return _say(f"{MEMORY_FULL} ({one_line(str(error))[:200]})")
         if not says_disk_full(error):
@@ -78,7 +78,7 @@ def check_launch(command: str) -> None:
     import signal
 
     def end(*_: Any) -> None:
-        os.write(2, f"{_name()}: {LOST}\n".encode())
+        os.write(2, f"{_name()}: {LOST_PROCESS}\n".encode())
         sys.exit(2)
 
     signal.signal(signal.SIGTERM, end)

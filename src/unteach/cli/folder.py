@@ -51,7 +51,7 @@ def attack(given: dict[str, Any]) -> int:
     found = run_attacks(others.pop("folder"), options, display=display, **others)
     print_attacks(found, display.console)
     page = Path(given["folder"]) / "report.html"
-    display.say(f"Report: {page} (also attacks.json, and figures/relearning.png)")
+    display.print(f"Report: {page} (also attacks.json, and figures/relearning.png)")
     return 0
 
 

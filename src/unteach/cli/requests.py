@@ -56,7 +56,7 @@ def request(given: dict[str, Any]) -> int:
     entry = forget_request(options.pop("folder"), options.pop("forget"), display=display, **options)
     earlier = [f"{rate:.0%} of request {number}" for number, rate in entry["earlier"].items()]
     after = f"; of the earlier ones: {', '.join(earlier)}" if earlier else ""
-    display.say(
+    display.print(
         f"Request {entry['id']}: {entry['metric']} {entry['before']:.0%} ->"
         f" {entry['after']:.0%}{after}."
     )

@@ -142,7 +142,7 @@ def _finish(result: Any, display: Any) -> int:
     from unteach.reports.tables import print_table
 
     print_table(result.evaluation, display.console)
-    display.say(f"Report: {result.output_dir / 'report.html'} (also report.md, and figures/)")
+    display.print(f"Report: {result.output_dir / 'report.html'} (also report.md, and figures/)")
     return 0
 
 

@@ -331,7 +331,7 @@ class SharedGenerator:
         """See `Generator`."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
-        share = process_shard(order)
+        share = list(process_shard(order))
         theirs = [prompts[i] for i in share]
         outputs = generate(
             theirs,

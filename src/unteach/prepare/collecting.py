@@ -219,7 +219,7 @@ class Collection:
                 " give rows to keep (retain)"
             )
         if len(clean) < len(own):
-            self.display.say(
+            self.display.print(
                 f"{len(own) - len(clean)} of the {len(own)} own answers repeat a text to forget and"
                 " are not kept"
             )

@@ -104,9 +104,9 @@ def pick(
             0.0,
         )
     )
-    collection.display.say(f"Picked {why(trials)}")
+    collection.display.print(f"Picked {why(trials)}")
     if left:
-        collection.display.say(
+        collection.display.print(
             f"There was no time for {', '.join(left)}: more search_minutes, or fewer search_steps,"
             " let them be tried too"
         )

@@ -91,13 +91,13 @@ def forget_request(
         raise UserError(f"option 'rounds' is {rounds}, it must be at least 1")
     root, display = Path(folder), display or Display(quiet=True)
     with FolderLock(root):
-        ledger = open_ledger(root, display.say)
+        ledger = open_ledger(root, display.print)
         base, kind = _base(ledger, model, full)
         patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
         given = load_rows(forget, "forget", prompt_only=True)
         same = [entry for entry in ledger.active if entry["data"]["hash"] == rows_hash(given)]
         if same:
-            display.say(f"Request {same[-1]['id']} has the same rows and is done.")
+            display.print(f"Request {same[-1]['id']} has the same rows and is done.")
             return same[-1]
         number = len(ledger.requests) + 1
         where = request_folder(root, number)
@@ -109,7 +109,9 @@ def forget_request(
         write_rows(where / "work", rows)
         earlier = {entry["id"]: rows_of(root, entry) for entry in ledger.active}
         for lost in [key for key, kept in earlier.items() if not kept]:
-            display.say(f"The rows of request {lost} are missing: its forget rate is not measured.")
+            display.print(
+                f"The rows of request {lost} are missing: its forget rate is not measured."
+            )
         options = {"model": start, "seed": seed, "lora": kind == "adapter"}
         options |= {"trust_remote_code": trust_remote_code, "method": METHOD, **settings}
         training = list(rows)
@@ -125,7 +127,7 @@ def forget_request(
             back = [key for key, value in rates.items() if value > target]
             if not back or attempt == rounds:
                 break
-            display.say(
+            display.print(
                 f"Request {', '.join(map(str, back))} is above the target again: training on its"
                 " rows together with the new ones."
             )
@@ -217,7 +219,7 @@ def _train(
     run = Run(scenario, RunOptions(output_dir=str(out), settings=settings, **own), display)
     evaluation = run.finished() or run.execute().evaluation
     gc.collect()  # the trainer and its callbacks form a cycle
-    return evaluation, RunFolder(out).scorers(scenario, display.say)
+    return evaluation, RunFolder(out).scorers(scenario, display.print)
 
 
 def _result(root: Path, ledger: Ledger, base: str, out: Path, trust_remote_code: bool) -> Any:
@@ -328,7 +330,7 @@ def change_patch(
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
     with FolderLock(root):
-        ledger = open_ledger(root, display.say)
+        ledger = open_ledger(root, display.print)
         entry = ledger.request(number)
         if entry["kind"] != "adapter":
             raise UserError(

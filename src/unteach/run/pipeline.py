@@ -129,7 +129,7 @@ class Run:
             if process_count() == 1:
                 PartialState(cpu=True)  # what the first to ask for the state says holds for all
         elif process_count() == 1 and torch.cuda.device_count() > 1:
-            self.display.say(
+            self.display.print(
                 f"One of {torch.cuda.device_count()} GPUs is used; accelerate launch uses all"
                 " (docs/scaling.md)."
             )
@@ -216,7 +216,7 @@ class Run:
         aside = set_aside(self.output, "config.yaml", text)
         if aside:
             lock.take()
-            self.display.say(
+            self.display.print(
                 f"{self.output} held a run with other settings or data; it is now {aside}"
             )
         for folder in {self.work, self.output / "work"}:
@@ -411,7 +411,7 @@ class Run:
                     )
                 raise
         if trainer.fault:
-            self.display.say(
+            self.display.print(
                 f"Stopped: {trainer.fault}. What is kept are the weights of step"
                 f" {trainer.rule.best_step}."
             )
@@ -530,7 +530,7 @@ class Run:
                 self.scorer_names(),
                 self.asked.leak_corpus,
                 self.scenario.labelled,
-                self.display.say,
+                self.display.print,
             )
 
     def answers(self, model: Any, tokenizer: Any, name: str, model_hash: str) -> Generations:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 from unteach.errors import UserError
 from unteach.files.checkpoints import mark_complete
 from unteach.methods import Hooks
-from unteach.processes import broadcast_from_main, is_main_process, wait_for_everyone
+from unteach.processes import barrier, broadcast_from_main, is_main_process
 from unteach.trainer.checkpoints import BestWeights, save_under_model_names
 from unteach.trainer.distributed import finite_weights, is_sharded
 from unteach.trainer.stopping import (
@@ -155,7 +155,7 @@ class ProbeCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Marks the checkpoint; removes best weights that no whole checkpoint refers to."""
-        wait_for_everyone()  # each process writes the state of its own random numbers
+        barrier()  # each process writes the state of its own random numbers
         model, step = self.unwrap(kwargs["model"]), state.global_step
         folder = self.output_dir / f"checkpoint-{step}"
         finite = finite_weights(model)

@@ -20,7 +20,7 @@ from unteach.errors import UserError
 from unteach.losses.statistics import TokenStatistics
 from unteach.methods import RoleTokens
 from unteach.models.forwards import set_forward, with_forward
-from unteach.processes import all_processes
+from unteach.processes import all_gather
 
 FIELDS = [item.name for item in fields(TokenStatistics)]
 
@@ -114,7 +114,8 @@ def finite_weights(model: Any) -> bool:
     wrapper.
     """
     trained = [local_part(weight) for weight in model.parameters() if weight.requires_grad]
-    return all_processes(bool(torch.stack([torch.isfinite(part).all() for part in trained]).all()))
+    whole = torch.stack([torch.isfinite(part).all() for part in trained]).all()
+    return all(all_gather(bool(whole)))
 
 
 def whole_parameter(parameter: Tensor) -> Tensor:

@@ -31,13 +31,12 @@ from unteach.files.state_file import StateFile
 from unteach.models.output_head import OutputHead
 from unteach.models.token_statistics import token_statistics
 from unteach.processes import (
-    all_processes,
+    all_gather,
     all_reduce_tensor,
+    barrier,
     is_local_main_process,
-    process_batches,
     process_count,
-    total,
-    wait_for_everyone,
+    process_shard,
 )
 from unteach.trainer.step import Batch, StepSpec, final_states, states_with_layer
 
@@ -99,11 +98,11 @@ class ReferenceModel:
         """The mean NLL of retain rows' completion tokens, in nats."""
         nll, count = 0.0, 0
         device = next(self.model.parameters()).device
-        for batch in process_batches(row_batches(rows, retain_branches, collator, device)):
+        for batch in process_shard(row_batches(rows, retain_branches, collator, device)):
             logp = self.value(batch, "logp")
             nll -= float(logp.double().sum())
             count += len(logp)
-        return total(nll) / total(count)
+        return sum(all_gather(nll)) / sum(all_gather(count))
 
 
 class StoredValues:
@@ -311,7 +310,7 @@ def store_values(
     writers = [writer for writer in writers if writer.role not in found]
     if writers:
         with torch.no_grad():
-            for batch in process_batches(batches):
+            for batch in process_shard(batches):
                 values = compute(batch)
                 for writer in writers:
                     writer.add(batch, values)
@@ -343,7 +342,7 @@ class _Writer:
             with contextlib.suppress(ValueError):
                 file = StateFile(self.path)
         whole = file and file.key == self.key and file.shape[0] == self.offsets[-1]
-        if not all_processes(bool(whole)):
+        if not all(all_gather(bool(whole))):
             return None
         assert file is not None
         return StoredValues(file, self.offsets, self.role)
@@ -383,5 +382,5 @@ class _Writer:
                 file.write(torch.arange(self.offsets[-1]), values)
                 values = file
             values.rename(self.path)
-        wait_for_everyone()
+        barrier()
         return StoredValues(StateFile(self.path), self.offsets, self.role)
