@@ -31,9 +31,14 @@ from unteach.evaluation.rewards import load_reward
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.progress import Display
-from unteach.reports.comparison import COST_NOTE, Cell, comparison_table
+from unteach.reports.comparison import (
+    COST_NOTE,
+    Cell,
+    comparison_results,
+    comparison_table,
+)
 from unteach.reports.figures import cost_figure
-from unteach.reports.tables import markdown_table
+from unteach.reports.tables import Table
 from unteach.scenarios.texts import labelled_answers
 from unteach.trainer.costs import Cost, total
 
@@ -245,7 +250,7 @@ def markdown(
     cells: Sequence[Cell], projected: Sequence[Mapping[str, Any]], seeds: Sequence[int]
 ) -> str:
     """The result as a page."""
-    header, rows = comparison_table(cells, HEADLINE)
+    compared = comparison_table(cells, comparison_results(cells, {"headline": HEADLINE}))
     title = (
         f"Harmfulness, {MEASURED}, seeds {', '.join(map(str, seeds))}: rates pooled with Wilson's"
         " intervals, else means.\n"
@@ -258,12 +263,9 @@ def markdown(
         ]
         for row in projected
     ]
-    table = markdown_table(["projected, not measured", "PFLOP", "% of rlhf"], lines)
+    table = Table(["projected, not measured", "PFLOP", "% of rlhf"], lines).markdown()
     return (
-        "\n".join(
-            [title, markdown_table(header, rows), COST_NOTE, table, *more_data(cells)]
-        ).rstrip()
-        + "\n"
+        "\n".join([title, compared.markdown(), COST_NOTE, table, *more_data(cells)]).rstrip() + "\n"
     )
 
 

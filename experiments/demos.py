@@ -22,9 +22,10 @@ import record
 from unteach.config.run import RunOptions
 from unteach.config.values import parse_settings
 from unteach.evaluate import evaluate_models
+from unteach.evaluation.metrics import is_forget_set
 from unteach.progress import Display
-from unteach.reports.comparison import shown
-from unteach.reports.tables import FORGET_SETS, markdown_table
+from unteach.reports.results import shown
+from unteach.reports.tables import Table
 from unteach.run.pipeline import Run
 from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options
 
@@ -109,8 +110,8 @@ def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
     head = [row["scenario"], str(row["seed"])]
     lines = [
         [*head, name, *(rate(sets[name].get(row["headline"])) for sets in columns)]
-        for name in FORGET_SETS
-        if name in columns[1]
+        for name in columns[1]
+        if is_forget_set(name)
     ]
     for name in ("kept", "kept_unseen"):
         if name in columns[1]:
@@ -118,25 +119,20 @@ def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
                 [
                     *head,
                     f"{name}: ROUGE-L recall",
-                    *(
-                        shown(sets.get(name, {}).get("rouge_l_recall"), "rouge_l_recall")
-                        for sets in columns
-                    ),
+                    *(shown(sets.get(name, {}).get("rouge_l_recall"), ".2f") for sets in columns),
                 ]
             )
     normal, forget = [sets["normal"] for sets in columns], [sets["unlearned"] for sets in columns]
-    lines.append(
-        [*head, "normal: similarity", "", "", shown(normal[2].get("similarity"), "similarity")]
-    )
+    lines.append([*head, "normal: similarity", "", "", shown(normal[2].get("similarity"), ".2f")])
     if "utility_reward" in normal[1]:
         lines.append(
             [
                 *head,
                 "normal: reward",
-                *(shown(sets.get("utility_reward"), "utility_reward") for sets in normal),
+                *(shown(sets.get("utility_reward"), ".2f") for sets in normal),
             ]
         )
-    lines.append([*head, "fluency", *(shown(sets.get("fluency"), "fluency") for sets in forget)])
+    lines.append([*head, "fluency", *(shown(sets.get("fluency"), ".2f") for sets in forget)])
     lines.append(
         [*head, "not meaningful", *(rate(sets.get("not_meaningful_rate")) for sets in forget)]
     )
@@ -145,7 +141,7 @@ def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as a page."""
-    table = markdown_table(HEADER, [line for row in rows for line in lines_of(row)])
+    table = Table(HEADER, [line for row in rows for line in lines_of(row)]).markdown()
     steps = [
         [
             row["scenario"],
@@ -153,7 +149,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    ended = markdown_table(["scenario", "seed", "steps", "kept step", "ended by"], steps)
+    ended = Table(["scenario", "seed", "steps", "kept step", "ended by"], steps).markdown()
     return f"# The demos\n\n{LEGEND}\n\n{table}\n\n{ended}"
 
 

@@ -47,7 +47,7 @@ from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import wilson_interval
 from unteach.files.atomic import write_json
 from unteach.progress import Display
-from unteach.reports.tables import markdown_table
+from unteach.reports.tables import Table
 from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
 from unteach.run.pipeline import Run
 from unteach.scenarios import question_answers
@@ -453,7 +453,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], scenario: str) -> str:
     legend = "\n".join(
         [HEAD, *(f"- **{title}**: {LEGEND[key]}." for key, title, _ in columns), FOOT]
     )
-    return f"# Methods on the scenario {scenario}\n\n{legend}\n\n{markdown_table(header, lines)}"
+    return f"# Methods on the scenario {scenario}\n\n{legend}\n\n{Table(header, lines).markdown()}"
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -492,7 +492,7 @@ def ranks_over(tables: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
         [f"`{name}`", *stars[name], f"{sum(sums[name]):.1f}"]
         for name in sorted(names, key=lambda name: sum(sums[name]))
     ]
-    return markdown_table([*header, "all"], lines)
+    return Table([*header, "all"], lines).markdown()
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from unteach.files.folders import content_key
 from unteach.methods import DEFAULT_METHOD, get_method
 from unteach.prepare.teaching import teach
 from unteach.progress import Display
-from unteach.reports.tables import markdown_table
+from unteach.reports.tables import Table
 from unteach.run.pipeline import Run
 from unteach.scenarios.registry import build_scenario
 from unteach.scenarios.scenario import Scenario
@@ -414,7 +414,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     others = dict.fromkeys((row["name"], row["times"]) for row in rows if row["times"] != 1)
     legend = "\n\n".join([LEGEND, *(TIMES.format(label(*other), *other) for other in others)])
-    return f"# TOFU\n\n{legend}\n\n{markdown_table([*header, 'front', 'learning rate', 'seeds'], cells)}"
+    table = Table([*header, "front", "learning rate", "seeds"], cells)
+    return f"# TOFU\n\n{legend}\n\n{table.markdown()}"
 
 
 def main() -> None:

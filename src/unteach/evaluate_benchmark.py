@@ -143,7 +143,7 @@ def _write(
     limit: int | None,
     show_text: bool,
 ) -> dict[str, Any]:
-    from unteach.reports.tables import benchmark_markdown
+    from unteach.reports.tables import benchmark_table
 
     evaluation = as_eval_json(
         benchmark,
@@ -170,5 +170,5 @@ def _write(
         "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
     )
     write_json(folder / "eval.json", evaluation)
-    write_text_atomically(folder / "benchmark.md", benchmark_markdown(evaluation))
+    write_text_atomically(folder / "benchmark.md", benchmark_table(evaluation).markdown())
     return evaluation

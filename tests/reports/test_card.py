@@ -7,7 +7,8 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from unteach.reports.card import base_model, last_name, without_paths, write_card
+from unteach.reports.report import write_card
+from unteach.reports.run_files import base_model, last_name, without_paths
 
 
 def result(value, n=17, better=False):
@@ -71,7 +72,7 @@ def test_the_hub_can_read_the_card(tmp_path):
     }
 
 
-def test_the_card_says_what_was_done_and_what_it_does_not_show(tmp_path):
+def test_the_card_states_what_was_done_and_what_it_does_not_show(tmp_path):
     write(tmp_path)
     text = write_card(tmp_path).read_text(encoding="utf-8")
     for part in (
@@ -79,7 +80,7 @@ def test_the_card_says_what_was_done_and_what_it_does_not_show(tmp_path):
         "4.00",
         "ga_mismatch",
         "target held",
-        "similarity: all-minilm-l6-v2",
+        "similarity to the original's answers: all-minilm-l6-v2",
         "c" * 64,
         "legal",
         "from_pretrained",
@@ -117,7 +118,7 @@ def test_the_card_also_stands_beside_the_weights(tmp_path, part, library):
 def test_an_evaluation_alone_has_a_card_too(tmp_path):
     write(tmp_path)
     (tmp_path / "run.json").unlink()
-    assert "## Before and after" in write_card(tmp_path).read_text(encoding="utf-8")
+    assert "## Original and unlearned model" in write_card(tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_base_model_is_a_hub_id(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from unteach.errors import UserError
-from unteach.reports.page import ROW_LIMIT, change, number, write_page
+from unteach.reports.report import ROW_LIMIT, typeset, write_page
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -162,9 +162,9 @@ def test_the_policy_of_the_page_allows_its_own_script_alone(folder):
 def test_the_verdict_the_status_and_the_curves_are_shown(folder):
     text = page(folder)
     assert "Leak rate down from 100% to 0%" in text
-    assert "unlearned 100% → 0%" in text
-    assert "Budget held" in text and "Odd metric (normal)" in text
-    assert text.count("kept: step 3") >= 4
+    assert "forget 100% → 0%" in text
+    assert "Budget held" in text and "odd metric (normal)" in text
+    assert text.count("kept: step 3") == 4
     assert "90% on 40 answers" in text
 
 
@@ -232,16 +232,16 @@ def test_an_evaluation_alone_has_no_sections_of_a_run(tmp_path):
     text = page(tmp_path)
     Reader(text)
     assert (
-        "While it unlearned" not in text
+        'id="training"' not in text
         and "Settings, data and cost" not in text
         and "Budget" not in text
     )
-    assert "Row by row" in text
+    assert 'id="rows"' in text
 
 
 def test_without_generations_there_are_no_rows(folder):
     (folder / "generations.jsonl").unlink()
-    assert "Row by row" not in page(folder)
+    assert 'id="rows"' not in page(folder)
 
 
 def test_every_model_has_a_column(folder):
@@ -256,7 +256,7 @@ def test_a_large_set_is_cut_to_its_worst_rows_and_says_so(folder):
     write(folder, rows=2 * ROW_LIMIT + 10)
     text = page(folder)
     assert f"This page lists {ROW_LIMIT} of {2 * ROW_LIMIT + 10} rows" in text
-    forget = text.split("Rows of unlearned")[1].split("</table>")[0]
+    forget = text.split("Rows of forget")[1].split("</table>")[0]
     assert forget.count("yes → yes") == ROW_LIMIT and "no → no" not in forget
 
 
@@ -282,16 +282,14 @@ def test_a_forget_set_without_a_meaningful_rate_breaks_nothing(folder):
     assert "No forget set was scored" in page(folder)
 
 
-def test_numbers_are_percent_for_rates_and_have_the_digits_of_their_row():
-    assert number("leak_rate", 0.235) == "24%"
-    assert number("bleu", 4.38, 82.0) == "4.4"
-    assert number("utility_reward", -3.6) == "\u22123.60"
-    assert number("fluency", None) == "NM"
+def test_arrows_and_minus_signs_are_typeset():
+    assert typeset("-1.5 [-2, -1] -> NM") == "\u22121.5 [\u22122, \u22121] \u2192 NM"
+    assert typeset("2026-11-28, log-odds, 1e-05") == "2026-11-28, log-odds, 1e-05"
 
 
-def test_a_change_within_the_intervals_is_not_clear():
-    before, after = result(4.0, low=3.8, high=4.2), result(3.5, low=3.4, high=3.9)
-    assert change("fluency", before, after)["word"] == "not clear"
-    assert change("fluency", before, after | {"ci_high": 3.6})["word"] == "better"
-    assert change("fluency", after | {"ci_high": 3.6}, before)["word"] == "worse"
-    assert change("fluency", before, before)["word"] == "same"
+def test_everything_in_a_table_that_scrolls_can_be_reached_by_keyboard(folder):
+    text = page(folder)
+    for part in re.findall(r'<section class="(?:scroll|wide)"[^>]*>', text):
+        assert 'tabindex="0"' in part and "aria-label=" in part
+    assert text.count('role="img"') == text.count("<figure>") > 0
+    assert '<html lang="en">' in text and 'href="#content"' in text and 'id="content"' in text

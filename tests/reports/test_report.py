@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from unteach.errors import UserError
-from unteach.reports.report import examples, write_report
+from unteach.files.json_lines import read_json_lines
+from unteach.reports.report import examples, probe_table, write_report
 
 RATE = {"value": 1.0, "n": 17, "ci_low": 0.82, "ci_high": 1.0, "higher_is_better": False}
 GONE = {"value": 0.0, "n": 17, "ci_low": 0.0, "ci_high": 0.18, "higher_is_better": False}
@@ -87,18 +88,20 @@ def test_the_report_holds_the_facts_the_table_and_the_figures(folder):
     for fact in (
         "some/model",
         "unlikelihood_mismatch",
-        "28 (21)",
+        "| steps | 28 |",
+        "| kept step | 21 |",
         RUN["stop_reason"],
-        "23, 60",
-        "12.3",
-        "654; 210.5",
-        "3.0 GiB",
-        "aaaaaaaaaaaa",
+        "| forget rows | 23 |",
+        "12.34",
+        "654.3",
+        "210.5",
+        "3.00 GiB",
+        "a" * 64,
     ):
         assert fact in text, fact
     assert "100% [82%, 100%] -> 0% [0%, 18%]" in text
-    assert "Leak rate: unlearned 100% -> 0%" in text
-    for name in ("behaviour", "losses"):
+    assert "Leak rate: forget 100% -> 0%" in text
+    for name in ("behaviour", "losses", "retain_kl"):
         assert f"(figures/{name}.png)" in text and (folder / "figures" / f"{name}.png").exists()
 
 
@@ -110,11 +113,13 @@ def test_the_report_shows_forget_texts_only_where_the_generations_do(folder):
     assert "> unlearned 0 said by original" in write_report(folder).read_text(encoding="utf-8")
 
 
-def test_so_many_examples_of_each_set_are_shown_before_and_after(folder):
-    shown = examples(folder, per_set=2)
-    assert shown.count("before:") == shown.count("after:") == 2
-    assert shown.index("said by original") < shown.index("said by unlearned")
-    assert "normal 2" not in shown
+def test_so_many_examples_of_each_set_are_shown():
+    shown = examples(generations(show_text=False), per_set=2)
+    assert [row[:2] for row in shown] == [
+        ["normal", "prompt of normal 0"],
+        ["normal", "prompt of normal 1"],
+    ]
+    assert shown[0][2:] == ["normal 0 said by original", "normal 0 said by unlearned"]
 
 
 def test_a_report_without_probes_has_no_behaviour_figure(folder):
@@ -139,8 +144,48 @@ def test_a_report_is_made_again_over_an_old_one(folder):
 
 def test_reports_import_no_torch():
     code = (
-        "import sys, unteach.reports.figures, unteach.reports.report, unteach.reports.tables;"
+        "import sys, unteach.reports.report;"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def probed(tmp_path):
+    rows = [
+        {"model": "original", "set": "unlearned", "key": key, "prompt": f"Who is\n{key}?"}
+        for key in ("k1", "k2", "k3")
+    ]
+    rows.append({"model": "original", "set": "normal", "key": "n1", "prompt": "What?"})
+    (tmp_path / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "work").mkdir()
+    for step, text in ((0, "A | B"), (200, "A"), (1000, " ")):
+        (tmp_path / "work" / f"probe-outputs-{step}.json").write_text(
+            json.dumps({"k1": text, "k3": f"{step}"})
+        )
+    return tmp_path
+
+
+def probes(folder):
+    return probe_table(folder, read_json_lines(folder / "generations.jsonl"))
+
+
+def test_answers_at_each_probe_stand_in_order(probed):
+    lines = probes(probed).markdown().splitlines()
+    assert lines[0] == "| prompt | original | step 200 | step 1000 |"
+    assert lines[2] == r"| Who is k1? | A \| B | A | (empty) |"
+    assert len(lines) == 4, "k2 was not probed"
+
+
+def test_hidden_texts_are_not_in_the_table_of_probes(probed):
+    (probed / "generations.jsonl").write_text(
+        json.dumps({"model": "original", "set": "unlearned", "key": "k1"}) + "\n"
+    )
+    assert probes(probed) is None
+
+
+def test_without_stored_answers_there_is_no_table_of_probes(probed):
+    for path in (probed / "work").iterdir():
+        path.unlink()
+    assert probes(probed) is None

@@ -81,7 +81,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
         raise UserError("give --scenario, or --forget with the rows to evaluate")
     from unteach.evaluate import evaluate_models
     from unteach.progress import Display
-    from unteach.reports.tables import print_table
+    from unteach.reports.tables import print_evaluation
 
     display = Display()
     evaluation = evaluate_models(
@@ -95,7 +95,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
         **{scorer: given[name] for name, scorer in SCORERS.items() if name in given},
     )
     if evaluation:
-        print_table(evaluation, display.console)
+        print_evaluation(evaluation, display.console)
     return 0
 
 

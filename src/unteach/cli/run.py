@@ -139,9 +139,9 @@ def demo(given: dict[str, Any]) -> int:
 
 
 def _finish(result: Any, display: Any) -> int:
-    from unteach.reports.tables import print_table
+    from unteach.reports.tables import print_evaluation
 
-    print_table(result.evaluation, display.console)
+    print_evaluation(result.evaluation, display.console)
     display.print(f"Report: {result.output_dir / 'report.html'} (also report.md, and figures/)")
     return 0
 

@@ -38,14 +38,14 @@ class PromptSet:
 
 
 PROMPT_SETS: dict[str, PromptSet] = {
-    "unlearned": PromptSet("unlearned", "forget", "forget rows that the model was trained on"),
-    "unseen": PromptSet("unseen", "forget", "of the same kind, never trained on"),
+    "unlearned": PromptSet("forget", "forget", "forget rows that the model was trained on"),
+    "unseen": PromptSet("forget (held out)", "forget", "of the same kind, never trained on"),
     "other_facts": PromptSet(
         "other facts",
         "forget",
         "single facts of the same kind, not in the forget set and not implied by it",
     ),
-    "kept": PromptSet("kept", "kept", "retain rows that the model was trained on"),
+    "kept": PromptSet("retain", "kept", "retain rows that the model was trained on"),
     "kept_unseen": PromptSet("retain (held out)", "kept", "to be kept, never trained on"),
     "retain": PromptSet("retain", "kept", "to be kept"),
     "normal": PromptSet("normal", "normal", "neutral prompts of everyday use"),
@@ -281,7 +281,8 @@ METRICS: dict[str, Metric] = {
         **RATE,
     ),
     "similarity": Metric(
-        title="similarity",
+        title="similarity to the original's answers",
+        short_title="similarity",
         description="likeness to the answer of the original model, 1 for the same meaning",
         higher_is_better=True,
         roles=("normal",),

@@ -1,199 +1,375 @@
-"""What a run's folder says: `report.md`, and with it the figures, the page and the model card."""
+"""`report.md`, `report.html` and the model card of a run's folder."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
-from unteach.files.json_lines import read_json_lines
-from unteach.reports.attacks import attack_section
-from unteach.reports.card import write_card
-from unteach.reports.figures import behaviour_figure, loss_figure
-from unteach.reports.page import write_page
+from unteach.reports.attacks import attack_notes, attack_table, attack_verdict
+from unteach.reports.figures import relearning_chart, run_charts
+from unteach.reports.results import Results, capitalised, interval, number
+from unteach.reports.run_files import RunFiles, fact_groups, read_files
 from unteach.reports.tables import (
-    SEARCH_HEADER,
     SEARCH_NOTE,
-    comparison_rows,
-    markdown_table,
-    picked,
-    scorer_text,
-    search_rows,
-    verdict,
+    Table,
+    markdown_text,
+    search_choice,
+    search_table,
+    summary_table,
 )
 
-
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    if not path.exists():
-        raise UserError(f"{folder} has no {name}: it is no finished run's folder")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _quoted(text: str) -> str:
-    return "> " + " ".join(text.split()) + "\n"
+ROW_LIMIT = 200
+"""Rows of one prompt set that the page lists; of a larger set, the worst ones."""
+EXAMPLE_ROWS = 2
+"""Rows of each prompt set whose texts `report.md` shows."""
+BUDGET_STEPS = 5
+"""Steps over which the retain KL is averaged before it is compared with its budget."""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def examples(folder: Path, per_set: int = 2) -> str:
-    """The first rows of each set whose texts may be shown: prompt, and both models' answers."""
-    lines = read_json_lines(folder / "generations.jsonl")
-    after = {(line["set"], line["key"]): line for line in lines if line["model"] == "unlearned"}
-    shown: dict[str, int] = {}
-    parts = []
-    for line in lines:
-        count = shown.get(line["set"], 0)
-        if line["model"] != "original" or "output" not in line or count >= per_set:
-            continue
-        shown[line["set"]] = count + 1
-        parts.append(
-            f"**{line['set']}**:"
-            f" {' '.join(line['prompt'].split())}\n\nbefore:\n\n{_quoted(line['output'])}\n"
+def typeset(text: str) -> str:
+    """Text with arrows and minus signs instead of `->` and hyphens before digits."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text.replace("->", "\u2192"))
+
+
+def printable(text: str) -> str:
+    """Untrusted text without control characters, lone surrogates and marks that change the
+    direction of writing.
+    """
+    allowed = r"\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff"
+    return re.sub(rf"[^{allowed}]|[\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
+
+
+def fact_table(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and texts as a Markdown table."""
+    return Table(["", ""], pairs).markdown()
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this package; HTML escapes its values."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (typeset, markdown_text, capitalised, fact_table)
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment.get_template(template).render(**values)
+
+
+# --- the page's content
+
+
+def set_tables(results: Results) -> list[dict[str, Any]]:
+    """For each prompt set its metrics, the key metric first; for each metric a cell of each model:
+    value, interval and change.
+    """
+    tables = []
+    first, *_ = results.models.values()
+    for name in dict.fromkeys(name for sets in results.models.values() for name in sets):
+        found = [sets.get(name, {}) for sets in results.models.values()]
+        key, rows = results.key_metric(name), []
+        metrics = dict.fromkeys(metric for metrics in found for metric in metrics)
+        for metric in sorted(metrics, key=lambda metric: metric != key):
+            before, form, cells = first.get(name, {}).get(metric), results.form(metric), []
+            for result in (metrics.get(metric) for metrics in found):
+                changed = None if result is before else results.change(metric, before, result)
+                value = number(result["value"], form) if result else "\u2013"
+                cells.append(
+                    {"value": value, "interval": interval(result, form), "change": changed}
+                )
+            known = [metrics[metric] for metrics in found if metric in metrics]
+            counts = " / ".join(dict.fromkeys(str(result["n"]) for result in known))
+            directions = {True: "higher is better", False: "lower is better", None: ""}
+            row = {"title": results.title(metric), "n": counts, "cells": cells}
+            rows.append({**row, "direction": directions[known[0]["higher_is_better"]]})
+        note = results.sets.get(name, {}).get("description", "")
+        tables.append({"title": results.set_title(name), "note": note, "rows": rows})
+    return tables
+
+
+def status(files: RunFiles) -> list[tuple[str, str, str]]:
+    """(tone, word, text): what improved and what got worse, whether the budget of the retain KL was
+    kept, and why training stopped.
+    """
+    results, run = files.results, files.run
+    found: dict[str, dict[str, list[str]]] = {"good": {}, "bad": {}}
+    for name, metric, before, after in results.compared():
+        change = results.change(metric, before, after)
+        if change and change.tone in found:
+            titles = found[change.tone].setdefault(results.title(metric), [])
+            titles.append(results.set_title(name))
+    lines = []
+    for tone, word in (("good", "Improved"), ("bad", "Worse")):
+        text = "; ".join(f"{title} ({', '.join(names)})" for title, names in found[tone].items())
+        lines.append((tone if text else "flat", word, text or "nothing: all intervals overlap"))
+    budget, kept = run.get("max_retain_kl"), run.get("kept_step") or math.inf
+    steps = [line for line in files.steps if "retain_kl" in line and line["step"] <= kept]
+    if budget is not None and steps:
+        recent = [line["retain_kl"] for line in steps[-BUDGET_STEPS:]]
+        mean = sum(recent) / len(recent)
+        tone, word = ("good", "Budget held") if mean <= budget else ("bad", "Budget exceeded")
+        text = (
+            f"retain KL {mean:.3f} nats per token (mean of the last {len(recent)} steps kept),"
+            f" budget {budget:g}; highest step {max(line['retain_kl'] for line in steps):.3f}"
         )
-        parts.append(f"after:\n\n{_quoted(after[line['set'], line['key']]['output'])}\n")
-    return "\n".join(parts)
+        lines.append((tone, word, text))
+    if reason := run.get("stop_reason"):
+        place = f"step {run.get('kept_step', '?')} of {run.get('steps', '?')}"
+        lines.append(("flat", "Stopped", f"{reason}; the weights are those of {place}"))
+    return lines
 
 
-def checkpoint_table(folder: Path, keys: Sequence[str] = (), rows: int = 2) -> str:
-    """What the model said to a few forget prompts at each probe; empty if texts of the run may not
-    be shown or none were kept.
-
-    Args:
-        folder (`Path`): a run's folder.
-        keys: keys of the rows to show; default: the first `rows` of the set `unlearned` that were
-            probed.
-        rows (`int`)
+def row_lists(files: RunFiles, limit: int = ROW_LIMIT) -> list[dict[str, Any]]:
+    """For each prompt set its rows, worst answer of the last model first: short key, metrics of all
+    models, texts if they are not hidden.
     """
-    lines = read_json_lines(folder / "generations.jsonl")
-    prompts = {
-        line["key"]: " ".join(line["prompt"].split())
-        for line in lines
-        if line["set"] == "unlearned" and "prompt" in line
-    }
-    said = {}
-    for path in (folder / "work").glob("said-at-*.json"):
-        match = re.fullmatch(r"said-at-(\d+)", path.stem)
-        if match:
-            said[int(match.group(1))] = json.loads(path.read_text(encoding="utf-8"))
-    if not said:
-        return ""
-    probed = [key for key in prompts if all(key in answers for answers in said.values())]
-    chosen = [key for key in keys if key in probed] or probed[:rows]
-    if not chosen:
-        return ""
-    header = ["prompt", *("before" if step == 0 else f"step {step}" for step in sorted(said))]
-    table = [
-        [_cell_text(prompts[key]), *(_cell_text(said[step][key]) for step in sorted(said))]
-        for key in chosen
-    ]
-    return markdown_table(header, table)
+    results, models = files.results, list(dict.fromkeys(r["model"] for r in files.records))
+    groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    places: dict[tuple[str, ...], Any] = {}
+    for record in files.records:
+        # a row that stands in a set twice has the same key twice
+        place = places.setdefault((record["model"], record["set"], record["key"]), count())
+        rows = groups.setdefault(record["set"], {})
+        rows.setdefault((record["key"], next(place)), {})[record["model"]] = record
+    lists = []
+    for name, rows in groups.items():
+        records = [record for row in rows.values() for record in row.values()]
+        metrics = dict.fromkeys(metric for r in records for metric in r.get("metrics", {}))
+        key = results.key_metric(name) or ""
+        scored = [sets.get(name, {}).get(key) for sets in results.models.values()]
+        sign = 1 if any(result and result["higher_is_better"] for result in scored) else -1
 
+        def badness(row: Mapping[str, Any], key: str = key, sign: int = sign) -> float:
+            value = row.get(models[-1], {}).get("metrics", {}).get(key)
+            return -math.inf if value is None else sign * float(value)
 
-def _cell_text(text: str) -> str:
-    """Text that fits a cell of a Markdown table; an empty answer says so."""
-    return " ".join(text.split()).replace("|", "\\|") or "(nothing)"
-
-
-def _training_facts(run: Mapping[str, Any]) -> list[list[str]]:
-    """What is said of the training: steps and stop of unlearning, or the price of each stage of a
-    baseline.
-    """
-    if "steps" not in run:
-        return [
-            ["needs", f"{run['needs']}, {run['forget_rows']} rows"],
-            *(
-                [
-                    f"stage {cost['stage']}",
-                    (
-                        f"{cost['seconds']:.0f} s; tokens: {cost['data_tokens']} of data,"
-                        f" {cost['generated_tokens']} generated, {cost['training_tokens']}"
-                        " trained on"
-                    ),
-                ]
-                for cost in run["costs"]
-            ),
+        ordered = [*(m for m in metrics if m == key), *(m for m in metrics if m != key)]
+        worst = sorted(rows.items(), key=lambda item: badness(item[1]))[:limit]
+        listed = [
+            {
+                "key": row_key[:12],
+                "values": [_row_values(results, metric, row, models) for metric in ordered],
+                "texts": _texts([row[model] for model in models if "output" in row.get(model, {})]),
+            }
+            for (row_key, _), row in worst
         ]
-    return [
-        ["steps (weights kept from step)", f"{run['steps']} ({run['kept_step']})"],
-        ["why it stopped", run["stop_reason"]],
-        ["forget rows, retain rows", f"{run['forget_rows']}, {run['retain_rows']}"],
-        ["passages that the model recited itself", str(run.get("recited_passages", "not asked"))],
+        titles = [results.title(metric) for metric in ordered]
+        entry = {"title": results.set_title(name), "total": len(rows)}
+        lists.append({**entry, "rows": listed, "metrics": titles})
+    return lists
+
+
+def _row_values(
+    results: Results, metric: str, row: Mapping[str, Any], models: Sequence[str]
+) -> str:
+    texts = []
+    for model in models:
+        metrics = row.get(model, {}).get("metrics", {})
+        value = metrics.get(metric)
+        if metric not in metrics:
+            texts.append("\u2013")
+        elif results.is_rate(metric) and value in (0, 1):
+            texts.append("yes" if value else "no")
+        else:
+            texts.append(number(value, results.form(metric)))
+    return " -> ".join(texts)
+
+
+def _texts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    if not records:
+        return []
+    texts = [(name, records[0].get(name, "")) for name in ("prompt", "expected")]
+    texts += [(record["model"], record["output"] or "(empty)") for record in records]
+    return [(name.replace("_", " "), printable(text.strip())) for name, text in texts if text]
+
+
+def page_text(files: RunFiles, content: Mapping[str, Any]) -> str:
+    """`report.html`: one page that fetches nothing and opens from disk."""
+    results = files.results
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8").strip()
+    text = rendered(
+        "page.html.j2",
+        **content,
+        status=status(files),
+        models=[name.replace("_", " ") for name in results.models],
+        tables=set_tables(results),
+        lists=row_lists(files),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    # an answer may end its lines in spaces, which validators of HTML object to
+    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+# --- Markdown
+
+
+def examples(records: Sequence[Mapping[str, Any]], per_set: int = EXAMPLE_ROWS) -> list[list[str]]:
+    """(prompt set, prompt, original answer, unlearned answer) of the first rows of each set whose
+    texts are not hidden.
+    """
+    after = {(r["set"], r["key"]): r for r in records if r["model"] == "unlearned"}
+    chosen: dict[str, list[list[str]]] = {}
+    for record in records:
+        rows = chosen.setdefault(record["set"], [])
+        if record["model"] == "original" and "output" in record and len(rows) < per_set:
+            answers = [record["output"], after[record["set"], record["key"]]["output"]]
+            texts = [" ".join(text.split()) for text in (record["prompt"], *answers)]
+            rows.append([record["set"], *texts])
+    return [row for rows in chosen.values() for row in rows]
+
+
+def probe_table(folder: Path, records: Sequence[Mapping[str, Any]], rows: int = 2) -> Table | None:
+    """Answers to a few forget prompts at each probe, after Table 6 of Yao et al. 2024; `None` if
+    texts are hidden or no answers were stored.
+    """
+    prompts = {
+        record["key"]: record["prompt"]
+        for record in records
+        if record["set"] == "unlearned" and "prompt" in record
+    }
+    answers = {}
+    for path in (folder / "work").glob("*-*.json"):
+        if match := re.fullmatch(r"(?:probe-outputs|said-at)-(\d+)", path.stem):
+            answers[int(match[1])] = json.loads(path.read_text(encoding="utf-8"))
+    probed = [key for key in prompts if all(key in found for found in answers.values())][:rows]
+    if not answers or not probed:
+        return None
+    steps = sorted(answers)
+    cells = [[prompts[key], *(answers[step][key] for step in steps)] for key in probed]
+    header = ["prompt", *(f"step {step}" if step else "original" for step in steps)]
+    return Table(header, [[text if text.strip() else "(empty)" for text in row] for row in cells])
+
+
+def card_text(folder: Path, files: RunFiles) -> str:
+    """`README.md`: metadata for the hub and Markdown, without the text of any prompt or answer."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    results, run = files.results, files.run
+    adapter = (folder / "adapter").is_dir()
+    scenario = str(results.content.get("scenario", "unlearning"))
+    scores = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=scenario,
+            dataset_name=f"{scenario}: {results.set_title(name)}",
+            metric_type=metric,
+            metric_value=round(after["value"], 4),
+            metric_name=results.title(metric),
+        )
+        for name, metric, _, after in results.compared()
     ]
+    taught = run.get("original_model_hash") != run.get("base_model_hash")
+    base: dict[str, Any] = {}
+    if files.hub_id and not (taught and adapter):  # an adapter of a taught model fits no hub model
+        relation = "adapter" if adapter else "finetune"
+        base = {"base_model": files.hub_id, "base_model_relation": relation}
+    data = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["unlearning", "unteach"],
+        metrics=list(dict.fromkeys(score.metric_type for score in scores)) or None,
+        model_name=files.name,
+        eval_results=scores or None,
+        **base,
+    )
+    body = rendered(
+        "card.md.j2",
+        name=files.name,
+        model=run.get("model") or files.config.get("model"),
+        scenario=scenario,
+        run=run,
+        taught=taught,
+        adapter=adapter,
+        results=results,
+        summary=summary_table(results),
+        facts=fact_groups(files),
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+# --- files
+
+
+def report_content(folder: Path, files: RunFiles) -> dict[str, Any]:
+    """What the page and `report.md` both show; draws the figures."""
+    search, attacks = files.run.get("search"), files.attacks
+    found = {"choice": search_choice(search), "table": search_table(search)} if search else None
+    attacked: dict[str, Any] | None = None
+    if attacks:
+        verdict, notes = attack_verdict(attacks), attack_notes(attacks)
+        attacked = {"verdict": verdict, "table": attack_table(attacks), "notes": notes}
+        attacked["chart"] = relearning_chart(folder, attacks)
+    return {
+        "name": files.name,
+        "run": files.run,
+        "results": files.results,
+        "charts": run_charts(folder, files),
+        "search": found,
+        "search_note": SEARCH_NOTE,
+        "attacks": attacked,
+        "facts": fact_groups(files),
+    }
+
+
+def write_page(folder: Path) -> Path:
+    """Draws the figures and writes `report.html` from `eval.json` and the other files of a folder.
+
+    Raises:
+        UserError: if `eval.json` is missing or a file cannot be read.
+    """
+    files = read_files(folder)
+    write_text_atomically(folder / "report.html", page_text(files, report_content(folder, files)))
+    return folder / "report.html"
+
+
+def write_card(folder: Path) -> Path:
+    """Writes `README.md`, also beside the weights, so that a push of their folder carries it.
+
+    Raises:
+        UserError: if `eval.json` is missing or a file cannot be read.
+    """
+    text = card_text(folder, read_files(folder))
+    for target in (folder, folder / "model", folder / "adapter"):
+        if target.is_dir():
+            write_text_atomically(target / "README.md", text)
+    return folder / "README.md"
 
 
 def write_report(folder: Path) -> Path:
-    """Draws the figures and writes `report.md`, `report.html` and the card from what the run left.
-
-    Returns:
-        the path of `report.md`.
+    """Draws the figures and writes `report.md`, `report.html` and the card; returns the first.
 
     Raises:
-        UserError: if the folder lacks one of them.
+        UserError: if `eval.json` or `run.json` is missing, or a file cannot be read.
     """
-    evaluation, run = _read(folder, "eval.json"), _read(folder, "run.json")
-    (folder / "figures").mkdir(exist_ok=True)
-    behaviour = behaviour_figure(folder, run.get("kept_step"))
-    losses = loss_figure(folder, run.get("max_retain_kl"))
-    header, rows = comparison_rows(evaluation)
-    facts = [
-        ["model", run["model"]],
-        ["method", run["method"]],
-        *_training_facts(run),
-        ["leak threshold (BLEU)", f"{run['leak_threshold_bleu']:.1f}"],
-        [
-            "seconds in all; tokens a second in training",
-            f"{run['seconds']:.0f}; {run['tokens_per_second']}",
-        ],
-        ["peak memory", f"{run['peak_memory_bytes'] / 2**30:.1f} GiB"],
-        ["seed", str(run["seed"])],
-        [
-            "hash of the model before, after",
-            f"{run['original_model_hash'][:12]}, {run['unlearned_model_hash'][:12]}",
-        ],
-    ]
-    parts = [
-        f"# Unlearning report: {run['scenario']}\n",
-        f"{verdict(evaluation)}\n",
-        "## Before and after\n",
-        markdown_table(header, rows),
-        (
-            "Leak rate: share of greedy continuations whose BLEU against the true text is above the"
-            " threshold that unrelated passages reach (99th percentile). Fluency: mean NLL of the"
-            " answer under the model before teaching; NM means not meaningful.\n"
-        ),
-    ]
-    if "search" in run:
-        found = run["search"]
-        parts += [
-            "## Why this method\n",
-            f"{picked(found)}\n",
-            markdown_table(SEARCH_HEADER, search_rows(found)),
-            f"{SEARCH_NOTE}\n",
-        ]
-    if behaviour:
-        parts.append(f"![behaviour](figures/{behaviour.name})\n")
-    if losses:
-        parts.append(f"![losses](figures/{losses.name})\n")
-    parts.append(
-        "\n".join(
-            f"- {metric}: scored by {scorer_text(fact)}"
-            for metric, fact in evaluation.get("scorers", {}).items()
-        )
-        + "\n"
+    if not (folder / "run.json").exists():
+        raise UserError(f"{folder} has no run.json: it is not the folder of a finished run")
+    files = read_files(folder)
+    content = report_content(folder, files)
+    text = rendered(
+        "report.md.j2",
+        **content,
+        summary=summary_table(files.results),
+        examples=examples(files.records),
+        probes=probe_table(folder, files.records),
     )
-    parts += attack_section(folder)
-    shown = examples(folder)
-    if shown:
-        parts += ["## What it says\n", shown]
-    over_time = checkpoint_table(folder)
-    if over_time:
-        parts += ["## The same prompts while it unlearned\n", over_time]
-    parts += ["## The run\n", markdown_table(["", ""], facts)]
-    path = folder / "report.md"
-    write_text_atomically(path, "\n".join(parts))
-    write_page(folder)
+    write_text_atomically(folder / "report.md", text)
+    write_text_atomically(folder / "report.html", page_text(files, content))
     write_card(folder)
-    return path
+    return folder / "report.md"

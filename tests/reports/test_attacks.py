@@ -1,4 +1,4 @@
-"""The table and the sentence of `attacks.json`."""
+"""The table and the sentence for `attacks.json`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 
 from unteach.reports.attacks import (
     attack_notes,
-    attack_rows,
+    attack_table,
     attack_verdict,
     print_attacks,
     read_attacks,
-    relearning_figure,
 )
+from unteach.reports.figures import relearning_chart
 
 
 def result(value, n=10, low=None, high=None):
@@ -50,27 +50,31 @@ def found():
 
 
 def test_each_attack_has_a_row_with_every_model_beside_the_original():
-    header, rows = attack_rows(found())
-    assert header == ["attack", "measure", "n", "original", "unlearned", "never knew"]
+    table = attack_table(found())
+    rows = table.rows
+    assert table.header == ["attack", "measure", "n", "original", "unlearned", "never knew"]
     assert rows[0] == ["no attack", "leak rate", "10", "100%", "0% [0%, 28%]", "-"]
     assert rows[1] == ["4-bit weights", "leak rate", "10", "10%", "30%", "-"]
     assert rows[3] == ["", "steps to half", "6", "-", "> 20", "12"]
 
 
-def test_the_sentence_names_the_worst_attack_with_the_original_and_the_steps_beside_a_model_that_never_knew():
+def test_the_sentence_names_the_strongest_attack_and_the_steps_of_relearning():
     text = attack_verdict(found())
-    assert "most under 4-bit weights: 30% (the original under the same: 10%)" in text
-    assert "half is back after > 20 steps (a model that never knew: 12)" in text
+    assert "highest under 4-bit weights: 30% (original model under the same attack: 10%)" in text
+    assert "half is relearned after > 20 steps (a model that never knew: 12)" in text
 
 
-def test_what_was_not_made_is_said():
+def test_attacks_that_were_not_made_are_noted():
     assert "not made: distance (no model to compare with)" in attack_notes(found())
 
 
-def test_the_curves_become_a_figure(tmp_path):
+def test_the_relearning_curves_become_a_figure(tmp_path):
     (tmp_path / "attacks.json").write_text(json.dumps(found()))
-    assert relearning_figure(tmp_path, read_attacks(tmp_path)).stat().st_size > 1000
-    assert relearning_figure(tmp_path, found() | {"curves": {}}) is None
+    chart = relearning_chart(tmp_path, read_attacks(tmp_path))
+    assert (tmp_path / "figures" / "relearning.png").stat().st_size > 1000
+    assert "Relearning from forget rows (4)" in chart.svg
+    assert "never knew: 0.00 at step 0, 0.50 at step 12" in chart.description
+    assert relearning_chart(tmp_path, found() | {"curves": {}}) is None
     assert read_attacks(tmp_path / "nowhere") is None
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 
 from unteach.reports.comparison import (
     Cell,
     as_csv,
-    as_latex,
-    columns,
+    comparison_columns,
+    comparison_results,
     comparison_table,
-    escaped,
-    shown,
     write_comparison,
 )
-from unteach.reports.figures import bars, cost_figure
+from unteach.reports.figures import cost_bars, cost_figure
+
+
+def table_of(cells, **options):
+    return comparison_table(cells, comparison_results(cells, EVALUATION), **options)
 
 
 def number(value, low=None, high=None, better=False):
@@ -55,65 +58,68 @@ EVALUATION = {
 }
 
 
-def test_forget_sets_show_the_rate_and_normal_ones_the_use(cells):
-    assert columns(cells, "harmful_rate") == [
+def test_forget_sets_show_the_rate_and_normal_ones_the_utility(cells):
+    assert comparison_columns(cells, comparison_results(cells, EVALUATION)) == [
         ("unlearned", "harmful_rate"),
         ("unlearned", "diversity"),
         ("unlearned", "fluency"),
         ("unseen", "harmful_rate"),
         ("unseen", "fluency"),
-        ("normal", "utility_reward"),
         ("normal", "similarity"),
+        ("normal", "utility_reward"),
     ]
 
 
-def test_a_value_is_shown_with_its_interval_rates_in_percent():
-    assert shown(number(0.05, 0.011, 0.196), "harmful_rate") == "5 [1, 20]"
-    assert shown(number(-1.5, -2.0, -1.0), "utility_reward") == "-1.50 [-2.00, -1.00]"
-    assert shown(number(0.4567), "diversity") == "0.457"
-    assert (shown(number(None), "fluency"), shown(None, "fluency")) == ("NM", "-")
+def test_rates_are_in_percent_and_have_intervals(cells):
+    table = table_of(cells)
+    assert table.titles[2] == "forget: harmful rate (%)"
+    assert table.rows[1][2] == "5 [1, 20]"
+    assert table.rows[1][8] == "-1.50 [-2.00, -1.00]"
 
 
 def test_the_original_is_not_compared_with_itself(cells):
-    header, rows = comparison_table(cells, "harmful_rate", interval=False)
-    assert (
-        header[:3] == ["model", "method", "unlearned: harmful rate (%)"] and header[-1] == "seconds"
-    )
-    assert rows[0] == ["a/b_c", "original", "90", "0.500", "2.00", "90", "2.00", "-1.50", "-", "-"]
-    assert rows[1] == ["a/b_c", "ga", "5", "0.500", "NM", "5", "NM", "-1.50", "0.50", "61"]
+    table = table_of(cells, intervals=False)
+    assert table.header[:3] == ["model", "method", "harmful rate (%)"]
+    assert table.header[-1] == "seconds"
+    rows = table.rows
+    assert rows[0] == ["a/b_c", "original", "90", "0.50", "2.00", "90", "2.00", "-", "-1.50", "-"]
+    assert rows[1] == ["a/b_c", "ga", "5", "0.50", "NM", "5", "NM", "0.50", "-1.50", "61"]
+
+
+def test_a_metric_that_the_evaluation_does_not_state_still_has_a_column(cells):
+    facts = comparison_results(cells[:1], EVALUATION).content
+    normal = {"odd_reward": number(1.0), "utility_reward": number(2.0)}
+    more = [Cell("m", "ga", {"normal": normal})]
+    facts["metrics"] = {"harmful_rate": facts["metrics"]["harmful_rate"]}
+    assert comparison_columns(more, comparison_results(more, facts)) == [
+        ("normal", "utility_reward")
+    ]
 
 
 def test_the_csv_keeps_every_digit_and_a_line_for_each_number(cells):
     lines = list(csv.DictReader(io.StringIO(as_csv(cells))))
     assert len(lines) == 3 * 7
     first = lines[0]
-    assert (
-        first["model"],
-        first["prompt_set"],
-        first["metric"],
-        first["value"],
-        first["ci_low"],
-    ) == (
-        "a/b_c",
-        "unlearned",
-        "harmful_rate",
-        "0.9",
-        "0.01",
-    )
-    assert [
-        line["value"] for line in lines if line["method"] == "ga" and line["metric"] == "fluency"
-    ] == ["", ""]
+    names = ("model", "prompt_set", "metric", "value", "ci_low")
+    assert [first[name] for name in names] == ["a/b_c", "unlearned", "harmful_rate", "0.9", "0.01"]
+    fluency = [line for line in lines if line["method"] == "ga" and line["metric"] == "fluency"]
+    assert [line["value"] for line in fluency] == ["", ""]
+
+
+def body_of(latex):
+    lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    return [line for line in lines if "multicolumn" not in line]
 
 
 def test_latex_is_escaped_and_its_columns_add_up(cells):
-    text = as_latex(cells, "harmful_rate")
-    assert r"a/b\_c & ga" in text and r"harmful rate (\%)" in text and text.count(r"\midrule") == 2
-    body = [
-        line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line
-    ]
-    assert {line.count(" & ") for line in body} == {9}
-    assert r"\multicolumn{3}{c}{unlearned}" in text
-    assert escaped(r"50% of a_b \ ~") == r"50\% of a\_b \textbackslash{} \textasciitilde{}"
+    text = table_of(cells).latex()
+    assert r"a/b\_c & ga" in text and r"harmful rate (\%)" in text
+    assert text.count(r"\midrule") == 2
+    assert {line.count(" & ") for line in body_of(text)} == {9}
+    top = next(line for line in text.splitlines() if "multicolumn" in line)
+    assert r"\multicolumn{3}{c}{forget}" in top
+    spans = [int(digits) for digits in re.findall(r"multicolumn\{(\d+)\}", top)]
+    assert top.count(" & ") + sum(span - 1 for span in spans) == 9
 
 
 def test_all_four_files_are_written_and_name_the_scorers(cells, tmp_path):
@@ -151,27 +157,26 @@ def priced():
     ]
 
 
-def test_beside_a_baseline_the_cost_is_split_and_the_needs_are_said(priced):
-    header, rows = comparison_table(priced, "harmful_rate")
-    assert header[-8:-4] == ["seconds", "% of rlhf", "data tokens", "generated tokens"]
+def test_beside_a_baseline_the_cost_is_split_and_the_needs_are_stated(priced):
+    table = table_of(priced)
+    rows = table.rows
+    assert table.header[-8:-4] == ["seconds", "% of rlhf", "data tokens", "generated tokens"]
     assert rows[0][-8:] == ["-"] * 8
     assert rows[1][-8:] == ["2", "2.5", "5", "6", "7", "8", "no", "no"]
     assert rows[2][-8:] == ["80", "100.0", "5", "6", "7", "8", "yes", "yes"]
     assert rows[3][-7] == "-", "the share is of the same model's RLHF, and this model has none"
-    body = [
-        line
-        for line in as_latex(priced, "harmful_rate").splitlines()
-        if line.endswith(r"\\") and "multicolumn" not in line
-    ]
-    assert {line.count(" & ") for line in body} == {len(header) - 1}
+    assert {line.count(" & ") for line in body_of(table.latex())} == {len(table.header) - 1}
 
 
-def test_without_a_baseline_the_table_has_the_seconds_alone(priced):
-    assert comparison_table(priced[:2], "harmful_rate")[0][-1] == "seconds"
+def test_without_a_baseline_the_table_has_the_seconds_only(priced):
+    assert table_of(priced[:2]).header[-1] == "seconds"
 
 
 def test_the_figure_names_the_share_of_rlhf_and_is_sorted_by_time(priced, tmp_path):
-    assert bars(priced[:3]) == [("ours", 2.0, "2 s, 2%", True), ("full", 80.0, "80 s, 100%", False)]
-    assert [bar[:1] for bar in bars(priced)] == [("ours (m)",), ("ours (n)",), ("full (m)",)]
+    assert cost_bars(priced[:3]) == [
+        ("ours", 2.0, "2 s, 2%", False),
+        ("full", 80.0, "80 s, 100%", True),
+    ]
+    assert [bar[0] for bar in cost_bars(priced)] == ["ours (m)", "ours (n)", "full (m)"]
     assert cost_figure(tmp_path, priced[:2]) is None and not (tmp_path / "cost.png").exists()
     assert cost_figure(tmp_path, priced).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,224 @@
+"""The results in an `eval.json` of any version, and how tables, pages and cards write them.
+
+Titles, formats and directions come from the file: nothing here, nor in any other report, depends on
+a metric's or a prompt set's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unteach.evaluation.metrics import upgraded
+
+NOT_MEANINGFUL = "NM"
+MISSING = "-"
+Result = Mapping[str, Any]
+Sets = Mapping[str, Mapping[str, Result]]
+
+
+def number(value: float | None, form: str) -> str:
+    """A value by a format specification; `NM` where it is not meaningful."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEANINGFUL
+    return format(value, form)
+
+
+def interval(result: Result | None, form: str) -> str:
+    """The 95% interval in brackets; empty where there is none."""
+    if not result or None in (result["value"], result["ci_low"], result["ci_high"]):
+        return ""
+    return f"[{number(result['ci_low'], form)}, {number(result['ci_high'], form)}]"
+
+
+def shown(result: Result | None, form: str, *, with_interval: bool = True) -> str:
+    """A value with its interval; `-` where there is no result."""
+    if result is None:
+        return MISSING
+    ends = interval(result, form) if with_interval else ""
+    return f"{number(result['value'], form)} {ends}".rstrip()
+
+
+def before_after(before: str, after: str) -> str:
+    """Two texts with an arrow between them; one dash where both are missing."""
+    return MISSING if before == after == MISSING else f"{before} -> {after}"
+
+
+def capitalised(text: str) -> str:
+    """The text with its first letter in upper case and all others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a value moved: an arrow, a word, and whether that is `good`, `bad` or `flat`."""
+
+    arrow: str
+    word: str
+    tone: str = "flat"
+
+
+class Results:
+    """The content of an `eval.json`.
+
+    Attributes:
+        content: the file's content, of the newest version.
+        models: model to prompt set to metric to result.
+        metrics, sets: what the file states about each metric and each prompt set.
+        headline: the rate that decides whether a run has forgotten.
+    """
+
+    def __init__(self, evaluation: Mapping[str, Any]) -> None:
+        self.content = upgraded(evaluation)
+        self.models: Mapping[str, Sets] = self.content["models"]
+        self.metrics: Mapping[str, Mapping[str, Any]] = self.content["metrics"]
+        self.sets: Mapping[str, Mapping[str, Any]] = self.content["prompt_sets"]
+        keys = [self.key_metric(name) for name in self.sets_of("forget")]
+        self.headline = str(self.content.get("headline") or next(iter(keys), ""))
+
+    @property
+    def pair(self) -> tuple[Sets, Sets]:
+        """Results of the original model (or the first) and the unlearned one (or the last)."""
+        models = list(self.models.values())
+        before, after = self.models.get("original"), self.models.get("unlearned")
+        return before or models[0], after or models[-1]
+
+    def title(self, metric: str, *, short: bool = False) -> str:
+        """A metric's title."""
+        facts = self.metrics.get(metric, {})
+        return str(facts.get("short_title" if short else "title", metric.replace("_", " ")))
+
+    def set_title(self, name: str) -> str:
+        """A prompt set's title."""
+        return str(self.sets.get(name, {}).get("title", name.replace("_", " ")))
+
+    def form(self, metric: str) -> str:
+        """The format specification of a metric's values."""
+        return str(self.metrics.get(metric, {}).get("format", ".3g"))
+
+    def is_rate(self, metric: str) -> bool:
+        """Whether a row's value is 0 or 1."""
+        return self.metrics.get(metric, {}).get("interval") == "wilson"
+
+    def sets_of(self, *roles: str) -> list[str]:
+        """Names of the prompt sets with one of these roles."""
+        return [name for name, facts in self.sets.items() if facts["role"] in roles]
+
+    def key_metric(self, name: str) -> str | None:
+        """The metric of a prompt set that is read first."""
+        found = self.sets.get(name, {}).get("key_metric")
+        return None if found is None else str(found)
+
+    def shown(self, metric: str, result: Result | None, *, with_interval: bool = True) -> str:
+        """A metric's result in its own format."""
+        return shown(result, self.form(metric), with_interval=with_interval)
+
+    def before_after(self, name: str, metric: str, *, with_interval: bool = False) -> str:
+        """`original -> unlearned` of a metric on a prompt set."""
+        results = (sets.get(name, {}).get(metric) for sets in self.pair)
+        texts = [self.shown(metric, result, with_interval=with_interval) for result in results]
+        return before_after(*texts)
+
+    def change(self, metric: str, before: Result | None, after: Result | None) -> Change | None:
+        """How a value moved; not clear where the intervals overlap, `None` where the metric itself
+        compares with the original model.
+        """
+        if self.metrics.get(metric, {}).get("against_original") or not before or not after:
+            return None
+        if before["value"] is None or after["value"] is None:
+            return None
+        if self.shown(metric, before, with_interval=False) == self.shown(
+            metric, after, with_interval=False
+        ):
+            return Change("=", "same")
+        up = after["value"] > before["value"]
+        arrow = "\u2191" if up else "\u2193"
+        ends = [result[end] for result in (before, after) for end in ("ci_low", "ci_high")]
+        if None in ends or (ends[0] <= ends[3] and ends[2] <= ends[1]):
+            return Change(arrow, "not clear")
+        if after["higher_is_better"] is None:
+            return Change(arrow, "changed")
+        better = up == after["higher_is_better"]
+        return Change(arrow, "better" if better else "worse", "good" if better else "bad")
+
+    def compared(self) -> Iterator[tuple[str, str, Result, Result]]:
+        """(prompt set, metric, before, after) of each metric that has a value for both models."""
+        before, after = self.pair
+        for name, metrics in before.items():
+            for metric, result in metrics.items():
+                other = after.get(name, {}).get(metric)
+                if other and result["value"] is not None and other["value"] is not None:
+                    yield name, metric, result, other
+
+    def summary_metrics(self) -> list[str]:
+        """Metrics with a column in the table of both models."""
+        used = dict.fromkeys(
+            metric for sets in self.pair for found in sets.values() for metric in found
+        )
+        return [
+            metric
+            for metric, facts in self.metrics.items()
+            if metric in used and (facts["in_summary"] or metric == self.headline)
+        ]
+
+    def by_importance(self, metrics: Sequence[str]) -> list[str]:
+        """Metrics, those first that are key on a prompt set, then those that compare runs."""
+        keys = [self.headline, *filter(None, map(self.key_metric, self.sets))]
+        compared = [metric for metric in metrics if self.metrics[metric]["compare_on"]]
+        return [
+            metric for metric in dict.fromkeys([*keys, *compared, *metrics]) if metric in metrics
+        ]
+
+    def compare_metrics(self, name: str, found: Mapping[str, Any]) -> list[str]:
+        """Metrics of a prompt set with a column in a table of several runs."""
+        role = self.sets.get(name, {}).get("role", "kept")
+        first = [self.headline] if role != "normal" else []
+        others = [name for name, facts in self.metrics.items() if role in facts["compare_on"]]
+        return [metric for metric in dict.fromkeys([*first, *others]) if metric in found]
+
+    def announcement(self) -> str:
+        """The change of the headline rate on the first forget set, in a few words."""
+        both = {(name, metric): pair for name, metric, *pair in self.compared()}
+        for name in self.sets_of("forget"):
+            if found := both.get((name, self.headline)):
+                title = capitalised(self.title(self.headline))
+                before, after = (self.shown(self.headline, r, with_interval=False) for r in found)
+                if before == after:
+                    return f"{title} unchanged at {after}"
+                way = "down" if found[1]["value"] < found[0]["value"] else "up"
+                return f"{title} {way} from {before} to {after}"
+        return "No forget set was scored"
+
+    def verdict(self) -> str:
+        """The key metric of each prompt set before and after, in one sentence."""
+        parts: dict[str, list[str]] = {}
+        both = {(name, metric): pair for name, metric, *pair in self.compared()}
+        for name in self.sets_of("forget", "kept", "normal"):
+            metric = self.key_metric(name) or ""
+            if (name, metric) not in both:
+                continue
+            text = self.before_after(name, metric)
+            if self.metrics[metric]["against_original"]:
+                text = self.shown(metric, both[name, metric][1], with_interval=False)
+            parts.setdefault(metric, []).append(f"{self.set_title(name)} {text}")
+        scored = any((name, self.headline) in both for name in self.sets_of("forget"))
+        texts = [f"{self.title(metric)}: {', '.join(found)}" for metric, found in parts.items()]
+        missing = [] if scored else ["no forget set was scored"]
+        return capitalised("; ".join([*missing, *texts])) + "."
+
+    def scorers(self) -> dict[str, str]:
+        """Metric titles with who scored them, and the held-out accuracy of a trained scorer."""
+        found = {}
+        for metric, fact in self.content.get("scorers", {}).items():
+            accuracy, text = fact.get("held_out_accuracy"), str(fact["name"])
+            if accuracy is not None:
+                text += f" (held-out accuracy {accuracy:.0%} on {fact['n']} answers)"
+            found[self.title(metric)] = text
+        threshold = self.content.get("leak_threshold_bleu")
+        if threshold is not None:
+            found["leak threshold"] = f"BLEU above {threshold:.2f} against the expected text"
+        if model := self.content.get("fluency_model"):
+            found["fluency model"] = str(model)
+        return found
