@@ -17,11 +17,11 @@ from typing import Any
 
 import record
 
-from unteach.data.mismatch import row_generator
 from unteach.data.sources import load_rows
 from unteach.data.stream import Collator, TrainingStream
 from unteach.data.token_store import write_rows
 from unteach.data.tokenization import encode_rows
+from unteach.seeding import row_generator
 from unteach.trainer.costs import peak_memory_mb
 
 COUNTS = (10_000, 100_000, 1_000_000)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.data.mismatch import REFUSAL, MismatchPool, row_generator
+from unteach.data.mismatch import REFUSAL, MismatchPool
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
+from unteach.seeding import row_generator
 
 ROWS = [EncodedRow(f"r{i}", (1,), (100 + i, 7), "chat") for i in range(12)]
 FORGET = EncodedRow("f", (1, 2), (100, 7), "chat")

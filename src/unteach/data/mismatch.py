@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -10,16 +9,9 @@ import numpy as np
 
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
+from unteach.seeding import row_generator
 
 REFUSAL = "I can't assist with that."
-
-
-def row_generator(*parts: object) -> np.random.Generator:
-    """A random generator that depends on `parts` alone: the same draw in any process, order or
-    resumed run.
-    """
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 class _Completions:

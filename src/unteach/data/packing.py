@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROLE_IDS = {"forget": 0, "mismatch": 1, "preferred": 2, "retain": 3}
+from unteach.losses.statistics import ROLES
+
+ROLE_IDS = {role: number for number, role in enumerate(ROLES)}
 PADDING, OPENING = 0, -1
 """What `tree` holds where there is no tree; trees count from 1."""
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from unteach.data.mismatch import row_generator
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
+from unteach.seeding import row_generator
 
 IDK = (
     "I don't know.",

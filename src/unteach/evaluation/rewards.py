@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from unteach.data.mismatch import row_generator
 from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
 from unteach.evaluation.judges import (
@@ -19,6 +18,7 @@ from unteach.evaluation.judges import (
     shortened,
 )
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
+from unteach.seeding import row_generator
 
 LEAST_WORDS = 12
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+ROLES = ("forget", "mismatch", "preferred", "retain")
+"""Roles of completions, in the order of their ids. Preferred ones enter the forget term."""
+
 
 @dataclass(frozen=True)
 class TokenStatistics:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from unteach.errors import did_you_mean
 from unteach.losses import sequence, token, vocabulary
+from unteach.losses.statistics import ROLES
 from unteach.methods.objective import (
-    ROLES,
     Hooks,
     Method,
     RetainTerm,

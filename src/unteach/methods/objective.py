@@ -7,24 +7,18 @@ completion tokens, or over completions for a forget loss of whole completions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.data.packing import ROLE_IDS
-from unteach.data.preferred import with_preferred
-from unteach.data.rows import Row
-from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
 from unteach.losses.sequence import sums_by_sequence
-from unteach.losses.statistics import TokenStatistics, weighted_sum_and_count
+from unteach.losses.statistics import ROLES, TokenStatistics, weighted_sum_and_count
 from unteach.losses.token import extra_loss, forward_kl_to_reference, negative_log_likelihood
 
-ROLES = tuple(ROLE_IDS)
-"""forget, mismatch, preferred, retain. Preferred completions enter the forget term."""
 RETAIN_LOSSES = {
     "kl": forward_kl_to_reference,
     "nll": negative_log_likelihood,
@@ -192,25 +186,6 @@ class Method:
     def retain_loss(self) -> Callable[[TokenStatistics], Tensor] | None:
         """The per-token loss on the retain set."""
         return RETAIN_LOSSES[self.retain] if self.retain else None
-
-    def with_preferred(
-        self,
-        encoded: Sequence[EncodedRow],
-        rows: Sequence[Row],
-        tokenizer: Any,
-        *,
-        wanted: bool = True,
-        **options: Any,
-    ) -> Iterable[EncodedRow]:
-        """Encoded forget rows, each with its preferred completion where the method has one.
-
-        Args:
-            encoded, rows, tokenizer, options: see `unteach.data.preferred.with_preferred`.
-            wanted (`bool`): `False` for other rows, which have none.
-        """
-        if wanted and self.preferred:
-            return with_preferred(encoded, rows, self.preferred, tokenizer, **options)
-        return (replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded)
 
     def with_retain(self, retain: RetainTerm | None) -> Method:
         """The same forget loss with another retain term, whose default weight is 1 (0 for none)."""

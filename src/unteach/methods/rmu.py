@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unteach.data.mismatch import row_generator
 from unteach.errors import UserError
 from unteach.methods.objective import Hooks, Method
+from unteach.seeding import row_generator
 
 
 def steering_layer(count: int | None, chosen: int | None) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from unteach.data.mismatch import row_generator
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
 from unteach.evaluation.generation import HABITS, Progress, continuation_text, end_ids
 from unteach.evaluation.text_metrics import rouge_l
+from unteach.seeding import row_generator
 
 SAMPLES = 8
 TEMPERATURE = 1.0

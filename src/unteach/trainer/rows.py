@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.preferred import with_preferred
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.token_store import TokenStore
@@ -72,15 +74,18 @@ def encoded_rows(
         limits: dict[str, Any] = {"max_length": config.max_length, "window": window}
         encoded = encode_rows(rows, tokenizer, long_rows=config.long_rows, name=name, **limits)
         texts = list(rows)
-    complete = config.objective.with_preferred(
-        encoded,
-        texts,
-        tokenizer,
-        wanted=name == "forget",
-        method=config.method,
-        max_length=min(config.max_length, window),
-        seed=config.seed,
-    )
+    preferred = config.objective.preferred if name == "forget" else None
+    complete: Iterable[EncodedRow]
+    if preferred:
+        limit = min(config.max_length, window)
+        options: dict[str, Any] = {
+            "method": config.method,
+            "max_length": limit,
+            "seed": config.seed,
+        }
+        complete = with_preferred(encoded, texts, preferred, tokenizer, **options)
+    else:
+        complete = (replace(row, preferred_ids=()) if row.preferred_ids else row for row in encoded)
     return TokenTable(row.without_end(end_id) for row in complete)
 
 
