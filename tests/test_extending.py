@@ -21,7 +21,7 @@ from unteach.scenarios.registry import SCENARIOS
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SHORT = {"max_steps": 2, "probe_steps": 1, "similarity_model": None}
+SHORT = {"max_steps": 2, "probe_steps": 1, "hold": 99, "similarity_model": None}
 
 
 def snippets(title: str) -> list[str]:
@@ -38,7 +38,7 @@ def extend(tmp_path, monkeypatch, saved_model):
     before = [dict(registry) for registry in registries]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("unteach.evaluation.scorers.why_not", lambda encoder: "not in this test")
+    monkeypatch.setattr("unteach.evaluation.scorers.load_error", lambda encoder: "not in this test")
     modules = set(sys.modules)
     for name in ("bad", "good"):
         write_rows(tmp_path / f"{name}.jsonl", name, 12)
@@ -86,7 +86,6 @@ def test_a_text_metric(extend):
     assert found["metrics"]["question_marks"]["title"] == "question marks"
     for sets in found["models"].values():
         assert all("question_marks" in metrics for metrics in sets.values())
-    assert "question marks" in Path("runs/m/report.md").read_text(encoding="utf-8")
 
 
 def test_a_benchmark(extend):
@@ -94,9 +93,3 @@ def test_a_benchmark(extend):
     found = evaluation("runs/yes_or_no")
     assert found["models"]["unlearned"]["questions"]["accuracy"]["n"] == 2
     assert "accuracy" in Path("runs/yes_or_no/benchmark.md").read_text(encoding="utf-8")
-
-
-def test_a_scenario(extend):
-    extend("A scenario")
-    sets = evaluation("runs/capitals")["models"]["unlearned"]
-    assert set(sets) == {"unlearned", "unseen", "normal"} and "leak_rate" in sets["unlearned"]
