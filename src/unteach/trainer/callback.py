@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import mark_complete
+from unteach.files.checkpoints import mark_complete, truncate_metrics
 from unteach.methods import Hooks
 from unteach.processes import barrier, broadcast_from_main, is_main_process
 from unteach.trainer.checkpoints import BestWeights, save_under_model_names
@@ -31,7 +31,7 @@ from unteach.trainer.stopping import (
     probe_interval,
 )
 
-WholeModel = Callable[[Any], AbstractContextManager[Any]]
+StepHook = Callable[[dict[str, float]], None]
 
 
 class ProbeCallback(TrainerCallback):
@@ -68,7 +68,7 @@ class ProbeCallback(TrainerCallback):
         probe_steps: float = 10,
         *,
         unwrap: Callable[[Any], Any] = lambda model: model,
-        whole_model: WholeModel = nullcontext,
+        whole_model: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.rule, self.probe, self.probe_steps = rule, probe, probe_steps
@@ -112,11 +112,13 @@ class ProbeCallback(TrainerCallback):
             if better and self.best and is_main_process():
                 self.best.write(whole, step)
 
-    def measure_start(self, model: Any) -> None:
-        """The probe before the first step, which ends nothing; once."""
-        if self.probe is not None and not self.rule.history:
-            self.measure(model, 0)
-            self.rule.reason = ""
+    def measure_start(self, model: Any) -> bool:
+        """The probe before the first step, which ends nothing; true if it was not done before."""
+        if self.probe is None or self.rule.history:
+            return False
+        self.measure(model, 0)
+        self.rule.reason = ""
+        return True
 
     def load_best(self, model: Any, last_step: int) -> None:
         """Loads the weights of the best probe, if they are other than the last step's."""
@@ -196,7 +198,7 @@ class StepCallback(ProbeCallback):
         hooks: Hooks,
         take_means: Callable[[], dict[str, float]],
         watch: CollapseWatch,
-        on_step: Callable[[dict[str, float]], None],
+        on_step: StepHook,
         **options: Any,
     ) -> None:
         in_training = probe if hooks.probes_training else None
@@ -224,6 +226,7 @@ class StepCallback(ProbeCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Writes the step's metrics and adapts eps3; then as `ProbeCallback`."""
         step, means, scheduler = state.global_step, self.take_means(), kwargs.get("lr_scheduler")
+        self.last_step = step
         reason = self.watch.reason(step, means)
         if reason and not math.isfinite(means["loss"]):
             return self.end(reason, step, control)
@@ -248,6 +251,18 @@ class StepCallback(ProbeCallback):
         self.write_metrics({"step": step, "probe": dict(rates), "seconds": seconds})
         self.on_step({"step": float(step), **{f"probe_{name}": rates[name] for name in rates}})
 
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Prepares the output folder for training from a checkpoint's state, empty for the start."""
+        self.take_means()
+        self.last_step = state.get("step", 0)
+        if state:
+            self.load_state(state)
+        if is_main_process():
+            self.output_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            metrics = self.output_dir / "metrics.jsonl"
+            metrics.touch()
+            truncate_metrics(metrics, state.get("step", -1))
+
     def measure_finished(self, model: Any, number: int, facts: Mapping[str, float]) -> bool:
         """Probes weights that are made after training; true if this is the best probe so far.
 
@@ -258,7 +273,7 @@ class StepCallback(ProbeCallback):
         """
         assert self.final_probe is not None, "there is no probe"
         rates = dict(self.final_probe(model))
-        self.write_metrics({**facts, "probe": rates})
+        self.write_metrics({"step": self.last_step, **facts, "probe": rates})
         return self.rule.record(number, rates)
 
     def end(self, reason: str, step: int, control: Any) -> Any:

@@ -128,38 +128,53 @@ def whole_parameter(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach().clone()
 
 
-class WholeCopy:
-    """A copy of a model that is about to be sharded; it holds weights only while they are needed.
+class WholeModel:
+    """All weights of a model in every process, also while training shards it.
 
     Args:
-        model: not sharded yet. Its parameters are not copied.
+        model: not sharded yet, with its own forward. Its parameters are not copied.
+        sharded (`bool`): whether training will shard it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        def empty(weight: Tensor) -> nn.Parameter:
-            return nn.Parameter(weight.detach().new_empty(0), weight.requires_grad)
+    def __init__(self, model: nn.Module, *, sharded: bool) -> None:
+        self.forward = vars(model).get("forward")
+        self._copy: Any = None
+        if sharded:
+            memo: dict[int, Any] = {}
+            for weight in model.parameters():
+                empty = weight.detach().new_empty(0)
+                memo[id(weight)] = nn.Parameter(empty, weight.requires_grad)
+            self._copy = copy.deepcopy(model, memo)
 
-        memo: dict[int, Any] = {id(weight): empty(weight) for weight in model.parameters()}
-        self.model: Any = copy.deepcopy(model, memo)
+    def is_apart(self, model: nn.Module) -> bool:
+        """Whether the model's weights are sharded now."""
+        return self._copy is not None and is_sharded(model)
 
     @torch.no_grad()
-    def fill(self, sharded: nn.Module) -> Any:
-        """Gathers the sharded model's weights in every process and returns the whole model; all
-        processes call it.
-        """
-        own = dict(self.model.named_parameters())
-        for name, parameter in sharded.named_parameters():
+    def _gather(self, model: nn.Module) -> Any:
+        """The whole model with the sharded one's weights; all processes call it."""
+        own = dict(self._copy.named_parameters())
+        for name, parameter in model.named_parameters():
             own[name].data = whole_parameter(parameter)
-        return self.model
+        return self._copy
 
     @contextlib.contextmanager
-    def filled(self, sharded: nn.Module) -> Iterator[Any]:
-        """The whole model; its weights are freed after the block."""
+    def of(self, model: nn.Module) -> Iterator[Any]:
+        """The whole model inside the block, without autocast around its forward."""
+        if not self.is_apart(model):
+            with with_forward(model, self.forward):
+                yield model
+            return
         try:
-            yield self.fill(sharded)
+            yield self._gather(model)
         finally:
-            for parameter in self.model.parameters():
+            for parameter in self._copy.parameters():
                 parameter.data = parameter.data.new_empty(0)
+
+    def take(self, model: nn.Module) -> Any:
+        """The whole model in place of a sharded one, after training."""
+        load_models_whole()
+        return self._gather(model)
 
 
 def shard_on_cpus(accelerator: Any, plugin_args: Any) -> bool:

@@ -8,10 +8,10 @@ import copy
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,40 +30,19 @@ from unteach.methods import ROLES, objective_terms, step_counts, total_loss
 from unteach.models.forwards import with_forward
 from unteach.models.kernels import compiled_layers, steady_attention
 from unteach.models.layers import freeze_all_but, layer_list, unfreeze
-from unteach.trainer.callback import StepCallback
-from unteach.trainer.distributed import (
-    WholeCopy,
-    check_sharding,
-    is_sharded,
-    keep_output_precision,
-    load_models_whole,
-    shard_on_cpus,
-    shards_weights,
-    through_wrapper,
-)
-from unteach.trainer.reference import (
-    Reference,
-    ReferenceModel,
-    StoredReference,
-    build_reference,
-)
+from unteach.trainer import distributed
+from unteach.trainer.callback import StepCallback, StepHook
+from unteach.trainer.reference import Reference, ReferenceModel, StoredReference, build_reference
 from unteach.trainer.rows import check_rows, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
 from unteach.trainer.step import StepMeans, StepSpec, role_tokens
-from unteach.trainer.stopping import (
-    CollapseWatch,
-    Probe,
-    RetainBudget,
-    StopRule,
-    nonfinite_loss,
-)
+from unteach.trainer.stopping import CollapseWatch, Probe, RetainBudget, StopRule, nonfinite_loss
 
 ALREADY_FORGOTTEN = (
     "before the first step the forget rate of the probe is at or under target_rate, so the stop"
     " rule cannot see it fall; check that the headline rate suits these rows and that the model"
     " knows them"
 )
-StepHook = Callable[[dict[str, float]], None]
 
 
 class UnlearningTrainer(Trainer):
@@ -117,30 +96,29 @@ class UnlearningTrainer(Trainer):
                 "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
                 " 'stored'"
             )
-        self.config, self.method, self.weights = args, args.objective, args.weights
-        self.probe, self.on_step = probe, on_step
+        method = args.objective
+        self.config, self.method, self.weights = args, method, args.weights
+        self.probe, self.on_step, self.output = probe, on_step, Path(str(args.output_dir))
         self.window = models.window(model)
-        tokenization = processing_class, args
-        forget = forget_dataset if self.method.forget else None
-        self.forget_rows = encoded_rows(forget, *tokenization, "forget", self.window)
-        self.retain_rows = encoded_rows(retain_dataset, *tokenization, "retain", self.window)
+        encode = partial(encoded_rows, tokenizer=processing_class, config=args, window=self.window)
+        self.forget_rows = encode(forget_dataset if method.forget else None, name="forget")
+        self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
-        pad = processing_class.pad_token_id
-        pad_id = 0 if pad is None else pad
+        pad_id = processing_class.pad_token_id or 0
         self.collator = Collator(self.retain_rows, pad_id, args.packing, args.row_tokens)
         processes = max(1, args.world_size)
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.items_per_step = batch * processes
-        rows = len(self.forget_rows) or len(self.retain_rows)
-        args.max_steps = args.planned_steps(rows, processes)
+        rows = self.forget_rows or self.retain_rows
+        args.max_steps = args.planned_steps(len(rows), processes)
 
-        self.output = Path(str(args.output_dir))
         layers = layer_list(model)
-        logs_kl = self.method.reference_values.get("retain") == "hidden"
-        budget = RetainBudget(args.max_retain_kl if logs_kl else None, self.weights["retain"])
-        self.hooks = self.method.hooks(self.method, args, layers, budget)
+        self.logs_kl = bool(self.retain_rows) and method.reference_values.get("retain") == "hidden"
+        budget = RetainBudget(args.max_retain_kl if self.logs_kl else None, self.weights["retain"])
+        self.hooks = method.hooks(method, args, layers, budget)
         self.means = StepMeans()
         self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
+        self.whole: distributed.WholeModel | None = None
         self.steps = StepCallback(
             self.output,
             self.rule,
@@ -151,12 +129,9 @@ class UnlearningTrainer(Trainer):
             watch=CollapseWatch(args.collapse_kl),
             on_step=lambda record: self.on_step(record) if self.on_step else None,
             unwrap=lambda _: self._unwrapped(),
-            whole_model=self._whole_model,
+            whole_model=lambda model: self.whole.of(model) if self.whole else nullcontext(model),
         )
         self.reference: Reference | None = None
-        self.whole: WholeCopy | None = None
-        self.sharded = False
-        self._own_forward: Any = None
         caches = getattr(model.config, "use_cache", False)
         super().__init__(
             model=model,
@@ -167,26 +142,36 @@ class UnlearningTrainer(Trainer):
             optimizers=optimizers,
         )
         model.config.use_cache = caches  # `Trainer` sets its own, which would be saved
-        check_sharding(self.accelerator, args)
+        distributed.check_sharding(self.accelerator, args)
         where = layers, args.device.type, args.world_size
         self.compiled = compiled_layers(*where) if args.compile_layers else None
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in `Trainer`, with FSDP on CPUs too."""
         super().create_accelerator_and_postprocess()
-        if shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args):
+        if distributed.shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args):
             self.is_fsdp_enabled = True
-        keep_output_precision(self.accelerator)
+        distributed.keep_output_precision(self.accelerator)
 
     @property
     def fault(self) -> str:
         """Why training had to end, other than by the stop rule; empty if it did not."""
         return self.steps.fault
 
+    @property
+    def sharded(self) -> bool:
+        """Whether training shards the weights."""
+        return distributed.shards_weights(self.accelerator)
+
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
-    # --- data ---
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        if self.args.world_size == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values, "sum")
+        return total
 
     def training_stream(self) -> TrainingStream:
         """All items of the run, in order."""
@@ -213,8 +198,6 @@ class UnlearningTrainer(Trainer):
         prepared: DataLoader[StreamItem] = self.accelerator.prepare_data_loader(loader)
         return prepared
 
-    # --- the step ---
-
     @property
     def spec(self) -> StepSpec:
         """What a micro-batch is computed with."""
@@ -239,10 +222,8 @@ class UnlearningTrainer(Trainer):
         counts = torch.zeros(len(ROLES), dtype=torch.float64)
         for batch in samples:
             counts += step_counts(self.method, batch)
-        counts = counts.to(torch.float32).to(device) if device.type == "mps" else counts.to(device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "sum")
-        return samples, counts
+        counts = counts.to(torch.float32) if device.type == "mps" else counts
+        return samples, self._sum(counts.to(device))
 
     def training_step(
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -269,28 +250,21 @@ class UnlearningTrainer(Trainer):
         """The objective of one micro-batch, divided by the counts of the whole step, times the
         number of processes over which gradients are averaged.
         """
-        inner = self.accelerator.unwrap_model(model)
-        reference, spec = self.reference, self.spec
-        roles = through_wrapper(model, inner, lambda: role_tokens(inner, inputs, reference, spec))
+        inner, processes = self.accelerator.unwrap_model(model), self.args.world_size
+        step = partial(role_tokens, inner, inputs, self.reference, self.spec)
+        roles = distributed.through_wrapper(model, inner, step)
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = step_counts(self.method, inputs).to(self.args.device)
         terms = objective_terms(self.method, roles)
         weights = self.weights | {"retain": self.hooks.budget.weight}
-        counts_by_role = dict(zip(ROLES, counts, strict=True))
-        loss = total_loss(terms, weights, counts_by_role) * self.args.world_size
-        self.means.add(roles, inputs["tree"], loss / self.args.world_size, terms)
+        loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * processes
+        self.means.add(roles, inputs["tree"], loss / processes, terms)
         return (loss, roles) if return_outputs else loss
 
     def take_means(self) -> dict[str, float]:
         """The metrics of the step just done, over all micro-batches and processes; clears them."""
-
-        def reduce(sums: Tensor) -> Tensor:
-            return cast(Tensor, self.accelerator.reduce(sums, "sum"))
-
-        return self.means.take(reduce if self.args.world_size > 1 else None)
-
-    # --- the run ---
+        return self.means.take(self._sum)
 
     def prepare(self) -> None:
         """Checks the fast path on the longest and the first rows of the stream, and builds the
@@ -304,7 +278,7 @@ class UnlearningTrainer(Trainer):
             check_fast_path(model, few, self.collator, autocast=autocast)
             started = time.perf_counter()
             self.prepare_references()
-            if not self.retain_rows or self.method.reference_values.get("retain") != "hidden":
+            if not self.logs_kl:
                 return
             if isinstance(self.reference, StoredReference):
                 number = longest_row(self.retain_rows)
@@ -356,9 +330,7 @@ class UnlearningTrainer(Trainer):
             self.steps.fail(str(fault))
             if self.rule.best_step < 0:
                 raise
-            model = self._take_whole()
-            if self.steps.best:
-                self.steps.best.load(model, self.rule.best_step)
+            self.steps.load_best(self._take_whole(), -1)
             return TrainOutput(self.state.global_step, float("nan"), {})
         except Exception:
             if self.is_world_process_zero():
@@ -382,37 +354,24 @@ class UnlearningTrainer(Trainer):
     def _train_from(self, checkpoint: str | None, *arguments: Any) -> TrainOutput:
         """Trains from a checkpoint or from the start; `arguments` are further ones of `train`."""
         model, rule = self._unwrapped(), self.rule
-        self._own_forward = vars(model).get("forward")
         with models.dropout_off(model):
             self.prepare()
             state = checkpoints.marked_state(checkpoint) if checkpoint else {}
-            if state:
-                self.steps.load_state(state)
-            if self.is_world_process_zero():
-                self.output.mkdir(parents=True, exist_ok=True, mode=0o700)
-                metrics = self.output / "metrics.jsonl"
-                metrics.touch()
-                checkpoints.truncate_metrics(metrics, state.get("step", -1))
-            self.means.clear()
+            self.steps.begin(state)
             ended = state and (rule.should_stop or state["step"] >= self.args.max_steps)
             if ended and self.steps.probe:
                 saved = Path(str(checkpoint)) / "trainer_state.json"
                 self.state = TrainerState.load_from_json(str(saved))
-                assert self.steps.best is not None
-                self.steps.best.load(model, rule.best_step)
-                self.sharded = shards_weights(self.accelerator)
-                load_models_whole()
+                self.steps.load_best(model, -1)
+                distributed.load_models_whole()
                 return TrainOutput(self.state.global_step, float("nan"), {})
-            first = not rule.history
-            self.steps.measure_start(model)
-            start = rule.history[0]["forget_rate"] if first and rule.history else 1.0
-            if start <= rule.target_rate and self.is_world_process_zero():
+            self.whole = distributed.WholeModel(model, sharded=self.sharded)
+            if self.steps.measure_start(model) and rule.held and self.is_world_process_zero():
                 warnings.warn(ALREADY_FORGOTTEN, stacklevel=2)
             only = self.hooks.trained_layers
             frozen = [] if only is None else freeze_all_but(model, only)
-            self.whole = WholeCopy(model) if shards_weights(self.accelerator) else None
             try:
-                with with_forward(model, self._own_forward):
+                with with_forward(model, self.whole.forward):
                     result = super().train(checkpoint, *arguments)
             except pickle.UnpicklingError:
                 raise UserError(
@@ -424,37 +383,17 @@ class UnlearningTrainer(Trainer):
         model = self._take_whole()
         if self.fault:
             raise TrainingFault(self.fault)
-        reason = self.hooks.finish(model, self._measure_finished if self.probe else None)
-        if reason:
+        measure = partial(self.steps.measure_finished, model) if self.probe else None
+        if reason := self.hooks.finish(model, measure):
             rule.best_step, rule.reason = self.state.global_step, reason
         self.steps.load_best(model, self.state.global_step)
         return result
 
-    def _measure_finished(self, number: int, facts: Mapping[str, float]) -> bool:
-        step = {"step": self.state.global_step}
-        return self.steps.measure_finished(self._unwrapped(), number, step | dict(facts))
-
-    @contextmanager
-    def _whole_model(self, model: Any) -> Iterator[Any]:
-        """The model with all its weights in every process and without autocast around its forward,
-        for the time of the block.
-        """
-        if self.whole is not None and is_sharded(model):
-            with self.whole.filled(model) as whole:
-                yield whole
-        elif self.whole is not None:
-            yield model
-        else:
-            with with_forward(model, self._own_forward):
-                yield model
-
     def _take_whole(self) -> Any:
         """The model after training, whole in every process."""
         model = self._unwrapped()
-        if self.whole is not None and is_sharded(model):
-            self.model = self.model_wrapped = model = self.whole.fill(model)
-            self.whole, self.sharded = None, True
-            load_models_whole()
+        if self.whole and self.whole.is_apart(model):
+            self.model = self.model_wrapped = model = self.whole.take(model)
         return model
 
 
@@ -483,14 +422,9 @@ def check_training_settings(config: UnlearningConfig) -> None:
             return
         kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
         optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
-        steps = max(1, config.max_steps)
-        get_scheduler(
-            config.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=config.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=cast("dict[str, Any]", config.lr_scheduler_kwargs or {}),
-        )
+        steps, more = max(1, config.max_steps), dict(config.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+        warm_up = config.get_warmup_steps(steps)
+        get_scheduler(config.lr_scheduler_type, optimizer, warm_up, steps, more)
     except Exception as error:  # each has its own types
         message = " ".join(str(error).split())[:300]
         raise UserError(f"an option that training refuses: {message}") from None
