@@ -16,13 +16,14 @@ from unteach.trainer.reference import (
     LiveReference,
     ReferenceModel,
     StoredReference,
+    StoredValues,
     reference_key,
-    store_values,
+    store,
 )
 from unteach.trainer.step import StepSpec
 
 ROWS = [((1, 2, 3), (4, 5)), ((6,), (7,)), ((8, 9), (10, 11, 12, 13))]
-LENGTHS = {"retain": [len(completion) for _, completion in ROWS]}
+LENGTHS = [len(completion) for _, completion in ROWS]
 
 
 def batch_of(*indices: int) -> dict[str, torch.Tensor]:
@@ -30,8 +31,11 @@ def batch_of(*indices: int) -> dict[str, torch.Tensor]:
     return make_batch(trees, packed=True, pad_id=0)
 
 
-def states_of(model):
-    return lambda batch: models.predicting_states(model, batch, packed=True)
+def states_of(model, batches, **stored_as) -> StoredValues:
+    """The final hidden states of the rows, stored."""
+    values = StoredValues("retain", LENGTHS, **stored_as)
+    store([values], batches, lambda batch: models.predicting_states(model, batch, packed=True))
+    return values
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
@@ -39,9 +43,7 @@ def test_stored_states_equal_live_ones_in_any_batch(on_disk, tmp_path):
     model = tiny_model(dtype=torch.float64)
     folder = tmp_path / "states" if on_disk else None
     batches = [batch_of(2, 0), batch_of(1)]
-    stored = StoredReference(
-        store_values(batches, LENGTHS, states_of(model), folder=folder, key="k")
-    )
+    stored = StoredReference({"retain": states_of(model, batches, folder=folder, key="k")})
     method = METHODS["ga"]
     spec = StepSpec(method, Hooks(method, None, None, None), True, 2**20, nullcontext)
     live = LiveReference(ReferenceModel(model, spec, "live"), {"retain": "hidden"})
@@ -51,13 +53,13 @@ def test_stored_states_equal_live_ones_in_any_batch(on_disk, tmp_path):
 
 
 def test_states_on_disk_are_used_again_and_only_for_the_same_key(tmp_path):
-    arguments = LENGTHS, states_of(tiny_model())
-    first = store_values([batch_of(0, 1, 2)], *arguments, folder=tmp_path, key="one")["retain"]
-    again = store_values([], *arguments, folder=tmp_path, key="one")["retain"]
+    model = tiny_model()
+    first = states_of(model, [batch_of(0, 1, 2)], folder=tmp_path, key="one")
+    again = states_of(model, [], folder=tmp_path, key="one")
     every = torch.arange(7)
     assert torch.equal(first.values[every], again.values[every])
     with pytest.raises(ValueError, match="no retain rows"):
-        store_values([], *arguments, folder=tmp_path, key="another")
+        states_of(model, [], folder=tmp_path, key="another")
 
 
 def test_the_stored_head_does_not_follow_training(tmp_path):
@@ -70,8 +72,7 @@ def test_the_stored_head_does_not_follow_training(tmp_path):
 
 
 def test_bfloat16_states_take_half_the_room_and_come_back_as_float32():
-    states = states_of(tiny_model())
-    stored = store_values([batch_of(0, 1, 2)], LENGTHS, states, dtype=torch.bfloat16)["retain"]
+    stored = states_of(tiny_model(), [batch_of(0, 1, 2)], dtype=torch.bfloat16)
     assert stored.values.dtype == torch.bfloat16
     assert stored.at(batch_of(1)).dtype == torch.float32
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import TrainingArguments
 
 from unteach.errors import UserError
 from unteach.methods import DEFAULT_METHOD, Method, get_method
+
+NEED_THE_MODEL = ("galore", "apollo", "lomo")
+"""Optimisers that cannot be created without the model."""
 
 
 @dataclass
@@ -301,6 +304,30 @@ class UnlearningConfig(TrainingArguments):
         for name in ("dual_limit", "dual_tolerance", "dual_wait", "task_vector_scale"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
+
+    def check_training(self) -> None:
+        """Creates reporters, optimiser and schedule as `Trainer` would, on one parameter, before
+        anything is loaded.
+
+        Raises:
+            UserError: with the error of transformers or torch.
+        """
+        from transformers import Trainer, get_scheduler
+        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+        try:
+            get_reporting_integration_callbacks(self.report_to)
+            if any(name in str(self.optim) for name in NEED_THE_MODEL):
+                return
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+            steps = max(1, self.max_steps)
+            more = cast("dict[str, Any]", self.lr_scheduler_kwargs or {})
+            warm_up = self.get_warmup_steps(steps)
+            get_scheduler(self.lr_scheduler_type, optimizer, warm_up, steps, more)
+        except Exception as error:  # each has its own types
+            message = " ".join(str(error).split())[:300]
+            raise UserError(f"an option that training refuses: {message}") from None
 
     def planned_steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of a training: `max_steps`, or else epochs, gone through until there were

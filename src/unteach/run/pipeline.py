@@ -60,7 +60,7 @@ from unteach.trainer.costs import peak_memory_mb, reset_peak_memory, total, unle
 from unteach.trainer.distributed import load_models_whole
 from unteach.trainer.rows import check_lengths
 from unteach.trainer.stopping import Probe
-from unteach.trainer.trainer import UnlearningTrainer, check_training_settings
+from unteach.trainer.trainer import UnlearningTrainer
 
 
 @dataclass
@@ -304,7 +304,7 @@ class Run:
                 options.settings, options.search_minutes, options.search_steps, options.candidates
             )
             config = self.unlearning_config()
-            check_training_settings(config)
+            config.check_training()
             _ = (
                 config.device
             )  # the processes of a run meet here, on the device that the config says

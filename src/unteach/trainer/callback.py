@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import mark_complete, truncate_metrics
+from unteach.files.checkpoints import damage, mark_complete, truncate_metrics
 from unteach.methods import Hooks
 from unteach.processes import barrier, broadcast_from_main, is_main_process
 from unteach.trainer.checkpoints import BestWeights, save_under_model_names
@@ -124,6 +124,22 @@ class ProbeCallback(TrainerCallback):
         """Loads the weights of the best probe, if they are other than the last step's."""
         if self.probe is not None and self.best and self.rule.best_step not in (-1, last_step):
             self.best.load(model, self.rule.best_step)
+
+    def checkpoint(self, wanted: str | bool | None) -> str | None:
+        """The whole checkpoint to resume from, `None` for the start; see `UnlearningTrainer.train`.
+
+        Raises:
+            UserError: for a named one that is damaged.
+        """
+        if wanted is True:
+            found = BestWeights(self.output_dir).latest_checkpoint()
+            return str(found) if found else None
+        if wanted and (wrong := damage(wanted)):
+            raise UserError(
+                f"checkpoint {wanted} is damaged: {wrong}; take an earlier one, or"
+                " resume_from_checkpoint=True to have one chosen"
+            )
+        return wanted or None
 
     def fail(self, reason: str) -> None:
         """Records that training has to end now and why."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from unteach import models
+from unteach.config.unlearning import UnlearningConfig
 from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
 from unteach.data.stream import Collator, forget_branches, retain_branches
 from unteach.data.tokenization import EncodedRow
@@ -33,15 +34,12 @@ from unteach.models.token_statistics import token_statistics
 from unteach.processes import (
     all_gather,
     all_reduce_tensor,
-    barrier,
     is_local_main_process,
     process_count,
     process_shard,
 )
 from unteach.trainer.step import Batch, StepSpec, final_states, states_with_layer
 
-TokenValues = Callable[[Batch], Tensor]
-"""From a batch to one value (or vector) for each of its completion tokens, shape (tokens, ...)."""
 TOKENS_PER_BATCH = 2048
 
 
@@ -70,6 +68,12 @@ class ReferenceModel:
         """Its output head."""
         return models.output_head(self.model)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
     @torch.no_grad()
     def values(self, batch: Batch, kinds: Collection[str]) -> dict[str, Tensor]:
         """By kind (see `Method.reference_values`), values of all completion tokens of a batch,
@@ -97,8 +101,8 @@ class ReferenceModel:
     def mean_nll(self, rows: Sequence[EncodedRow], collator: Collator) -> float:
         """The mean NLL of retain rows' completion tokens, in nats."""
         nll, count = 0.0, 0
-        device = next(self.model.parameters()).device
-        for batch in process_shard(row_batches(rows, retain_branches, collator, device)):
+        batches = row_batches(rows, retain_branches, collator, self.device)
+        for batch in process_shard(batches):
             logp = self.value(batch, "logp")
             nll -= float(logp.double().sum())
             count += len(logp)
@@ -106,29 +110,113 @@ class ReferenceModel:
 
 
 class StoredValues:
-    """The reference's value at every completion token of a set of rows.
+    """The reference's values at every completion token of one role: row after row, in a file of
+    which each step reads what it needs, or in memory.
 
     Args:
-        values (`Tensor` or `StateFile` of shape (positions, ...)): all rows' values, row after row.
-        offsets (`Sequence[int]`): row i owns `values[offsets[i]:offsets[i + 1]]`.
         role (`str`): role of the completions.
+        lengths (`Sequence[int]`): number of completion tokens of each row.
+        folder (path, *optional*): where the file is; in memory if not given.
+        key (`str`, *optional*): digest of model and rows; a file under another key is not used.
+        dtype (`torch.dtype`, *optional*): precision of what is stored; default: that of the values.
     """
 
     def __init__(
-        self, values: Tensor | StateFile, offsets: Sequence[int], role: str = "retain"
+        self,
+        role: str,
+        lengths: Sequence[int],
+        folder: str | os.PathLike[str] | None = None,
+        key: str = "",
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.values, self.role = values, role
-        self.offsets = torch.as_tensor(list(offsets), dtype=torch.long)
+        self.role, self.key, self.dtype = role, key, dtype
+        self.starts = torch.tensor([0, *np.cumsum(lengths, dtype=np.int64).tolist()])
+        self.path = None if folder is None else Path(folder) / f"states-{role}-{key[:16]}.bin"
+        self.values: Tensor | StateFile | None = None
 
     def at(self, batch: Batch) -> Tensor:
-        """Values for the tokens of this role in a batch, in the batch's order, shape (tokens, ...),
+        """Values of a batch's tokens of this role, in the batch's order, shape (tokens, ...), in
         float32 or wider.
         """
-        chosen = batch["role"] == ROLE_IDS[self.role]
-        rows, offsets = batch["row"][chosen].cpu(), batch["offset"][chosen].cpu()
-        values = self.values[self.offsets[rows] + offsets]
+        assert self.values is not None, "values are stored first"
+        values = self.values[self._positions(batch)[1]]
         values = values.float() if values.dtype == torch.bfloat16 else values
         return values.to(batch["target"].device)
+
+    def _positions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(mask of this role's tokens in a batch, their positions among the stored values)."""
+        chosen = batch["role"] == ROLE_IDS[self.role]
+        rows, offsets = batch["row"][chosen].cpu(), batch["offset"][chosen].cpu()
+        return chosen, self.starts[rows] + offsets
+
+    def load(self) -> bool:
+        """Whether every process finds a whole file under the key; its values are used then."""
+        file: StateFile | None = None
+        if self.path is not None and self.path.exists():
+            with contextlib.suppress(ValueError):
+                file = StateFile(self.path)
+        whole = file and file.key == self.key and file.shape[0] == int(self.starts[-1])
+        if not all_processes(bool(whole)):
+            return False
+        self.values = file
+        return True
+
+    def add(self, batch: Batch, values: Tensor) -> None:
+        """Stores this role's part of the values of a batch's tokens."""
+        chosen, positions = self._positions(batch)
+        own = values[chosen].cpu()
+        if self.values is None:
+            shape, dtype = (int(self.starts[-1]), *own.shape[1:]), self.dtype or own.dtype
+            in_file = self.path is not None and process_count() == 1
+            self.values = self._file(shape, dtype) if in_file else torch.zeros(shape, dtype=dtype)
+        if isinstance(self.values, StateFile):
+            self.values.write(positions, own)
+        else:
+            self.values[positions] = own.to(self.values.dtype)
+
+    def finish(self) -> None:
+        """Brings the values of all processes together; where there is a folder, in the file."""
+        values = self.values
+        if not isinstance(values, StateFile):
+            values = all_reduce_tensor(values)
+        if values is None:
+            raise ValueError(f"no {self.role} rows to compute the reference's values on")
+        if self.path is not None:
+            if is_local_main_process():
+                if not isinstance(values, StateFile):
+                    file = self._file(tuple(values.shape), values.dtype)
+                    file.write(torch.arange(len(values)), values)
+                    values = file
+                values.rename(self.path)
+            wait_for_everyone()
+            values = StateFile(self.path)
+        self.values = values
+
+    def _file(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateFile:
+        assert self.path is not None
+        part = self.path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
+        return StateFile.create(part, shape, dtype, self.key)
+
+
+def store(
+    stored: Sequence[StoredValues], batches: Iterable[Batch], compute: Callable[[Batch], Tensor]
+) -> None:
+    """Computes what is not stored yet in one pass; each process computes its share of the batches.
+
+    Args:
+        stored (`Sequence[StoredValues]`): one for each role of the rows.
+        batches: together hold all rows, each once.
+        compute (`Callable`): from a batch to the values of all its completion tokens.
+    """
+    missing = [one for one in stored if not one.load()]
+    if missing:
+        with torch.no_grad():
+            for batch in process_shard(batches):
+                values = compute(batch)
+                for one in missing:
+                    one.add(batch, values)
+    for one in missing:
+        one.finish()
 
 
 class StoredReference:
@@ -175,63 +263,55 @@ def build_reference(
     model: ReferenceModel,
     rows: Mapping[str, Sequence[EncodedRow]],
     collator: Collator,
-    *,
-    folder: Path,
-    dtype: torch.dtype | None,
-    precision: str,
+    config: UnlearningConfig,
 ) -> Reference | None:
     """Everything that the method reads of the reference; `None` where it reads nothing.
+
+    Hidden states are stored in files in the output folder.
 
     Args:
         model (`ReferenceModel`)
         rows: the forget and the retain rows, by name.
-        collator (`Collator`): how the rows are laid out.
-        folder (`Path`): hidden states are stored in files there.
-        dtype (`torch.dtype`, *optional*): their precision; default: that of the values.
-        precision (`str`): names the precision of the forward pass, as part of the files' keys.
+        collator (`Collator`): layout of the batches.
+        config (`UnlearningConfig`): of the files' folder and precision.
     """
-    kinds = {
-        role: kind
-        for role, kind in model.spec.method.reference_values.items()
-        if rows["retain" if role == "retain" else "forget"]
-    }
+    method, layer = model.spec.method, model.spec.hooks.layer
+    kinds = {role: k for role, k in method.reference_values.items() if rows[_set_of(role)]}
     if not kinds:
         return None
     if model.source != "stored":
         return LiveReference(model, kinds)
-    device = next(model.model.parameters()).device
-    values: dict[str, StoredValues] = {}
-    weights = ""
+    folder = Path(str(config.output_dir)) / "reference"
+    dtype = torch.bfloat16 if config.reference_dtype == "bfloat16" else None
+    weights, found = "", dict[str, StoredValues]()
     for name, branches in (("forget", forget_branches), ("retain", retain_branches)):
-        roles = [role for role in kinds if (role == "retain") == (name == "retain")]
+        roles = [role for role in kinds if _set_of(role) == name]
         if not roles:
             continue
         kind = kinds[roles[0]]
         assert {kinds[role] for role in roles} == {kind}, "values of a set of rows are of one kind"
-        key = ""
+        stored_as: dict[str, Any] = {}
         if kind != "logp":
             weights = weights or models.weights_hash(model.model)
-            label = f"layer {model.spec.hooks.layer}" if kind == "layer" else name
             contents = (f"{row.prompt_ids}{row.completion_ids}" for row in rows[name])
-            stored_as = dtype or torch.float32
-            key = reference_key(weights, chain([label], contents), stored_as, precision)
+            labelled = chain([f"layer {layer}" if kind == "layer" else name], contents)
+            key = reference_key(weights, labelled, dtype or torch.float32, str(config.bf16))
+            stored_as = {"folder": folder, "key": key, "dtype": dtype}
+        for role in roles:
+            ids = "preferred_ids" if role == "preferred" else "completion_ids"
+            lengths = [len(getattr(row, ids)) for row in rows[name]]
+            found[role] = StoredValues(role, lengths, **stored_as)
+        batches = row_batches(rows[name], branches, collator, model.device)
         with models.dropout_off(model.model):
-            values |= store_values(
-                row_batches(rows[name], branches, collator, device),
-                {role: [len(_completion(row, role)) for row in rows[name]] for role in roles},
-                partial(model.value, kind=kind),
-                dtype=dtype if key else None,
-                folder=folder if key else None,
-                key=key,
-            )
+            store([found[role] for role in roles], batches, partial(model.value, kind=kind))
     if "hidden" not in kinds.values():
-        return StoredReference(values)
+        return StoredReference(found)
     head = model.head
-    return StoredReference(values, head.frozen() if head.weight.requires_grad else head)
+    return StoredReference(found, head.frozen() if head.weight.requires_grad else head)
 
 
-def _completion(row: EncodedRow, role: str) -> tuple[int, ...]:
-    return row.preferred_ids if role == "preferred" else row.completion_ids
+def _set_of(role: str) -> str:
+    return "retain" if role == "retain" else "forget"
 
 
 def row_batches(
@@ -281,106 +361,3 @@ def reference_key(
     for key in row_keys:
         digest.update(json.dumps(key).encode())
     return digest.hexdigest()
-
-
-def store_values(
-    batches: Iterable[Batch],
-    lengths: Mapping[str, Sequence[int]],
-    compute: TokenValues,
-    *,
-    dtype: torch.dtype | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    key: str = "",
-) -> dict[str, StoredValues]:
-    """Computes the values of all rows in one pass and stores them, by role.
-
-    Each process computes its share of the batches; then all have all values.
-
-    Args:
-        batches: together hold all rows, each once.
-        lengths: by role, the number of completion tokens of each row.
-        compute (`TokenValues`): from a batch to the values of all its completion tokens.
-        dtype (`torch.dtype`, *optional*): precision of what is stored; default: that of the values.
-        folder (path, *optional*): values go to a file there, of which each step reads what it
-            needs; in memory if not given.
-        key (`str`, *optional*): digest of model and rows; a file under another key is not used.
-    """
-    writers = [_Writer(role, counts, folder, key, dtype) for role, counts in lengths.items()]
-    found = {writer.role: old for writer in writers if (old := writer.existing()) is not None}
-    writers = [writer for writer in writers if writer.role not in found]
-    if writers:
-        with torch.no_grad():
-            for batch in process_shard(batches):
-                values = compute(batch)
-                for writer in writers:
-                    writer.add(batch, values)
-    return found | {writer.role: writer.finish() for writer in writers}
-
-
-class _Writer:
-    """Collects the values of one role: in a file where a single process writes to a folder, else in
-    memory first.
-    """
-
-    def __init__(
-        self,
-        role: str,
-        lengths: Sequence[int],
-        folder: str | os.PathLike[str] | None,
-        key: str,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.role, self.key, self.dtype = role, key, dtype
-        self.offsets = [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]
-        self.path = None if folder is None else Path(folder) / f"states-{role}-{key[:16]}.bin"
-        self.values: Tensor | StateFile | None = None
-
-    def existing(self) -> StoredValues | None:
-        """Values that every process finds in a whole file under the same key."""
-        file: StateFile | None = None
-        if self.path is not None and self.path.exists():
-            with contextlib.suppress(ValueError):
-                file = StateFile(self.path)
-        whole = file and file.key == self.key and file.shape[0] == self.offsets[-1]
-        if not all(all_gather(bool(whole))):
-            return None
-        assert file is not None
-        return StoredValues(file, self.offsets, self.role)
-
-    def _file(self, shape: tuple[int, ...], dtype: torch.dtype) -> StateFile:
-        assert self.path is not None
-        part = self.path.with_suffix(f".part{socket.gethostname()}{os.getpid()}")
-        return StateFile.create(part, shape, dtype, self.key)
-
-    def add(self, batch: Batch, values: Tensor) -> None:
-        """Stores the values of this role's tokens in a batch."""
-        chosen = batch["role"] == ROLE_IDS[self.role]
-        own = values[chosen].cpu()
-        starts = torch.as_tensor(self.offsets)[batch["row"][chosen].cpu()]
-        positions = starts + batch["offset"][chosen].cpu()
-        if self.values is None:
-            shape, dtype = (self.offsets[-1], *own.shape[1:]), self.dtype or own.dtype
-            to_file = self.path is not None and process_count() == 1
-            self.values = self._file(shape, dtype) if to_file else torch.zeros(shape, dtype=dtype)
-        if isinstance(self.values, StateFile):
-            self.values.write(positions, own)
-        else:
-            self.values[positions] = own.to(self.values.dtype)
-
-    def finish(self) -> StoredValues:
-        """The values of all processes; where there is a path, in the file."""
-        values = self.values
-        if not isinstance(values, StateFile):
-            values = all_reduce_tensor(values)
-        if values is None:
-            raise ValueError(f"no {self.role} rows to compute the reference's values on")
-        if self.path is None:
-            return StoredValues(values, self.offsets, self.role)
-        if is_local_main_process():
-            if not isinstance(values, StateFile):
-                file = self._file(tuple(values.shape), values.dtype)
-                file.write(torch.arange(self.offsets[-1]), values)
-                values = file
-            values.rename(self.path)
-        barrier()
-        return StoredValues(StateFile(self.path), self.offsets, self.role)

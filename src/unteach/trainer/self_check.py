@@ -124,7 +124,7 @@ def check_stored_reference(
     values, device = stored.values["retain"], plain["target"].device
     with models.adapter_off(model), autocast():
         exact = _full_precision(model) and not torch.is_autocast_enabled(device.type)
-        exact = exact and values.values.dtype != torch.bfloat16
+        exact = exact and values.dtype != torch.bfloat16
         wanted = _own_logp(model, plain)
         tolerance = EXACT_TOLERANCE if exact else _rounding(model, plain)
         found = token_statistics(values.at(plain), plain["target"], stored.head).logp

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from unteach import models
@@ -119,6 +118,7 @@ class UnlearningTrainer(Trainer):
         self.means = StepMeans()
         self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
         self.whole: distributed.WholeModel | None = None
+        self.reference: Reference | None = None
         self.steps = StepCallback(
             self.output,
             self.rule,
@@ -131,7 +131,6 @@ class UnlearningTrainer(Trainer):
             unwrap=lambda _: self._unwrapped(),
             whole_model=lambda model: self.whole.of(model) if self.whole else nullcontext(model),
         )
-        self.reference: Reference | None = None
         caches = getattr(model.config, "use_cache", False)
         super().__init__(
             model=model,
@@ -162,6 +161,13 @@ class UnlearningTrainer(Trainer):
     def sharded(self) -> bool:
         """Whether training shards the weights."""
         return distributed.shards_weights(self.accelerator)
+
+    @property
+    def spec(self) -> StepSpec:
+        """What a micro-batch is computed with."""
+        budget, autocast = self.config.logits_budget_mb * 2**20, self.accelerator.autocast
+        packed = self.collator.packed
+        return StepSpec(self.method, self.hooks, packed, budget, autocast, self.compiled)
 
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
@@ -198,27 +204,14 @@ class UnlearningTrainer(Trainer):
         prepared: DataLoader[StreamItem] = self.accelerator.prepare_data_loader(loader)
         return prepared
 
-    @property
-    def spec(self) -> StepSpec:
-        """What a micro-batch is computed with."""
-        return StepSpec(
-            self.method,
-            self.hooks,
-            self.collator.packed,
-            self.config.logits_budget_mb * 2**20,
-            self.accelerator.autocast,
-            self.compiled,
-        )
-
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and what the sum of each role is divided by,
         shape (roles,): see `step_counts`.
         """
-        samples = [
-            batch for _ in range(num_batches) if (batch := next(epoch_iterator, None)) is not None
-        ]
+        batches = (next(epoch_iterator, None) for _ in range(num_batches))
+        samples = [batch for batch in batches if batch is not None]
         counts = torch.zeros(len(ROLES), dtype=torch.float64)
         for batch in samples:
             counts += step_counts(self.method, batch)
@@ -278,28 +271,21 @@ class UnlearningTrainer(Trainer):
             check_fast_path(model, few, self.collator, autocast=autocast)
             started = time.perf_counter()
             self.prepare_references()
-            if not self.logs_kl:
-                return
-            if isinstance(self.reference, StoredReference):
+            if self.logs_kl and isinstance(self.reference, StoredReference):
                 number = longest_row(self.retain_rows)
                 row = self.retain_rows[number]
                 check_stored_reference(model, self.reference, row, number, autocast=autocast)
+        if self.logs_kl:
             self.steps.reference_seconds = time.perf_counter() - started
 
     def prepare_references(self) -> None:
         """Everything that the method reads of the model before training."""
-        model = self._unwrapped()
-        reference = ReferenceModel(model, self.spec, self.config.reference)
+        model, config = self._unwrapped(), self.config
+        reference = ReferenceModel(model, self.spec, config.reference)
         with models.dropout_off(model):
-            self.reference = build_reference(
-                reference,
-                {"forget": self.forget_rows, "retain": self.retain_rows},
-                self.collator,
-                folder=self.output / "reference",
-                dtype=torch.bfloat16 if self.config.reference_dtype == "bfloat16" else None,
-                precision=str(self.args.bf16),
-            )
-            self.hooks.prepare(model, lambda: reference.mean_nll(self.retain_rows, self.collator))
+            rows = {"forget": self.forget_rows, "retain": self.retain_rows}
+            self.reference = build_reference(reference, rows, self.collator, config)
+            self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
 
     def train(
         self,
@@ -307,8 +293,8 @@ class UnlearningTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains; afterwards the model holds the best probe's weights (or the last step's, without
-        a probe).
+        """Trains; afterwards the model holds the weights of the best probe, or without a probe those
+        of the last step.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the
@@ -317,14 +303,13 @@ class UnlearningTrainer(Trainer):
             trial, ignore_keys_for_eval: as in `Trainer`.
 
         Raises:
-            TrainingFault: if the loss or the weights are no longer finite or the model collapses,
-                and no probe has weights to return to. With such weights training ends with them in
-                the model and the reason in `fault`.
-            UserError: for a checkpoint that is damaged or holds more than data, and for an output
-                folder that is gone.
+            TrainingFault: if loss or weights are not finite or the model collapses, before a probe
+                has kept weights. With such weights they are loaded and `fault` says why.
+            UserError: for a checkpoint that is damaged or holds more than data.
         """
         try:
-            checkpoint = self._checkpoint(resume_from_checkpoint)
+            with self.accelerator.main_process_first():
+                checkpoint = self.steps.checkpoint(resume_from_checkpoint)
             return self._train_from(checkpoint, trial, ignore_keys_for_eval)
         except TrainingFault as fault:
             self.steps.fail(str(fault))
@@ -336,20 +321,6 @@ class UnlearningTrainer(Trainer):
             if self.is_world_process_zero():
                 checkpoints.remove_unfinished(self.output)
             raise
-
-    def _checkpoint(self, wanted: str | bool | None) -> str | None:
-        """The checkpoint to resume from, whole."""
-        if wanted is True:
-            assert self.steps.best is not None
-            with self.accelerator.main_process_first():
-                found = self.steps.best.latest_checkpoint()
-            return str(found) if found else None
-        if wanted and (wrong := checkpoints.damage(wanted)):
-            raise UserError(
-                f"checkpoint {wanted} is damaged: {wrong}; take an earlier one, or"
-                " resume_from_checkpoint=True to have one chosen"
-            )
-        return wanted or None
 
     def _train_from(self, checkpoint: str | None, *arguments: Any) -> TrainOutput:
         """Trains from a checkpoint or from the start; `arguments` are further ones of `train`."""
@@ -403,28 +374,3 @@ def _with_adapter(model: Any, peft_config: Any) -> Any:
     with warnings.catch_warnings():  # PEFT uses a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(model, peft_config)
-
-
-NEED_THE_MODEL = ("galore", "apollo", "lomo")
-"""Optimisers that cannot be created without the model."""
-
-
-def check_training_settings(config: UnlearningConfig) -> None:
-    """Creates reporters, optimiser and schedule as `Trainer` would, on one parameter, before
-    anything is loaded.
-
-    Raises:
-        UserError: with the error of transformers or torch.
-    """
-    try:
-        get_reporting_integration_callbacks(config.report_to)
-        if any(name in str(config.optim) for name in NEED_THE_MODEL):
-            return
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(config)
-        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
-        steps, more = max(1, config.max_steps), dict(config.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
-        warm_up = config.get_warmup_steps(steps)
-        get_scheduler(config.lr_scheduler_type, optimizer, warm_up, steps, more)
-    except Exception as error:  # each has its own types
-        message = " ".join(str(error).split())[:300]
-        raise UserError(f"an option that training refuses: {message}") from None
