@@ -34,6 +34,7 @@ from unteach.models.token_statistics import token_statistics
 from unteach.processes import (
     all_gather,
     all_reduce_tensor,
+    barrier,
     is_local_main_process,
     process_count,
     process_shard,
@@ -156,7 +157,7 @@ class StoredValues:
             with contextlib.suppress(ValueError):
                 file = StateFile(self.path)
         whole = file and file.key == self.key and file.shape[0] == int(self.starts[-1])
-        if not all_processes(bool(whole)):
+        if not all(all_gather(bool(whole))):
             return False
         self.values = file
         return True
@@ -188,7 +189,7 @@ class StoredValues:
                     file.write(torch.arange(len(values)), values)
                     values = file
                 values.rename(self.path)
-            wait_for_everyone()
+            barrier()
             values = StateFile(self.path)
         self.values = values
 
