@@ -86,6 +86,7 @@ def test_a_text_metric(extend):
     assert found["metrics"]["question_marks"]["title"] == "question marks"
     for sets in found["models"].values():
         assert all("question_marks" in metrics for metrics in sets.values())
+    assert "question marks" in Path("runs/m/report.md").read_text(encoding="utf-8")
 
 
 def test_a_benchmark(extend):
