@@ -74,7 +74,7 @@ def test_every_family_is_the_same_there(family, packing, reference, tmp_path):
 @pytest.mark.parametrize("budget", [1, 3 * 10**6, 10**9])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_statistics_equal_the_formulas_in_float64(head, budget, dtype):
-    from unteach.models.output_head import OutputHead
+    from unteach.models.parts import OutputHead
 
     draw = torch.Generator("cuda").manual_seed(0)
 

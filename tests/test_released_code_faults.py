@@ -21,7 +21,7 @@ from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.files.state_file import StateFile
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead
 from unteach.models.token_statistics import forward_kl, token_statistics
 from unteach.trainer.step import role_tokens
 

@@ -17,8 +17,8 @@ from unteach.config.values import check_types
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
 from unteach.evaluation.rewards import Reward
-from unteach.files.folder_lock import FolderLock
-from unteach.files.json_lines import read_json_lines
+from unteach.files.atomic import read_json_lines
+from unteach.files.folders import FolderLock
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, print_comparison, write_comparison
 from unteach.reports.figures import cost_figure

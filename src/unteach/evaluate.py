@@ -17,7 +17,7 @@ from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scorers import build_scorers, check_right_answers
 from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
-from unteach.files.folder_lock import FolderLock
+from unteach.files.folders import FolderLock
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
 from unteach.scenarios.registry import build_scenario

@@ -15,7 +15,7 @@ from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import METRICS, as_eval_json
 from unteach.files.atomic import write_json, write_text_atomically
-from unteach.files.folder_lock import FolderLock
+from unteach.files.folders import FolderLock
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
 

@@ -119,7 +119,7 @@ def model_shape(config: Any, *, lora_rank: int = 0) -> ModelShape:
     from transformers import AutoModelForCausalLM
 
     from unteach import models
-    from unteach.models.layers import layer_list
+    from unteach.models.parts import layer_list
 
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)

@@ -14,7 +14,7 @@ from typing import Any
 
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
-from unteach.files.folder_lock import LOCK, FolderLock
+from unteach.files.folders import LOCK, FolderLock
 from unteach.requests.ledger import ROWS, superseded_models
 
 DERIVED = {

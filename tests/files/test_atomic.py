@@ -1,4 +1,4 @@
-"""Files that are replaced in one go."""
+"""Atomic writes, and JSON lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pytest
 
 from unteach.files import atomic
-from unteach.files.atomic import write_json, write_text_atomically
+from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
@@ -32,3 +32,19 @@ def test_a_write_that_is_cut_off_leaves_the_old_content(tmp_path, monkeypatch):
     assert path.read_text() == "old"
     write_text_atomically(path, "newer")
     assert path.read_text() == "newer" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_separators_inside_a_text_do_not_cut_its_line(tmp_path):
+    values = [{"text": "a\u2028b\u0085c\u2029d\x0be"}, {"text": "next"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values) + "\n",
+        encoding="utf-8",
+    )
+    assert read_json_lines(path) == values
+
+
+def test_a_line_that_is_no_json_is_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n{\n")
+    with pytest.raises(ValueError, match="Expecting property name"):
+        read_json_lines(tmp_path / "a.jsonl")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unteach.models import fused_statistics
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead
 from unteach.models.token_statistics import (
     forward_kl,
     log_complement,

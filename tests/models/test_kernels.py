@@ -22,7 +22,7 @@ from unteach.models.kernels import (
     lookup_in_place,
     written_out_attention,
 )
-from unteach.models.layers import layer_list
+from unteach.models.parts import layer_list
 
 IDS = torch.arange(48).reshape(2, 24) % 300
 

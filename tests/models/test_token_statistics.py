@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unteach.losses.statistics import weighted_sum_and_count
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead
 from unteach.models.token_statistics import (
     forward_kl,
     log_complement,

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from unteach.errors import UserError
-from unteach.files.json_lines import read_json_lines
+from unteach.files.atomic import read_json_lines
 from unteach.reports.report import examples, probe_table, write_report
 
 RATE = {"value": 1.0, "n": 17, "ci_low": 0.82, "ci_high": 1.0, "higher_is_better": False}

@@ -13,7 +13,7 @@ from tiny_models import WINDOWS, byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, models
 from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.models import loading
+from unteach.models import inputs
 
 SHORT = [Row(f"Who is number {i}?", "He.") for i in range(6)]
 LONG = [
@@ -52,7 +52,7 @@ def test_packed_rows_longer_than_a_sliding_window_train_as_plain_ones(family, tm
 
 
 def test_a_packing_that_fails_on_long_rows_alone_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_attention_limits", lambda *_: {"full_attention": {}})
+    monkeypatch.setattr(inputs, "_attention_limits", lambda *_: {"full_attention": {}})
     model = tiny_model("mistral", sliding_window=WINDOW)
     with pytest.warns(UserWarning, match="packed rows give other log-probabilities"):
         make_trainer(tmp_path, model).train()

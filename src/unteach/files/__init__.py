@@ -1,1 +1,1 @@
-"""What lies on a disk: whole or not counted at all, and one writer at a time."""
+"""Files that are whole or do not count, and folders that one process at a time writes into."""

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced in one go: a reader, or a crash, sees the old or the new."""
+"""Atomic writes: a reader, or a crash, sees the old content or the new one; JSON files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new one, never a
-    part.
-    """
+    """Writes a file so that a reader, or a crash, sees the old content or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -24,22 +22,32 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """`value` as indented JSON, atomically."""
-    write_text_atomically(
-        path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
-    )
+    """Writes `value` as indented JSON, atomically."""
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The JSON values of a file, one a line.
+
+    Lines end at line feeds alone: `str.splitlines` would also cut at separators that a text may
+    hold (U+2028, U+2029, U+0085).
+
+    Raises:
+        ValueError: for a line that is no JSON.
+    """
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
 
 
 def write_folder_atomically(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a new folder and puts it in the place of `folder`; if `write` fails,
-    `folder` is as it was.
+    """Calls `write` on a new folder, which then replaces `folder`; if `write` fails, `folder` stays
+    as it was.
 
     Between the old folder and the new one there is a moment without either, never one with a part.
     """
@@ -54,7 +62,6 @@ def write_folder_atomically(folder: str | os.PathLike[str], write: Callable[[Pat
         if folder.exists():
             os.rename(folder, old)
         os.rename(part, folder)
-    except BaseException:
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise
     shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or do not count."""
+"""Checkpoints with a marker of every file's size and SHA-256: whole, or they do not count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unteach.files.folders import free_name
 
 MARKER = "unteach_state.json"
 Accept = Callable[[Mapping[str, Any]], str]
-"""From a marker's state to what is wrong with what it needs outside the checkpoint; empty if
+"""From a marker's state to what is wrong with files elsewhere that the checkpoint needs; empty if
 nothing is.
 """
 
@@ -35,23 +35,19 @@ def _marker_sum(state: Any, files: Any) -> str:
 
 
 def mark_complete(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Puts the marker into a folder whose files are all written: the owner's own state, the size
-    and SHA-256 of each file, and its own.
+    """Writes the marker of a folder whose files are all written: the caller's state, and the size
+    and SHA-256 of each file.
     """
     folder = Path(folder)
-    paths = [
-        path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER
-    ]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in paths
+        if path != folder / MARKER
     }
-    state = json.loads(
-        json.dumps(state)
-    )  # as it will be read: 1.0 stays 1.0, a tuple becomes a list
-    write_json(
-        folder / MARKER, {"state": state, "files": files, "sha256": _marker_sum(state, files)}
-    )
+    state = json.loads(json.dumps(state))  # as it will be read: a tuple becomes a list
+    marker = {"state": state, "files": files, "sha256": _marker_sum(state, files)}
+    write_json(folder / MARKER, marker)
 
 
 def _read_marker(folder: Path) -> tuple[dict[str, Any], str]:
@@ -71,16 +67,14 @@ def _read_marker(folder: Path) -> tuple[dict[str, Any], str]:
             return {}, f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return {}, f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-    for name, facts in files.items():
+    for name, facts in files.items():  # once all sizes are right, as this takes longer
         if file_sha256(folder / name) != facts["sha256"]:
             return {}, f"{name} is not as it was written (another SHA-256)"
     return dict(state), ""
 
 
 def read_marker(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The state in a folder's marker, or `None` if the folder is not whole: each file as long as it
-    was written, and the same bytes.
-    """
+    """The state in a folder's marker, or `None` if any of its files is not as it was written."""
     state, wrong = _read_marker(Path(folder))
     return None if wrong else state
 
@@ -90,28 +84,40 @@ def damage(folder: str | os.PathLike[str]) -> str:
     return _read_marker(Path(folder))[1]
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
+def marked_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state in a marker, without a check of the files; empty for a marker that cannot be read."""
+    try:
+        return dict(json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _numbered(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     """(step, folder) of each `checkpoint-STEP`, the newest first."""
     found = [
         (re.fullmatch(r"checkpoint-(\d+)", path.name), path)
-        for path in folder.glob("checkpoint-*")
+        for path in Path(folder).glob("checkpoint-*")
         if path.is_dir()
     ]
     return sorted(((int(match.group(1)), path) for match, path in found if match), reverse=True)
 
 
+def kept_states(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """`marked_state` of all finished checkpoints of a folder, newest first."""
+    return [state for _, path in _numbered(folder) if (state := marked_state(path))]
+
+
 def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = None) -> Path | None:
     """The newest whole `checkpoint-N` in a folder.
 
-    One whose writing was interrupted is removed. One that is damaged is set aside as
-    `damaged-checkpoint-N` with a sentence to the log, and the one before it counts.
+    One whose writing was interrupted is removed. A damaged one is renamed to
+    `damaged-checkpoint-N` with a warning in the log, and the one before it counts.
 
     Args:
         folder (path)
-        accept (`Callable`, *optional*): says what is wrong with files elsewhere that the checkpoint
-            needs.
+        accept (`Callable`, *optional*): what is wrong with files elsewhere that it needs.
     """
-    for step, path in _numbered(Path(folder)):
+    for step, path in _numbered(folder):
         if not (path / MARKER).exists():
             shutil.rmtree(path, ignore_errors=True)
             continue
@@ -130,24 +136,9 @@ def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = No
     return None
 
 
-def marked_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The state in a marker, its files not looked at; empty without a marker that can be read."""
-    try:
-        return dict(json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))["state"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def kept_states(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The states of all finished checkpoints of a folder, newest first; their files are not looked
-    at.
-    """
-    return [state for _, path in _numbered(Path(folder)) if (state := marked_state(path))]
-
-
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Removes checkpoints without a marker and what else a write that failed has left behind."""
-    unfinished = [path for _, path in _numbered(Path(folder)) if not (path / MARKER).exists()]
+    """Removes checkpoints without a marker, and other parts that a failed write has left."""
+    unfinished = [path for _, path in _numbered(folder) if not (path / MARKER).exists()]
     for path in [*unfinished, *Path(folder).glob(".*.part")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -156,9 +147,7 @@ def remove_unfinished(folder: str | os.PathLike[str]) -> None:
 
 
 def truncate_metrics(path: str | os.PathLike[str], last_step: int) -> None:
-    """Drops the lines of a metrics file that are later than `last_step` or were cut off in the
-    middle.
-    """
+    """Drops the lines of a metrics file that are later than `last_step` or incomplete."""
     path = Path(path)
     if not path.exists():
         return

@@ -1,8 +1,7 @@
-"""Tensors by position in a file: written and read a few rows at a time, so that memory does not
-grow with their number.
+"""Tensors by position in a file, read and written a few rows at a time.
 
-A memory map would do the same by address space; its pages count as the process's own, and a long
-run ends up with the whole file resident.
+A memory map would do the same by address space; but its pages count as the process's own, and a
+long run ends up with the whole file resident.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ HEADER_BYTES = 4096
 
 
 def runs(positions: Tensor) -> Iterator[tuple[int, int, int]]:
-    """The stretches of consecutive numbers in `positions`: (place of the first, its number, how
-    many).
+    """The runs of consecutive numbers in `positions`: (index of the first, its number, how many).
 
     >>> list(runs(torch.tensor([4, 5, 6, 1, 9, 10])))
     [(0, 4, 3), (3, 1, 1), (4, 9, 2)]
@@ -36,8 +34,8 @@ def runs(positions: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 class StateFile:
-    """Values of one shape and precision at numbered positions, in a file that only its owner can
-    read.
+    """Values of one shape and precision at numbered positions, in a file with access for its owner
+    only.
 
     Args:
         path (`Path`): a file that `StateFile.create` made.
@@ -58,29 +56,20 @@ class StateFile:
             raise ValueError(f"{path} is not a file of states") from None
         self._row_bytes = self.dtype.itemsize * torch.Size(self.shape[1:]).numel()
         if path.stat().st_size != HEADER_BYTES + self.shape[0] * self._row_bytes:
-            raise ValueError(f"{path} has not the length that its header says")
+            raise ValueError(f"{path} does not have the length that its header says")
 
     @classmethod
     def create(cls, path: Path, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> StateFile:
-        """A new file of zeros.
-
-        Args:
-            path (`Path`)
-            shape (`tuple[int, ...]`): (positions, ...).
-            dtype (`torch.dtype`)
-            key (`str`): what the values were made from; read back as `key`.
-        """
+        """A new file of zeros of shape (positions, ...); `key` says what the values are made from."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        header = json.dumps(
-            {"key": key, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
-        ).encode()
+        facts = {"key": key, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
         with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(header.ljust(HEADER_BYTES))
+            file.write(json.dumps(facts).encode().ljust(HEADER_BYTES))
             file.truncate(HEADER_BYTES + dtype.itemsize * torch.Size(shape).numel())
         return cls(path)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
-        """Puts `values` of shape (n, ...) at `positions` of shape (n,); in the file's precision."""
+        """Writes `values` of shape (n, ...) at `positions` of shape (n,), in the file's precision."""
         values = values.detach().to("cpu", self.dtype).contiguous()
         data: bytes = values.view(-1).view(torch.uint8).numpy().tobytes()
         for place, number, count in runs(positions):
@@ -100,20 +89,16 @@ class StateFile:
                     f" of {self.path}"
                 )
             piece = view[place * self._row_bytes : (place + count) * self._row_bytes]
-            if os.preadv(
-                self._file.fileno(), [piece], HEADER_BYTES + number * self._row_bytes
-            ) != len(piece):
+            offset = HEADER_BYTES + number * self._row_bytes
+            if os.preadv(self._file.fileno(), [piece], offset) != len(piece):
                 raise OSError(f"{self.path} ended early")
+        shape = len(positions), *self.shape[1:]
         if not data:
-            return torch.zeros(len(positions), *self.shape[1:], dtype=self.dtype)
-        return (
-            torch.frombuffer(data, dtype=torch.uint8)
-            .view(self.dtype)
-            .view(len(positions), *self.shape[1:])
-        )
+            return torch.zeros(shape, dtype=self.dtype)
+        return torch.frombuffer(data, dtype=torch.uint8).view(self.dtype).view(shape)
 
     def rename(self, path: Path) -> None:
-        """Gives the finished file its name, once all of it is on the disk."""
+        """Renames the finished file, once all of it is on the disk."""
         os.fsync(self._file.fileno())
         os.replace(self.path, path)
         self.path = path

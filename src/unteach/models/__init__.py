@@ -1,21 +1,20 @@
-"""Models: finding and loading them, their output head, their layers, per-token statistics."""
+"""Models: loading them, their parts, their inputs, per-token statistics."""
 
+from unteach.models.inputs import dropout_off, model_inputs, predicting_states, shared_lookup
 from unteach.models.loading import (
-    adapter_off,
     check_vocabulary,
-    decoder,
-    dropout_off,
     load_config,
     load_model,
     load_tokenizer,
-    model_inputs,
+    placed,
+    resolve,
+    weights_hash,
+)
+from unteach.models.parts import (
+    adapter_off,
+    decoder,
     output_head,
     output_layer,
-    placed,
-    predicting_states,
-    resolve,
-    shared_lookup,
-    weights_hash,
     width,
     window,
     without_adapter,

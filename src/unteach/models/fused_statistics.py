@@ -12,23 +12,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead
 
 CPU_BLOCK = 1024
-"""Columns of the vocabulary that a CPU multiplies and works on at a time: so few that they stay in
-its cache.
-"""
+"""Columns of the vocabulary that a CPU processes at a time: so few that they stay in its cache."""
 
 
 @dataclass
 class _Logits:
-    """Logits of some rows, as blocks of columns (rows, block), with those of the reference for the
-    last of the rows.
+    """Logits of some rows as blocks of columns, each (rows, block), and those of the reference for
+    the last n of the rows (no blocks for n = 0).
 
     Args:
-        blocks: of the model.
-        reference: of the reference; empty where none of the rows has one.
-        chosen (`Tensor` of shape (rows,)): that of the target.
+        chosen (`Tensor` of shape (rows,)): the logit of the target.
         others (`Tensor` of shape (rows,)): logsumexp over all columns but the target's.
         norm, reference_norm (`Tensor` of shape (n,)): logsumexp over all columns, of the rows that
             have a reference.
@@ -42,20 +38,12 @@ class _Logits:
     reference_norm: Tensor
 
 
-def _columns(size: int, device: torch.device) -> list[slice]:
-    """The vocabulary in blocks; in one where a processor with its own memory does the work."""
-    block = CPU_BLOCK if device.type == "cpu" else size
-    return [slice(start, min(start + block, size)) for start in range(0, size, block)]
-
-
 class _Scratch:
-    """Memory that is written again for every block of columns.
-
-    Tensors of a block are some megabytes large; made anew for each, they would be pages that the
-    process must be given, and that is slower than the work on them.
+    """Memory that is reused for every block of columns; allocating tensors of some megabytes anew
+    for each block is slower than the work on them.
 
     Args:
-        like (`Tensor`): the device, and the type where none is named.
+        like (`Tensor`): the device, and the default precision.
         size (`int`): entries of the largest block.
     """
 
@@ -66,7 +54,7 @@ class _Scratch:
     def __call__(
         self, shape: torch.Size, number: int = 0, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Space of this shape; with another number space beside it."""
+        """A tensor of this shape in the memory of that number."""
         key = number, dtype or self.like.dtype
         if key not in self.flat:
             self.flat[key] = self.like.new_empty(self.size, dtype=key[1])
@@ -86,7 +74,7 @@ class _Scratch:
 
 class FusedStatistics(torch.autograd.Function):
     """(logp, log_complement, kl) of every token from one pass over its logits, with the backward
-    written out.
+    written out; see `token_statistics`.
 
     With s the softmax over all tokens but y, m = z_y - logsumexp of the others, p = sigmoid(m), and
     upstream gradients a, b, c of logp, log_complement and kl, the gradient by the logits is
@@ -95,9 +83,9 @@ class FusedStatistics(torch.autograd.Function):
         z_v, v != y:   s_v (c (1 - p) - g)
         and, where there is a reference with probabilities r, - c r_v everywhere.
 
-    Logits are made, and turned into their gradient in place, in blocks of columns. They are kept
-    for the backward pass where all of them fit the budget, and made again, some rows at a time,
-    where they do not.
+    Logits are computed, and turned into their gradient in place, in blocks of columns. They are
+    kept for the backward pass where all of them fit the budget, and computed again, some rows at a
+    time, where they do not.
     """
 
     @staticmethod
@@ -112,22 +100,22 @@ class FusedStatistics(torch.autograd.Function):
         reference_head: OutputHead | None,
         budget_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `token_statistics`; the reference's states belong to the last tokens."""
-        total = hidden.shape[0]
-        referenced = 0 if reference_hidden is None else reference_hidden.shape[0]
-        row_bytes = weight.shape[0] * max(4, weight.element_size())
-        wants = hidden.requires_grad or weight.requires_grad
-        ctx.kept = [] if wants and (total + referenced) * row_bytes <= budget_bytes else None
-        ctx.rows = (
-            total
-            if ctx.kept is not None
-            else max(1, budget_bytes // (2 * row_bytes if referenced else row_bytes))
-        )
-        ctx.columns = _columns(weight.shape[0], hidden.device)
+        """The reference's states are those of the last tokens."""
+        total, vocabulary = len(hidden), len(weight)
+        referenced = 0 if reference_hidden is None else len(reference_hidden)
+        row_bytes = vocabulary * max(4, weight.element_size())
+        needs_gradient = hidden.requires_grad or weight.requires_grad
+        fits = (total + referenced) * row_bytes <= budget_bytes
+        rows = max(1, budget_bytes // (2 * row_bytes if referenced else row_bytes))
+        ctx.kept = [] if needs_gradient and fits else None
+        ctx.rows = rows if ctx.kept is None else total
+        block = CPU_BLOCK if hidden.device.type == "cpu" else vocabulary
+        ctx.columns = [
+            slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)
+        ]
         ctx.head = _HeadBlocks(head, hidden, ctx.columns)
-        ctx.reference_head = (
-            None if reference_head is None else _HeadBlocks(reference_head, hidden, ctx.columns)
-        )
+        if reference_head is not None:
+            ctx.reference_head = _HeadBlocks(reference_head, hidden, ctx.columns)
         ctx.unreferenced = total - referenced
         logp, complement, kl = [], [], []
         for start in range(0, total, ctx.rows):
@@ -139,9 +127,8 @@ class FusedStatistics(torch.autograd.Function):
             if ctx.kept is not None:
                 ctx.kept.append(made)
         statistics = torch.cat(logp), torch.cat(complement)
-        ctx.save_for_backward(
-            hidden, weight, targets, reference_hidden, *statistics
-        )  # an output held by ctx itself would never go
+        # an output that is an attribute of ctx itself would never be freed
+        ctx.save_for_backward(hidden, weight, targets, reference_hidden, *statistics)
         return *statistics, torch.cat(kl)
 
     @staticmethod
@@ -149,7 +136,7 @@ class FusedStatistics(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, reference_hidden: Tensor | None, start: int
     ) -> _Logits:
         """The logits of the rows from `start` on."""
-        stop, first = min(start + ctx.rows, hidden.shape[0]), ctx.unreferenced
+        stop, first = min(start + ctx.rows, len(hidden)), ctx.unreferenced
         rows, wanted = hidden[start:stop], targets[start:stop]
         blocks = ctx.head.logits(rows)
         chosen = torch.empty(len(rows), dtype=blocks[0].dtype, device=rows.device)
@@ -161,19 +148,14 @@ class FusedStatistics(torch.autograd.Function):
             others.append(scratch.logsumexp(block))
             block[row, column] = chosen[row]
         reference: list[Tensor] = []
+        norm = reference_norm = chosen.new_zeros(0)
         if reference_hidden is not None and stop > first:
             states = reference_hidden[max(start, first) - first : stop - first]
             reference = [block.to(chosen.dtype) for block in ctx.reference_head.logits(states)]
-        tail = [block[len(rows) - len(reference[0]) :] for block in blocks] if reference else []
-        empty = chosen.new_zeros(0)
-        return _Logits(
-            blocks,
-            reference,
-            chosen,
-            torch.stack(others).logsumexp(0),
-            scratch.norm(tail) if reference else empty,
-            scratch.norm(reference) if reference else empty,
-        )
+            norm = scratch.norm([block[-len(states) :] for block in blocks])
+            reference_norm = scratch.norm(reference)
+        other = torch.stack(others).logsumexp(0)
+        return _Logits(blocks, reference, chosen, other, norm, reference_norm)
 
     @staticmethod
     @once_differentiable
@@ -187,28 +169,25 @@ class FusedStatistics(torch.autograd.Function):
         at_target, elsewhere = force + pull * p, (pull * rest - force)[:, None]
         kept, ctx.kept = ctx.kept, None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype = ctx.head.dtype
-        to_hidden = (
-            torch.zeros_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32))
-            if needs_hidden
-            else None
-        )
-        to_weight = torch.empty_like(weight) if needs_weight else None
-        to_bias = torch.zeros_like(ctx.head.head.bias) if needs_bias else None
-        for number, start in enumerate(range(0, hidden.shape[0], ctx.rows)):
-            part = slice(start, min(start + ctx.rows, hidden.shape[0]))
-            made = (
-                kept[number]
-                if kept
-                else FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
-            )
-            states, size, scratch = (
-                hidden[part].to(dtype),
-                len(made.reference_norm),
-                _Scratch(made.chosen, made.blocks[0].numel()),
-            )
+        head, dtype = ctx.head.head, ctx.head.dtype
+        to_hidden = to_weight = to_bias = None
+        if needs_hidden:
+            wide = torch.promote_types(hidden.dtype, torch.float32)
+            to_hidden = torch.zeros_like(hidden, dtype=wide)
+        if needs_weight:
+            to_weight = torch.empty_like(weight)
+        if needs_bias:
+            to_bias = torch.zeros_like(head.bias)
+        for number, start in enumerate(range(0, len(hidden), ctx.rows)):
+            part = slice(start, min(start + ctx.rows, len(hidden)))
+            if kept:
+                made = kept[number]
+            else:
+                made = FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
+            states, size = hidden[part].to(dtype), len(made.reference_norm)
+            scratch = _Scratch(made.chosen, made.blocks[0].numel())
             for index, (columns, block) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
-                slope = ctx.head.head.slope(block)
+                slope = head.slope(block)
                 row, column = _inside(targets[part], columns, len(ctx.columns))
                 block[row, column] = float("-inf")
                 block.sub_(made.others[:, None]).exp_().mul_(elsewhere[part])
@@ -232,9 +211,7 @@ class FusedStatistics(torch.autograd.Function):
 
 
 def _inside(targets: Tensor, columns: slice, blocks: int) -> tuple[Tensor, Tensor]:
-    """(rows whose target lies in these columns, its place among them); in all rows where one block
-    is the whole vocabulary.
-    """
+    """(rows whose target lies in these columns, its column among them)."""
     if blocks == 1:
         return torch.arange(len(targets), device=targets.device), targets
     row = ((targets >= columns.start) & (targets < columns.stop)).nonzero().squeeze(-1)
@@ -242,17 +219,10 @@ def _inside(targets: Tensor, columns: slice, blocks: int) -> tuple[Tensor, Tenso
 
 
 class _HeadBlocks:
-    """A head as it multiplies hidden states: in autocast's precision where that is on, in blocks of
-    columns.
+    """A head in blocks of columns, in autocast's precision where that is on.
 
-    Where there are several blocks, each is rounded to that precision when it is needed, into the
-    same memory, in which it stays in the processor's cache; a rounded copy of the whole head would
-    be new memory in every step.
-
-    Args:
-        head (`OutputHead`)
-        hidden (`Tensor`): states of the device that it multiplies.
-        columns: the blocks.
+    With several blocks each is rounded to that precision when it is needed, into one memory, which
+    stays in the processor's cache; a rounded copy of the whole head would be new memory each step.
     """
 
     def __init__(self, head: OutputHead, hidden: Tensor, columns: list[slice]) -> None:
@@ -267,34 +237,32 @@ class _HeadBlocks:
         found = self.head.weight.detach()[columns]
         if found.dtype == self.dtype:
             return found
-        if self.space is None:
-            largest = max(part.stop - part.start for part in self.columns)
-            self.space = torch.empty(largest, found.shape[1], dtype=self.dtype, device=found.device)
+        if self.space is None:  # the first block is the largest
+            self.space = torch.empty(
+                self.columns[0].stop, found.shape[1], dtype=self.dtype, device=found.device
+            )
         return self.space[: len(found)].copy_(found)
 
     def logits(self, hidden: Tensor) -> list[Tensor]:
-        """The logits of these rows in blocks, in one piece of memory where there are several."""
+        """The logits of these rows in blocks, in one memory where there are several."""
         if len(self.columns) == 1:
             return [self.head.logits(hidden)]
-        rows, blocks = len(hidden), []
-        memory = torch.empty(
-            rows * self.columns[-1].stop,
-            dtype=torch.promote_types(self.dtype, torch.float32),
-            device=hidden.device,
-        )
+        wide = torch.promote_types(self.dtype, torch.float32)
+        rows, bias, blocks = len(hidden), self.head.bias, []
+        memory = torch.empty(rows * self.columns[-1].stop, dtype=wide, device=hidden.device)
         for part in self.columns:
             place = memory[rows * part.start : rows * part.stop].view(rows, part.stop - part.start)
-            bias = None if self.head.bias is None else self.head.bias[part].to(self.dtype)
-            blocks.append(
-                replace(self.head, weight=self.weight(part), bias=bias).logits(hidden, out=place)
+            head = replace(
+                self.head,
+                weight=self.weight(part),
+                bias=None if bias is None else bias[part].to(self.dtype),
             )
+            blocks.append(head.logits(hidden, out=place))
         return blocks
 
 
 def _add_product(to: Tensor, gradient: Tensor, states: Tensor, *, first: bool) -> None:
-    """Adds gradient^T states to the rows `to` of a weight's gradient, or writes it there where it
-    is the first.
-    """
+    """Adds gradient^T states to the rows `to` of a weight's gradient; the first is written there."""
     if to.dtype == states.dtype:
         torch.mm(gradient.T, states, out=to) if first else to.addmm_(gradient.T, states)
         return
@@ -309,12 +277,9 @@ def _divergence(made: _Logits) -> Tensor:
         return kl
     scratch = _Scratch(made.chosen, made.reference[0].numel())
     for reference, block in zip(made.reference, made.blocks, strict=True):
-        r = torch.sub(reference, made.reference_norm[:, None], out=scratch(reference.shape))
-        q = torch.sub(
-            block[len(block) - len(reference) :],
-            made.norm[:, None],
-            out=scratch(reference.shape, 1),
-        )
+        shape = reference.shape
+        r = torch.sub(reference, made.reference_norm[:, None], out=scratch(shape))
+        q = torch.sub(block[-len(reference) :], made.norm[:, None], out=scratch(shape, 1))
         ratio = torch.sub(r, q, out=q)
         r.exp_()
         kl += ratio.mul_(r).masked_fill_(r == 0, 0.0).sum(-1)

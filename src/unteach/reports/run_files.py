@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.errors import UserError
-from unteach.files.json_lines import read_json_lines
+from unteach.files.atomic import read_json_lines
 from unteach.reports.attacks import read_attacks
 from unteach.reports.results import Results
 

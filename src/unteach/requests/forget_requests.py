@@ -24,10 +24,8 @@ from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
-from unteach.files.atomic import write_text_atomically
-from unteach.files.folder_lock import FolderLock
-from unteach.files.folders import private_folder
-from unteach.files.json_lines import read_json_lines
+from unteach.files.atomic import read_json_lines, write_text_atomically
+from unteach.files.folders import FolderLock, private_folder
 from unteach.prepare.generations import GenerationCache
 from unteach.progress import Display
 from unteach.requests import patches

@@ -14,9 +14,8 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
-from unteach.files.folder_lock import FolderLock
-from unteach.files.folders import private_folder
-from unteach.files.json_lines import read_json_lines
+from unteach.files.atomic import read_json_lines
+from unteach.files.folders import FolderLock, private_folder
 from unteach.models.precision import DTYPES
 from unteach.prepare.generations import GenerationCache
 from unteach.scenarios.registry import SCENARIOS, build_scenario

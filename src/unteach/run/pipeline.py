@@ -35,10 +35,9 @@ from unteach.evaluation.scorers import (
 )
 from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
-from unteach.files.folder_lock import FolderLock
-from unteach.files.folders import private_folder, set_aside
+from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.methods import get_method
-from unteach.models.layers import freeze_lower_layers, unfreeze
+from unteach.models.parts import freeze_lower_layers, unfreeze
 from unteach.models.precision import DTYPES, check_dtype, check_quantize, four_bit_settings
 from unteach.prepare.collecting import Collection
 from unteach.prepare.method_picking import pick

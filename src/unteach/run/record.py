@@ -21,8 +21,7 @@ from unteach.config.resolve import ResolvedConfig
 from unteach.config.run import RunOptions
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
-from unteach.files.atomic import write_json, write_text_atomically
-from unteach.files.json_lines import read_json_lines
+from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.models.precision import CPU_FACTS
 from unteach.scenarios.scenario import Scenario
 

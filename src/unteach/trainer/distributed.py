@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from unteach.errors import UserError
 from unteach.losses.statistics import TokenStatistics
 from unteach.methods import RoleTokens
-from unteach.models.forwards import set_forward, with_forward
+from unteach.models.kernels import set_forward, with_forward
 from unteach.processes import all_gather
 
 FIELDS = [item.name for item in fields(TokenStatistics)]

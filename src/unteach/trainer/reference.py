@@ -29,7 +29,7 @@ from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
 from unteach.data.stream import Collator, forget_branches, retain_branches
 from unteach.data.tokenization import EncodedRow
 from unteach.files.state_file import StateFile
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead
 from unteach.models.token_statistics import token_statistics
 from unteach.processes import (
     all_gather,

@@ -17,8 +17,7 @@ from unteach.data.packing import PADDING
 from unteach.losses.statistics import TokenStatistics
 from unteach.methods import ROLES, Hooks, Method, RoleTokens
 from unteach.models.kernels import CompiledLayers
-from unteach.models.layers import layer_outputs
-from unteach.models.output_head import OutputHead
+from unteach.models.parts import OutputHead, layer_outputs
 from unteach.models.token_statistics import token_statistics, vocabulary_statistics
 from unteach.trainer.distributed import through_head
 

@@ -26,9 +26,8 @@ from unteach.data.token_table import longest_row
 from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
 from unteach.methods import ROLES, objective_terms, step_counts, total_loss
-from unteach.models.forwards import with_forward
-from unteach.models.kernels import compiled_layers, steady_attention
-from unteach.models.layers import freeze_all_but, layer_list, unfreeze
+from unteach.models.kernels import compiled_layers, steady_attention, with_forward
+from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.reference import Reference, ReferenceModel, StoredReference, build_reference
