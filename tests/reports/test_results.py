@@ -9,7 +9,7 @@ import pytest
 
 import unteach.reports
 from unteach.evaluation.metrics import METRICS, PROMPT_SETS
-from unteach.reports.results import Results, before_after, capitalised, shown
+from unteach.reports.results import Results, capitalised, shown
 
 
 def number(value, n=20, low=None, high=None, better=False):
@@ -25,9 +25,12 @@ def test_a_value_has_the_format_and_the_interval_of_its_metric():
     assert shown(None, ".2f") == "-"
 
 
-def test_before_and_after_are_one_dash_where_both_are_missing():
-    assert before_after("-", "-") == "-"
-    assert before_after("1", "-") == "1 -> -"
+def test_before_and_after_are_one_dash_where_both_are_missing(evaluation):
+    results = Results(evaluation)
+    assert results.before_after("normal", "leak_rate") == "-"
+    assert results.before_after("unlearned", "fluency") == "0.50 -> NM"
+    del evaluation["models"]["unlearned"]["unlearned"]
+    assert results.before_after("unlearned", "fluency") == "0.50 -> -"
 
 
 def test_a_change_within_the_intervals_is_not_clear(evaluation):

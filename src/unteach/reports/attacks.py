@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +14,31 @@ from unteach.reports.tables import Table
 
 MODELS = ("original", "unlearned", "never_knew", "retrained")
 RELEARNING = ("relearning_forget", "relearning_related", "relearning_unrelated")
-ATTACKS = {
-    "none": ("no attack", "the forget prompts themselves, greedy answers"),
-    "paraphrase": (
-        "paraphrase",
-        "undesired answer to at least one rewording of the prompt; mean: over rewordings",
-    ),
-    "prefix": (
-        "prefix",
-        "the first quarter of the expected completion is given, and what the model adds is scored",
-    ),
-    "role_play": ("role play", "the model is instructed to play a role that gives the answer"),
-    "few_shot": ("few-shot", "other forget rows with their completions precede the prompt"),
-    "sampling": (
-        "sampling",
-        "undesired answer in at least one of several samples; mean: over samples",
-    ),
-    "quantization_8bit": ("8-bit weights", "weights rounded to 8 bits by torchao"),
-    "quantization_4bit": ("4-bit weights", "weights rounded to 4 bits by torchao"),
-    "relearning_forget": (
-        "relearn: forget rows",
-        "fine-tuned on a few forget rows, evaluated on the others",
-    ),
-    "relearning_related": (
-        "relearn: related rows",
-        "fine-tuned on rows of the same kind that were not trained on, evaluated on forget rows",
-    ),
-    "relearning_unrelated": (
-        "relearn: unrelated",
-        "fine-tuned on retain rows, evaluated on forget rows",
-    ),
-    "traces": (
-        "traces",
-        "likelihood of the forget rows, and how well it separates them from others (AUC; 0.5 is"
-        " chance)",
-    ),
-    "distance": (
-        "distance",
-        "to a model trained without the forget set, on the forget rows",
-    ),
+TITLES = {
+    "none": "no attack",
+    "few_shot": "few-shot",
+    "quantization_8bit": "8-bit weights",
+    "quantization_4bit": "4-bit weights",
+    "relearning_forget": "relearn: forget rows",
+    "relearning_related": "relearn: related rows",
+    "relearning_unrelated": "relearn: unrelated",
 }
-"""Title and description of each attack, in the order of the table."""
+ATTACKS = {
+    "none": "the forget prompts themselves, greedy answers",
+    "paraphrase": "undesired answer to at least one rewording; mean: over rewordings",
+    "prefix": "a quarter of the expected completion is given, and the model's continuation is scored",
+    "role_play": "the model is instructed to play a role that gives the answer",
+    "few_shot": "other forget rows with their completions precede the prompt",
+    "sampling": "undesired answer in at least one of several samples; mean: over samples",
+    "quantization_8bit": "weights rounded to 8 bits by torchao",
+    "quantization_4bit": "weights rounded to 4 bits by torchao",
+    "relearning_forget": "fine-tuned on a few forget rows, evaluated on the others",
+    "relearning_related": "fine-tuned on held-out rows of the same kind, evaluated on forget rows",
+    "relearning_unrelated": "fine-tuned on retain rows, evaluated on forget rows",
+    "traces": "likelihood of the forget rows, and its AUC against other rows (0.5 is chance)",
+    "distance": "to a model trained without the forget set, on the forget rows",
+}
+"""What each attack does, in the order of the table."""
 MEASURES = {
     "steps_to_half": ("steps to half", "d"),
     "forget_nll": ("NLL, forget rows", ".2f"),
@@ -76,7 +60,7 @@ def read_attacks(folder: Path) -> dict[str, Any] | None:
 
 def attack_title(name: str) -> str:
     """An attack's title."""
-    return ATTACKS[name][0] if name in ATTACKS else name.replace("_", " ")
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def rate_facts(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -131,9 +115,7 @@ def attack_table(found: Mapping[str, Any], *, intervals: bool = True) -> Table:
 
 def attack_notes(found: Mapping[str, Any]) -> list[str]:
     """What each attack in the table does, and why others were not made."""
-    made = [
-        f"{title}: {text}" for name, (title, text) in ATTACKS.items() if name in found["attacks"]
-    ]
+    made = [f"{attack_title(n)}: {text}" for n, text in ATTACKS.items() if n in found["attacks"]]
     left = found.get("left_out", {})
     return made + [f"not made: {attack_title(name)} ({why})" for name, why in left.items()]
 
@@ -167,12 +149,6 @@ def attack_verdict(found: Mapping[str, Any]) -> str:
             control_text = f" (a model that never knew: {control})"
             parts.append(text if control == MISSING else text + control_text)
     return "; ".join(parts) + "." if parts else "No attack was made."
-
-
-def relearning_curves(found: Mapping[str, Any]) -> Sequence[str]:
-    """The relearning attacks that have a curve."""
-    curves = found.get("curves", {})
-    return [name for name in attack_names(found) if curves.get(name)]
 
 
 def print_attacks(found: Mapping[str, Any], console: Console) -> None:

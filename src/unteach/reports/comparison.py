@@ -85,8 +85,8 @@ def comparison_table(cells: Sequence[Cell], results: Results, *, intervals: bool
             result = cell.sets.get(name, {}).get(metric)
             if cell.method == "original" and results.metrics[metric]["against_original"]:
                 result = None
-            text = results.shown(metric, result, with_interval=intervals)
-            row.append(text.replace("%", ""))
+            write = results.shown if intervals else results.value
+            row.append(write(metric, result).replace("%", ""))
         rows.append(row)
     cost_titles, costs = _cost_columns(cells)
     return Table(

@@ -108,8 +108,8 @@ def status(files: RunFiles) -> list[tuple[str, str, str]]:
     """
     results, run = files.results, files.run
     found: dict[str, dict[str, list[str]]] = {"good": {}, "bad": {}}
-    for name, metric, before, after in results.compared():
-        change = results.change(metric, before, after)
+    for (name, metric), both in results.compared().items():
+        change = results.change(metric, *both)
         if change and change.tone in found:
             titles = found[change.tone].setdefault(results.title(metric), [])
             titles.append(results.set_title(name))
@@ -150,7 +150,7 @@ def row_lists(files: RunFiles, limit: int = ROW_LIMIT) -> list[dict[str, Any]]:
     for name, rows in groups.items():
         records = [record for row in rows.values() for record in row.values()]
         metrics = dict.fromkeys(metric for r in records for metric in r.get("metrics", {}))
-        key = results.key_metric(name) or ""
+        key = results.key_metric(name)
         scored = [sets.get(name, {}).get(key) for sets in results.models.values()]
         sign = 1 if any(result and result["higher_is_better"] for result in scored) else -1
 
@@ -270,10 +270,10 @@ def card_text(folder: Path, files: RunFiles) -> str:
             dataset_type=scenario,
             dataset_name=f"{scenario}: {results.set_title(name)}",
             metric_type=metric,
-            metric_value=round(after["value"], 4),
+            metric_value=round(both[1]["value"], 4),
             metric_name=results.title(metric),
         )
-        for name, metric, _, after in results.compared()
+        for (name, metric), both in results.compared().items()
     ]
     taught = run.get("original_model_hash") != run.get("base_model_hash")
     base: dict[str, Any] = {}
@@ -329,22 +329,14 @@ def report_content(folder: Path, files: RunFiles) -> dict[str, Any]:
 
 
 def write_page(folder: Path) -> Path:
-    """Draws the figures and writes `report.html` from `eval.json` and the other files of a folder.
-
-    Raises:
-        UserError: if `eval.json` is missing or a file cannot be read.
-    """
+    """Draws the figures and writes `report.html` from `eval.json` and the other files of a folder."""
     files = read_files(folder)
     write_text_atomically(folder / "report.html", page_text(files, report_content(folder, files)))
     return folder / "report.html"
 
 
 def write_card(folder: Path) -> Path:
-    """Writes `README.md`, also beside the weights, so that a push of their folder carries it.
-
-    Raises:
-        UserError: if `eval.json` is missing or a file cannot be read.
-    """
+    """Writes `README.md`, also beside the weights, so that a push of their folder carries it."""
     text = card_text(folder, read_files(folder))
     for target in (folder, folder / "model", folder / "adapter"):
         if target.is_dir():

@@ -7,7 +7,7 @@ a metric's or a prompt set's name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,6 @@ def shown(result: Result | None, form: str, *, with_interval: bool = True) -> st
     return f"{number(result['value'], form)} {ends}".rstrip()
 
 
-def before_after(before: str, after: str) -> str:
-    """Two texts with an arrow between them; one dash where both are missing."""
-    return MISSING if before == after == MISSING else f"{before} -> {after}"
-
-
 def capitalised(text: str) -> str:
     """The text with its first letter in upper case and all others as they are."""
     return text[:1].upper() + text[1:]
@@ -76,7 +71,7 @@ class Results:
         self.metrics: Mapping[str, Mapping[str, Any]] = self.content["metrics"]
         self.sets: Mapping[str, Mapping[str, Any]] = self.content["prompt_sets"]
         keys = [self.key_metric(name) for name in self.sets_of("forget")]
-        self.headline = str(self.content.get("headline") or next(iter(keys), ""))
+        self.headline = str(self.content.get("headline") or [*keys, ""][0])
 
     @property
     def pair(self) -> tuple[Sets, Sets]:
@@ -106,20 +101,23 @@ class Results:
         """Names of the prompt sets with one of these roles."""
         return [name for name, facts in self.sets.items() if facts["role"] in roles]
 
-    def key_metric(self, name: str) -> str | None:
-        """The metric of a prompt set that is read first."""
-        found = self.sets.get(name, {}).get("key_metric")
-        return None if found is None else str(found)
+    def key_metric(self, name: str) -> str:
+        """The metric of a prompt set that is read first; empty if it has none."""
+        return str(self.sets.get(name, {}).get("key_metric") or "")
 
-    def shown(self, metric: str, result: Result | None, *, with_interval: bool = True) -> str:
-        """A metric's result in its own format."""
-        return shown(result, self.form(metric), with_interval=with_interval)
+    def value(self, metric: str, result: Result | None) -> str:
+        """A metric's value in its own format."""
+        return shown(result, self.form(metric), with_interval=False)
+
+    def shown(self, metric: str, result: Result | None) -> str:
+        """A metric's value in its own format, with its interval."""
+        return shown(result, self.form(metric))
 
     def before_after(self, name: str, metric: str, *, with_interval: bool = False) -> str:
         """`original -> unlearned` of a metric on a prompt set."""
-        results = (sets.get(name, {}).get(metric) for sets in self.pair)
-        texts = [self.shown(metric, result, with_interval=with_interval) for result in results]
-        return before_after(*texts)
+        write = self.shown if with_interval else self.value
+        before, after = (write(metric, sets.get(name, {}).get(metric)) for sets in self.pair)
+        return MISSING if before == after == MISSING else f"{before} -> {after}"
 
     def change(self, metric: str, before: Result | None, after: Result | None) -> Change | None:
         """How a value moved; not clear where the intervals overlap, `None` where the metric itself
@@ -129,9 +127,7 @@ class Results:
             return None
         if before["value"] is None or after["value"] is None:
             return None
-        if self.shown(metric, before, with_interval=False) == self.shown(
-            metric, after, with_interval=False
-        ):
+        if self.value(metric, before) == self.value(metric, after):
             return Change("=", "same")
         up = after["value"] > before["value"]
         arrow = "\u2191" if up else "\u2193"
@@ -143,33 +139,31 @@ class Results:
         better = up == after["higher_is_better"]
         return Change(arrow, "better" if better else "worse", "good" if better else "bad")
 
-    def compared(self) -> Iterator[tuple[str, str, Result, Result]]:
-        """(prompt set, metric, before, after) of each metric that has a value for both models."""
+    def compared(self) -> dict[tuple[str, str], tuple[Result, Result]]:
+        """Results before and after by (prompt set, metric), where both have a value."""
         before, after = self.pair
-        for name, metrics in before.items():
-            for metric, result in metrics.items():
-                other = after.get(name, {}).get(metric)
-                if other and result["value"] is not None and other["value"] is not None:
-                    yield name, metric, result, other
+        pairs = {
+            (name, metric): (result, after.get(name, {}).get(metric, {"value": None}))
+            for name, metrics in before.items()
+            for metric, result in metrics.items()
+        }
+        return {
+            place: both
+            for place, both in pairs.items()
+            if None not in (both[0]["value"], both[1]["value"])
+        }
 
     def summary_metrics(self) -> list[str]:
         """Metrics with a column in the table of both models."""
-        used = dict.fromkeys(
-            metric for sets in self.pair for found in sets.values() for metric in found
-        )
-        return [
-            metric
-            for metric, facts in self.metrics.items()
-            if metric in used and (facts["in_summary"] or metric == self.headline)
-        ]
+        wanted = {self.headline} | {m for m, facts in self.metrics.items() if facts["in_summary"]}
+        return [metric for metric in self.metrics if metric in wanted]
 
     def by_importance(self, metrics: Sequence[str]) -> list[str]:
         """Metrics, those first that are key on a prompt set, then those that compare runs."""
-        keys = [self.headline, *filter(None, map(self.key_metric, self.sets))]
+        keys = [self.headline, *map(self.key_metric, self.sets)]
         compared = [metric for metric in metrics if self.metrics[metric]["compare_on"]]
-        return [
-            metric for metric in dict.fromkeys([*keys, *compared, *metrics]) if metric in metrics
-        ]
+        ordered = dict.fromkeys([*keys, *compared, *metrics])
+        return [metric for metric in ordered if metric in metrics]
 
     def compare_metrics(self, name: str, found: Mapping[str, Any]) -> list[str]:
         """Metrics of a prompt set with a column in a table of several runs."""
@@ -180,33 +174,31 @@ class Results:
 
     def announcement(self) -> str:
         """The change of the headline rate on the first forget set, in a few words."""
-        both = {(name, metric): pair for name, metric, *pair in self.compared()}
+        both, rate = self.compared(), self.headline
         for name in self.sets_of("forget"):
-            if found := both.get((name, self.headline)):
-                title = capitalised(self.title(self.headline))
-                before, after = (self.shown(self.headline, r, with_interval=False) for r in found)
+            if (name, rate) in both:
+                title = capitalised(self.title(rate))
+                before, after = (self.value(rate, result) for result in both[name, rate])
                 if before == after:
                     return f"{title} unchanged at {after}"
-                way = "down" if found[1]["value"] < found[0]["value"] else "up"
-                return f"{title} {way} from {before} to {after}"
+                down = both[name, rate][1]["value"] < both[name, rate][0]["value"]
+                return f"{title} {'down' if down else 'up'} from {before} to {after}"
         return "No forget set was scored"
 
     def verdict(self) -> str:
         """The key metric of each prompt set before and after, in one sentence."""
-        parts: dict[str, list[str]] = {}
-        both = {(name, metric): pair for name, metric, *pair in self.compared()}
+        both, parts = self.compared(), dict[str, list[str]]()
         for name in self.sets_of("forget", "kept", "normal"):
-            metric = self.key_metric(name) or ""
-            if (name, metric) not in both:
-                continue
-            text = self.before_after(name, metric)
-            if self.metrics[metric]["against_original"]:
-                text = self.shown(metric, both[name, metric][1], with_interval=False)
-            parts.setdefault(metric, []).append(f"{self.set_title(name)} {text}")
+            metric = self.key_metric(name)
+            if (name, metric) in both:
+                text = self.before_after(name, metric)
+                if self.metrics[metric]["against_original"]:
+                    text = self.value(metric, both[name, metric][1])
+                parts.setdefault(self.title(metric), []).append(f"{self.set_title(name)} {text}")
         scored = any((name, self.headline) in both for name in self.sets_of("forget"))
-        texts = [f"{self.title(metric)}: {', '.join(found)}" for metric, found in parts.items()]
-        missing = [] if scored else ["no forget set was scored"]
-        return capitalised("; ".join([*missing, *texts])) + "."
+        texts = [] if scored else ["no forget set was scored"]
+        texts += [f"{title}: {', '.join(found)}" for title, found in parts.items()]
+        return capitalised("; ".join(texts)) + "."
 
     def scorers(self) -> dict[str, str]:
         """Metric titles with who scored them, and the held-out accuracy of a trained scorer."""
