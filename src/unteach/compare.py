@@ -20,7 +20,7 @@ from unteach.evaluation.rewards import Reward
 from unteach.files.atomic import read_json_lines
 from unteach.files.folders import FolderLock
 from unteach.progress import Display
-from unteach.reports.comparison import Cell, print_comparison, write_comparison
+from unteach.reports.comparison import Cell, write_comparison
 from unteach.reports.figures import cost_figure
 from unteach.run.pipeline import Run
 from unteach.scenarios.registry import build_scenario, demo_options
@@ -178,7 +178,7 @@ def _compare(
                 cells.append(Cell(model, "original", evaluation["models"]["original"], {}))
             record = json.loads((output / "run.json").read_text(encoding="utf-8"))
             cells.append(Cell(model, row.name, evaluation["models"]["unlearned"], record))
-            write_comparison(folder, cells, evaluation)
+            table = write_comparison(folder, cells, evaluation)
             cost_figure(folder, cells)
         if source := reward_row(rows):
             from unteach.baselines.run import trained_reward
@@ -194,8 +194,8 @@ def _compare(
                 **evaluation["scorers"],
                 "utility_reward": {"name": reward.name},
             }
-            write_comparison(folder, cells, evaluation)
-    print_comparison(cells, evaluation, display.console)
+            table = write_comparison(folder, cells, evaluation)
+    table.print(display.console)
     return folder
 
 

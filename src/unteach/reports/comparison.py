@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.reports.results import MISSING, Results, Sets
@@ -27,7 +25,8 @@ Seconds are those of the optimiser steps and of generating training data, withou
 and checkpoints. Data tokens: desired answers that people wrote. Generated tokens: written by the
 model, for RL or as its own answers to keep. Peak memory: of the process.
 """
-CSV_FIELDS = ("value", "n", "ci_low", "ci_high")
+PLACE = ("model", "method", "prompt_set", "metric")
+NUMBERS = ("value", "n", "ci_low", "ci_high", "higher_is_better")
 
 
 @dataclass(frozen=True)
@@ -76,73 +75,61 @@ def comparison_columns(cells: Sequence[Cell], results: Results) -> list[tuple[st
 
 def comparison_table(cells: Sequence[Cell], results: Results, *, intervals: bool = True) -> Table:
     """A row for each cell; a rate's percent sign stands in its title."""
-    columns = comparison_columns(cells, results)
-    titles = [_title(results, metric) for _, metric in columns]
-    rows = []
-    for cell in cells:
-        row = [cell.model, cell.method]
-        for name, metric in columns:
-            result = cell.sets.get(name, {}).get(metric)
-            if cell.method == "original" and results.metrics[metric]["against_original"]:
-                result = None
-            write = results.shown if intervals else results.value
-            row.append(write(metric, result).replace("%", ""))
-        rows.append(row)
-    cost_titles, costs = _cost_columns(cells)
-    return Table(
-        ["model", "method", *titles, *cost_titles],
-        [[*row, *cost] for row, cost in zip(rows, costs, strict=True)],
-        ["", "", *(results.set_title(name) for name, _ in columns), *("" for _ in cost_titles)],
-        text_columns=["model", "method", *NEEDS],
-    )
+    write = results.shown if intervals else results.value
+    columns = [("", "model", [cell.model for cell in cells])]
+    columns.append(("", "method", [cell.method for cell in cells]))
+    for name, metric in comparison_columns(cells, results):
+        found = [cell.sets.get(name, {}).get(metric) for cell in cells]
+        if results.metrics[metric]["against_original"]:
+            pairs = zip(found, cells, strict=True)
+            found = [None if cell.method == "original" else result for result, cell in pairs]
+        texts = [write(metric, result).replace("%", "") for result in found]
+        unit = " (%)" if results.form(metric).endswith("%") else ""
+        columns.append((results.set_title(name), results.title(metric, short=True) + unit, texts))
+    columns += [("", title, texts) for title, texts in _costs(cells).items()]
+    groups, header, by_column = zip(*columns, strict=True)
+    rows = [list(row) for row in zip(*by_column, strict=True)]
+    return Table(list(header), rows, groups, text_columns=["model", "method", *NEEDS])
 
 
-def _title(results: Results, metric: str) -> str:
-    unit = " (%)" if results.form(metric).endswith("%") else ""
-    return results.title(metric, short=True) + unit
-
-
-def _cost_columns(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells: seconds; beside a baseline also the share of full RLHF's time, the other
+def _costs(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """The columns of costs: seconds; beside a baseline also the share of full RLHF's time, the other
     costs, and which data a method needs.
     """
-    full = any(cell.run.get("needs_positives") for cell in cells)
-    rows = []
-    for cell in cells:
-        share, cost = share_of_rlhf(cell, cells), cell.run.get("cost", {})
-        row = {"seconds": MISSING if cell.seconds is None else f"{cell.seconds:.0f}"}
-        if full:
-            row["% of rlhf"] = MISSING if share is None else f"{share:.1f}"
-            row |= {
-                title: f"{cost[key]:.0f}" if key in cost else MISSING
-                for title, key in COSTS.items()
-            }
-            words = {True: "yes", False: "no", None: MISSING}
-            row |= {title: words[cell.run.get(key)] for title, key in NEEDS.items()}
-        rows.append(row)
-    if all(row.get("% of rlhf") == MISSING for row in rows):
-        for row in rows:
-            del row["% of rlhf"]
-    return list(rows[0]), [list(row.values()) for row in rows]
+
+    def column(values: Iterable[float | None], form: str) -> list[str]:
+        return [MISSING if value is None else format(value, form) for value in values]
+
+    columns = {"seconds": column((cell.seconds for cell in cells), ".0f")}
+    if not any(cell.run.get("needs_positives") for cell in cells):
+        return columns
+    shares = [share_of_rlhf(cell, cells) for cell in cells]
+    if any(shares):
+        columns["% of rlhf"] = column(shares, ".1f")
+    for title, key in COSTS.items():
+        columns[title] = column((cell.run.get("cost", {}).get(key) for cell in cells), ".0f")
+    words = {True: "yes", False: "no", None: MISSING}
+    for title, key in NEEDS.items():
+        columns[title] = [words[cell.run.get(key)] for cell in cells]
+    return columns
 
 
 def as_csv(cells: Sequence[Cell]) -> str:
     """One line for each model, method, prompt set and metric, with every digit."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "method", "prompt_set", "metric", *CSV_FIELDS, "higher_is_better"])
+    writer = csv.DictWriter(out, PLACE + NUMBERS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for cell in cells:
         for name, metrics in cell.sets.items():
-            for metric, result in metrics.items():
-                numbers = ["" if result[key] is None else result[key] for key in CSV_FIELDS]
-                place = [cell.model, cell.method, name, metric]
-                writer.writerow([*place, *numbers, result["higher_is_better"]])
+            place = {"model": cell.model, "method": cell.method, "prompt_set": name}
+            writer.writerows({**place, "metric": m, **result} for m, result in metrics.items())
     return out.getvalue()
 
 
-def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[str, Any]) -> None:
-    """Writes `comparison.md`, `.csv`, `.tex` and `.json`; metrics and scorers are those of one of
-    the evaluations.
+def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[str, Any]) -> Table:
+    """Writes `comparison.md`, `.csv`, `.tex` and `.json`; returns the table without intervals.
+
+    Metrics and scorers are those of one of the evaluations.
     """
     results = comparison_results(cells, evaluation)
     table = comparison_table(cells, results)
@@ -159,11 +146,4 @@ def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[st
     content |= {"metrics": results.metrics, "prompt_sets": results.sets}
     content |= {"cells": [asdict(cell) for cell in cells]}
     write_json(folder / "comparison.json", content)
-
-
-def print_comparison(
-    cells: Sequence[Cell], evaluation: Mapping[str, Any], console: Console
-) -> None:
-    """Prints the table without intervals."""
-    results = comparison_results(cells, evaluation)
-    comparison_table(cells, results, intervals=False).print(console)
+    return comparison_table(cells, results, intervals=False)

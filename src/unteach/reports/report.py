@@ -52,11 +52,6 @@ def printable(text: str) -> str:
     return re.sub(rf"[^{allowed}]|[\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
 
 
-def fact_table(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and texts as a Markdown table."""
-    return Table(["", ""], pairs).markdown()
-
-
 def rendered(template: str, **values: Any) -> str:
     """A template of this package; HTML escapes its values."""
     environment = jinja2.Environment(
@@ -66,8 +61,8 @@ def rendered(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (typeset, markdown_text, capitalised, fact_table)
-    environment.filters |= {function.__name__: function for function in filters}
+    for function in (typeset, markdown_text, capitalised):
+        environment.filters[function.__name__] = function
     return environment.get_template(template).render(**values)
 
 

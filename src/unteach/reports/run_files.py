@@ -24,19 +24,17 @@ COSTS = {
     "tokens_per_second": ("tokens per second in training", "{:,.1f}", 1),
     "peak_memory_bytes": ("peak memory", "{:.2f} GiB", 2**30),
 }
+STAGE_COST = (
+    "{seconds:,.1f} s; tokens: {training_tokens:,} trained on, {generated_tokens:,} generated,"
+    " {data_tokens:,} of desired answers"
+)
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the files of a run hold, local paths cut to their last part.
-
-    Args:
-        name: the folder's last name.
-        results: `eval.json`.
-        run, config, attacks: `run.json`, `config.yaml`, `attacks.json`; empty if missing.
-        steps, probes: lines of `metrics.jsonl`.
-        records: lines of `generations.jsonl`.
-        hub_id: the model's id on the hub; `None` if it came from a local folder.
+    """The files of a run, local paths cut to their last part: `eval.json`, `run.json`,
+    `config.yaml`, `attacks.json` (empty if missing), the steps and probes in `metrics.jsonl`, the
+    lines of `generations.jsonl`; and the model's hub id, `None` if it came from a local folder.
     """
 
     name: str
@@ -145,13 +143,7 @@ def fact_groups(files: RunFiles) -> dict[str, list[tuple[str, str]]]:
         run.pop(name, None)
     versions, stages, _ = (run.pop(name, {}) for name in ("versions", "stage_seconds", "search"))
     cost = [
-        (
-            f"stage {stage['stage']}",
-            f"{stage['seconds']:,.1f} s; tokens: {stage['training_tokens']:,} trained on,"
-            f" {stage['generated_tokens']:,} generated, {stage['data_tokens']:,} of desired"
-            " answers",
-        )
-        for stage in run.pop("costs", [])
+        (f"stage {stage['stage']}", STAGE_COST.format(**stage)) for stage in run.pop("costs", [])
     ]
     for key, (title, form, unit) in COSTS.items():
         value = run.pop(key, None)

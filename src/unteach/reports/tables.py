@@ -193,11 +193,8 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
 
 
 def request_table(entries: Sequence[Mapping[str, Any]], removed: set[int]) -> Table:
-    """A line for each forget request: its forget rate before and after it, and the last measured.
-
-    Args:
-        entries: the ledger's lines, in order.
-        removed: ids of requests whose patch is removed.
+    """A line for each request in a ledger's lines: its forget rate before and after it, and the
+    last measured; `removed`: ids of requests whose patch is removed.
     """
     newest: dict[int, float] = {}
     for entry in entries:
