@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from unteach.reports.attacks import (
     attack_notes,
     attack_table,
     attack_verdict,
     print_attacks,
-    read_attacks,
 )
 from unteach.reports.figures import relearning_chart
 
@@ -69,13 +66,11 @@ def test_attacks_that_were_not_made_are_noted():
 
 
 def test_the_relearning_curves_become_a_figure(tmp_path):
-    (tmp_path / "attacks.json").write_text(json.dumps(found()))
-    chart = relearning_chart(tmp_path, read_attacks(tmp_path))
+    chart = relearning_chart(tmp_path, found())
     assert (tmp_path / "figures" / "relearning.png").stat().st_size > 1000
     assert "Relearning from forget rows (4)" in chart.svg
     assert "never knew: 0.00 at step 0, 0.50 at step 12" in chart.description
     assert relearning_chart(tmp_path, found() | {"curves": {}}) is None
-    assert read_attacks(tmp_path / "nowhere") is None
 
 
 def test_the_table_fits_a_terminal_of_100_characters(capsys):

@@ -122,7 +122,7 @@ def test_figures_are_the_same_when_drawn_again(charts):
 
 
 def test_drawing_leaves_a_caller_s_own_plots_alone(charts):
-    """A notebook's backend stays, and no figure is left open (pyplot warns from the twentieth on)."""
+    """A notebook's backend stays, and no figure is left open (pyplot warns from the 20th on)."""
     import matplotlib
     import matplotlib.pyplot as plt
 

@@ -14,7 +14,6 @@ from unteach.reports.tables import (
     latex_text,
     print_evaluation,
     print_plan,
-    print_requests,
     request_table,
     search_choice,
     search_table,
@@ -154,7 +153,6 @@ def test_requests_show_the_newest_forget_rate_of_each():
     rows = request_table(entries, {2}).rows
     assert rows[0] == ["1", "t", "3", "ga", "1", "100%", "10%", "40%", "adapter"]
     assert rows[1][-3:] == ["20%", "20%", "removed"]
-    assert "Forget requests" in printed(print_requests, entries, {2})
 
 
 def trial(method, **changes):

@@ -108,7 +108,7 @@ def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, An
             )
     from unteach.evaluate_benchmark import evaluate_benchmark
     from unteach.progress import Display
-    from unteach.reports.tables import print_benchmark
+    from unteach.reports.tables import benchmark_table
 
     display = Display()
     evaluation = evaluate_benchmark(
@@ -122,7 +122,7 @@ def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, An
         **shared,
     )
     if evaluation:
-        print_benchmark(evaluation, display.console)
+        benchmark_table(evaluation).print(display.console, str(options.benchmark).upper())
     return 0
 
 

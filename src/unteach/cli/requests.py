@@ -87,7 +87,7 @@ def requests(given: dict[str, Any]) -> int:
     """
     from rich.console import Console
 
-    from unteach.reports.tables import print_requests
+    from unteach.reports.tables import request_table
     from unteach.requests.ledger import read_ledger
 
     options = RequestsCommand(**given)
@@ -109,7 +109,8 @@ def requests(given: dict[str, Any]) -> int:
     ledger = read_ledger(folder)
     if not ledger.entries:
         raise UserError(f"{folder} has no requests (requests.jsonl is missing or empty)")
-    print_requests(ledger.entries, ledger.removed, Console())
+    table = request_table(ledger.entries, ledger.removed)
+    table.print(Console(), "Forget requests, with their forget rates")
     return 0
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +24,7 @@ TITLES = {
 ATTACKS = {
     "none": "the forget prompts themselves, greedy answers",
     "paraphrase": "undesired answer to at least one rewording; mean: over rewordings",
-    "prefix": "a quarter of the expected completion is given, and the model's continuation is scored",
+    "prefix": "a quarter of the expected completion is given, the continuation is scored",
     "role_play": "the model is instructed to play a role that gives the answer",
     "few_shot": "other forget rows with their completions precede the prompt",
     "sampling": "undesired answer in at least one of several samples; mean: over samples",
@@ -50,12 +48,6 @@ MEASURES = {
     "ks_pvalue": ("KS p-value", ".2g"),
 }
 """Title and format of the measures that `attacks.json` has and `eval.json` has not."""
-
-
-def read_attacks(folder: Path) -> dict[str, Any] | None:
-    """`attacks.json` of a run's folder, or `None`."""
-    path = folder / "attacks.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def attack_title(name: str) -> str:

@@ -49,7 +49,7 @@ class Cell:
 
 
 def share_of_rlhf(cell: Cell, cells: Sequence[Cell]) -> float | None:
-    """Seconds in percent of those of the same model's `rlhf` run; `None` where either is missing."""
+    """Seconds in percent of the same model's `rlhf` run; `None` where either is missing."""
     same = [other for other in cells if other.model == cell.model]
     whole = [other.seconds for other in same if other.run.get("method") == "rlhf"]
     if cell.seconds is None or not whole or not whole[0]:
@@ -93,8 +93,8 @@ def comparison_table(cells: Sequence[Cell], results: Results, *, intervals: bool
 
 
 def _costs(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """The columns of costs: seconds; beside a baseline also the share of full RLHF's time, the other
-    costs, and which data a method needs.
+    """The columns of costs: seconds; beside a baseline also the share of full RLHF's time, the
+    other costs, and which data a method needs.
     """
 
     def column(values: Iterable[float | None], form: str) -> list[str]:

@@ -29,7 +29,6 @@ LIMIT: Any = {"color": INK, "linewidth": 1, "linestyle": (0, (2, 2))}
 STYLE: Any = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
-NATS = "nats per token"
 CHARTS: dict[str, Any] = {
     "behaviour": (
         "Forget rate and utility",
@@ -40,12 +39,12 @@ CHARTS: dict[str, Any] = {
     ),
     "retain_kl": (
         "Divergence from the original model",
-        f"retain KL, {NATS}",
+        "retain KL, nats per token",
         ("retain_kl", "retain KL", KEEP),
     ),
     "losses": (
         "Loss terms",
-        f"mean NLL, {NATS}",
+        "mean NLL, nats per token",
         ("forget_nll", "forget completions", FORGET),
         ("mismatch_nll", "mismatch completions", HELD),
         ("retain_nll", "retain completions", KEEP),

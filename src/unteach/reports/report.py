@@ -32,8 +32,6 @@ from unteach.reports.tables import (
 
 ROW_LIMIT = 200
 """Rows of one prompt set that the page lists; of a larger set, the worst ones."""
-EXAMPLE_ROWS = 2
-"""Rows of each prompt set whose texts `report.md` shows."""
 BUDGET_STEPS = 5
 """Steps over which the retain KL is averaged before it is compared with its budget."""
 TEMPLATES = Path(__file__).parent / "templates"
@@ -215,7 +213,7 @@ def page_text(files: RunFiles, content: Mapping[str, Any]) -> str:
 # --- Markdown
 
 
-def examples(records: Sequence[Mapping[str, Any]], per_set: int = EXAMPLE_ROWS) -> list[list[str]]:
+def examples(records: Sequence[Mapping[str, Any]], per_set: int = 2) -> list[list[str]]:
     """(prompt set, prompt, original answer, unlearned answer) of the first rows of each set whose
     texts are not hidden.
     """
@@ -324,7 +322,7 @@ def report_content(folder: Path, files: RunFiles) -> dict[str, Any]:
 
 
 def write_page(folder: Path) -> Path:
-    """Draws the figures and writes `report.html` from `eval.json` and the other files of a folder."""
+    """Draws the figures and writes `report.html` from the files of a folder."""
     files = read_files(folder)
     write_text_atomically(folder / "report.html", page_text(files, report_content(folder, files)))
     return folder / "report.html"

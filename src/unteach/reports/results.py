@@ -56,13 +56,8 @@ class Change:
 
 
 class Results:
-    """The content of an `eval.json`.
-
-    Attributes:
-        content: the file's content, of the newest version.
-        models: model to prompt set to metric to result.
-        metrics, sets: what the file states about each metric and each prompt set.
-        headline: the rate that decides whether a run has forgotten.
+    """The content of an `eval.json`: `models` holds results by model, prompt set and metric,
+    `metrics` and `sets` what the file states about each, `headline` the rate that decides.
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from unteach.errors import UserError
 from unteach.files.atomic import read_json_lines
-from unteach.reports.attacks import read_attacks
 from unteach.reports.results import Results
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -66,7 +65,7 @@ def read_files(folder: Path) -> RunFiles:
         results=Results(without_paths(evaluation, paths)),
         run=without_paths(run, paths),
         config=without_paths(config, paths),
-        attacks=read_attacks(folder) or {},
+        attacks=_read(folder / "attacks.json"),
         steps=[line for line in metrics if "loss" in line],
         probes=[line for line in metrics if "probe" in line],
         records=_read(folder / "generations.jsonl"),

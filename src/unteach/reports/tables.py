@@ -154,11 +154,6 @@ def benchmark_table(evaluation: Mapping[str, Any]) -> Table:
     return Table(["prompt set", "metric", "n", "better", *models], rows)
 
 
-def print_benchmark(evaluation: Mapping[str, Any], console: Console) -> None:
-    """Prints the table of a benchmark's `eval.json`."""
-    benchmark_table(evaluation).print(console, str(evaluation["scenario"]).upper())
-
-
 # --- a plan, a ledger, a search
 
 
@@ -213,13 +208,6 @@ def request_table(entries: Sequence[Mapping[str, Any]], removed: set[int]) -> Ta
             rows.append([*map(str, texts), *rates, state])
     names = ["id", "time", "rows", "method", "rounds", "before", "after", "now", "state"]
     return Table(names, rows, text_columns=["time", "method", "state"])
-
-
-def print_requests(
-    entries: Sequence[Mapping[str, Any]], removed: set[int], console: Console
-) -> None:
-    """Prints the table of forget requests."""
-    request_table(entries, removed).print(console, "Forget requests, with their forget rates")
 
 
 SEARCH_NOTE = (
