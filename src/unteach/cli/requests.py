@@ -83,7 +83,7 @@ def requests(given: dict[str, Any]) -> int:
       unteach requests runs/ledger                    the ledger as a table
       unteach requests runs/ledger --remove 2         the model as if request 2 had not been trained
       unteach requests runs/ledger --restore 2
-      unteach requests runs/ledger --merge runs/model a whole model; DIR/adapter is the patches' sum
+      unteach requests runs/ledger --merge out        a whole model; DIR/adapter is the patches' sum
     """
     from rich.console import Console
 

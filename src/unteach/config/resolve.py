@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -140,6 +141,7 @@ class ResolvedConfig:
         for name, value in training.items():
             by_method = name in BY_METHOD and value is not None
             source: Source = "method" if by_method else "default"
+            value = value.value if isinstance(value, Enum) else value
             rows.append((name, value, self.sources.get(name, source)))
         return rows
 

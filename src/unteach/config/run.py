@@ -33,8 +33,8 @@ def run_option(name: str, **changes: Any) -> Any:
         changes: another `default`, `help` or other metadata.
     """
     known = RunConfig.__dataclass_fields__[name]
-    default = changes.pop("default", known.default)
-    return field(default=default, metadata={**known.metadata, **changes})
+    about = {name: value for name, value in known.metadata.items() if name != "required"}
+    return field(default=changes.pop("default", known.default), metadata={**about, **changes})
 
 
 def required(name: str, **more: Any) -> Any:
@@ -57,7 +57,7 @@ class RunConfig:
     model: str = option("", "hub id, local folder or packaged name of the model", required=True)
     forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
     retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
-    split_by: str = option(
+    split_by: str | None = option(
         "prompt", "rows with the same value of this column fall into the same split"
     )
     output_dir: str = option("", "folder of the run's files", alias="out", required=True)
