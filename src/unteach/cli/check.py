@@ -20,7 +20,7 @@ class CheckCommand:
         "model", default=None, help="also check token lengths and boundaries with its tokenizer"
     )
     max_length: int = option(1024, "most tokens of prompt and completion")
-    split_by: str | None = run_option("split_by")
+    split_by: str = run_option("split_by")
     trust_remote_code: bool = run_option("trust_remote_code")
 
 
