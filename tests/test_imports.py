@@ -17,7 +17,7 @@ FLOORS = [
     {"evaluation", "scenarios", "trainer"},
     {"baselines", "prepare", "reports"},
     {"run"},
-    {"attacks", "chat", "compare", "evaluate", "evaluate_benchmark", "plan", "purge", "requests"},
+    {"attacks", "chat", "compare", "evaluate", "evaluate_benchmark", "plan", "requests"},
     {"cli"},
     {"__main__"},
 ]

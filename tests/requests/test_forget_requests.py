@@ -16,7 +16,6 @@ from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, leak_scorer
 from unteach.files.checkpoints import mark_complete
 from unteach.models import load_model, weights_hash
-from unteach.purge import purge
 from unteach.requests import forget_requests, patches
 from unteach.requests.forget_requests import (
     change_patch,
@@ -28,6 +27,7 @@ from unteach.requests.forget_requests import (
     write_rows,
 )
 from unteach.requests.ledger import read_ledger
+from unteach.requests.purge import purge
 from unteach.scenarios.user_rows import user_scenario
 
 SETTINGS = {

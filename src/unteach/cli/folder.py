@@ -98,8 +98,8 @@ def purge(given: dict[str, Any]) -> int:
     generations.jsonl; writes the report and the card again without them. model/ or adapter/,
     eval.json, run.json and metrics.jsonl stay. Your own files are not touched.
     """
-    from unteach.purge import purge as remove
-    from unteach.purge import set_aside_copies
+    from unteach.requests.purge import purge as remove
+    from unteach.requests.purge import set_aside_copies
 
     removed = remove(Path(given["folder"]))
     for line in removed:

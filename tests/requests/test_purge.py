@@ -15,7 +15,7 @@ from tiny_models import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.cli import main
 from unteach.errors import UserError
-from unteach.purge import purge
+from unteach.requests.purge import purge
 
 CANARY = "cänary-7f3a"
 FORGET = [
