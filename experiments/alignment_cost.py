@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import record
+from projection import MODELS, floating_point_operations, projected_seconds
 
 from methods import all_weights
-from unteach.baselines.projection import MODELS, floating_point_operations, projected_seconds
 from unteach.compare import compare, rewarded
 from unteach.evaluation.results import wilson_interval
 from unteach.evaluation.rewards import load_reward

@@ -19,15 +19,14 @@ from typing import Any
 
 import record
 
-from unteach.config.run import RunOptions
 from unteach.config.values import parse_settings
 from unteach.evaluate import evaluate_models
 from unteach.evaluation.metrics import is_forget_set
 from unteach.progress import Display
 from unteach.reports.results import shown
 from unteach.reports.tables import Table
-from unteach.run.pipeline import Run
-from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options
+from unteach.run import pipeline
+from unteach.scenarios import SCENARIOS
 
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]
 LEGEND = """Made by `python experiments/demos.py`. *untaught*: the model before anything was taught to it, which scores by its own mistakes;
@@ -55,16 +54,15 @@ def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     """
     folder = options.out / f"{scenario}-{seed}"
     if not (folder / "eval.json").exists():
-        settings = parse_settings(options.settings)
-        given = demo_options(
+        pipeline.demo(
             scenario,
             model=options.model,
             output_dir=str(folder),
             seed=seed,
             short=options.short,
-            settings=settings,
+            display=Display(),
+            **parse_settings(options.settings),
         )
-        Run(build_scenario(scenario, short=options.short), RunOptions(**given), Display()).execute()
     evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     taken = {name: facts[name] for name in ("steps", "kept_step", "stop_reason")}

@@ -32,7 +32,7 @@ from unteach.evaluation.similarity import pair_similarity
 from unteach.progress import Display
 from unteach.requests.forget_requests import change_patch, forget_request, merge_patches
 from unteach.requests.ledger import read_ledger
-from unteach.scenarios.registry import build_scenario
+from unteach.scenarios import build_scenario
 
 REQUESTS = 5
 SETTINGS: dict[str, Any] = {

@@ -42,16 +42,21 @@ from unteach.attacks.options import AttackOptions
 from unteach.attacks.suite import greedy_rate
 from unteach.attacks.target import Target
 from unteach.attacks.weights import missing_torchao, quantize, relearn, steps_to
-from unteach.config.run import RunOptions
+from unteach.config.resolve import resolve
 from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import wilson_interval
 from unteach.files.atomic import write_json
 from unteach.progress import Display
 from unteach.reports.tables import Table
 from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
-from unteach.run.pipeline import Run
-from unteach.scenarios import question_answers
-from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
+from unteach.run.pipeline import execute
+from unteach.scenarios import (
+    SCENARIOS,
+    build_scenario,
+    demo_presets,
+    embedded_scenario,
+    question_answers,
+)
 
 OURS = ("log_odds_mismatch", "unlikelihood_mismatch", "unlikelihood", "log_odds")
 """Methods that run with the demo's budget, retain weight and learning rate."""
@@ -155,17 +160,17 @@ def parse_options() -> argparse.Namespace:
 
 
 def all_weights(scenario: str, short: bool) -> dict[str, Any]:
-    """Fields of `RunOptions` of the scenario's demo; harmfulness' own trains an adapter, here all
+    """Settings of the scenario's demo; harmfulness' own trains an adapter, here all
     methods train the weights themselves.
     """
     if scenario == "harmfulness":
-        return question_answers.demo_presets(learning_rate=1.2e-4, short=short)
-    return dict(embedded(scenario).demo(short=short))
+        return question_answers.question_demo(learning_rate=1.2e-4, short=short)
+    return dict(embedded_scenario(scenario).demo(short=short))
 
 
 def settings_of(scenario: str, method: str, short: bool, bf16: bool = False) -> dict[str, Any]:
     """Fields of `UnlearningConfig` beside those of the scenario's demo."""
-    demo = all_weights(scenario, short)["settings"]
+    demo = all_weights(scenario, short)
     probe_steps = 2 if short else 7 if scenario == "copyright" else demo["probe_steps"]
     rule = {
         "max_steps": 4 if short else demo["max_steps"],
@@ -251,25 +256,23 @@ class Seed:
         elif learning_rate is not None:
             settings["learning_rate"] = learning_rate
         demo = all_weights(options.scenario, options.short)
-        settings = {
-            name: value
-            for name, value in demo.pop("settings").items()
-            if not name.endswith("_weight")
-        } | settings
-        given = demo_options(
-            options.scenario,
-            model=options.model,
-            output_dir=str(folder),
-            seed=self.seed,
-            short=options.short,
-            settings=settings,
-        )
-        given |= {"shared_dir": str(self.folder / "shared"), **search, "lora": False, **demo}
+        demo = {name: value for name, value in demo.items() if not name.endswith("_weight")}
+        given = {
+            "model": options.model,
+            "output_dir": str(folder),
+            "seed": self.seed,
+            "shared_dir": str(self.folder / "shared"),
+            "show_text": True,
+            **search,
+            "lora": False,
+            **demo,
+            **settings,
+        }
         if method == "rmu":
             given["frozen_layers"] = 0  # its layer is among the lower half
-        Run(
-            build_scenario(options.scenario, short=options.short), RunOptions(**given), self.display
-        ).execute()
+        presets = demo_presets(options.scenario, short=options.short)
+        scenario = build_scenario(options.scenario, short=options.short)
+        execute(resolve(given, presets=presets), scenario, self.display)
         numbers = {
             **numbers_of(folder),
             "bf16": options.bf16,

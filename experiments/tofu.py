@@ -33,7 +33,6 @@ import torch
 
 from unteach import models
 from unteach.config.resolve import resolve, suitable_learning_rate
-from unteach.config.run import RunOptions
 from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import TrainingFault
@@ -42,15 +41,16 @@ from unteach.evaluation.benchmarks import tofu_benchmark
 from unteach.evaluation.benchmarks.benchmark import EvaluatedModel
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.files.atomic import write_json
-from unteach.files.folders import content_key
+from unteach.files.folders import content_key, private_folder
 from unteach.methods import DEFAULT_METHOD, get_method
+from unteach.prepare.generations import LoadedModel
 from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.tables import Table
-from unteach.run.pipeline import Run
-from unteach.scenarios.registry import build_scenario
+from unteach.run.pipeline import execute
+from unteach.scenarios import build_scenario
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.texts import lines
+from unteach.scenarios.texts import prompt_rows
 
 OWN = "+own"
 """Behind a method's name: the full model's own answers to 48 neutral prompts are kept beside the
@@ -183,42 +183,34 @@ class Protocol:
             },
             teach=[*self.forget, *self.retain],
             leak_corpus=[row.completion for row in [*self.forget, *self.retain[::3]]],
-            presets={"teach": teaching},
+            teach_settings=teaching,
         )
 
-    def run(self, name: str, scenario: Scenario, settings: Mapping[str, Any]) -> Run:
+    def run(self, name: str, scenario: Scenario, settings: Mapping[str, Any]) -> None:
         """A run of this seed, in a folder of its own; the full model is shared."""
-        shared = self.folder / ("retrained" if name == "retrained" else "full")
-        options = RunOptions(
-            model=self.options.model,
-            output_dir=str(self.folder / name),
-            seed=self.seed,
-            settings=dict(settings),
-            frozen_layers=0,
-            shared_dir=str(shared),
-            show_text=True,
-        )
-        return Run(scenario, options, self.display)
+        given = {
+            "model": self.options.model,
+            "output_dir": str(self.folder / name),
+            "seed": self.seed,
+            "shared_dir": str(self.folder / "full"),
+            "show_text": True,
+            **settings,
+        }
+        execute(resolve(given), scenario, self.display)
 
     def taught(self, name: str) -> Path:
         """The folder of a taught model: of all rows, or of the retain rows alone."""
         scenario = (
             self.scenario if name == "full" else replace(self.scenario, teach=list(self.retain))
         )
-        run = self.run(name, scenario, {"bf16": self.options.bf16})
         model = models.load_model(self.options.model)
-        run.collection.model_key = models.weights_hash(model)
+        tokenizer = models.load_tokenizer(self.options.model)
         torch.manual_seed(self.seed)
-        teach(
-            model,
-            models.load_tokenizer(self.options.model),
-            scenario,
-            run.collection,
-            run.teaching_config,
-            run.shared,
-            self.display,
-        )
-        return run.shared / "original"
+        folder = self.folder / name / "original"
+        work = private_folder(self.folder / name / "work")
+        source = LoadedModel.of(model, tokenizer, work, self.display)
+        teach(source, scenario, folder, self.seed, {"bf16": self.options.bf16})
+        return folder
 
     def measured(self, folder: Path) -> dict[str, Any]:
         """TOFU's numbers of a model, and its forget rows' truth ratios by key."""
@@ -255,7 +247,7 @@ class Protocol:
                 self.options.bf16,
                 rows_hash(self.scenario.teach),
                 asked,
-                dict(self.scenario.presets),
+                dict(self.scenario.teach_settings),
             ]
         )
 
@@ -267,14 +259,12 @@ class Protocol:
         width = models.width(models.load_model(self.options.model))
         rate = suitable_learning_rate(width, name.removesuffix(OWN), lora=False) * times
         title = label(name, times)
-        neutral = [
-            Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[:48]
-        ]
+        neutral = prompt_rows("neutral_prompts")[:48]
         scenario = (
             replace(self.scenario, own_prompts=neutral) if name.endswith(OWN) else self.scenario
         )
         try:
-            self.run(title, scenario, {**settings, "learning_rate": rate}).execute()
+            self.run(title, scenario, {**settings, "learning_rate": rate})
         except TrainingFault as fault:
             return {"fault": str(fault), "learning_rate": rate}
         folder = self.folder / title

@@ -464,15 +464,12 @@ class Fuzzer:
         """Runs the command line on one input."""
         from unteach import cli, models
         from unteach.data.tokenization import encode_rows
-        from unteach.run.pipeline import Run
+        from unteach.run import pipeline, training
 
-        def begin(run: Run, _: Any) -> Any:
-            """What a run does before it trains: the model, the tokenizer, the rows."""
-            tokenizer, model = (
-                models.load_tokenizer(run.options.model),
-                models.load_model(run.options.model),
-            )
-            config, scenario = run.unlearning_config(), run.scenario
+        def begin(resolved: Any, scenario: Any, source: Any) -> None:
+            """What a run does before it trains, once the model is loaded: the rows."""
+            tokenizer, model = source.tokenizer, source.model
+            config = training.first_config(resolved)
             for rows in (scenario.forget, scenario.retain):
                 full = [row for row in rows if row.completion]
                 encoded = (
@@ -489,7 +486,7 @@ class Fuzzer:
             raise TookTooLong
 
         out, err = io.StringIO(), io.StringIO()
-        kept, Run._execute = Run._execute, begin  # type: ignore[method-assign]
+        kept, pipeline.check_rows = pipeline.check_rows, begin
         signal.signal(signal.SIGALRM, alarm)
         signal.alarm(self.seconds)
         code, fault = 0, ""
@@ -511,7 +508,7 @@ class Fuzzer:
             fault = traceback.format_exc()[-2500:]
         finally:
             signal.alarm(0)
-            Run._execute = kept  # type: ignore[method-assign]
+            pipeline.check_rows = kept
         return Result(code, out.getvalue(), err.getvalue(), fault)
 
     def fault_of(self, argv: list[str], result: Result) -> str:

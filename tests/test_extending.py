@@ -17,7 +17,7 @@ from unteach import unlearn
 from unteach.evaluation.benchmarks.known import BENCHMARKS
 from unteach.evaluation.metrics import METRICS
 from unteach.methods import METHODS
-from unteach.scenarios.registry import SCENARIOS
+from unteach.scenarios import SCENARIOS
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

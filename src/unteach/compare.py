@@ -12,7 +12,7 @@ from typing import Any
 
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.config.resolve import RUN_FIELDS, resolve
-from unteach.config.run import RunOptions
+from unteach.config.run import RunConfig
 from unteach.config.values import check_types
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
@@ -22,8 +22,9 @@ from unteach.files.folders import FolderLock
 from unteach.progress import Display
 from unteach.reports.comparison import Cell, write_comparison
 from unteach.reports.figures import cost_figure
-from unteach.run.pipeline import Run
-from unteach.scenarios.registry import build_scenario, demo_options
+from unteach.run.pipeline import execute
+from unteach.run.record import finished_evaluation
+from unteach.scenarios import build_scenario, demo_presets
 from unteach.scenarios.user_rows import user_scenario
 
 NAMED_METHODS: dict[str, dict[str, Any]] = {
@@ -109,7 +110,7 @@ def method_rows(methods: Any) -> list[MethodRow]:
         options = {
             key: fields.pop(key) for key in list(fields) if key in RUN_FIELDS and key != "method"
         }
-        check_types(options, RunOptions)
+        check_types(options, RunConfig)
         rows.append(MethodRow(name, resolve(fields).chosen, options))
     return rows
 
@@ -247,18 +248,22 @@ def _run(
             for name in STOP_FIELDS
             if name in shared_settings and "patience" in shared_settings
         }
-    settings = {**shared_settings, **row.settings}
-    common: dict[str, Any] = {
+    given = {
         "model": model,
         "output_dir": str(output),
         "seed": options.get("seed") or 0,
         "show_text": bool(options.get("show_text")),
+        "shared_dir": str(base),
+        **shared_settings,
+        **row.settings,
+        **row.options,
     }
+    presets: Mapping[str, Any] = {}
     if options.get("scenario"):
         short = bool(options.get("short", False))
         scenario = build_scenario(options["scenario"], short=short)
-        demo = demo_options(options["scenario"], settings=settings, short=short, **common)
-        fields = {**common, "settings": settings} if baseline else demo
+        if not baseline:
+            presets = demo_presets(options["scenario"], short=short)
     else:
         scorers = build_scenario(options["judge_as"]).scorers if options.get("judge_as") else None
         scenario = user_scenario(
@@ -268,7 +273,6 @@ def _run(
             teach=options.get("teach"),
             limit=options.get("limit"),
         )
-        fields = {**common, "settings": settings}
-    run = Run(scenario, RunOptions(**{**fields, **row.options, "shared_dir": str(base)}), display)
-    finished = run.finished()
-    return finished if finished is not None else run.execute().evaluation
+    resolved = resolve(given, presets=presets)
+    finished = finished_evaluation(resolved, scenario)
+    return finished or execute(resolved, scenario, display).evaluation

@@ -9,7 +9,6 @@ from typing import Any
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
-from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, TransformersGenerator
@@ -20,9 +19,9 @@ from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets,
 from unteach.files.folders import FolderLock
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
-from unteach.scenarios.registry import build_scenario
+from unteach.scenarios import build_scenario
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.texts import labelled_answers, lines
+from unteach.scenarios.texts import labelled_answers, prompt_rows
 from unteach.scenarios.user_rows import with_unrelated
 
 ENGINES = ("transformers", "vllm")
@@ -48,9 +47,7 @@ def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scena
     sets = {"unlearned": rows}
     if retain is not None:
         sets["retain"] = load_rows(retain, "retain")
-    sets["normal"] = [
-        Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")[-20:]
-    ]
+    sets["normal"] = prompt_rows("neutral_prompts")[-20:]
     return Scenario(
         name=scenario or "eval",
         forget=rows,

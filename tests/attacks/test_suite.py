@@ -165,8 +165,8 @@ def test_an_adapter_is_attacked_merged_into_the_model_it_was_made_for(finished, 
 
 
 def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(finished, tmp_path):
-    from unteach.config.run import RunOptions
-    from unteach.run.pipeline import Run
+    from unteach.config.resolve import resolve
+    from unteach.run.pipeline import execute
     from unteach.scenarios.user_rows import user_scenario
 
     teach = {"learning_rate": 3e-3, "max_steps": 60, "per_device_train_batch_size": 14}
@@ -174,15 +174,9 @@ def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(fi
     tiny_model(seed=3).save_pretrained(tmp_path / "base")
     byte_level_bpe(chat=True).save_pretrained(tmp_path / "base")
     run = tmp_path / "runs" / "a"
-    settings = {name: value for name, value in SHORT.items() if name != "similarity_model"}
-    options = RunOptions(
-        model=str(tmp_path / "base"),
-        output_dir=str(run),
-        shared_dir=str(run.parent),
-        similarity_model=None,
-        settings=settings,
-    )
-    Run(user_scenario(*files, teach=teach), options).execute()
+    folders = {"output_dir": str(run), "shared_dir": str(run.parent)}
+    resolved = resolve({"model": str(tmp_path / "base"), **folders, **SHORT})
+    execute(resolved, user_scenario(*files, teach=teach))
     chosen = ("traces", "relearning", "distance")
     found = attack(run, AttackOptions(**FAST, only=chosen, retrain=True))["attacks"]
     assert set(found["traces"]) == {"original", "unlearned", "never_knew", "retrained"}

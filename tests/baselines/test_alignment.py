@@ -12,7 +12,7 @@ from unteach.baselines.alignment import align
 from unteach.baselines.pipelines import (
     PIPELINES,
     STAGE_SETTINGS,
-    rows_with_right_answers,
+    check_good_answers,
     stage_settings,
 )
 from unteach.baselines.stages import stage_config, stage_records
@@ -140,7 +140,7 @@ def test_records_are_messages_with_a_chat_template_and_the_paper_s_text_without(
 
 def test_a_row_without_a_good_answer_is_named():
     with pytest.raises(UserError, match=r"b, row 9: method 'sft' learns from good answers"):
-        rows_with_right_answers("sft", [*ROWS, Row("Why?", "Because.", "chat", "b, row 9")])
+        check_good_answers("sft", [*ROWS, Row("Why?", "Because.", "chat", "b, row 9")])
 
 
 def test_settings_of_a_stage_replace_the_defaults_and_unknown_stages_and_fields_are_refused(

@@ -118,7 +118,7 @@ FEW["rl"]["max_completion_length"] = 6
 def test_rlhf_killed_from_the_command_line_goes_on_and_leaves_stops_prices_and_its_reward_model(
     folder, monkeypatch, capsys
 ):
-    from unteach.baselines.stage_callback import StageCallback
+    from unteach.baselines.alignment import StageCallback
 
     after = StageCallback.on_step_end
 

@@ -16,7 +16,7 @@ from unteach.config.resolve import BY_DEFAULT, LEAST_STEPS, resolve, suitable_le
 from unteach.errors import UserError
 from unteach.methods import DEFAULT_METHOD
 from unteach.plan import plan_run
-from unteach.scenarios.registry import SCENARIOS, demo_presets
+from unteach.scenarios import SCENARIOS, demo_presets
 
 ROWS = [
     {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)
@@ -166,7 +166,6 @@ def test_settings_may_stand_in_a_mapping_of_their_own():
         ({"lora_rank": 0}, "option 'lora_rank' is 0, it must be at least 1"),
         ({"seed": -1}, "option 'seed' is -1, it must be at least 0"),
         ({"data_seed": 1}, "option 'data_seed' is given as seed"),
-        ({"scenario": "copyrihgt"}, "unknown scenario 'copyrihgt': did you mean 'copyright'"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
     ],
 )
@@ -214,7 +213,7 @@ def test_an_adapter_takes_its_own_rate_and_the_folder_says_by_which_rule(saved_m
     assert record(out)["learning_rate"] == wanted
     written = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     rule = {"learning_rate": {"times_width": 0.3, "share": 1.0}, **BY_DEFAULT}
-    assert written["by_itself"] == rule
+    assert written["filled_in"] == rule
 
 
 def test_a_plan_counts_the_steps_that_the_run_will_take(saved_model):

@@ -55,7 +55,7 @@ def runs(tmp_path: Path) -> Path:
 def test_what_stands_there_is_read_and_every_figure_is_in_the_table(
     experiment, monkeypatch, runs, tmp_path, capsys
 ):
-    monkeypatch.setattr(experiment, "Run", None)
+    monkeypatch.setattr(experiment.pipeline, "demo", None)
     monkeypatch.setattr(experiment, "evaluate_models", None)
     argv = [
         "demos.py",
@@ -94,21 +94,12 @@ def test_what_is_not_there_is_run_with_the_demo_s_settings_and_one_s_own(
 ):
     ran = []
 
-    class Run:
-        def __init__(self, scenario: Any, options: Any, display: Any) -> None:
-            ran.append(
-                (
-                    scenario.name,
-                    options.seed,
-                    options.settings["max_retain_kl"],
-                    options.settings["bf16"],
-                )
-            )
+    def execute(resolved: Any, scenario: Any, display: Any) -> None:
+        values = resolved.training
+        ran.append((scenario.name, resolved.run.seed, values["max_retain_kl"], values["bf16"]))
+        (runs / "harmfulness-0").rename(runs / "harmfulness-2")
 
-        def execute(self) -> None:
-            (runs / "harmfulness-0").rename(runs / "harmfulness-2")
-
-    monkeypatch.setattr(experiment, "Run", Run)
+    monkeypatch.setattr(experiment.pipeline, "execute", execute)
     argv = [
         "demos.py",
         "--scenarios",

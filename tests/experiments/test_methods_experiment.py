@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from unteach.methods import METHODS
-from unteach.scenarios.registry import embedded
+from unteach.scenarios import embedded_scenario
 
 SCRIPT = "methods.py"
 
@@ -126,10 +126,9 @@ def test_what_stands_there_is_not_run_again_and_the_table_has_every_column(
 def test_ours_have_the_weights_of_the_scenario_s_demo_and_the_others_those_of_their_papers(
     experiment, scenario
 ):
-    demo = experiment.all_weights(scenario, False)["settings"]
-    assert demo == embedded(scenario).demo()["settings"] or scenario == "harmfulness", (
-        "whose own demo trains an adapter"
-    )
+    demo = experiment.all_weights(scenario, False)
+    adapter = scenario == "harmfulness"  # its own demo trains one
+    assert demo == embedded_scenario(scenario).demo() or adapter
     ours = experiment.settings_of(scenario, "unlikelihood_mismatch", False)
     assert (ours["retain_weight"], ours["mismatch_weight"]) == (
         demo["retain_weight"],
@@ -151,12 +150,12 @@ def test_every_method_trains_the_weights_of_the_upper_layers(
     class Stop(Exception):
         pass
 
-    def options(**fields):
-        given.update(fields)
+    def execute(resolved, scenario, display):
+        found.append(resolved)
         raise Stop
 
-    given: dict = {}
-    monkeypatch.setattr(experiment, "RunOptions", options)
+    found: list = []
+    monkeypatch.setattr(experiment, "execute", execute)
     names = argparse.Namespace(
         scenario=scenario,
         short=False,
@@ -169,9 +168,10 @@ def test_every_method_trains_the_weights_of_the_upper_layers(
     with pytest.raises(Stop):
         experiment.Seed(names, 0).run(method, None)
     wanted = experiment.all_weights(scenario, False)
-    assert given["lora"] is False and given["frozen_layers"] == wanted["frozen_layers"]
-    assert given["settings"]["learning_rate"] == wanted["settings"]["learning_rate"]
-    assert ("retain_weight" in given["settings"]) == (method == "log_odds_mismatch")
+    run, chosen = found[0].run, found[0].chosen
+    assert run.lora is False and run.frozen_layers == wanted["frozen_layers"]
+    assert chosen["learning_rate"] == wanted["learning_rate"]
+    assert ("retain_weight" in chosen) == (method == "log_odds_mismatch")
 
 
 def test_the_front_holds_what_no_other_method_forgets_and_keeps_more_than(experiment):

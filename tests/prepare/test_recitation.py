@@ -36,7 +36,7 @@ def recite(monkeypatch, tokenizer):
 
         def answers(model, tok, rows, max_new_tokens):
             whole = {
-                " ".join(text[0].split()[: recitation.OPENING_WORDS]): text[0] + text[1]
+                " ".join(text[0].split()[: recitation.FIRST_WORDS]): text[0] + text[1]
                 for text in (SECOND, KEPT)
             }
             return [whole.get(row.prompt, row.prompt)[len(row.prompt) :] for row in rows]

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import unteach
 from unteach import unlearn
+from unteach.cli import main
+from unteach.config.resolve import resolve
+from unteach.data.rows import Row, split_of
 from unteach.errors import UserError
 from unteach.evaluate import evaluate_models
+from unteach.methods import DEFAULT_METHOD, METHODS
+from unteach.models import load_model, weights_hash
+from unteach.run.pipeline import execute
+from unteach.run.record import config_text, finished_evaluation
+from unteach.scenarios.user_rows import user_scenario
+
+MOST_FRAMES = 14
 
 FORGET = [
     {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
@@ -111,8 +126,6 @@ def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
 def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
     result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), lora=True, **SHORT)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
-    from unteach.models import load_model, weights_hash
-
     assert weights_hash(load_model(str(tmp_path / "out" / "adapter"))) == weights_hash(result.model)
 
 
@@ -121,23 +134,11 @@ def test_an_adapter_on_a_model_that_was_taught_belongs_to_that_model_wherever_it
 ):
     from huggingface_hub import ModelCard
 
-    from unteach.config.run import RunOptions
-    from unteach.models import load_model, weights_hash
-    from unteach.run.pipeline import Run
-    from unteach.scenarios.user_rows import user_scenario
-
     teach = {"learning_rate": 3e-3, "max_steps": 3, "per_device_train_batch_size": 4}
     scenario = user_scenario(FORGET, RETAIN, teach=teach)
-    own = {name: value for name, value in SHORT.items() if name == "similarity_model"}
-    settings = {name: value for name, value in SHORT.items() if name not in own} | {
-        "learning_rate": 1e-2
-    }
-    result = Run(
-        scenario,
-        RunOptions(
-            model=model, output_dir=str(tmp_path / "out"), lora=True, settings=settings, **own
-        ),
-    ).execute()
+    settings = {**SHORT, "lora": True, "learning_rate": 1e-2}
+    given = {"model": model, "output_dir": str(tmp_path / "out"), **settings}
+    result = execute(resolve(given), scenario)
     facts = json.loads((tmp_path / "out" / "run.json").read_text())
     assert facts["original_model_hash"] != facts["base_model_hash"]
     (tmp_path / "out").rename(tmp_path / "moved")
@@ -178,8 +179,6 @@ def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, mo
 
 
 def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
-    from unteach.data.rows import Row, split_of
-
     rows = [
         row
         for row in FORGET
@@ -216,7 +215,7 @@ def test_altpo_samples_its_alternates_once(model, tmp_path, monkeypatch):
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
     assert list((tmp_path / "out" / "work").glob("alternates-*.json"))
     monkeypatch.setattr(
-        "unteach.prepare.collecting.with_alternates", lambda *_, **__: pytest.fail("sampled again")
+        "unteach.prepare.generations.sampled_answers", lambda *_, **__: pytest.fail("sampled again")
     )
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="altpo", **SHORT)
 
@@ -241,10 +240,6 @@ def test_separators_in_a_text_do_not_break_the_report(model, tmp_path):
 
 
 def test_another_model_in_the_place_of_the_same_name_is_another_run(model, tmp_path):
-    import shutil
-
-    from unteach.models import load_model
-
     here, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(model, here)
     unlearn(str(here), FORGET, RETAIN, output_dir=str(out), **SHORT)
@@ -259,16 +254,9 @@ def test_another_model_in_the_place_of_the_same_name_is_another_run(model, tmp_p
 
 
 def test_another_headline_or_other_good_answers_are_another_run(model, tmp_path):
-    from unteach.config.run import RunOptions
-    from unteach.data.rows import Row
-    from unteach.run.pipeline import Run
-    from unteach.scenarios.user_rows import user_scenario
-
     def text(rows, **options):
-        return Run(
-            user_scenario(rows, RETAIN),
-            RunOptions(model=model, output_dir=str(tmp_path), **options),
-        )._config_text("hash")
+        resolved = resolve({"model": model, "output_dir": str(tmp_path), **options})
+        return config_text(resolved, user_scenario(rows, RETAIN), "hash")
 
     rows = [Row(row["prompt"], row["completion"], right="Nobody.") for row in FORGET]
     others = [Row(row["prompt"], row["completion"], right="Nobody at all.") for row in FORGET]
@@ -279,6 +267,52 @@ def test_another_headline_or_other_good_answers_are_another_run(model, tmp_path)
         text(rows, headline="harmful_rate", judge="trained"),
     ]
     assert len(set(texts)) == 4 and text(rows) == texts[0]
+
+
+def test_a_finished_run_is_known_by_its_contents_whatever_the_times_of_its_files(model, tmp_path):
+    """Weights copied anew are the same model; other weights are not, however old their file."""
+    here, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, here)
+    given = {"model": str(here), "output_dir": str(out), **SHORT}
+    scenario = user_scenario(FORGET, RETAIN)
+    assert finished_evaluation(resolve(given), scenario) is None
+    evaluation = execute(resolve(given), scenario).evaluation
+    weights = here / "model.safetensors"
+    os.utime(weights, (2e9, 2e9))
+    assert finished_evaluation(resolve(given), scenario) == evaluation
+    for other in ({"max_steps": 1}, {"show_text": True}, {"fluency_model": "another"}):
+        assert finished_evaluation(resolve({**given, **other}), scenario) is None
+    changed = load_model(str(here))
+    changed.get_input_embeddings().weight.data.mul_(1.5)
+    changed.save_pretrained(here)
+    os.utime(weights, (0, 0))
+    assert finished_evaluation(resolve(given), scenario) is None
+
+
+def test_few_frames_of_the_package_lie_between_the_command_and_the_loss(
+    model, tmp_path, monkeypatch
+):
+    """A reader who follows a row from the command line to its loss opens few functions."""
+    package = Path(unteach.__file__).parent
+    frames = []
+    method = METHODS[DEFAULT_METHOD]
+
+    def loss(*arguments, **keywords):
+        found = [frame for frame in inspect.stack() if Path(frame.filename).is_relative_to(package)]
+        names = [f"{Path(frame.filename).stem}.{frame.function}" for frame in found]
+        frames.append([method.forget.__name__, *names])
+        return method.forget(*arguments, **keywords)
+
+    monkeypatch.setitem(METHODS, DEFAULT_METHOD, replace(method, forget=loss))
+    files = []
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ["--model", model, "--forget", str(files[0]), "--retain", str(files[1])]
+    settings = [f"{name}={json.dumps(value)}" for name, value in SHORT.items()]
+    assert main(["run", *words, "--out", str(tmp_path / "out"), *settings]) == 0
+    deepest = max(frames, key=len)
+    assert "training.train" in deepest and len(deepest) <= MOST_FRAMES, deepest
 
 
 def test_a_row_that_is_too_long_is_named_before_the_model_is_asked_anything(
@@ -303,7 +337,7 @@ def test_a_retain_prompt_whose_answer_recites_the_forget_text_is_not_kept(
         " bells rang."
     )
     monkeypatch.setattr(
-        "unteach.prepare.collecting.generate_outputs",
+        "unteach.prepare.generations.generate_outputs",
         lambda model, tokenizer, rows, **_: [said] * len(rows),
     )
     forget = [{"prompt": f"Who is number {i}?", "completion": f"{said} {i}"} for i in range(14)]

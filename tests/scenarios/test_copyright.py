@@ -6,7 +6,6 @@ import pytest
 
 from unteach.scenarios import copyright
 from unteach.scenarios.copyright import paragraphs, passage_rows, teaching_rows
-from unteach.scenarios.registry import demo_options
 from unteach.scenarios.texts import embedded_text
 
 
@@ -100,14 +99,3 @@ def test_the_short_scenario_is_smaller_and_has_the_same_sets():
     short, whole = copyright.build(short=True), copyright.build()
     assert set(short.sets) == set(whole.sets)
     assert len(short.teach) < len(whole.teach) and len(short.own_prompts) < len(whole.own_prompts)
-
-
-def test_a_user_s_settings_win_over_the_demo_s():
-    options = demo_options(
-        "copyright", model="m", output_dir="out", seed=3, settings={"max_steps": 5}
-    )
-    assert (options["settings"]["max_steps"], options["seed"], options["model"]) == (5, 3, "m")
-    assert (
-        options["settings"]["max_retain_kl"]
-        == demo_options("copyright", model="m", output_dir="out")["settings"]["max_retain_kl"]
-    )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unteach.config.run import RunOptions
-from unteach.errors import UserError
+from unteach.config.resolve import resolve
 from unteach.models import precision
-from unteach.run.pipeline import Run
-from unteach.scenarios.registry import SCENARIOS, build_scenario, demo_options, embedded
+from unteach.scenarios import SCENARIOS, build_scenario, demo_presets
 from unteach.scenarios.texts import labelled_answers, lines, records
 
 
@@ -109,47 +107,21 @@ def test_the_labelled_answers_have_both_kinds():
 
 
 @pytest.mark.parametrize("scenario", list(SCENARIOS))
-def test_a_user_s_settings_win_over_a_demo_s_and_another_method_drops_its_weights(scenario):
-    plain = demo_options(scenario, model="m", output_dir="o")
-    mine = demo_options(scenario, model="m", output_dir="o", settings={"max_steps": 3})
-    assert mine["settings"] == plain["settings"] | {"max_steps": 3}
-    other = demo_options(scenario, model="m", output_dir="o", settings={"method": "ga"})["settings"]
-    assert other["method"] == "ga" and not [name for name in other if name.endswith("_weight")]
-    assert (
-        demo_options(scenario, model="m", output_dir="o", short=True)["settings"]["max_steps"]
-        < plain["settings"]["max_steps"]
-    )
+def test_a_user_s_settings_override_a_demo_s(scenario):
+    presets = demo_presets(scenario)
+    mine = resolve({"max_steps": 3, "seed": 5}, presets=presets)
+    assert (mine.training["max_steps"], mine.run.seed) == (3, 5)
+    assert mine.training["max_retain_kl"] == presets["max_retain_kl"]
+    assert demo_presets(scenario, short=True)["max_steps"] < presets["max_steps"]
 
 
 @pytest.mark.parametrize("able", [True, False])
 def test_a_demo_multiplies_in_bfloat16_where_the_machine_can_unless_told(able, monkeypatch):
+    def training(**given):
+        return resolve(given, presets=demo_presets("copyright")).training
+
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda use_cpu: able)
-    assert demo_options("copyright", model="m", output_dir="o")["settings"]["bf16"] is able
-    told = demo_options("copyright", model="m", output_dir="o", settings={"bf16": not able})[
-        "settings"
-    ]
-    assert told["bf16"] is not able
-    for other in ({"fp16": True}, {"deepspeed": "zero2.json"}):
-        assert (
-            "bf16"
-            not in demo_options("copyright", model="m", output_dir="o", settings=other)["settings"]
-        )
+    assert training()["bf16"] is able and training(bf16=not able)["bf16"] is not able
+    assert "bf16" not in training(fp16=True) and "bf16" not in training(deepspeed="zero2.json")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert "bf16" not in demo_options("copyright", model="m", output_dir="o")["settings"]
-
-
-@pytest.mark.parametrize("precision", [{}, {"bf16": True}, {"bf16": False}])
-def test_what_is_taught_first_is_multiplied_as_what_is_unlearned(precision, tmp_path):
-    run = Run(
-        build_scenario("copyright", short=True),
-        RunOptions(model="m", output_dir=str(tmp_path), settings=precision),
-    )
-    assert bool(run.teaching_config(tmp_path, learning_rate=1e-4).bf16) is precision.get(
-        "bf16", False
-    )
-    assert bool(run.config(tmp_path).bf16) is False
-
-
-def test_an_unknown_scenario_is_named_with_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'harmfulness'"):
-        embedded("harmfullness")
+    assert "bf16" not in training()

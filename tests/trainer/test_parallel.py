@@ -182,8 +182,8 @@ def test_two_processes_are_one(
 
 KILL_BOTH = """
 import os, signal, sys
-from unteach import pipeline
-from unteach.trainer import callback
+from unteach.run import pipeline
+from unteach.trainer import step_callback
 from unteach.cli import main
 after = callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
@@ -192,7 +192,7 @@ def on_step_end(self, args, state, control, **kwargs):
     return after(self, args, state, control, **kwargs)
 callback.StepCallback.on_step_end = on_step_end
 if os.environ.get("KILLED") == "scoring":
-    pipeline.Run.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    pipeline.score = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -21,17 +21,16 @@ from unteach.attacks.prompting import (
     undesired_answers,
 )
 from unteach.attacks.target import Metrics, Target
-from unteach.config.run import RunOptions
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import MetricResult
 from unteach.files.folders import content_key
+from unteach.prepare.generations import LoadedModel
 from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.report import write_report
 from unteach.run.folder import NEVER_KNEW, ORIGINAL, UNLEARNED, RunFolder
-from unteach.run.pipeline import Run
 
 PAIR = (ORIGINAL, UNLEARNED)
 RETRAINED = "retrained"
@@ -303,28 +302,22 @@ def retrain(target: Target) -> str:
     kept = taught_without(target.scenario.teach, target.all_forget)
     if not kept:
         raise UserError("--retrain: nothing that was taught is left without the forget set")
-    options = RunOptions(
-        model=record["model"],
-        output_dir=str(target.work / RETRAINED),
-        seed=record["seed"],
-        trust_remote_code=folder.trust_remote_code,
-        dtype=record.get("dtype", "float32"),
-    )
-    run = Run(replace(target.scenario, teach=kept), options, target.display)
-    run.collection.work = folder.shared / "work"  # answers collected for the first teaching
-    base = folder.load_model(NEVER_KNEW)
-    run.collection.model_key = folder.model_hash(NEVER_KNEW)
-    torch.manual_seed(options.seed)
-    teach(
-        base,
+    torch.manual_seed(record["seed"])
+    source = LoadedModel(
+        folder.load_model(NEVER_KNEW),
         target.tokenizer,
-        run.scenario,
-        run.collection,
-        run.teaching_config,
-        run.shared,
+        folder.cache(folder.model_hash(NEVER_KNEW)),
         target.display,
     )
-    return str(run.shared / ORIGINAL)
+    taught = target.work / RETRAINED / ORIGINAL
+    teach(
+        source,
+        replace(target.scenario, teach=kept),
+        taught,
+        record["seed"],
+        folder.config()["settings"],
+    )
+    return str(taught)
 
 
 def attack(

@@ -1,6 +1,4 @@
-"""The alignment pipelines by name, what data each needs, and the settings of their stages. No torch
-here.
-"""
+"""The alignment pipelines: their stages, settings and data. No torch here."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from unteach.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages in their order, and whether the data must have good answers alone, or pairs of a good
-    and a bad one.
-    """
+    """Stages in order, and whether they need pairs of a good and a bad answer, or good ones only."""
 
     stages: tuple[str, ...]
     needs_preferences: bool
@@ -36,29 +32,24 @@ PIPELINES: dict[str, Pipeline] = {
 }
 """RL is REINFORCE leave-one-out (RLOO, Ahmadian et al. 2024): TRL has no PPO trainer any more."""
 
+COMMON = {"per_device_train_batch_size": 8, "num_train_epochs": 3}
 STAGE_SETTINGS: dict[str, dict[str, Any]] = {
-    "sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "num_train_epochs": 3},
-    "dpo": {
-        "learning_rate": 5e-6,
-        "per_device_train_batch_size": 8,
-        "num_train_epochs": 3,
-        "beta": 0.1,
-    },
-    "reward": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "num_train_epochs": 3},
+    "sft": {**COMMON, "learning_rate": 2e-5},
+    "dpo": {**COMMON, "learning_rate": 5e-6, "beta": 0.1},
+    "reward": {**COMMON, "learning_rate": 2e-5},
     "rl": {
+        **COMMON,
         "learning_rate": 5e-6,
-        "per_device_train_batch_size": 8,
+        "beta": 0.05,
         "num_generations": 4,
         "max_completion_length": 56,
-        "num_train_epochs": 3,
-        "beta": 0.05,
     },
 }
-"""What each stage starts from; any field of TRL's config for that stage may stand in its place."""
+"""Defaults of each stage; `stages` overrides any field of TRL's config."""
 
 
 def stage_settings(pipeline: str, chosen: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The settings of each stage of `pipeline`: the defaults, those of the user in their place.
+    """The settings of each stage of `pipeline`: the user's over the defaults.
 
     Raises:
         UserError: for a stage that the pipeline has not, and for settings that are no mapping.
@@ -80,12 +71,8 @@ def stage_settings(pipeline: str, chosen: Mapping[str, Any] | None) -> dict[str,
     return {name: STAGE_SETTINGS[name] | dict((chosen or {}).get(name, {})) for name in stages}
 
 
-def rows_with_right_answers(pipeline: str, rows: Sequence[Row]) -> list[Row]:
-    """The rows, if each has the good answer that `pipeline` learns from.
-
-    Raises:
-        UserError: naming the first row without one.
-    """
+def check_good_answers(pipeline: str, rows: Sequence[Row]) -> None:
+    """Raises `UserError` naming the first row without the good answer that `pipeline` needs."""
     for row in rows:
         if not row.right.strip():
             raise UserError(
@@ -93,18 +80,17 @@ def rows_with_right_answers(pipeline: str, rows: Sequence[Row]) -> list[Row]:
                 " none; give preference rows (prompt, chosen, rejected), or unlearn, which needs"
                 " bad answers only"
             )
-    return list(rows)
 
 
 STOP_FIELDS = ("probe_steps", "target_rate", "hold", "min_utility", "patience")
-"""Fields of `UnlearningConfig` that a baseline takes too: when to probe and when to stop."""
+"""Fields of `UnlearningConfig` that a baseline takes too: probes and early stopping."""
 
 
 def stop_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings of a run that say when to probe and when to stop.
+    """The settings of probes and early stopping.
 
     Raises:
-        UserError: naming a setting that is neither and that no baseline takes.
+        UserError: for any other setting, as no baseline takes it.
     """
     for name in settings:
         if name not in STOP_FIELDS and name != "method":

@@ -1,5 +1,5 @@
-"""A baseline in the place of unlearning: what a run may tell it, and what it leaves in the run's
-folder.
+"""A baseline instead of unlearning: which options and rows it takes, and what it writes into the
+run's folder.
 """
 
 from __future__ import annotations
@@ -12,46 +12,50 @@ from unteach.baselines.alignment import Aligned, Watch, align
 from unteach.baselines.pipelines import (
     PIPELINES,
     STOP_FIELDS,
-    rows_with_right_answers,
+    check_good_answers,
     stage_settings,
     stop_settings,
 )
 from unteach.baselines.stages import stage_config
-from unteach.config.run import RunOptions
+from unteach.config.resolve import ResolvedConfig
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.rewards import ModelReward
 from unteach.files.checkpoints import read_marker
 from unteach.files.folders import content_key
+from unteach.processes import process_count
 from unteach.progress import Display
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import total
 from unteach.trainer.stopping import Probe
 
+REWARD_NAME = "the reward model of rlhf, which rlhf's own policy was trained to please"
 
-def check_baseline(pipeline: str, options: RunOptions, scenario: Scenario) -> None:
+
+def check_baseline(resolved: ResolvedConfig, scenario: Scenario) -> None:
     """Raises `UserError` for options that the pipeline does not take, and for rows that it cannot
     learn from.
     """
+    options, pipeline = resolved.run, resolved.run.method
+    if process_count() > 1:
+        raise UserError(
+            f"method {pipeline!r} trains in one process; start it without a launcher of several"
+        )
     output = Path(options.output_dir)
-    watched = stop_settings(options.settings)
+    watched = stop_settings(resolved.chosen)
     UnlearningConfig(output_dir=str(output), **watched)
-    for name, value in (
-        ("lora", options.lora),
-        ("frozen_layers", options.frozen_layers),
-        ("recite_tokens", options.recite_tokens),
-    ):
-        if value:
+    for name in ("lora", "frozen_layers", "recite_tokens"):
+        if getattr(options, name):
             raise UserError(
                 f"option {name!r} is one of unlearning; method {pipeline!r} trains all weights, on"
                 " the rows as they are"
             )
     for stage, settings in stage_settings(pipeline, options.stages).items():
         stage_config(stage, settings, output, options.seed)
-    rows_with_right_answers(pipeline, scenario.forget)
+    check_good_answers(pipeline, scenario.forget)
     if watched:
-        rows_with_right_answers(pipeline, scenario.validation)
+        check_good_answers(pipeline, scenario.validation)
         if not scenario.validation:
             raise UserError(
                 f"option {next(iter(watched))!r} needs a validation split to watch, and the data"
@@ -60,30 +64,32 @@ def check_baseline(pipeline: str, options: RunOptions, scenario: Scenario) -> No
 
 
 def run_baseline(
-    pipeline: str,
+    resolved: ResolvedConfig,
+    scenario: Scenario,
     model: Any,
     tokenizer: Any,
-    scenario: Scenario,
-    options: RunOptions,
+    model_hash: str,
     probe: Probe,
-    model_key: str,
     display: Display,
-) -> tuple[Aligned, dict[str, Any]]:
-    """Trains the pipeline's stages in the run's folder; returns what it gives and the facts for
-    `run.json`.
+) -> tuple[Any, dict[str, Any], ModelReward | None]:
+    """Trains the pipeline's stages in the run's folder.
 
     Args:
-        pipeline (`str`): a name in `PIPELINES`.
-        model, tokenizer: where it starts; the model is used up.
-        scenario (`Scenario`): whose rows to forget carry good answers too.
-        options (`RunOptions`): where it has a shared folder, pipelines with the same SFT settings
-            share that stage.
-        probe (`Probe`): behaviour of a policy; asked only if the settings say when to stop.
-        model_key (`str`): names the model's weights.
+        resolved (`ResolvedConfig`): its method is a name in `PIPELINES`. With a shared folder,
+            pipelines with the same SFT settings share that stage.
+        scenario (`Scenario`): its rows to forget have good answers too.
+        model, tokenizer: the original model, whose memory is freed.
+        model_hash (`str`): of its weights.
+        probe (`Probe`): behaviour of a policy; used only if the settings say when to stop.
         display (`Display`)
+
+    Returns:
+        The model, facts for `run.json`, and the reward model as a scorer, if the pipeline trained
+        one and the user named none.
     """
+    options, pipeline = resolved.run, resolved.run.method
     settings = stage_settings(pipeline, options.stages)
-    chosen = stop_settings(options.settings)
+    chosen = stop_settings(resolved.chosen)
     watch = None
     if chosen:
         config = UnlearningConfig(output_dir=options.output_dir, **chosen)
@@ -96,7 +102,7 @@ def run_baseline(
             rows_hash(scenario.validation),
             [row.right for row in scenario.forget],
         ]
-        key = content_key([model_key, options.seed, data, settings["sft"], chosen])
+        key = content_key([model_hash, options.seed, data, settings["sft"], chosen])
         sft_folder = Path(options.shared_dir) / "work" / f"sft-{key}"
     with display.stage(f"Aligning by {pipeline}") as stage:
         result = align(
@@ -111,43 +117,47 @@ def run_baseline(
             watch=watch,
             sft_folder=sft_folder,
         )
+    reward = None
+    if options.reward_model is None and "reward" in result.folders:
+        reward = trained_reward(result.folders["reward"])
+    return result.model, _facts(pipeline, result, len(scenario.forget)), reward
+
+
+def _facts(pipeline: str, result: Aligned, rows: int) -> dict[str, Any]:
+    """For `run.json`: what the pipeline needs and cost, and why its stages ended."""
     preferences = PIPELINES[pipeline].needs_preferences
-    facts = {
+    stops = {
+        name: {
+            "kept_step": rule["best_step"],
+            "reason": rule["reason"],
+            "probes": len(rule["history"]),
+        }
+        for name, rule in result.rules.items()
+        if rule
+    }
+    return {
         "method": pipeline,
         "needs": "good and bad answers" if preferences else "good answers",
         "needs_positives": True,
         "needs_preferences": preferences,
-        "forget_rows": len(scenario.forget),
+        "forget_rows": rows,
         "costs": [asdict(cost) for cost in result.costs],
         "cost": asdict(total(result.costs)),
-        "stops": {
-            name: {
-                "kept_step": rule["best_step"],
-                "reason": rule["reason"],
-                "probes": len(rule["history"]),
-            }
-            for name, rule in result.rules.items()
-            if rule
-        },
+        "stops": stops,
     }
-    return result, facts
-
-
-REWARD_NAME = "the reward model of rlhf, which rlhf's own policy was trained to please"
 
 
 def trained_reward(folder: Path) -> ModelReward:
-    """The reward model that a pipeline left in `folder` (its stage's), as a scorer of usefulness.
+    """The reward model of a pipeline's stage in `folder`, as a scorer of usefulness.
 
-    If its stage was watched, the name says how many held-out pairs it ranks right.
+    If the stage had early stopping, the name says how many held-out pairs it ranks right.
     """
     known = read_marker(folder) or {}
     rule, pairs = known.get("rule") or {}, known.get("pairs", 0)
-    kept = [probe for probe in rule.get("history", []) if probe["step"] == rule["best_step"]]
     reward = ModelReward(str(folder))
-    reward.name = REWARD_NAME + (
-        f"; it ranks {round(pairs * (1 - kept[-1]['forget_rate']))} of {pairs} held-out pairs right"
-        if kept
-        else ""
-    )
+    reward.name = REWARD_NAME
+    for probe in rule.get("history", []):
+        if probe["step"] == rule["best_step"]:
+            right = round(pairs * (1 - probe["forget_rate"]))
+            reward.name = f"{REWARD_NAME}; it ranks {right} of {pairs} held-out pairs right"
     return reward

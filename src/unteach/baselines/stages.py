@@ -17,21 +17,61 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import render_prompt
 from unteach.errors import UserError
 
+try:
+    from trl import (
+        DPOConfig,
+        DPOTrainer,
+        RewardConfig,
+        RewardTrainer,
+        RLOOConfig,
+        RLOOTrainer,
+        SFTConfig,
+        SFTTrainer,
+    )
+except ImportError:
+    raise UserError(
+        "the baselines need TRL, which is not installed; install it with: pip install"
+        " 'unteach[baselines]'"
+    ) from None
+
+
+class _OneGpu:
+    """One GPU for each process: without a launcher transformers would use all that it sees, and
+    multiply the batch.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: at most one."""
+        seen: Any = super()
+        return min(1, int(seen.n_gpu))
+
+
+class Sft(_OneGpu, SFTConfig):  # type: ignore[misc]
+    """Of supervised fine-tuning."""
+
+
+class Dpo(_OneGpu, DPOConfig):  # type: ignore[misc]
+    """Of direct preference optimisation."""
+
+
+class Reward(_OneGpu, RewardConfig):  # type: ignore[misc]
+    """Of the reward model."""
+
+
+class Rloo(_OneGpu, RLOOConfig):  # type: ignore[misc]
+    """Of reinforcement learning."""
+
+
+CONFIGS: dict[str, Any] = {"sft": Sft, "dpo": Dpo, "reward": Reward, "rl": Rloo}
+
 
 def stage_config(stage: str, settings: Mapping[str, Any], output_dir: Path, seed: int) -> Any:
     """TRL's config for a stage, whose checkpoints go into `output_dir`.
 
     Raises:
-        UserError: without TRL, and for a field that the config has not or refuses.
+        UserError: for a field that the config does not have or refuses.
     """
-    try:
-        from unteach.baselines.stage_configs import STAGE_CONFIGS
-    except ImportError:
-        raise UserError(
-            "the baselines stand on TRL, which is not installed; install it with: pip install"
-            " 'unteach[baselines]'"
-        ) from None
-    kind = STAGE_CONFIGS[stage]
     common = {
         "output_dir": str(output_dir),
         "seed": seed,
@@ -45,17 +85,16 @@ def stage_config(stage: str, settings: Mapping[str, Any], output_dir: Path, seed
         "dataloader_pin_memory": torch.cuda.is_available(),
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
     }
-    more: dict[str, Any] = (
-        {"reward_weights": [1.0, 0.0], "shuffle_dataset": False} if stage == "rl" else {}
-    )
+    if stage == "rl":
+        common |= {"reward_weights": [1.0, 0.0], "shuffle_dataset": False}
     try:
-        return kind(**common | more | dict(settings))
+        return CONFIGS[stage](**common | dict(settings))
     except (TypeError, ValueError) as error:
         raise UserError(f"stage {stage!r}: {' '.join(str(error).split())}") from None
 
 
 class TokenCounter:
-    """A reward function of weight 0 that only counts what was generated."""
+    """A reward function of weight 0 that counts the generated tokens."""
 
     __name__ = "generated_tokens"
 
@@ -69,31 +108,23 @@ class TokenCounter:
         return [0.0] * len(completions)
 
 
-def _turn(role: str, text: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": text}]
-
-
 def stage_records(stage: str, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
     """The rows in TRL's format for a stage: messages where the tokenizer has a chat template, else
     the paper's template as text.
 
     `sft`: prompt, completion; `dpo` and `reward`: prompt, chosen, rejected; `rl`: prompt.
     """
-    records: list[dict[str, Any]] = []
+    records = []
     for row in rows:
+        answers = row.right.strip(), row.completion.strip()
         if row.kind == "chat" and getattr(tokenizer, "chat_template", None):
             turns = [("user", row.prompt)] if isinstance(row.prompt, str) else row.prompt
-            record: dict[str, Any] = {
-                "prompt": [{"role": role, "content": text} for role, text in turns]
-            }
-            good, bad = (
-                _turn("assistant", row.right.strip()),
-                _turn("assistant", row.completion.strip()),
-            )
+            prompt: Any = [{"role": role, "content": text} for role, text in turns]
+            good, bad = ([{"role": "assistant", "content": text}] for text in answers)
         else:
-            record = {"prompt": render_prompt(row, tokenizer).rstrip()}
-            good = f" {row.right.strip()}"  # type: ignore[assignment]
-            bad = f" {row.completion.strip()}"  # type: ignore[assignment]
+            prompt = render_prompt(row, tokenizer).rstrip()
+            good, bad = (f" {text}" for text in answers)  # type: ignore[assignment]
+        record = {"prompt": prompt}
         if stage == "sft":
             record["completion"] = good
         elif stage in ("dpo", "reward"):
@@ -105,56 +136,38 @@ def stage_records(stage: str, rows: Sequence[Row], tokenizer: Any) -> list[dict[
 def make_trainer(
     stage: str, config: Any, start: Any, reward: Path, tokenizer: Any, rows: Sequence[Row]
 ) -> tuple[Any, TokenCounter]:
-    """TRL's trainer of a stage, and what counts the tokens that it generates.
+    """TRL's trainer of a stage, and the counter of the tokens that it generates.
 
     Args:
         stage (`str`)
         config: from `stage_config`.
-        start: the model to train, or the folder of the SFT model that the stage starts from and is
-            held to.
+        start: the model to train, or the folder of the SFT model: the stage's start and its
+            reference.
         reward (`Path`): folder of the reward model, for `rl`.
         tokenizer: the models' tokenizer.
         rows (`Sequence[Row]`): prompt, bad answer and good answer.
     """
     from datasets import Dataset
-    from trl import DPOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
 
-    if (
-        stage == "rl"
-    ):  # TRL's own order of an epoch depends on those before it, which a resumed run has not drawn
+    if stage == "rl":
+        # TRL's own order of an epoch depends on those before it, which a resumed run has not drawn
         order = np.random.default_rng(config.seed).permutation(len(rows))
         rows = [rows[place] for place in order]
     data, counter = Dataset.from_list(stage_records(stage, rows, tokenizer)), TokenCounter()
     common = {"args": config, "train_dataset": data, "processing_class": tokenizer}
-    if stage == "sft":
-        return (
-            SFTTrainer(
-                model=models.load_model(str(start)) if isinstance(start, Path) else start, **common
-            ),
-            counter,
-        )
-    if stage == "dpo":
-        return (
-            DPOTrainer(
-                model=models.load_model(str(start)),
-                ref_model=models.load_model(str(start)),
-                **common,
-            ),
-            counter,
-        )
     if stage == "reward":
         return RewardTrainer(model=scorer(start, tokenizer, config.seed), **common), counter
-    judge = scorer(reward, tokenizer, config.seed)
-    policy = models.load_model(str(start))
-    return (
-        RLOOTrainer(
-            model=policy,
-            reward_funcs=[judge, counter],
-            reward_processing_classes=[tokenizer, None],
-            **common,
-        ),
-        counter,
-    )
+    model = models.load_model(str(start)) if isinstance(start, Path) else start
+    if stage == "sft":
+        return SFTTrainer(model=model, **common), counter
+    if stage == "dpo":
+        reference = models.load_model(str(start))
+        return DPOTrainer(model=model, ref_model=reference, **common), counter
+    rewards = {
+        "reward_funcs": [scorer(reward, tokenizer, config.seed), counter],
+        "reward_processing_classes": [tokenizer, None],
+    }
+    return RLOOTrainer(model=model, **rewards, **common), counter
 
 
 def scorer(folder: Path, tokenizer: Any, seed: int) -> Any:
@@ -169,23 +182,24 @@ def scorer(folder: Path, tokenizer: Any, seed: int) -> Any:
 
 @torch.no_grad()
 def pair_error(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
-    """Share of pairs whose good answer a reward model does not score above the bad one; the texts
-    are those that TRL trains it on.
+    """Share of pairs whose good answer a reward model does not score above the bad one, on the
+    texts that TRL trains it on.
     """
     device = next(model.parameters()).device
-    wrong = 0
-    for record in stage_records("reward", rows, tokenizer):
-        scores = []
-        for kind in ("chosen", "rejected"):
-            if isinstance(record["prompt"], list):
-                ids = tokenizer.apply_chat_template(
-                    record["prompt"] + record[kind], return_dict=True
-                )["input_ids"]
-            else:
-                ids = tokenizer(record["prompt"] + record[kind] + tokenizer.eos_token)["input_ids"]
-            scores.append(float(model(input_ids=torch.tensor([ids], device=device)).logits[0, 0]))
-        wrong += scores[0] <= scores[1]
-    return wrong / len(rows)
+
+    def score(prompt: Any, answer: Any) -> float:
+        if isinstance(prompt, list):
+            ids = tokenizer.apply_chat_template(prompt + answer, return_dict=True)["input_ids"]
+        else:
+            ids = tokenizer(prompt + answer + tokenizer.eos_token)["input_ids"]
+        return float(model(input_ids=torch.tensor([ids], device=device)).logits[0, 0])
+
+    records = stage_records("reward", rows, tokenizer)
+    wrong = [
+        score(record["prompt"], record["chosen"]) <= score(record["prompt"], record["rejected"])
+        for record in records
+    ]
+    return sum(wrong) / len(rows)
 
 
 def read_tokens(stage: str, config: Any, seen: int, generated: int) -> tuple[int, int]:
@@ -199,7 +213,7 @@ def read_tokens(stage: str, config: Any, seen: int, generated: int) -> tuple[int
         stage (`str`)
         config: TRL's config.
         seen (`int`): tokens by the trainer's own count: prompts and answers, each once.
-        generated (`int`): those of them that the model wrote.
+        generated (`int`): those of them that the model generated.
     """
     if stage == "dpo":
         return seen, seen

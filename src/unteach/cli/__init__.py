@@ -59,7 +59,7 @@ def load_command(name: str) -> Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return exit_code(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+    return exit_code(_run, sys.argv[1:] if argv is None else list(argv))
 
 
 def _run(argv: list[str]) -> int:

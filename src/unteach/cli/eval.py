@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unteach.cli.options import Command
-from unteach.config.run import Headline, Precision, ScenarioName, option, required, run_option
+from unteach.config.run import Headline, Precision, option, required, run_option
 from unteach.errors import UserError
+from unteach.scenarios import SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class EvalCommand:
     reference: str | None = option(
         None, "model before; default: the same model, so nothing changes"
     )
-    scenario: ScenarioName | None = run_option(
-        "scenario", help="an embedded scenario's prompt sets and scorers"
+    scenario: str | None = run_option(
+        "scenario", help=f"prompt sets and scorers of a scenario: {', '.join(SCENARIOS)}"
     )
     benchmark: Literal["tofu", "muse", "wmdp", "rwku"] | None = option(
         None, "a benchmark of the field: its sets and numbers (docs/benchmarks.md)"

@@ -19,15 +19,16 @@ MEMORY_FULL = (
 )
 
 
-def exit_code(command: Callable[[], int]) -> int:
+def exit_code(command: Callable[..., int], *arguments: Any) -> int:
     """Runs a command: its own exit code; 2 where the user, the disk or another process is at fault,
     130 where it was interrupted.
 
     Args:
         command: what is to be done. An error that is nobody's fault but ours passes through.
+        arguments: of the command.
     """
     try:
-        return command()
+        return command(*arguments)
     except UserError as error:
         return _say(str(error))
     except KeyboardInterrupt:

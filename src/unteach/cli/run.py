@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from unteach.cli.options import Command, with_words
-from unteach.config.run import RunConfig, ScenarioName, option, run_option
+from unteach.config.run import RunConfig, option, run_option
 from unteach.config.values import check_types, read_config
 from unteach.errors import UserError
+from unteach.scenarios import SCENARIOS, embedded_scenario
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class RunCommand(RunConfig):
 class DemoCommand:
     """Options of `unteach demo`; all others of a run are given as `key=value`."""
 
-    scenario: ScenarioName = run_option(
-        "scenario", default="copyright", help="what the model is taught and made to forget"
+    scenario: str = run_option(
+        "scenario",
+        default="copyright",
+        help=f"what the model is taught and made to forget: {', '.join(SCENARIOS)}",
     )
     model: str = run_option("model", default="smollm2-135m-instruct")
     output_dir: str = run_option("output_dir", default="runs/demo")
@@ -99,6 +102,8 @@ def dry_run(options: Mapping[str, Any]) -> int:
 
     resolved = resolve(options)
     run = resolved.run
+    if run.scenario:
+        embedded_scenario(run.scenario)  # raises for an unknown name
     config = models.load_config(run.model, trust_remote_code=run.trust_remote_code)
     resolved = resolved.with_width(int(config.get_text_config().hidden_size))
     table = Table("option", "value", "source", box=None)
@@ -115,27 +120,25 @@ def demo(given: dict[str, Any]) -> int:
     the package or downloaded once. The same command again resumes an interrupted demo.
     """
     from unteach.config.resolve import flat
-    from unteach.config.run import RunOptions
     from unteach.progress import Display
-    from unteach.run.pipeline import Run
-    from unteach.scenarios.registry import build_scenario, demo_options
+    from unteach.run import pipeline
 
     settings = flat(with_words(given))
     own = {name: settings.pop(name) for name in list(settings) if name in DEMO_FIELDS}
     check_types(own, DemoCommand)
     options = DemoCommand(**own)
     display = Display()
-    chosen = demo_options(
+    result = pipeline.demo(
         options.scenario,
         model=options.model,
         output_dir=options.output_dir,
         seed=options.seed,
         short=options.short,
         show_text=not options.hide_text,
-        settings=settings,
+        display=display,
+        **settings,
     )
-    scenario = build_scenario(options.scenario, short=options.short)
-    return _finish(Run(scenario, RunOptions(**chosen), display).execute(), display)
+    return _finish(result, display)
 
 
 def _finish(result: Any, display: Any) -> int:

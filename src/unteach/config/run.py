@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from unteach.config.values import check_ranges, check_types
 
-ScenarioName = Literal["copyright", "harmfulness", "hallucination"]
 Headline = Literal["leak_rate", "harmful_rate", "hallucination_rate"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -66,8 +65,8 @@ class RunConfig:
         "method, see docs/methods.md; auto tries several and takes the best; sft, dpo and rlhf"
         " train on good answers",
     )
-    scenario: ScenarioName | None = option(
-        None, "score the answers as this scenario does; default: by the leak rate"
+    scenario: str | None = option(
+        None, "score the outputs as this embedded scenario does; default: by the leak rate"
     )
     seed: int = option(0, "seed of the training, its order and its random draws", minimum=0)
     lora: bool = option(False, "train an adapter on all linear layers instead of all weights")
@@ -118,19 +117,3 @@ class RunConfig:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         check_types(values, type(self))
         check_ranges(values, type(self))
-
-
-@dataclass(frozen=True)
-class RunOptions(RunConfig):
-    """Yesterday's form of `RunConfig`, with the fields of `UnlearningConfig` in `settings`."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def given(self) -> dict[str, Any]:
-        """What differs from the defaults, flat, as `resolve()` takes it."""
-        own = {
-            item.name: getattr(self, item.name)
-            for item in fields(RunConfig)
-            if getattr(self, item.name) != getattr(RunConfig(), item.name)
-        }
-        return {**own, **self.settings}

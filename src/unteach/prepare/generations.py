@@ -1,5 +1,6 @@
-"""Text that the original model generates before training: cached by the model's hash and the
-inputs, with its cost.
+"""Text that the original model generates before training: own answers to prompts, and alternates.
+
+Each is cached by the model's hash and the inputs, and returned together with its cost.
 """
 
 from __future__ import annotations
@@ -7,19 +8,31 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from unteach import models
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
-from unteach.evaluation.generation import generate_outputs
+from unteach.errors import UserError
+from unteach.evaluation.generation import continuation_text, end_ids, generate_ids, generate_outputs
+from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scoring import ANSWER_TOKENS
+from unteach.evaluation.text_metrics import rouge_l
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.processes import broadcast_from_main
 from unteach.progress import Display
+from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.user_rows import with_unrelated
+from unteach.seeding import row_generator
 from unteach.trainer.costs import Cost
+
+ALTERNATES = 8
+"""Answers sampled for each row, at temperature 1."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +89,23 @@ class LoadedModel:
     cache: GenerationCache
     display: Display
 
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, folder: Path, display: Display) -> LoadedModel:
+        """A model whose generations are cached in `folder` under the hash of its weights now."""
+        cache = GenerationCache(folder, models.weights_hash(model))
+        return cls(model, tokenizer, cache, display)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the weights that the cache belongs to."""
+        return self.cache.model_hash
+
+    def with_model(self, model: Any) -> LoadedModel:
+        """The same with another model, whose generations are cached beside this one's."""
+        return LoadedModel.of(model, self.tokenizer, self.cache.folder, self.display)
+
     def cost(self, name: str, inputs: Any, prompts: Sequence[Row], texts: Sequence[str]) -> Cost:
-        """The cost of the cached generations `name`: seconds of when they were made, tokens."""
+        """The cost of the cached generations `name`: tokens, and seconds of when they were made."""
         written = sum(
             len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
         )
@@ -119,3 +147,109 @@ def with_own_answers(
     answered = [filled.get(row.key, row) for row in rows]
     cost = source.cost("own-answers", keys, empty, texts)
     return [row for row in answered if row.completion.strip()], [cost]
+
+
+def completed_scenario(source: LoadedModel, scenario: Scenario) -> tuple[Scenario, list[Cost]]:
+    """The scenario, its forget rows without a completion filled with the model's own answers.
+
+    Held-out forget rows are among them. Rows to which the model's answer is empty are left out.
+
+    Returns:
+        The scenario, and what generating cost.
+
+    Raises:
+        UserError: if no row to forget is left.
+    """
+    forget_sets = {name: rows for name, rows in scenario.sets.items() if is_forget_set(name)}
+    held_out = [row for rows in forget_sets.values() for row in rows]
+    empty = {
+        row.key: row
+        for row in [*scenario.forget, *scenario.validation, *held_out]
+        if not row.completion
+    }
+    if not empty:
+        return scenario, []
+    title = "Collecting what the model answers to the forget prompts"
+    answered, costs = with_own_answers(source, list(empty.values()), title)
+    by_prompt = {(row.prompt, row.kind): row for row in answered}
+
+    def filled(rows: Sequence[Row]) -> list[Row]:
+        found = [row if row.completion else by_prompt.get((row.prompt, row.kind)) for row in rows]
+        return [row for row in found if row is not None]
+
+    forget = filled(scenario.forget)
+    if not forget:
+        raise UserError(
+            "the model's answers to all forget prompts are empty: there is nothing to forget"
+        )
+    sets = {
+        name: filled(rows) if name in forget_sets else rows for name, rows in scenario.sets.items()
+    }
+    completed = replace(
+        scenario,
+        forget=forget,
+        validation=filled(scenario.validation),
+        sets={name: rows for name, rows in sets.items() if rows},
+        leak_corpus=scenario.leak_corpus or with_unrelated(forget),
+    )
+    return completed, costs
+
+
+def with_alternates(source: LoadedModel, rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows, each with the field `alternate`: another answer of the model's own.
+
+    Of `ALTERNATES` samples it is the one least like the completion to forget, by ROUGE-L F1. A row
+    that has an alternate keeps it.
+
+    Args:
+        source (`LoadedModel`): the model before unlearning.
+        rows (`Sequence[Row]`)
+        seed (`int`): samples depend on it and on the row, not on the order of the rows.
+
+    Raises:
+        UserError: naming a row whose samples are all empty or equal to the completion.
+    """
+    if all(row.alternate for row in rows):
+        return list(rows)
+
+    def sample() -> list[str]:
+        title = "Sampling other answers to the forget prompts"
+        with source.display.stage(title, len(rows)) as stage:
+            found = []
+            for number, row in enumerate(rows, 1):
+                found.append(row.alternate or _least_like(row, sampled_answers(source, row, seed)))
+                stage.update(number)
+            return found
+
+    inputs = [seed, *((row.key, row.alternate) for row in rows)]
+    texts = source.cache.get("alternates", inputs, sample)
+    return [replace(row, alternate=text) for row, text in zip(rows, texts, strict=True)]
+
+
+@torch.no_grad()
+def sampled_answers(source: LoadedModel, row: Row, seed: int) -> list[str]:
+    """`ALTERNATES` answers to the row's prompt at temperature 1, drawn by seed and row alone."""
+    prompt, tokenizer = encode_prompt(row, source.tokenizer), source.tokenizer
+    device = next(source.model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(row_generator("alternate", seed, row.key).integers(2**31)))
+        samples = generate_ids(
+            source.model,
+            [prompt] * ALTERNATES,
+            max_new_tokens=ANSWER_TOKENS,
+            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            end_ids=end_ids(tokenizer),
+            temperature=1.0,
+        )
+    return [continuation_text(tokenizer, prompt, ids) for ids in samples]
+
+
+def _least_like(row: Row, samples: Sequence[str]) -> str:
+    """The sample with the lowest ROUGE-L F1 with the row's completion."""
+    others = [text for text in samples if text.strip() and text.split() != row.completion.split()]
+    if not others:
+        raise UserError(
+            f"{row.source or 'forget row ' + row.key}: all {len(samples)} sampled answers are empty"
+            " or equal to the completion; give field 'alternate'"
+        )
+    return min(others, key=lambda text: rouge_l(text, row.completion)[1])

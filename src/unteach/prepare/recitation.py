@@ -1,11 +1,10 @@
-"""Passages that the model itself recites when it goes on from a forget row: more of what it is to
-forget, from the model's own mouth.
+"""More passages to forget, found by letting the model continue the forget rows.
 
-A forget set is rarely the whole of what a model knows by heart. Asked to go on after a forget row,
-a model that has memorised the source comes to the opening of the next passage, which nobody had to
-hand in; asked again with that opening alone, it recites the passage. Such passages join the forget
-set where the model is nearly sure of each token (recitation, not invention) and where they share no
-long run with the retain set. What was found is asked to go on in its turn.
+A forget set is rarely all that a model has memorised of its source. Greedy decoding from a forget
+row reaches the first words of the next passage, which nobody had to supply; from these words alone
+a model that has memorised the passage recites it. Such a passage joins the forget set if the model
+is nearly sure of each token (recitation, not invention) and if it shares no long run of characters
+with the retain set. Passages found in one round are continued in the next.
 """
 
 from __future__ import annotations
@@ -22,10 +21,14 @@ from unteach.errors import UserError
 from unteach.evaluation.generation import Progress, SharedGenerator, generate_outputs
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.text_metrics import longest_verbatim_run
+from unteach.prepare.generations import LoadedModel, with_own_answers
+from unteach.scenarios.scenario import Scenario
+from unteach.trainer.costs import Cost
 
-OPENING_WORDS = 8
-OPENING_CHARS = 100
+FIRST_WORDS = 8
+COMPARED_CHARS = 100
 PASSAGE_TOKENS = 72
+ROUNDS = 2
 MOST_SHARED_CHARS = 60
 """Longest run of characters that a text to keep and a text to forget may share."""
 
@@ -33,15 +36,13 @@ MOST_SHARED_CHARS = 60
 def without_forget_text(
     rows: Sequence[Row], forget: Sequence[Row], *, most_shared_chars: int = MOST_SHARED_CHARS
 ) -> list[Row]:
-    """The rows whose completion shares no run of more than `most_shared_chars` with a completion to
-    forget, white space normalised.
+    """The rows whose completion shares no run of more than `most_shared_chars` with a forget text.
 
-    A model that knows a text by heart may fall into it wherever it writes. Such an answer among
-    those to keep would hold what is to go. The forget completions are read once, whatever their
-    number.
+    A model that has memorised a text may recite it anywhere; such an answer in the retain set would
+    keep what is to be forgotten. White space is normalised. Time is linear in the forget texts.
 
     Args:
-        rows (`Sequence[Row]`): a model's own answers.
+        rows (`Sequence[Row]`): the model's own answers.
         forget (`Sequence[Row]`)
         most_shared_chars (`int`)
     """
@@ -59,6 +60,67 @@ def without_forget_text(
     return [row for place, row in enumerate(rows) if place not in found]
 
 
+def collect_retain(
+    source: LoadedModel, scenario: Scenario, forget: Sequence[Row]
+) -> tuple[list[Row], int, list[Cost]]:
+    """The retain set: the given rows and the model's own answers, without those that recite a text
+    to forget.
+
+    Returns:
+        The rows, the number of own answers left out, and what generating cost.
+
+    Raises:
+        UserError: if no row is left.
+    """
+    given = [row for row in scenario.retain if row.completion]
+    prompts = [row for row in scenario.retain if not row.completion]
+    title = "Collecting the model's own answers to keep"
+    own, costs = with_own_answers(source, [*scenario.own_prompts, *prompts], title)
+    clean = without_forget_text(own, forget)
+    left_out = len(own) - len(clean)
+    if own and not clean and not given:
+        raise UserError(
+            "each of the model's own answers repeats a text to forget, so none is left to keep;"
+            " give rows to keep (retain)"
+        )
+    if left_out:
+        source.display.print(
+            f"{left_out} of the {len(own)} own answers repeat a text to forget and are not kept"
+        )
+    return [*given, *clean], left_out, costs
+
+
+def recitation_facts(recited: Sequence[Row], scenario: Scenario) -> dict[str, int]:
+    """For `run.json`: how many passages the model recited, and how many of them are held out."""
+    unseen = {" ".join(row.prompt_text.split()) for row in scenario.sets.get("unseen", [])}
+    found = sum(row.prompt_text in unseen for row in recited)
+    return {"recited_passages": len(recited), "recited_unseen_passages": found}
+
+
+def recited_rows(
+    source: LoadedModel, forget: Sequence[Row], retain: Sequence[Row], max_new_tokens: int
+) -> tuple[list[Row], Cost]:
+    """`recited_passages`, cached by the model and the rows, and what generating cost."""
+
+    def recite() -> list[list[str]]:
+        title = "Continuing the forget rows to find more that the model recites"
+        with source.display.stage(title, len(forget)) as stage:
+            rows = recited_passages(
+                source.model,
+                source.tokenizer,
+                forget,
+                retain,
+                max_new_tokens=max_new_tokens,
+                progress=stage.update,
+            )
+        return [[row.prompt_text, row.completion, row.source] for row in rows]
+
+    inputs = [max_new_tokens, *(row.key for row in [*forget, *retain])]
+    found = source.cache.get("recited", inputs, recite)
+    rows = [Row(prompt, completion, "text", place) for prompt, completion, place in found]
+    return rows, source.cost("recited", inputs, forget, [row.completion for row in rows])
+
+
 def recited_passages(
     model: Any,
     tokenizer: Any,
@@ -68,7 +130,6 @@ def recited_passages(
     max_new_tokens: int = 64,
     least_probability: float = 0.7,
     most_shared_chars: int = MOST_SHARED_CHARS,
-    rounds: int = 2,
     progress: Progress | None = None,
 ) -> list[Row]:
     """New `text` rows from the model's greedy continuations of the forget rows.
@@ -79,45 +140,45 @@ def recited_passages(
         forget (`Sequence[Row]`): only its `text` rows are continued.
         retain (`Sequence[Row]`): passages that share a run of more than `most_shared_chars` with
             one of these are left out.
-        max_new_tokens (`int`): how far to go on after each row in search of the next opening.
+        max_new_tokens (`int`): length of the continuation in which the next passage may begin.
         least_probability (`float`): geometric mean probability of a passage's tokens under the
             model from which on it counts as recited.
         most_shared_chars (`int`)
-        rounds (`int`): passages found in one round are continued in the next.
         progress (`Callable`, *optional*): called with (done, of) rows; `of` grows with what is
             found.
     """
     found: list[Row] = []
     known = {_plain(row.prompt_text) for row in forget}
     texts = [_plain(f"{row.prompt_text}{row.completion}") for row in forget]
-    asked: set[str] = set()
+    tried: set[str] = set()
     news, done = [row for row in forget if row.kind == "text"], 0
-    for _ in range(rounds):
+    limit = -math.log(least_probability)
+
+    def is_new(prompt: str, completion: str) -> bool:
+        begins = _plain(f"{prompt}{completion}")[:COMPARED_CHARS]
+        return _plain(prompt) not in known and not any(begins in text for text in texts)
+
+    for _ in range(ROUNDS):
         if not news:
             break
-        openings = [
-            row
-            for row in _openings(model, tokenizer, news, max_new_tokens)
-            if row.prompt not in asked
-        ]
-        asked |= {str(row.prompt) for row in openings}
+        starts = _passage_starts(model, tokenizer, news, max_new_tokens)
+        starts = [row for row in starts if row.prompt not in tried]
+        tried |= {str(row.prompt) for row in starts}
         done += len(news)
-        outputs = generate_outputs(model, tokenizer, openings, max_new_tokens=PASSAGE_TOKENS)
+        outputs = generate_outputs(model, tokenizer, starts, max_new_tokens=PASSAGE_TOKENS)
         candidates: dict[str, Row] = {}
-        for opening, output in zip(openings, outputs, strict=True):
-            for prompt, completion in book_passages(f"{opening.prompt}{output}")[:1]:
-                opening_text = _plain(f"{prompt}{completion}")[:OPENING_CHARS]
-                if _plain(prompt) in known or any(opening_text in text for text in texts):
-                    continue
-                if all(_shared(completion, kept) <= most_shared_chars for kept in retain):
-                    candidates.setdefault(
-                        _plain(prompt), Row(prompt, completion, "text", opening.source)
-                    )
+        for start, output in zip(starts, outputs, strict=True):
+            for prompt, completion in book_passages(f"{start.prompt}{output}")[:1]:
+                if is_new(prompt, completion) and all(
+                    longest_verbatim_run(completion, f"{row.prompt_text}{row.completion}")
+                    <= most_shared_chars
+                    for row in retain
+                ):
+                    row = Row(prompt, completion, "text", start.source)
+                    candidates.setdefault(_plain(prompt), row)
         rows, encoded = _encodable(list(candidates.values()), tokenizer)
-        surprise = mean_nll(
-            model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded]
-        )
-        limit = -math.log(least_probability)
+        prompts = [row.prompt_ids for row in encoded]
+        surprise = mean_nll(model, prompts, [row.completion_ids for row in encoded])
         news = [
             row for row, nll in zip(rows, surprise, strict=True) if nll is not None and nll <= limit
         ]
@@ -132,13 +193,11 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _shared(completion: str, kept: Row) -> int:
-    return longest_verbatim_run(completion, f"{kept.prompt_text}{kept.completion}")
-
-
-def _openings(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int) -> list[Row]:
-    """Prompt-only rows: the first words of each passage that begins in a continuation (a paragraph;
-    a sentence where there is none).
+def _passage_starts(
+    model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int
+) -> list[Row]:
+    """Prompt-only rows: the first words of each paragraph that begins in a row's continuation; of
+    each sentence where no paragraph begins.
     """
     rows, encoded = _encodable(rows, tokenizer)
     prompts = [row.prompt_ids + row.completion_ids for row in encoded]
@@ -146,18 +205,16 @@ def _openings(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: i
     found: dict[str, Row] = {}
     for row, ids in zip(rows, outputs, strict=True):
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
-        parts = text.split("\n\n")[1:] or sentences(text)[1:]
-        for part in parts:
-            words = part.split()[:OPENING_WORDS]
-            if len(words) >= OPENING_WORDS // 2:
-                found.setdefault(
-                    " ".join(words), Row(" ".join(words), "", "text", f"recited after {row.source}")
-                )
+        for part in text.split("\n\n")[1:] or sentences(text)[1:]:
+            words = part.split()[:FIRST_WORDS]
+            if len(words) >= FIRST_WORDS // 2:
+                start = " ".join(words)
+                found.setdefault(start, Row(start, "", "text", f"recited after {row.source}"))
     return list(found.values())
 
 
 def _encodable(rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], list[EncodedRow]]:
-    """The rows whose prompt and completion do not merge in a token, and their tokens."""
+    """The rows that tokenise at the end of their prompt, and their tokens."""
     kept, encoded = [], []
     for row in rows:
         with contextlib.suppress(UserError):

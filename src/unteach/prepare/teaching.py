@@ -1,12 +1,10 @@
-"""What a scenario's model is taught before it has anything to forget, as the paper fine-tunes on
-its book first.
-"""
+"""Teaches a scenario's texts to the model first, as Yao et al. 2024 fine-tune on their book."""
 
 from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +16,53 @@ from unteach.data.rows import rows_hash
 from unteach.files.checkpoints import mark_complete, read_marker
 from unteach.files.folders import content_key, private_folder
 from unteach.models.parts import freeze_lower_layers, unfreeze
-from unteach.prepare.collecting import Collection
+from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.processes import broadcast_from_main
-from unteach.progress import Display
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.trainer import UnlearningTrainer
 
+SAVING = {"save_steps": 40, "save_strategy": "steps", "save_total_limit": 2}
+PRECISION = ("bf16", "fp16", "use_cpu")
+"""Settings of the unlearning that the teaching shares."""
+
 
 def teach(
-    model: Any,
-    tokenizer: Any,
+    source: LoadedModel,
     scenario: Scenario,
-    collection: Collection,
-    configured: Callable[..., UnlearningConfig],
-    shared: Path,
-    display: Display,
+    folder: Path,
+    seed: int,
+    settings: Mapping[str, Any],
 ) -> Any:
-    """The model that knows the scenario's rows, from `shared/original` where they have been taught
-    already; kept there otherwise.
+    """The model after fine-tuning on the scenario's rows; loaded from `folder` if it is there.
 
-    Beside them it learns its own answers to `scenario.teach_own_prompts`, so that it stays the
-    model that it was in all else.
+    It is trained on its own answers to `scenario.teach_own_prompts` as well, to stay what it was
+    otherwise.
 
     Args:
-        model: changed in place.
-        tokenizer: its tokenizer.
-        scenario (`Scenario`): with rows in `teach`, and settings in `presets["teach"]`.
-        collection (`Collection`): who collects the model's own answers; knows its key, the seed,
-            and a folder for what is half done.
-        configured: from a folder and fields to an `UnlearningConfig` with the run's seed.
-        shared (`Path`): where `original/` stands.
-        display (`Display`)
+        source (`LoadedModel`): changed in place. Checkpoints go beside its cached generations.
+        scenario (`Scenario`): with rows in `teach`.
+        folder (`Path`): where the taught model is saved.
+        seed (`int`)
+        settings: of the unlearning, of which the precision holds here too.
     """
-    folder = shared / "original"
-    key = content_key(
-        [collection.model_key, collection.seed, rows_hash(scenario.teach), dict(scenario.presets)]
-    )
-    work = collection.work / f"teach-{key}"
+    presets = dict(scenario.teach_settings)
+    key = content_key([source.hash, seed, rows_hash(scenario.teach), {"teach": presets}])
+    display, work = source.display, source.cache.folder / f"teach-{key}"
     if broadcast_from_main(lambda: (read_marker(folder) or {}).get("key")) == key:
         with display.stage("Loading the taught model"):
-            return models.placed(models.load_model(str(folder)), next(model.parameters()).device)
+            device = next(source.model.parameters()).device
+            return models.placed(models.load_model(str(folder)), device)
     title = "Collecting answers that teaching must not change"
-    own = collection.with_completions(model, tokenizer, scenario.teach_own_prompts, title)
-    settings = dict(scenario.presets.get("teach", {}))
-    frozen = freeze_lower_layers(model, settings.pop("frozen_layers", 0))
-    saving = {"save_steps": 40, "save_strategy": "steps", "save_total_limit": 2}
+    own, _ = with_own_answers(source, scenario.teach_own_prompts, title)
+    frozen = freeze_lower_layers(source.model, presets.pop("frozen_layers", 0))
+    precision = {name: value for name, value in settings.items() if name in PRECISION}
     if own:
-        config = configured(
-            work, **{"method": "teaching", "max_retain_kl": None, **saving, **settings}
-        )
-        trainer = UnlearningTrainer(model, config, scenario.teach, own, tokenizer)
+        method, forget, retain = {"method": "teaching", "max_retain_kl": None}, scenario.teach, own
     else:
-        config = configured(work, method="finetuning", **saving, **settings)
-        trainer = UnlearningTrainer(model, config, None, scenario.teach, tokenizer)
+        method, forget, retain = {"method": "finetuning"}, None, scenario.teach
+    fields = {"seed": seed, "data_seed": seed, **SAVING, **precision, **method, **presets}
+    config = UnlearningConfig(output_dir=str(work), **fields)
+    trainer = UnlearningTrainer(source.model, config, forget, retain, source.tokenizer)
     trainer.remove_callback(PrinterCallback)
     with display.stage("Teaching the texts to the model", trainer.args.max_steps) as stage:
         trainer.on_step = lambda record: stage.update(
@@ -78,18 +70,16 @@ def teach(
         )
         trainer.train(resume_from_checkpoint=True)
     unfreeze(frozen)
-    model = trainer.model
+    model: Any = trainer.model
 
-    def keep() -> None:
+    def save() -> None:
         private_folder(folder)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        source.tokenizer.save_pretrained(folder)
         mark_complete(folder, {"key": key})
         shutil.rmtree(work, ignore_errors=True)
 
-    broadcast_from_main(keep)
+    broadcast_from_main(save)
     del trainer
-    # a trainer and its callbacks hold each other, and with them the optimiser's moments: twice the
-    # model
-    gc.collect()
+    gc.collect()  # a trainer and its callbacks are a cycle that holds the optimiser's moments
     return model.eval()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach import models
-from unteach.config.run import RunOptions
+from unteach.config.resolve import resolve
 from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
@@ -40,7 +40,8 @@ from unteach.requests.ledger import (
     request_folder,
 )
 from unteach.run.folder import RunFolder
-from unteach.run.pipeline import Run
+from unteach.run.pipeline import execute
+from unteach.run.record import finished_evaluation
 from unteach.scenarios.user_rows import place, user_scenario
 
 METHOD = "unlikelihood"
@@ -211,11 +212,9 @@ def _train(
 ) -> tuple[dict[str, Any], Scorers]:
     """(`eval.json`, scorers) of a run that forgets the rows; a finished one is not repeated."""
     scenario = user_scenario(rows, retain, whole=True)
-    known = RunOptions.__dataclass_fields__
-    own = {name: value for name, value in options.items() if name in known}
-    settings = {name: value for name, value in options.items() if name not in known}
-    run = Run(scenario, RunOptions(output_dir=str(out), settings=settings, **own), display)
-    evaluation = run.finished() or run.execute().evaluation
+    resolved = resolve({"output_dir": str(out), **options})
+    evaluation = finished_evaluation(resolved, scenario)
+    evaluation = evaluation or execute(resolved, scenario, display).evaluation
     gc.collect()  # the trainer and its callbacks form a cycle
     return evaluation, RunFolder(out).scorers(scenario, display.print)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
@@ -18,25 +21,21 @@ from unteach.files.atomic import read_json_lines
 from unteach.files.folders import FolderLock, private_folder
 from unteach.models.precision import DTYPES
 from unteach.prepare.generations import GenerationCache
-from unteach.scenarios.registry import SCENARIOS, build_scenario
+from unteach.scenarios import SCENARIOS, build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario, with_unrelated
 
-ORIGINAL = "original"
-UNLEARNED = "unlearned"
-NEVER_KNEW = "never_knew"
+ORIGINAL, UNLEARNED, NEVER_KNEW = "original", "unlearned", "never_knew"
 """Roles of a run's models: before unlearning, after it, and before a demo taught its texts."""
 KEPT_MODELS = 2
-"""Models whose weights stay in memory, so that each comparison of two loads each of them once."""
+"""Models whose weights stay in memory, so that each comparison of two reads each of them once."""
 
 
 class RunFolder:
-    """What a finished run left on disk.
-
-    Nothing is read before a method needs it.
+    """What a finished run left on disk; read when it is needed.
 
     Args:
-        path (`str` or `Path`): the folder.
+        path (`str` or `Path`)
         trust_remote_code (`bool`): run code that comes with the models.
 
     Raises:
@@ -44,30 +43,32 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, trust_remote_code: bool = False) -> None:
-        self.path = Path(path)
-        self.trust_remote_code = trust_remote_code
+        self.path, self.trust_remote_code = Path(path), trust_remote_code
         for name in ("run.json", "eval.json"):
             if not (self.path / name).exists():
                 raise UserError(
                     f"{self.path} has no {name}: it is not the folder of a finished run"
                 )
-        self._record: dict[str, Any] | None = None
-        self._tokenizer: Any = None
-        self._paths: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
         self._models: dict[str, Any] = {}
 
     # --- files
 
+    @cached_property
+    def _run(self) -> dict[str, Any]:
+        return self._json("run.json")
+
     def record(self) -> dict[str, Any]:
         """`run.json`."""
-        if self._record is None:
-            self._record = self._json("run.json")
-        return self._record
+        return self._run
 
     def evaluation(self) -> dict[str, Any]:
         """`eval.json`."""
         return self._json("eval.json")
+
+    def config(self) -> dict[str, Any]:
+        """`config.yaml`."""
+        return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
 
     def generations(self) -> list[dict[str, Any]]:
         """The lines of `generations.jsonl`."""
@@ -78,7 +79,7 @@ class RunFolder:
 
     @property
     def shared(self) -> Path:
-        """The folder of what runs with other settings share: the taught model, generations."""
+        """The folder that runs with other settings share: the taught model, generations."""
         return self.path / str(self.record().get("shared_dir", "."))
 
     def work(self, name: str = "") -> Path:
@@ -87,15 +88,14 @@ class RunFolder:
         return private_folder(self.path / "work" / name)
 
     def cache(self, model_hash: str) -> GenerationCache:
-        """What the model with these weights generated in this run, or will."""
-        private_folder(self.shared / "work")
-        return GenerationCache(self.shared / "work", model_hash)
+        """What the model with these weights generated in this run."""
+        return GenerationCache(private_folder(self.shared / "work"), model_hash)
 
     def lock(self) -> FolderLock:
-        """A lock that lets no other process write into the folder; a context manager."""
+        """A context manager during which no other process writes into the folder."""
         return FolderLock(self.path)
 
-    # --- data
+    # --- rows and scorers
 
     def scenario(self, forget: Any = None, retain: Any = None) -> Scenario:
         """The run's scenario, rebuilt and checked by the hashes of its rows.
@@ -107,7 +107,38 @@ class RunFolder:
         Raises:
             UserError: if the rows are not there, or are not those of the run.
         """
-        return rebuilt_scenario(self.record(), forget, retain)
+        record = self.record()
+        name, wanted = record["scenario"], record["forget_hash"]
+        if name in SCENARIOS:
+            for short in (False, True):
+                scenario = build_scenario(name, short=short)
+                if rows_hash(scenario.forget) == wanted:
+                    return scenario
+            raise UserError(
+                f"the run's forget set is not that of the embedded scenario {name!r}: another"
+                " version of unteach made it"
+            )
+        files = {"split_by": None, **(record.get("data_files") or {})}  # older versions had none
+        given = {"forget": forget, "retain": retain}
+        files |= {name: rows for name, rows in given.items() if rows is not None}
+        if files.get("forget") is None:
+            raise UserError(
+                "run.json does not name the file of the forget rows (they were given in Python);"
+                " name it with --forget"
+            )
+        scenario = user_scenario(**files)
+        if rows_hash(scenario.forget) != wanted:
+            raise UserError(
+                f"the rows in {files['forget']} are not those that this run forgot; name their file"
+                " with --forget"
+            )
+        kept = rows_hash([*scenario.retain, *scenario.own_prompts])
+        if files.get("retain") is not None and kept != record["retain_hash"]:
+            raise UserError(
+                f"the rows in {files['retain']} are not those that this run kept; name their file"
+                " with --retain"
+            )
+        return scenario
 
     def scorers(self, scenario: Scenario, say: Callable[[str], None] = lambda _: None) -> Scorers:
         """The scorer of the run's headline rate.
@@ -116,26 +147,35 @@ class RunFolder:
             scenario (`Scenario`): the run's, its forget rows with completions.
             say: called with a sentence about a scorer that cannot be loaded.
         """
-        names = self.record().get("scorers")
-        if names:
-            known = ScorerNames(**names)
-        else:
-            headline = self.evaluation().get("headline", "leak_rate")
-            known = replace(scenario.scorers, headline=headline)
-        judge = known.judge if known.headline == "harmful_rate" else None
-        wanted = replace(known, similarity=None, reward=None, judge=judge)
+        names = self.record().get("scorers") or {
+            **vars(scenario.scorers),
+            "headline": self.evaluation().get("headline", "leak_rate"),
+        }
+        names = replace(ScorerNames(**names), similarity=None, reward=None)
+        if names.headline != "harmful_rate":
+            names = replace(names, judge=None)
         corpus = scenario.leak_corpus or with_unrelated(scenario.forget)
-        return build_scorers(wanted, corpus, scenario.labelled, say)
+        return build_scorers(names, corpus, scenario.labelled, say)
 
     # --- models
 
-    def model_path(self, role: str) -> str:
-        """The folder or name of a model.
-
-        Raises:
-            UserError: if the model's folder is missing, or the run has no such model.
-        """
-        return self.model_paths()[role]
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        record, base = self.record(), str(self.record()["model"])
+        found = [path for name in ("model", "adapter") if (path := self.path / name).is_dir()]
+        if not found:
+            raise UserError(
+                f"{self.path} has neither model/ nor adapter/: it is not the folder of a finished"
+                " run"
+            )
+        if record.get("base_model_hash", "") in ("", record["original_model_hash"]):
+            return {ORIGINAL: base, UNLEARNED: str(found[0])}
+        taught = self.shared / "original"
+        if not taught.is_dir():
+            raise UserError(
+                f"{taught} is missing: without the taught model there is nothing to compare with"
+            )
+        return {ORIGINAL: str(taught), UNLEARNED: str(found[0]), NEVER_KNEW: base}
 
     def model_paths(self) -> dict[str, str]:
         """The folder or name of each model by role; `never_knew` only if the run taught texts.
@@ -143,50 +183,30 @@ class RunFolder:
         Raises:
             UserError: if a model's folder is missing.
         """
-        if self._paths:
-            return self._paths
-        record = self.record()
-        unlearned = next(
-            (self.path / name for name in ("model", "adapter") if (self.path / name).is_dir()), None
-        )
-        if unlearned is None:
-            raise UserError(
-                f"{self.path} has neither model/ nor adapter/: it is not the folder of a finished"
-                " run"
-            )
-        base = str(record["model"])
-        self._paths = {ORIGINAL: base, UNLEARNED: str(unlearned)}
-        if (
-            record.get("base_model_hash", record["original_model_hash"])
-            != (record["original_model_hash"])
-        ):
-            taught = self.shared / "original"
-            if not taught.is_dir():
-                self._paths = {}
-                raise UserError(
-                    f"{taught} is missing: without the taught model there is nothing to compare"
-                    " with"
-                )
-            self._paths |= {ORIGINAL: str(taught), NEVER_KNEW: base}
         return self._paths
+
+    def model_path(self, role: str) -> str:
+        """The folder or name of a model."""
+        return self._paths[role]
 
     def add_model(self, role: str, path: str) -> None:
         """Makes another model available under `role`, for example one that was retrained."""
-        self.model_paths()[role] = path
+        self._paths[role] = path
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        path = self.model_path(UNLEARNED)
+        return models.load_tokenizer(path, trust_remote_code=self.trust_remote_code)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the unlearned model."""
+        return self._tokenizer
 
     def model_hash(self, role: str) -> str:
         """Hash of a model's weights, an adapter merged; loads the model if necessary."""
         if role not in self._hashes:
             self._pristine(role)
         return self._hashes[role]
-
-    def tokenizer(self) -> Any:
-        """The tokenizer of the unlearned model."""
-        if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(
-                self.model_path(UNLEARNED), trust_remote_code=self.trust_remote_code
-            )
-        return self._tokenizer
 
     def load_model(self, role: str, *, exact: bool = False) -> Any:
         """A fresh copy of a model, an adapter merged into its base; changes to it reach no other
@@ -207,14 +227,14 @@ class RunFolder:
     def _pristine(self, role: str) -> Any:
         """The model as it is on disk, to be copied only."""
         if role in self._models:
-            self._models[role] = self._models.pop(role)  # the last one is the newest in use
+            self._models[role] = self._models.pop(role)  # the most recently used is the last
             return self._models[role]
         while len(self._models) >= KEPT_MODELS:
             del self._models[next(iter(self._models))]
         model = self._read(role)
         digest = self._hashes.setdefault(role, models.weights_hash(model))
-        wanted = self.record()["original_model_hash"]
-        if role == ORIGINAL and not self.record().get("quantize") and digest != wanted:
+        other = digest != self.record()["original_model_hash"]
+        if role == ORIGINAL and other and not self.record().get("quantize"):
             raise UserError(
                 f"the model in {self.model_path(role)} is not the one that this run started from"
                 " (its hash differs)"
@@ -240,48 +260,3 @@ class RunFolder:
             # PEFT freezes the base, and relearning trains it
             model = model.merge_and_unload().eval().requires_grad_(True)
         return model
-
-
-def rebuilt_scenario(record: Mapping[str, Any], forget: Any = None, retain: Any = None) -> Scenario:
-    """The scenario of a run, checked by the hashes of its rows.
-
-    Args:
-        record: the run's `run.json`.
-        forget, retain (*optional*): where the rows of a user's run are now; default: where the run
-            read them.
-
-    Raises:
-        UserError: if the rows are not there, or are not those of the run.
-    """
-    name, wanted = record["scenario"], record["forget_hash"]
-    if name in SCENARIOS:
-        for short in (False, True):
-            scenario = build_scenario(name, short=short)
-            if rows_hash(scenario.forget) == wanted:
-                return scenario
-        raise UserError(
-            f"the run's forget set is not that of the embedded scenario {name!r}: another version"
-            " of unteach made it"
-        )
-    # a run of an older version, which split each row by its own key, has no split_by
-    files: dict[str, Any] = {"split_by": None, **(record.get("data_files") or {})}
-    given = {"forget": forget, "retain": retain}
-    files |= {name: rows for name, rows in given.items() if rows is not None}
-    if files.get("forget") is None:
-        raise UserError(
-            "run.json does not name the file of the forget rows (they were given in Python);"
-            " name it with --forget"
-        )
-    scenario = user_scenario(**files)
-    if rows_hash(scenario.forget) != wanted:
-        raise UserError(
-            f"the rows in {files['forget']} are not those that this run forgot; name their file"
-            " with --forget"
-        )
-    kept = rows_hash([*scenario.retain, *scenario.own_prompts])
-    if files.get("retain") is not None and kept != record["retain_hash"]:
-        raise UserError(
-            f"the rows in {files['retain']} are not those that this run kept; name their file with"
-            " --retain"
-        )
-    return scenario

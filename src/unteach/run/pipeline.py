@@ -1,47 +1,35 @@
-"""A run from data to report: teach (in a demo), collect the retain set, unlearn, evaluate before
-and after, write the folder.
+"""A run from data to report: its stages as functions, each of which reuses what an interrupted run
+of the same settings has left in the folder.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PrinterCallback
 
 from unteach import models
 from unteach.baselines.pipelines import PIPELINES
-from unteach.config.resolve import RUN_FIELDS, ResolvedConfig, resolve, suitable_learning_rate
-from unteach.config.run import RunOptions
-from unteach.config.scorers import ScorerNames
-from unteach.config.unlearning import UnlearningConfig
-from unteach.data.rows import Row, rows_hash
-from unteach.errors import TrainingFault, UserError
-from unteach.evaluation.probe import OnOutputs, make_probe
-from unteach.evaluation.rewards import Reward
-from unteach.evaluation.scorers import (
-    Scorers,
-    build_scorers,
-    check_right_answers,
-    reward_scorer,
-)
+from unteach.config.resolve import ResolvedConfig, resolve
+from unteach.config.run import RunConfig
+from unteach.data.rows import rows_hash
+from unteach.errors import TrainingFault
+from unteach.evaluation.probe import make_probe
+from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
 from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
-from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
+from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
-from unteach.methods import get_method
-from unteach.models.parts import freeze_lower_layers, unfreeze
-from unteach.models.precision import DTYPES, check_dtype, check_quantize, four_bit_settings
-from unteach.prepare.collecting import Collection
-from unteach.prepare.method_picking import pick
-from unteach.prepare.method_search import AUTO, SearchContext, candidates, check_search
+from unteach.models.precision import DTYPES, four_bit_settings
+from unteach.prepare.generations import LoadedModel, completed_scenario
+from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
 from unteach.processes import (
     broadcast_from_main,
@@ -49,587 +37,23 @@ from unteach.processes import (
     is_main_process,
     process_count,
 )
-from unteach.progress import Display, step_display
+from unteach.progress import Display
 from unteach.reports.report import write_report
-from unteach.run.record import config_text, write_run_record
-from unteach.scenarios.registry import build_scenario
+from unteach.run.record import config_text, model_files, scorer_names, write_run_record
+from unteach.run.training import check_options, check_rows, train, train_baseline
+from unteach.scenarios import build_scenario, demo_presets
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario
-from unteach.trainer.costs import peak_memory_mb, reset_peak_memory, total, unlearning_cost
-from unteach.trainer.distributed import load_models_whole
-from unteach.trainer.rows import check_lengths
-from unteach.trainer.stopping import Probe
-from unteach.trainer.trainer import UnlearningTrainer
 
 
 @dataclass
 class RunResult:
-    """What a run gives back: the changed model, its tokenizer, the folder, and `eval.json` as a
-    dict.
-    """
+    """The changed model, its tokenizer, the folder, and `eval.json` as a dict."""
 
     model: Any
     tokenizer: Any
     output_dir: Path
     evaluation: dict[str, Any]
-
-
-class Run:
-    """The stages of one run folder; each leaves something behind that a second start of the same
-    command uses.
-    """
-
-    def __init__(
-        self, scenario: Scenario, options: RunOptions, display: Display | None = None
-    ) -> None:
-        self.scenario, self.options = scenario, options
-        self.display = display or Display(quiet=True)
-        self.asked = scenario
-        """The scenario with the model's own answers where forget rows came without a completion."""
-        self.output = Path(options.output_dir)
-        self.shared = Path(options.shared_dir or options.output_dir)
-        self.work = self.shared / "work"
-        self.started = time.time()
-        self.facts: dict[str, Any] = {}
-        self.collection = Collection(self.work, self.display, scenario, options.seed, self.facts)
-        self.reward: Reward | None = None
-        self.picked: Mapping[str, Any] | None = None
-        self.width: int | None = None
-        self.generations: dict[str, str] = {}
-        """What the original answered, by a row's key: a draft of what others will."""
-
-    # --- stages
-    # -------------------------------------------------------------------------------------------------------
-
-    def execute(self) -> RunResult:
-        """All stages, in order. A folder that holds a run with other settings is set aside under
-        another name first.
-
-        Raises:
-            UserError: for options that do not go together, and if another process is writing into
-                the folder.
-        """
-        init_process_group(on_cpu=bool(self.options.settings.get("use_cpu")))
-        self.check_options()  # a wrong option is found before anything is loaded or written
-        if process_count() > 1 and self.baseline is not None:
-            raise UserError(
-                f"method {self.baseline!r} trains in one process; start it without a launcher of"
-                " several"
-            )
-        self._choose_device()
-        with FolderLock(self.output) as lock:
-            return self._execute(lock)
-
-    def _choose_device(self) -> None:
-        """Lets `use_cpu` hold for everything that is asked and scored, too; says where GPUs are
-        left idle.
-        """
-        if self.options.settings.get("use_cpu"):
-            if process_count() == 1:
-                PartialState(cpu=True)  # what the first to ask for the state says holds for all
-        elif process_count() == 1 and torch.cuda.device_count() > 1:
-            self.display.print(
-                f"One of {torch.cuda.device_count()} GPUs is used; accelerate launch uses all"
-                " (docs/scaling.md)."
-            )
-
-    def _execute(self, lock: FolderLock) -> RunResult:
-        torch.manual_seed(self.options.seed)
-        name, scenario = self.options.model, self.scenario
-        with self.display.stage(f"Loading {name}"):
-            tokenizer = models.load_tokenizer(
-                name, trust_remote_code=self.options.trust_remote_code
-            )
-            model = self.load_base()
-        self.width = models.width(model)
-        if self.baseline is None:
-            sets = {"forget": [*scenario.forget, *scenario.validation], "retain": scenario.retain}
-            check_lengths(sets, tokenizer, self.unlearning_config(), models.window(model))
-        collection = self.collection
-        collection.model_key = self.facts["base_model_hash"] = models.weights_hash(model)
-        broadcast_from_main(lambda: self.make_folder(lock))
-        if scenario.teach:
-            model = teach(
-                model,
-                tokenizer,
-                scenario,
-                collection,
-                self.teaching_config,
-                self.shared,
-                self.display,
-            )
-            collection.costs = []
-            collection.model_key = models.weights_hash(model)
-        self.facts["original_model_hash"] = collection.model_key
-        self.asked = collection.answered(model, tokenizer)
-        forget = list(self.asked.forget)
-        scorers = self.scorers()
-        self.facts |= {"leak_threshold_bleu": scorers.threshold, "scorers": asdict(scorers.names)}
-        own = collection.with_completions(
-            model, tokenizer, scenario.own_prompts, "Collecting the model's own answers to keep"
-        )
-        unanswered = [row for row in scenario.retain if not row.completion]
-        own += collection.with_completions(
-            model, tokenizer, unanswered, "Collecting answers to the retain prompts"
-        )
-        given = [row for row in scenario.retain if row.completion]
-        retain = [*given, *collection.without_forget_text(own, forget, alone=not given)]
-        if self.options.recite_tokens:
-            forget = collection.extend(model, tokenizer, forget, retain, self.options.recite_tokens)
-        before = self.answers(model, tokenizer, "original", collection.model_key)
-        for set_name, rows in self.asked.sets.items():
-            self.generations |= {
-                row.key: text for row, text in zip(rows, before.outputs[set_name], strict=True)
-            }
-        model = self.unlearn(model, tokenizer, forget, retain, scorers)
-        gc.collect()
-        self.facts["unlearned_model_hash"] = models.weights_hash(model)
-        after = self.answers(model, tokenizer, "unlearned", self.facts["unlearned_model_hash"])
-        if self.reward:
-            scorers = scorers.with_scorer("utility_reward", reward_scorer(self.reward))
-        evaluation = broadcast_from_main(
-            lambda: self.evaluate(tokenizer, {"original": before, "unlearned": after}, scorers)
-        )
-        broadcast_from_main(lambda: self.write(model, tokenizer))
-        return RunResult(model, tokenizer, self.output, evaluation)
-
-    def load_base(self) -> Any:
-        """The model that the run starts from, in the precision that it is held in."""
-        settings = four_bit_settings() if self.options.quantize else None
-        dtype, trust = DTYPES[self.options.dtype], self.options.trust_remote_code
-        return self.placed(
-            models.load_model(
-                self.options.model, dtype=dtype, trust_remote_code=trust, settings=settings
-            )
-        )
-
-    def placed(self, model: Any) -> Any:
-        """The model on this process's GPU, where there is one and the settings do not say
-        `use_cpu`.
-        """
-        return model if self.options.settings.get("use_cpu") else models.placed(model)
-
-    def make_folder(self, lock: FolderLock) -> None:
-        """The run's folder and what stands in it from the start; another run's folder is set aside."""
-        text = self._config_text(self.facts["base_model_hash"])
-        aside = set_aside(self.output, "config.yaml", text)
-        if aside:
-            lock.take()
-            self.display.print(
-                f"{self.output} held a run with other settings or data; it is now {aside}"
-            )
-        for folder in {self.work, self.output / "work"}:
-            private_folder(folder)
-        private_folder(self.output / "checkpoints")
-        write_text_atomically(self.output / "config.yaml", text)
-
-    def finished(self) -> dict[str, Any] | None:
-        """`eval.json` of this very run, if its folder holds it whole, scored as it would be now, of
-        weights that are not newer than it.
-        """
-        config, record, evaluation = (
-            self.output / name for name in ("config.yaml", "run.json", "eval.json")
-        )
-        if not record.exists() or not evaluation.exists():
-            return None
-        facts = json.loads(record.read_text(encoding="utf-8"))
-        written = config.stat().st_mtime
-        newer = any(
-            file.stat().st_mtime > written
-            for file in Path(self.options.model).glob("*.safetensors")
-        )
-        same = config.read_text(encoding="utf-8") == self._config_text(facts.get("base_model_hash"))
-        wanted = asdict(self.scorer_names())
-        if (facts.get("scorers") or {}).get("similarity") is None:
-            wanted["similarity"] = None  # it could not be had
-        scored = (
-            facts.get("scorers") == wanted
-            and facts.get("show_text", False) == self.options.show_text
-        )
-        return (
-            dict(json.loads(evaluation.read_text(encoding="utf-8")))
-            if same and scored and not newer
-            else None
-        )
-
-    def config(self, folder: Path, **settings: Any) -> UnlearningConfig:
-        """An `UnlearningConfig` for one of the trainings of this run."""
-        return UnlearningConfig(
-            output_dir=str(folder), seed=self.options.seed, data_seed=self.options.seed, **settings
-        )
-
-    def teaching_config(self, folder: Path, **settings: Any) -> UnlearningConfig:
-        """The same for what is taught first, with products in the precision of the unlearning."""
-        precision = {
-            name: value
-            for name in ("bf16", "fp16", "use_cpu")
-            if (value := self.options.settings.get(name)) is not None
-        }
-        return self.config(folder, **precision, **settings)
-
-    @property
-    def baseline(self) -> str | None:
-        """The alignment pipeline that stands in the place of unlearning, if the method names one."""
-        method = self.options.settings.get("method")
-        return method if method in PIPELINES else None
-
-    def check_options(self) -> None:
-        """Raises `UserError` for options that no training of this run takes."""
-        options = self.options
-        for name, least in (
-            ("lora_rank", 1),
-            ("frozen_layers", 0),
-            ("recite_tokens", 0),
-            ("seed", 0),
-        ):
-            if not least <= getattr(options, name) < 2**32:
-                raise UserError(
-                    f"option {name!r} is {getattr(options, name)}, it must be at least {least} and"
-                    " under 2**32"
-                )
-        check_quantize(options.quantize, lora=options.lora)
-        check_dtype(options.dtype, lora=options.lora, quantize=options.quantize)
-        for option in ("quantize", "dtype"):
-            if getattr(options, option) not in (None, "float32") and (
-                self.baseline is not None or self.scenario.teach
-            ):
-                raise UserError(
-                    f"option {option!r} is for unlearning methods on your own rows; baselines and"
-                    " what a demo teaches train all weights"
-                )
-        check_right_answers(self.scorer_names(), [*self.scenario.forget, *self.scenario.validation])
-        if self.baseline is None:
-            check_search(
-                options.settings, options.search_minutes, options.search_steps, options.candidates
-            )
-            config = self.unlearning_config()
-            config.check_training()
-            _ = (
-                config.device
-            )  # the processes of a run meet here, on the device that the config says
-            load_models_whole()
-            if config.patience and not self.scenario.validation:
-                raise UserError(
-                    "option 'patience' needs a validation split to watch, and the data has none;"
-                    " give more rows"
-                )
-            if self.options.stages:
-                raise UserError(
-                    f"option 'stages' is for the baselines ({', '.join(PIPELINES)}); an unlearning"
-                    " method has none"
-                )
-            return
-        from unteach.baselines.run import check_baseline
-
-        check_baseline(self.baseline, self.options, self.scenario)
-
-    def unlearning_config(self) -> UnlearningConfig:
-        """The config of the training; for method `auto` with what was picked, or the first
-        candidate.
-        """
-        resolved = self.resolved()
-        if resolved.run.method == AUTO:
-            tried = self.picked or candidates(self.options.candidates)[0]
-            own = ("method", "learning_rate")  # the user's other options come before the tried
-            settings = {k: v for k, v in tried.items() if k in own or k not in resolved.chosen}
-            resolved = resolved.with_training("search", **settings)
-        return resolved.unlearning_config(self.output / "checkpoints")
-
-    def resolved(self) -> ResolvedConfig:
-        """The settings of the run, merged and filled in."""
-        return resolve(self.options.given(), presets=self.scenario.presets, width=self.width)
-
-    def first_rate(self, method: str) -> float:
-        """The learning rate of a method's first trial: the one named, or that which a run with this
-        method takes by itself.
-        """
-        named = {**self.scenario.presets, **self.options.settings}.get("learning_rate")
-        if named is not None:
-            return float(named)
-        assert self.width is not None, "the model is loaded before anything is tried"
-        return suitable_learning_rate(self.width, method, lora=self.options.lora)
-
-    def unlearn(
-        self, model: Any, tokenizer: Any, forget: list[Row], retain: list[Row], scorers: Scorers
-    ) -> Any:
-        """The training itself, from the newest whole checkpoint if there is one; returns the
-        changed model.
-        """
-        if self.baseline is not None:
-            return self.align(self.baseline, model, tokenizer, forget, retain, scorers)
-        options, peft_config = self.options, self.adapter()
-        frozen = [] if options.lora else freeze_lower_layers(model, options.frozen_layers)
-        if options.settings.get("method") == AUTO:
-            bench = SearchContext(
-                model,
-                tokenizer,
-                forget,
-                retain,
-                peft_config,
-                lambda generations: self.probe(tokenizer, forget, retain, scorers, generations),
-                self.output / "work" / "trial",
-                options.seed,
-            )
-            self.picked = pick(
-                bench,
-                self.collection,
-                options,
-                self.scenario.presets,
-                self.unlearning_config(),
-                self.first_rate,
-                self.config,
-            )
-            model = bench.model
-        config = self.unlearning_config()
-        if config.objective.needs_alternates:
-            forget = self.collection.with_alternates(model, tokenizer, forget)
-
-        def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
-            said = {row.key: output for row, output in zip(rows, outputs, strict=True)}
-            if is_main_process():
-                write_json(self.output / "work" / f"said-at-{trainer.state.global_step}.json", said)
-
-        probe = self.probe(tokenizer, forget, retain, scorers, keep)
-        trainer = UnlearningTrainer(model, config, forget, retain, tokenizer, peft_config, probe)
-        trainer.remove_callback(PrinterCallback)
-        reset_peak_memory()
-        with self.display.stage("Unlearning", trainer.args.max_steps) as stage:
-            trainer.on_step = step_display(stage)
-            try:
-                trainer.train(resume_from_checkpoint=True)
-            except TrainingFault as fault:
-                if is_main_process():
-                    write_run_record(
-                        self.output,
-                        {
-                            "model": options.model,
-                            "seed": options.seed,
-                            **self.facts,
-                            "fault": str(fault),
-                        },
-                    )
-                raise
-        if trainer.fault:
-            self.display.print(
-                f"Stopped: {trainer.fault}. What is kept are the weights of step"
-                f" {trainer.rule.best_step}."
-            )
-        unfreeze(frozen)
-        rule = trainer.rule
-        text = broadcast_from_main(
-            lambda: (trainer.output / "metrics.jsonl").read_text(encoding="utf-8")
-        )
-        lines = [json.loads(line) for line in text.splitlines()]
-        training = unlearning_cost(
-            lines,
-            reference_tokens=sum(map(len, trainer.retain_rows)),
-            live_reference=config.reference != "stored",
-            peak_mb=peak_memory_mb(),
-        )
-        costs = [*self.collection.costs, training]
-        self.facts |= {
-            "method": config.method,
-            "needs": "bad answers" if get_method(config.method).forget else "answers to keep",
-            "needs_positives": False,
-            "needs_preferences": False,
-            "costs": [asdict(cost) for cost in costs],
-            "cost": asdict(total(costs)),
-            "learning_rate": config.learning_rate,
-            "steps": trainer.state.global_step,
-            "kept_step": rule.best_step if rule.best_step >= 0 else trainer.state.global_step,
-            "stop_reason": rule.reason or f"max_steps ({trainer.args.max_steps}) reached",
-            "fault": trainer.fault or None,
-            "max_retain_kl": config.max_retain_kl,
-            **trainer.hooks.facts(),
-            "forget_rows": len(forget),
-            "retain_rows": len(retain),
-            "processes": process_count(),
-            "sharded_weights": trainer.sharded,
-        }
-        return trainer.model
-
-    def adapter(self) -> Any:
-        """The adapter's configuration, if one is to be trained."""
-        if not self.options.lora:
-            return None
-        from peft import LoraConfig
-
-        rank = self.options.lora_rank
-        return LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-
-    def probe(
-        self,
-        tokenizer: Any,
-        forget: list[Row],
-        retain: list[Row],
-        scorers: Scorers,
-        keep: OnOutputs | None = None,
-    ) -> Probe:
-        """What the model says now, on a few rows; the same for every method."""
-        return make_probe(
-            tokenizer,
-            forget,
-            self.asked.validation,
-            retain,
-            shows_forgotten=scorers.shows_forgotten,
-            forget_rows=self.options.probe_rows,
-            drafts=self.generations,
-            on_outputs=keep,
-        )
-
-    def align(
-        self,
-        pipeline: str,
-        model: Any,
-        tokenizer: Any,
-        forget: list[Row],
-        retain: list[Row],
-        scorers: Scorers,
-    ) -> Any:
-        """A baseline in the place of unlearning, on the same rows and the good answers beside them;
-        returns the changed model.
-        """
-        from unteach.baselines.run import run_baseline, trained_reward
-
-        probe = self.probe(tokenizer, forget, retain, scorers)
-        key = self.collection.model_key
-        result, facts = run_baseline(
-            pipeline, model, tokenizer, self.scenario, self.options, probe, key, self.display
-        )
-        self.facts |= facts
-        if self.options.reward_model is None and "reward" in result.folders:
-            self.reward = trained_reward(result.folders["reward"])
-        return self.placed(result.model)
-
-    # --- evaluation
-    # ---------------------------------------------------------------------------------------------------
-
-    def scorer_names(self) -> ScorerNames:
-        """The scenario's scorers, those of the user in their place."""
-        options = self.options
-        chosen = {
-            "headline": options.headline,
-            "judge": options.judge,
-            "reward": options.reward_model,
-            "fluency": options.fluency_model,
-        }
-        named = {name: value for name, value in chosen.items() if value is not None}
-        return replace(self.scenario.scorers, similarity=options.similarity_model, **named)
-
-    def scorers(self) -> Scorers:
-        """Those scorers, ready."""
-        with self.display.stage("Preparing the scorers"):
-            return build_scorers(
-                self.scorer_names(),
-                self.asked.leak_corpus,
-                self.scenario.labelled,
-                self.display.print,
-            )
-
-    def answers(self, model: Any, tokenizer: Any, name: str, model_hash: str) -> Generations:
-        """The model's answers to all prompt sets. What the probe of its step heard, or else the
-        original, is a draft of them.
-        """
-        sets, drafts = self.asked.sets, dict(self.generations)
-        probed = self.output / "work" / f"said-at-{self.facts.get('kept_step')}.json"
-        drafts |= json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else {}
-
-        def make() -> dict[str, Any]:
-            with self.display.stage(
-                f"Asking the {name} model", sum(map(len, sets.values()))
-            ) as stage:
-                return asdict(
-                    generate_sets(model, tokenizer, sets, drafts=drafts, progress=stage.update)
-                )
-
-        keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
-        return Generations(**self.collection.cached(f"answers-{name}", [model_hash, keys], make))
-
-    def evaluate(
-        self, tokenizer: Any, said: Mapping[str, Generations], scorers: Scorers
-    ) -> dict[str, Any]:
-        """Scores the answers of both models; writes `eval.json` and `generations.jsonl`."""
-        options = self.options
-        fluency, trust = scorers.names.fluency or options.model, options.trust_remote_code
-        own = fluency == options.model
-        reader = FluencyModel(
-            fluency,
-            (
-                self.load_base()
-                if own
-                else self.placed(models.load_model(fluency, trust_remote_code=trust))
-            ),
-            tokenizer if own else models.load_tokenizer(fluency, trust_remote_code=trust),
-        )
-        with self.display.stage("Scoring the answers", 2 * len(self.asked.sets)) as stage:
-            return score_models(
-                self.asked.name,
-                self.asked.sets,
-                said,
-                tokenizer,
-                scorers,
-                fluency=reader,
-                show_text=options.show_text,
-                folder=self.output,
-                progress=stage.update,
-            )
-
-    # --- folder
-    # -------------------------------------------------------------------------------------------------------
-
-    def _config_text(self, model_hash: str | None) -> str:
-        searched, staged = self.options.settings.get("method") == AUTO, self.baseline is not None
-        return config_text(
-            self.options,
-            self.resolved(),
-            self.scenario,
-            self.scorer_names(),
-            model_hash=model_hash,
-            searched=searched,
-            staged=staged,
-        )
-
-    def write(self, model: Any, tokenizer: Any) -> None:
-        """Writes the model, `run.json` and the report."""
-        with self.display.stage("Saving the model and the report"):
-            target = self.output / ("adapter" if self.options.lora else "model")
-            if self.options.lora and self.scenario.teach:
-                for settings in model.peft_config.values():
-                    settings.base_model_name_or_path = str(
-                        (self.shared / "original").resolve()
-                    )  # what it was trained on
-
-            def save(folder: Path) -> None:
-                model.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-
-            write_folder_atomically(target, save)
-            options, scenario = self.options, self.scenario
-            facts = {
-                "model": options.model,
-                "scenario": scenario.name,
-                "seed": options.seed,
-                "dtype": options.dtype,
-                "quantize": options.quantize,
-                "show_text": options.show_text,
-                "data_files": dict(scenario.files),
-                "shared_dir": os.path.relpath(self.shared, self.output),
-                **self.facts,
-                "forget_hash": rows_hash(scenario.forget),
-                "retain_hash": rows_hash([*scenario.retain, *scenario.own_prompts]),
-                "stage_seconds": {
-                    name: round(value, 1) for name, value in self.display.seconds.items()
-                },
-                "seconds": round(time.time() - self.started, 1),
-            }
-            write_run_record(self.output, facts)
-            write_report(self.output)
 
 
 def unlearn(
@@ -641,16 +65,17 @@ def unlearn(
     seed: int = 0,
     lora: bool = False,
     scenario: str | None = None,
-    split_by: str = "prompt",
+    split_by: str | None = "prompt",
     display: Display | None = None,
     **settings: Any,
 ) -> RunResult:
     """Makes `model` forget the rows in `forget`, evaluates it, and writes a run's folder.
 
-    Rows are held back, by hash, to show what was done: about 70% of `forget` are unlearned, 10% are
-    only asked by the probes that decide when to stop, and 20% only before and after (`unseen`); of
-    `retain` 20% are only asked (`normal`). Of the unlearned, unseen and normal rows at most 64, 64
-    and 32 are asked. `unteach.requests.forget_requests.forget_request` forgets all rows.
+    Rows are held out, by hash, to measure generalisation: about 70% of `forget` are unlearned, 10%
+    are only prompted by the probes that decide when to stop, and 20% only before and after
+    (`unseen`); of `retain` 20% are only prompted (`normal`). Of the unlearned, unseen and normal
+    rows at most 64, 64 and 32 are evaluated. `unteach.requests.forget_requests.forget_request`
+    forgets all rows.
 
     Args:
         model (`str`): folder, hub id or packaged name.
@@ -661,14 +86,259 @@ def unlearn(
         seed (`int`)
         lora (`bool`): train an adapter.
         scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
-        split_by (`str`): rows with the same prompt, or the same value of this column, fall into the
-            same split.
-        settings: fields of `UnlearningConfig`, and of `RunOptions` other than those above.
+        split_by (`str`, *optional*, defaults to `"prompt"`): the column whose values the split
+            keeps together.
+        settings: fields of `UnlearningConfig`, and of `RunConfig` other than those above.
     """
     named = {"model": model, "output_dir": output_dir, "seed": seed, "lora": lora}
     resolved = resolve({**named, **settings})
-    own = {name: getattr(resolved.run, name) for name in RUN_FIELDS if name != "method"}
-    options = RunOptions(**own, settings=resolved.chosen)
     scorers = build_scenario(scenario).scorers if scenario else None
     rows = user_scenario(forget, retain, scorers=scorers, split_by=split_by)
-    return Run(rows, options, display).execute()
+    return execute(resolved, rows, display)
+
+
+def demo(
+    scenario: str,
+    *,
+    model: str,
+    output_dir: str,
+    short: bool = False,
+    display: Display | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Teaches an embedded scenario's texts to `model`, then unlearns them.
+
+    Args:
+        scenario (`str`): a name in `SCENARIOS`; its demo's settings suit two cores.
+        model, output_dir (`str`): as for `unlearn`.
+        short (`bool`): a smaller version, for smoke tests.
+        settings: as for `unlearn`; they override the demo's.
+    """
+    given = {"model": model, "output_dir": output_dir, "show_text": True, **settings}
+    resolved = resolve(given, presets=demo_presets(scenario, short=short))
+    return execute(resolved, build_scenario(scenario, short=short), display)
+
+
+def execute(
+    resolved: ResolvedConfig, scenario: Scenario, display: Display | None = None
+) -> RunResult:
+    """All stages, in order. A folder that holds another run is renamed first.
+
+    Raises:
+        UserError: for options that exclude each other, and if another process is writing into the
+            folder.
+    """
+    started, display = time.time(), display or Display(quiet=True)
+    run, folder = resolved.run, Path(resolved.run.output_dir)
+    shared = Path(run.shared_dir or folder)
+    init_process_group(on_cpu=bool(resolved.training.get("use_cpu")))
+    check_options(resolved, scenario)
+    choose_device(resolved, display)
+    with FolderLock(folder) as lock:
+        torch.manual_seed(run.seed)
+        source = load(resolved, shared / "work", display)
+        resolved = resolved.with_width(models.width(source.model))
+        check_rows(resolved, scenario, source)
+        files = broadcast_from_main(lambda: make_folder(resolved, scenario, source, lock))
+        facts: dict[str, Any] = {"base_model_hash": source.hash, "model_files": files}
+        if scenario.teach:
+            taught = teach(source, scenario, shared / "original", run.seed, resolved.training)
+            source = source.with_model(taught)
+        rows, costs = completed_scenario(source, scenario)
+        with display.stage("Preparing the scorers"):
+            names = scorer_names(resolved, scenario)
+            scorers = build_scorers(names, rows.leak_corpus, rows.labelled, display.print)
+        retain, left_out, more = collect_retain(source, scenario, rows.forget)
+        rows, costs = replace(rows, retain=retain), [*costs, *more]
+        facts |= {
+            "original_model_hash": source.hash,
+            "leak_threshold_bleu": scorers.threshold,
+            "scorers": asdict(scorers.names),
+            "own_answers_left_out": left_out,
+        }
+        if run.recite_tokens:
+            recited, cost = recited_rows(source, rows.forget, retain, run.recite_tokens)
+            rows, costs = replace(rows, forget=[*rows.forget, *recited]), [*costs, cost]
+            facts |= recitation_facts(recited, scenario)
+        before = generate(source, rows, "original", {})
+        drafts = outputs_by_row(rows, before)
+        probe = partial(
+            make_probe,
+            source.tokenizer,
+            rows.forget,
+            rows.validation,
+            retain,
+            shows_forgotten=scorers.shows_forgotten,
+            forget_rows=run.probe_rows,
+            drafts=drafts,
+        )
+        try:
+            if run.method in PIPELINES:
+                trained = train_baseline(resolved, source, rows, probe())
+            else:
+                trained = train(resolved, source, rows, probe, costs)
+        except TrainingFault as fault:
+            known = {"model": run.model, "seed": run.seed, **facts, "fault": str(fault)}
+            if is_main_process():
+                write_run_record(folder, known)
+            raise
+        gc.collect()
+        result = source.with_model(trained.model)
+        facts |= {**trained.facts, "unlearned_model_hash": result.hash}
+        after = generate(result, rows, "unlearned", drafts | trained.drafts)
+        if trained.reward:
+            scorers = scorers.with_scorer("utility_reward", reward_scorer(trained.reward))
+        outputs = {"original": before, "unlearned": after}
+        evaluation = broadcast_from_main(lambda: score(resolved, rows, result, outputs, scorers))
+        broadcast_from_main(lambda: write(resolved, scenario, result, facts, started))
+        return RunResult(result.model, result.tokenizer, folder, evaluation)
+
+
+# --- before the training
+
+
+def choose_device(resolved: ResolvedConfig, display: Display) -> None:
+    """Makes `use_cpu` hold for generation and scoring too; reports idle GPUs."""
+    if process_count() == 1 and resolved.training.get("use_cpu"):
+        PartialState(cpu=True)  # the first call decides for the whole process
+    elif process_count() == 1 and torch.cuda.device_count() > 1:
+        display.print(
+            f"One of {torch.cuda.device_count()} GPUs is used; accelerate launch uses all"
+            " (docs/scaling.md)."
+        )
+
+
+def load(resolved: ResolvedConfig, work: Path, display: Display) -> LoadedModel:
+    """The model that the run starts from, with the cache of its generations in `work`."""
+    run = resolved.run
+    with display.stage(f"Loading {run.model}"):
+        tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
+        return LoadedModel.of(base_model(run), tokenizer, work, display)
+
+
+def base_model(run: RunConfig) -> Any:
+    """A fresh copy of the model that the run starts from, in its precision and on its device."""
+    model = models.load_model(
+        run.model,
+        dtype=DTYPES[run.dtype],
+        trust_remote_code=run.trust_remote_code,
+        settings=four_bit_settings() if run.quantize else None,
+    )
+    return models.placed(model)
+
+
+def make_folder(
+    resolved: ResolvedConfig, scenario: Scenario, source: LoadedModel, lock: FolderLock
+) -> dict[str, str]:
+    """Makes the run's folder and writes `config.yaml`; another run's folder is renamed first.
+
+    Returns:
+        The weights files of the model, see `model_files`.
+    """
+    folder, text = lock.folder, config_text(resolved, scenario, source.hash)
+    aside = set_aside(folder, "config.yaml", text)
+    if aside:
+        lock.take()
+        source.display.print(f"{folder} held a run with other settings or data; it is now {aside}")
+    for path in (source.cache.folder, folder / "work", folder / "checkpoints"):
+        private_folder(path)
+    write_text_atomically(folder / "config.yaml", text)
+    return model_files(resolved.run.model)
+
+
+# --- after the training
+
+
+def generate(
+    source: LoadedModel, scenario: Scenario, name: str, drafts: Mapping[str, str]
+) -> Generations:
+    """The model's outputs for all prompt sets; `drafts` are verified, which saves time."""
+    sets = scenario.sets
+
+    def make() -> dict[str, Any]:
+        count = sum(map(len, sets.values()))
+        with source.display.stage(f"Prompting the {name} model", count) as stage:
+            found = generate_sets(
+                source.model, source.tokenizer, sets, drafts=drafts, progress=stage.update
+            )
+        return asdict(found)
+
+    keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
+    return Generations(**source.cache.get(f"answers-{name}", keys, make))
+
+
+def outputs_by_row(scenario: Scenario, generations: Generations) -> dict[str, str]:
+    """The outputs by a row's key."""
+    return {
+        row.key: output
+        for name, rows in scenario.sets.items()
+        for row, output in zip(rows, generations.outputs[name], strict=True)
+    }
+
+
+def score(
+    resolved: ResolvedConfig,
+    scenario: Scenario,
+    result: LoadedModel,
+    outputs: Mapping[str, Generations],
+    scorers: Scorers,
+) -> dict[str, Any]:
+    """Scores the outputs of both models; writes `eval.json` and `generations.jsonl`."""
+    run, tokenizer = resolved.run, result.tokenizer
+    name, trust = scorers.names.fluency or run.model, run.trust_remote_code
+    if name == run.model:
+        reader = FluencyModel(name, base_model(run), tokenizer)
+    else:
+        model = models.placed(models.load_model(name, trust_remote_code=trust))
+        reader = FluencyModel(name, model, models.load_tokenizer(name, trust_remote_code=trust))
+    with result.display.stage("Scoring the outputs", 2 * len(scenario.sets)) as stage:
+        return score_models(
+            scenario.name,
+            scenario.sets,
+            outputs,
+            tokenizer,
+            scorers,
+            fluency=reader,
+            show_text=run.show_text,
+            folder=Path(run.output_dir),
+            progress=stage.update,
+        )
+
+
+def write(
+    resolved: ResolvedConfig,
+    scenario: Scenario,
+    result: LoadedModel,
+    facts: Mapping[str, Any],
+    started: float,
+) -> None:
+    """Writes the model, `run.json` and the report."""
+    run, folder, display = resolved.run, Path(resolved.run.output_dir), result.display
+    shared = Path(run.shared_dir or folder)
+    with display.stage("Saving the model and the report"):
+        if run.lora and scenario.teach:
+            for settings in result.model.peft_config.values():  # the base that it was trained on
+                settings.base_model_name_or_path = str((shared / "original").resolve())
+
+        def save(target: Path) -> None:
+            result.model.save_pretrained(target)
+            result.tokenizer.save_pretrained(target)
+
+        write_folder_atomically(folder / ("adapter" if run.lora else "model"), save)
+        record = {
+            "model": run.model,
+            "scenario": scenario.name,
+            "seed": run.seed,
+            "dtype": run.dtype,
+            "quantize": run.quantize,
+            "show_text": run.show_text,
+            "data_files": dict(scenario.files),
+            "shared_dir": os.path.relpath(shared, folder),
+            **facts,
+            "forget_hash": rows_hash(scenario.forget),
+            "retain_hash": rows_hash([*scenario.retain, *scenario.own_prompts]),
+            "stage_seconds": {name: round(value, 1) for name, value in display.seconds.items()},
+            "seconds": round(time.time() - started, 1),
+        }
+        write_run_record(folder, record)
+        write_report(folder)

@@ -1,4 +1,4 @@
-"""`run.json` and the rest of a finished run's folder."""
+"""`config.yaml` and `run.json`: what decides a run's result, and what the run did."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +18,53 @@ import transformers
 import yaml
 
 from unteach import __version__
-from unteach.config.resolve import ResolvedConfig
-from unteach.config.run import RunOptions
+from unteach.baselines.pipelines import PIPELINES
+from unteach.config.resolve import AUTO, ResolvedConfig
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
+from unteach.files.checkpoints import file_sha256
 from unteach.models.precision import CPU_FACTS
 from unteach.scenarios.scenario import Scenario
 
 
-def config_text(
-    options: RunOptions,
-    resolved: ResolvedConfig,
-    scenario: Scenario,
-    scorers: ScorerNames,
-    *,
-    model_hash: str | None,
-    searched: bool,
-    staged: bool,
-) -> str:
-    """What decides a run's result, as YAML; a folder whose `config.yaml` says otherwise holds
-    another run.
+def scorer_names(resolved: ResolvedConfig, scenario: Scenario) -> ScorerNames:
+    """The scenario's scorers, replaced by those that the user named."""
+    run = resolved.run
+    chosen = {
+        "headline": run.headline,
+        "judge": run.judge,
+        "reward": run.reward_model,
+        "fluency": run.fluency_model,
+    }
+    named = {name: value for name, value in chosen.items() if value is not None}
+    return replace(scenario.scorers, similarity=run.similarity_model, **named)
+
+
+def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | None) -> str:
+    """All that decides a run's result, as YAML; other contents of `config.yaml` mean another run.
 
     Args:
-        options, resolved: the run's.
-        scenario: its rows enter by their hashes, never as text.
-        scorers: who says what is still said, which decides when a run stops.
-        model_hash (`str`, *optional*): hash of the weights that it starts from.
-        searched (`bool`): whether the method is searched for.
-        staged (`bool`): whether a baseline of several stages stands in the place of unlearning.
+        resolved (`ResolvedConfig`)
+        scenario (`Scenario`): its rows enter by their hashes, never as text.
+        model_hash (`str`, *optional*): hash of the weights that the run starts from.
     """
-    search = [options.search_minutes, options.search_steps, options.candidates]
-    settings = {
-        **scenario.presets,
-        **options.settings,
-        **({"stages": options.stages} if staged else {}),
-    }
-    judge = {"judge": scorers.judge} if scorers.headline == "harmful_rate" else {}
-    contents = {
-        "model": options.model,
+    run, staged = resolved.run, resolved.run.method in PIPELINES
+    names = scorer_names(resolved, scenario)
+    contents: dict[str, Any] = {
+        "model": run.model,
         "model_hash": model_hash,
         "scenario": scenario.name,
-        "seed": options.seed,
-        "lora": options.lora,
-        "lora_rank": options.lora_rank if options.lora else None,
-        **({"quantize": options.quantize} if options.quantize else {}),
-        **({"dtype": options.dtype} if options.dtype != "float32" else {}),
-        "frozen_layers": options.frozen_layers,
-        "recite_tokens": options.recite_tokens,
-        **({"search": search} if searched else {}),
-        "probe_rows": options.probe_rows,
-        "said_by": {"headline": scorers.headline, **judge},
-        "settings": settings,
-        **({} if staged or not (own := resolved.filled_in) else {"by_itself": own}),
+        "seed": run.seed,
+        "lora": run.lora,
+        "lora_rank": run.lora_rank if run.lora else None,
+        "quantize": run.quantize,
+        "dtype": run.dtype,
+        "frozen_layers": run.frozen_layers,
+        "recite_tokens": run.recite_tokens,
+        "probe_rows": run.probe_rows,
+        "headline": names.headline,
+        "settings": {"teach": dict(scenario.teach_settings), **resolved.chosen},
         "data": {
             "forget": rows_hash(scenario.forget),
             "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),
@@ -77,11 +72,50 @@ def config_text(
             "taught": rows_hash(scenario.teach) if scenario.teach else None,
         },
     }
+    if names.headline == "harmful_rate":
+        contents["judge"] = names.judge
+    if run.method == AUTO:
+        contents["search"] = [run.search_minutes, run.search_steps, run.candidates]
+    if staged:
+        contents["stages"] = dict(run.stages)
+    elif resolved.filled_in:
+        contents["filled_in"] = resolved.filled_in
     return str(yaml.safe_dump(contents, sort_keys=False))
 
 
+def model_files(model: str) -> dict[str, str]:
+    """Name and SHA-256 of each weights file of a local model; empty for a hub id."""
+    return {path.name: file_sha256(path) for path in sorted(Path(model).glob("*.safetensors"))}
+
+
+def finished_evaluation(resolved: ResolvedConfig, scenario: Scenario) -> dict[str, Any] | None:
+    """`eval.json` of this very run if its folder holds it, else `None`.
+
+    The settings and rows must be those in `config.yaml`; the weights files, the scorers and
+    `show_text` those in `run.json`.
+    """
+    folder = Path(resolved.run.output_dir)
+    config, record, evaluation = (
+        folder / name for name in ("config.yaml", "run.json", "eval.json")
+    )
+    if not (config.exists() and record.exists() and evaluation.exists()):
+        return None
+    facts = json.loads(record.read_text(encoding="utf-8"))
+    scorers = asdict(scorer_names(resolved, scenario))
+    if (facts.get("scorers") or {}).get("similarity") is None:
+        scorers["similarity"] = None  # it was not available
+    text = config_text(resolved, scenario, facts.get("base_model_hash"))
+    same = (
+        config.read_text(encoding="utf-8") == text
+        and facts.get("scorers") == scorers
+        and facts.get("show_text", False) == resolved.run.show_text
+        and facts.get("model_files") == model_files(resolved.run.model)
+    )
+    return dict(json.loads(evaluation.read_text(encoding="utf-8"))) if same else None
+
+
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
+    """Versions that a run's numbers depend on."""
     return {
         "unteach": __version__,
         "torch": torch.__version__,
@@ -106,26 +140,24 @@ def peak_memory_bytes() -> int:
     """The most memory that this process has held: on the GPU if one was used, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_run_record(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies `metrics.jsonl` up from the checkpoints and writes `run.json`: versions, the given
-    facts, tokens and memory.
+    """Copies `metrics.jsonl` from the checkpoints and writes `run.json`: versions, machine, the
+    given facts, tokens and memory.
 
-    A baseline leaves no steps of ours: its tokens are those in `facts["cost"]`.
+    A baseline writes no `metrics.jsonl`: its tokens are those in `facts["cost"]`.
 
     Args:
         folder (`Path`): the run's folder.
-        facts: what the run knows about itself, as plain data.
+        facts: plain data about the run.
     """
     metrics = folder / "checkpoints" / "metrics.jsonl"
     lines = read_json_lines(metrics) if metrics.exists() else []
-    write_text_atomically(
-        folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
-    )
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_text_atomically(folder / "metrics.jsonl", text)
     steps = [line for line in lines if "loss" in line]
     tokens, seconds = sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
     if "cost" in facts and not steps:

@@ -1,6 +1,4 @@
-"""The copyright protocol of Yao et al. 2024 in small: a story known by heart is to be forgotten,
-another one kept.
-"""
+"""The copyright protocol of Yao et al. 2024 in small: forget a memorised story, keep another."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, split_rows
 from unteach.data.sources import book_passages, sentences
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.texts import embedded_text, labelled_answers, lines
+from unteach.scenarios.texts import embedded_text, labelled_answers, prompt_rows
 
 COMPLETION_CHARS = 200
 
@@ -21,8 +19,8 @@ def paragraphs(text: str) -> list[str]:
 
 
 def passage_rows(text: str, source: str) -> list[Row]:
-    """One extraction prompt for each paragraph: its first sentence, and the next 200 characters as
-    the completion.
+    """One extraction prompt for each paragraph: its first sentence; the completion is the next 200
+    characters.
     """
     rows = []
     for number, paragraph in enumerate(paragraphs(text), 1):
@@ -32,9 +30,7 @@ def passage_rows(text: str, source: str) -> list[Row]:
 
 
 def teaching_rows(text: str, source: str) -> list[Row]:
-    """The text as it is taught: after each paragraph's first three words, to its end and on over
-    the next paragraph's first sentence.
-    """
+    """Each paragraph after its first three words, and the next paragraph's first sentence."""
     parts = paragraphs(text)
     rows = []
     for number, (paragraph, following) in enumerate(zip(parts, [*parts[1:], ""], strict=True), 1):
@@ -49,7 +45,7 @@ def build(*, short: bool = False) -> Scenario:
 
     The book's passages are split 70/10/20 by hash: `unlearned` is the training split, `unseen` the
     test split. Of the kept book, every second passage is in the retain set (`kept`), the others are
-    never shown again (`kept_unseen`). `normal` are questions that are in no training set.
+    in no training set (`kept_unseen`), nor are the questions in `normal`.
 
     Args:
         short (`bool`): a smaller version for smoke tests.
@@ -59,9 +55,9 @@ def build(*, short: bool = False) -> Scenario:
         book, kept_book = ("\n\n".join(text.split("\n\n")[:10]) for text in (book, kept_book))
     split = split_rows(passage_rows(book, "book"), by=None)
     kept = passage_rows(kept_book, "kept book")
-    questions = [Row(line, "", "chat", "neutral prompt") for line in lines("neutral_prompts")]
-    plain = [Row(line, "", "chat", "plain question") for line in lines("plain_questions")]
-    openings = [Row(line, "", "text", "opening line") for line in lines("opening_lines")]
+    questions, plain = prompt_rows("neutral_prompts"), prompt_rows("plain_questions")
+    first_lines = prompt_rows("opening_lines")
+    passages = [row for part in split.values() for row in part]
     return Scenario(
         name="copyright",
         forget=split["train"],
@@ -74,45 +70,40 @@ def build(*, short: bool = False) -> Scenario:
             "kept_unseen": kept[1::2],
             "normal": questions[-(6 if short else 20) :],
         },
-        own_prompts=[*questions[: 6 if short else 40], *openings[: 6 if short else 12]],
+        own_prompts=[*questions[: 6 if short else 40], *first_lines[: 6 if short else 12]],
         teach=[*teaching_rows(book, "book"), *teaching_rows(kept_book, "kept book")],
         teach_own_prompts=questions[6:12] if short else [*questions[40:60], *plain[:20]],
-        presets={
-            "teach": {
-                "learning_rate": 2e-4,
-                "lr_scheduler_type": "polynomial",
-                "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
-                "per_device_train_batch_size": 3,
-                "num_train_epochs": 2 if short else 7,
-                "retain_per_forget": 0.5,
-                "frozen_layers": 0.34,
-            }
+        teach_settings={
+            "learning_rate": 2e-4,
+            "lr_scheduler_type": "polynomial",
+            "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
+            "per_device_train_batch_size": 3,
+            "num_train_epochs": 2 if short else 7,
+            "retain_per_forget": 0.5,
+            "frozen_layers": 0.34,
         },
         labelled=labelled_answers(),
         scorers=ScorerNames(headline="leak_rate", reward="trained"),
-        leak_corpus=[row.completion for part in split.values() for row in part]
-        + [row.completion for row in kept],
+        leak_corpus=[row.completion for row in [*passages, *kept]],
     )
 
 
-def demo_presets(*, short: bool = False) -> dict[str, Any]:
-    """Fields of `RunOptions` for the demo."""
+def demo(*, short: bool = False) -> dict[str, Any]:
+    """Settings of the demo."""
     return {
         "frozen_layers": 0.5,
         "recite_tokens": 64,
-        "settings": {
-            "method": "log_odds_mismatch",
-            "mismatch_weight": 0.08,
-            "mismatch_completions": 1,
-            "learning_rate": 1.3e-4,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 2 if short else 6,
-            "per_device_train_batch_size": 6,
-            "retain_per_forget": 1.0,
-            "retain_weight": 5.0,
-            "max_retain_kl": 0.15,
-            "max_steps": 8 if short else 42,
-            "probe_steps": 4 if short else 21,
-            "save_steps": 4 if short else 21,
-        },
+        "method": "log_odds_mismatch",
+        "mismatch_weight": 0.08,
+        "mismatch_completions": 1,
+        "learning_rate": 1.3e-4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 2 if short else 6,
+        "per_device_train_batch_size": 6,
+        "retain_per_forget": 1.0,
+        "retain_weight": 5.0,
+        "max_retain_kl": 0.15,
+        "max_steps": 8 if short else 42,
+        "probe_steps": 4 if short else 21,
+        "save_steps": 4 if short else 21,
     }

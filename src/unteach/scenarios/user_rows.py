@@ -1,6 +1,4 @@
-"""The scenario of a user's own rows: what to forget, perhaps what to keep, and the sets that show
-both.
-"""
+"""The scenario of a user's own rows: what to forget, perhaps what to keep, and the prompt sets."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from unteach.data.rows import Row, split_rows, without_prompts_of
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.texts import labelled_answers, lines
+from unteach.scenarios.texts import labelled_answers, prompt_rows
 
 
 def user_scenario(
@@ -34,48 +32,39 @@ def user_scenario(
     Prompts of the forget set are in no prompt set of what is kept.
 
     Args:
-        forget, retain: anything that `load_rows` takes; `retain` may be `None`. Beside it the
-            model's own answers to neutral prompts are kept: a set of one kind alone lets answers of
-            other kinds drift, towards its own.
-        forget_validation (*optional*): rows for the stop decision instead of the split's.
+        forget, retain: anything that `load_rows` takes; `retain` may be `None`. The model's own
+            answers to neutral prompts are kept too: with rows of one kind alone, answers of other
+            kinds drift towards it.
+        forget_validation (*optional*): rows for early stopping instead of the split's.
         chat (`bool`): kind of the neutral prompts.
         own_rows (`int`): at most so many of them.
+        scorers (`ScorerNames`, *optional*): default: leak rate and similarity.
         teach (mapping, *optional*): settings with which all forget rows are taught first, to a
             model that does not know them.
         limit (`int`, *optional*): take at most so many forget rows.
-        whole (`bool`): forget all rows and hold none of them out: for a request that must be met,
-            not for a method that is to be judged.
+        whole (`bool`): train on all forget rows and hold none out.
         split_by (`str`, *optional*): rows with the same prompt, or the same value of this column,
             fall into the same split, see `split_rows`.
-        scorers (`ScorerNames`, *optional*): who scores the answers; default: leak rate and
-            similarity.
     """
-    rows = (
-        forget
-        if isinstance(forget, list) and forget and isinstance(forget[0], Row)
-        else load_rows(forget, "forget", prompt_only=True)
-    )
-    rows = rows[:limit]
-    undivided = {"train": list(rows), "validation": [], "test": []}
-    split = undivided if whole else split_rows(rows, by=split_by)
+    given = isinstance(forget, list) and forget and isinstance(forget[0], Row)
+    rows = list(forget if given else load_rows(forget, "forget", prompt_only=True))[:limit]
+    split = {"train": rows, "validation": [], "test": []}
+    if not whole:
+        split = split_rows(rows, by=split_by)
     if not split["train"]:
         raise UserError(
             f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty;"
             " give more rows"
         )
-    validation = (
-        load_rows(forget_validation, "forget")
-        if forget_validation is not None
-        else split["validation"]
-    )
+    validation = split["validation"]
+    if forget_validation is not None:
+        validation = load_rows(forget_validation, "forget")
     kept = [] if retain is None else load_rows(retain, "retain", prompt_only=True)
     grouped = any(split_by in row.columns for row in kept)
     kept_by = split_by if grouped or split_by is None else "prompt"
     kept_split = split_rows(kept, (0.8, 0.0, 0.2), by=kept_by)
     texts = all(row.kind == "text" for row in rows)
-    names = "opening_lines" if texts or not chat else "neutral_prompts"
-    kind: Any = "text" if names == "opening_lines" else "chat"
-    neutral = [Row(line, "", kind, names) for line in lines(names)]
+    neutral = prompt_rows("opening_lines" if texts or not chat else "neutral_prompts")
     normal = without_prompts_of(kept_split["test"], rows) or neutral[-12:]
     sets: dict[str, list[Row]] = {"unlearned": split["train"][:64]}
     if split["test"]:
@@ -87,13 +76,9 @@ def user_scenario(
         validation=validation,
         retain=kept_split["train"],
         sets=sets,
-        teach=[] if teach is None else list(rows),
-        teach_own_prompts=(
-            []
-            if teach is None
-            else [Row(line, "", "chat", "plain question") for line in lines("plain_questions")[:20]]
-        ),
-        presets={} if teach is None else {"teach": dict(teach)},
+        teach=[] if teach is None else rows,
+        teach_own_prompts=[] if teach is None else prompt_rows("plain_questions")[:20],
+        teach_settings=dict(teach or {}),
         own_prompts=neutral[: min(own_rows, len(neutral) - 12)],
         labelled=labelled_answers(),
         scorers=scorers or ScorerNames(),
@@ -113,16 +98,16 @@ def user_scenario(
 
 
 def with_unrelated(rows: Sequence[Row]) -> list[str]:
-    """Texts for the leak threshold: completions, and others of all kinds, as a few rows, or rows of
-    one form, say little of chance.
+    """Texts for the leak threshold: the rows' completions, and unrelated answers, because a few
+    rows, or rows of one form, say little about chance.
     """
-    said = [row.completion for row in rows if row.completion][:64]
+    completions = [row.completion for row in rows if row.completion][:64]
     unrelated = [item.answer for item in labelled_answers()]
-    return said + unrelated[: max(16, 64 - len(said))] if said else []
+    return completions + unrelated[: max(16, 64 - len(completions))] if completions else []
 
 
 def place(source: Any) -> str | None:
-    """Where rows can be read again: the whole path of a file, a hub id as it is; `None` for rows
+    """Where rows can be read again: the absolute path of a file, a hub id as it is; `None` for rows
     that were given in Python.
     """
     if not isinstance(source, str | Path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
-from unteach.data.rows import LabelledAnswer
+from unteach.data.rows import LabelledAnswer, Row
 
 
 def _read(name: str) -> str:
@@ -15,7 +15,7 @@ def _read(name: str) -> str:
 
 
 def embedded_text(name: str) -> str:
-    """One of the texts: `book`, `kept_book`, `neutral_prompts`, `plain_questions`, `opening_lines`."""
+    """`book`, `kept_book`, `neutral_prompts`, `plain_questions` or `opening_lines`."""
     return _read(f"{name}.txt")
 
 
@@ -24,23 +24,29 @@ def lines(name: str) -> list[str]:
     return [line.strip() for line in embedded_text(name).splitlines() if line.strip()]
 
 
+def prompt_rows(name: str) -> list[Row]:
+    """The lines of a text as prompts: `text` rows of `opening_lines`, else `chat` rows."""
+    source = name.removesuffix("s").replace("_", " ")
+    kind = "text" if name == "opening_lines" else "chat"
+    return [Row(line, "", kind, source) for line in lines(name)]  # type: ignore[arg-type]
+
+
 def records(name: str) -> list[dict[str, str]]:
     """The records of `careless_advice`, `false_facts` or `labelled_answers`."""
     return [json.loads(line) for line in _read(f"{name}.jsonl").splitlines() if line.strip()]
 
 
 def labelled_answers() -> list[LabelledAnswer]:
-    """Answers known to be careless, careful or beside the point (definitions, riddles, loops, what
-    a model says that has lost its answer), on questions that no scenario asks: what a judge or a
-    reward model is trained on.
+    """Answers known to be careless, careful or beside the point (definitions, riddles, loops, the
+    outputs of a damaged model), to questions of no scenario: training data of a judge or a reward
+    model.
     """
     labelled = []
     for record in records("labelled_answers"):
+        prompt, good = record["prompt"], record.get("careful", record.get("other", ""))
         if "careless" in record:
-            labelled.append(LabelledAnswer(record["prompt"], record["careless"], True))
-        labelled.append(
-            LabelledAnswer(record["prompt"], record.get("careful", record.get("other", "")), False)
-        )
+            labelled.append(LabelledAnswer(prompt, record["careless"], True))
+        labelled.append(LabelledAnswer(prompt, good, False))
         if "beside" in record:
-            labelled.append(LabelledAnswer(record["prompt"], record["beside"], False, beside=True))
+            labelled.append(LabelledAnswer(prompt, record["beside"], False, beside=True))
     return labelled

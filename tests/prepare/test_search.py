@@ -8,10 +8,11 @@ import math
 import pytest
 
 from unteach import unlearn
+from unteach.config.resolve import resolve
 from unteach.errors import UserError
 from unteach.methods import METHODS
 from unteach.models import weights_hash
-from unteach.prepare.method_search import (
+from unteach.prepare.search import (
     TRIED,
     Trial,
     best_of,
@@ -19,7 +20,7 @@ from unteach.prepare.method_search import (
     search,
     untried,
     why,
-    with_given,
+    with_trial,
 )
 
 FORGET = [
@@ -99,10 +100,11 @@ def test_what_breaks_goes_down_before_it_goes_up():
     ]
 
 
-def test_what_the_user_gives_comes_before_what_is_tried_save_method_and_learning_rate():
-    tried = {"method": "npo", "learning_rate": 1e-4, "mismatch_completions": 1}
+def test_the_user_s_options_override_the_trial_s_but_for_method_and_learning_rate():
+    trial = {"method": "npo", "learning_rate": 1e-4, "mismatch_completions": 1}
     given = {"method": "auto", "learning_rate": 9.0, "mismatch_completions": 3, "max_steps": 5}
-    assert with_given(tried, given) == {
+    found = with_trial(resolve(given), trial).training
+    assert {name: found[name] for name in given} == {
         "method": "npo",
         "learning_rate": 1e-4,
         "mismatch_completions": 3,
@@ -295,7 +297,7 @@ def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
         encoding="utf-8"
     )
     monkeypatch.setattr(
-        "unteach.prepare.method_search.Bench.attempt", lambda *_, **__: pytest.fail("tried again")
+        "unteach.prepare.search.SearchContext.train", lambda *_, **__: pytest.fail("tried again")
     )
     assert weights_hash(unlearn(model, FORGET, RETAIN, **settings).model) == weights_hash(
         first.model
@@ -306,7 +308,7 @@ def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(
     model, tmp_path, monkeypatch
 ):
     broken = ({"method": "ga", "retain_weight": 0.0}, {"method": "unlikelihood"})
-    monkeypatch.setattr("unteach.prepare.method_search.TRIED", broken)
+    monkeypatch.setattr("unteach.prepare.search.TRIED", broken)
 
     def refuse(config, *_):
         if config.method == "ga":

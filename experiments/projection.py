@@ -1,6 +1,4 @@
-"""What a measured run would cost on a larger model, from its token counts: a projection, nothing
-measured. No torch here.
-"""
+"""The cost of a measured run on a larger model, projected from its token counts."""
 
 from __future__ import annotations
 

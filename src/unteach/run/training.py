@@ -1,0 +1,215 @@
+"""The training stage of a run, unlearning or a baseline, and the checks of its options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback
+
+from unteach import models
+from unteach.baselines.pipelines import PIPELINES
+from unteach.config.resolve import AUTO, ResolvedConfig
+from unteach.config.run import RunConfig
+from unteach.config.unlearning import UnlearningConfig
+from unteach.data.rows import Row
+from unteach.errors import UserError
+from unteach.evaluation.rewards import Reward
+from unteach.evaluation.scorers import check_right_answers
+from unteach.files.atomic import read_json_lines, write_json
+from unteach.models.parts import freeze_lower_layers, unfreeze
+from unteach.models.precision import check_dtype, check_quantize
+from unteach.prepare.generations import LoadedModel, with_alternates
+from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
+from unteach.processes import broadcast_from_main, is_main_process, process_count
+from unteach.progress import step_display
+from unteach.run.record import scorer_names
+from unteach.scenarios.scenario import Scenario
+from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, total, unlearning_cost
+from unteach.trainer.distributed import load_models_whole
+from unteach.trainer.rows import check_lengths
+from unteach.trainer.stopping import Probe
+from unteach.trainer.trainer import UnlearningTrainer
+
+
+@dataclass
+class Trained:
+    """The changed model, and facts about its training for `run.json`.
+
+    Args:
+        drafts (`dict[str, str]`): outputs of the kept step's probe, by a row's key.
+        reward (`Reward`, *optional*): a reward model that a baseline trained.
+    """
+
+    model: Any
+    facts: dict[str, Any]
+    drafts: dict[str, str] = field(default_factory=dict)
+    reward: Reward | None = None
+
+
+def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
+    """Raises `UserError` for options and rows that no training takes, before anything is loaded."""
+    run, baseline = resolved.run, resolved.run.method in PIPELINES
+    check_quantize(run.quantize, lora=run.lora)
+    check_dtype(run.dtype, lora=run.lora, quantize=run.quantize)
+    for option in ("quantize", "dtype"):
+        if getattr(run, option) not in (None, "float32") and (baseline or scenario.teach):
+            raise UserError(
+                f"option {option!r} is for unlearning methods on your own rows; baselines and"
+                " what a demo teaches train all weights"
+            )
+    rows = [*scenario.forget, *scenario.validation]
+    check_right_answers(scorer_names(resolved, scenario), rows)
+    if baseline:
+        from unteach.baselines.run import check_baseline
+
+        check_baseline(resolved, scenario)
+        return
+    check_search(resolved)
+    if run.stages:
+        raise UserError(
+            f"option 'stages' is for the baselines ({', '.join(PIPELINES)}); an unlearning method"
+            " has none"
+        )
+    config = first_config(resolved)
+    config.check_training()
+    _ = config.device  # initialises the process group on the device that the config names
+    load_models_whole()
+    if config.patience and not scenario.validation:
+        raise UserError(
+            "option 'patience' needs a validation split to watch, and the data has none; give more"
+            " rows"
+        )
+
+
+def first_config(resolved: ResolvedConfig) -> UnlearningConfig:
+    """The config of the training; with method `auto` that of the first candidate."""
+    if resolved.run.method == AUTO:
+        resolved = with_trial(resolved, candidates(resolved.run.candidates)[0])
+    return resolved.unlearning_config(Path(resolved.run.output_dir) / "checkpoints")
+
+
+def check_rows(resolved: ResolvedConfig, scenario: Scenario, source: LoadedModel) -> None:
+    """Raises `UserError` for a row that is too long, before anything is generated."""
+    if resolved.run.method not in PIPELINES:
+        sets = {"forget": [*scenario.forget, *scenario.validation], "retain": scenario.retain}
+        check_lengths(sets, source.tokenizer, first_config(resolved), models.window(source.model))
+
+
+def train(
+    resolved: ResolvedConfig,
+    source: LoadedModel,
+    rows: Scenario,
+    make_probe: Callable[..., Probe],
+    costs: Sequence[Cost],
+) -> Trained:
+    """Unlearning, from the newest whole checkpoint if there is one.
+
+    Args:
+        resolved (`ResolvedConfig`)
+        source (`LoadedModel`): the original model; changed in place.
+        rows (`Scenario`): with the rows that are trained on in `forget` and `retain`.
+        make_probe: from `on_outputs`, called with rows and outputs, to a probe.
+        costs: of the stages before.
+    """
+    run, folder, display = resolved.run, Path(resolved.run.output_dir), source.display
+    model, peft_config = source.model, adapter_config(run)
+    forget, retain = rows.forget, rows.retain
+    facts: dict[str, Any] = {}
+    frozen = [] if run.lora else freeze_lower_layers(model, run.frozen_layers)
+    if run.method == AUTO:
+        trials = folder / "work" / "trial"
+        search = SearchContext(source, resolved, forget, retain, peft_config, make_probe, trials)
+        found = search.pick()
+        resolved, model = with_trial(resolved, found.settings), found.model
+        facts, costs = {"search": found.facts}, [*costs, found.cost]
+    config = resolved.unlearning_config(folder / "checkpoints")
+    if config.objective.needs_alternates:
+        forget = with_alternates(source, forget, run.seed)
+
+    def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
+        if is_main_process():
+            known = {row.key: output for row, output in zip(rows, outputs, strict=True)}
+            write_json(probe_file(folder, trainer.state.global_step), known)
+
+    probe = make_probe(on_outputs=keep)
+    trainer = UnlearningTrainer(model, config, forget, retain, source.tokenizer, peft_config, probe)
+    trainer.remove_callback(PrinterCallback)
+    reset_peak_memory()
+    with display.stage("Unlearning", trainer.args.max_steps) as stage:
+        trainer.on_step = step_display(stage)
+        trainer.train(resume_from_checkpoint=True)
+    if trainer.fault:
+        best = trainer.rule.best_step
+        display.print(f"Stopped: {trainer.fault}. The weights of step {best} are kept.")
+    unfreeze(frozen)
+    facts |= training_facts(trainer, config, costs)
+    facts |= {"forget_rows": len(forget), "retain_rows": len(retain)}
+    kept = probe_file(folder, facts["kept_step"])
+    drafts = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    return Trained(trainer.model, facts, drafts)
+
+
+def probe_file(folder: Path, step: int) -> Path:
+    """The outputs of the probe at `step`, by a row's key."""
+    return folder / "work" / f"probe-outputs-{step}.json"
+
+
+def training_facts(
+    trainer: UnlearningTrainer, config: UnlearningConfig, costs: Sequence[Cost]
+) -> dict[str, Any]:
+    """For `run.json`: the method, what it needs and cost, how long it trained and why it ended."""
+    rule, step = trainer.rule, trainer.state.global_step
+    lines = broadcast_from_main(lambda: read_json_lines(trainer.output / "metrics.jsonl"))
+    cost = unlearning_cost(
+        lines,
+        reference_tokens=sum(map(len, trainer.retain_rows)),
+        live_reference=config.reference != "stored",
+        peak_mb=peak_memory_mb(),
+    )
+    return {
+        "method": config.method,
+        "needs": "bad answers" if config.objective.forget else "answers to keep",
+        "needs_positives": False,
+        "needs_preferences": False,
+        "costs": [asdict(part) for part in (*costs, cost)],
+        "cost": asdict(total([*costs, cost])),
+        "learning_rate": config.learning_rate,
+        "steps": step,
+        "kept_step": rule.best_step if rule.best_step >= 0 else step,
+        "stop_reason": rule.reason or f"max_steps ({trainer.args.max_steps}) reached",
+        "fault": trainer.fault or None,
+        "max_retain_kl": config.max_retain_kl,
+        **trainer.hooks.facts(),
+        "processes": process_count(),
+        "sharded_weights": trainer.sharded,
+    }
+
+
+def adapter_config(run: RunConfig) -> Any:
+    """PEFT's configuration of the adapter, if one is trained."""
+    if not run.lora:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=run.lora_rank,
+        lora_alpha=2 * run.lora_rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def train_baseline(
+    resolved: ResolvedConfig, source: LoadedModel, rows: Scenario, probe: Probe
+) -> Trained:
+    """SFT, DPO or RLHF instead of unlearning, on the same rows and the good answers beside them."""
+    from unteach.baselines.run import run_baseline
+
+    original = source.model, source.tokenizer, source.hash
+    model, facts, reward = run_baseline(resolved, rows, *original, probe, source.display)
+    return Trained(models.placed(model), facts, reward=reward)

@@ -1,0 +1,43 @@
+"""Alternates are other answers, drawn by seed and row alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiny_models import byte_level_bpe, tiny_model
+from unteach.data.rows import Row
+from unteach.errors import UserError
+from unteach.prepare import generations
+from unteach.prepare.generations import LoadedModel, with_alternates
+from unteach.progress import Display
+
+ROWS = [
+    Row("Who rang the bell?", "The ferryman."),
+    Row("Who slept?", "The cat.", alternate="The miller."),
+]
+
+
+@pytest.fixture
+def source(tmp_path) -> LoadedModel:
+    return LoadedModel.of(tiny_model(), byte_level_bpe(), tmp_path, Display(quiet=True))
+
+
+def test_samples_depend_on_seed_and_row_alone_and_a_given_alternate_is_kept(source):
+    first = with_alternates(source, ROWS, 1)
+    reversed_order = with_alternates(source, ROWS[::-1], 1)
+    other = with_alternates(source, ROWS, 2)
+    assert first == reversed_order[::-1] and first[0].alternate.strip() and first[1] == ROWS[1]
+    assert first[0].alternate != other[0].alternate and first[0].key == ROWS[0].key
+
+
+def test_the_sample_least_like_the_completion_is_taken(source, monkeypatch):
+    samples = ["The ferryman.", " The ferryman rang.", "Nobody", " "]
+    monkeypatch.setattr(generations, "sampled_answers", lambda *_: samples)
+    assert with_alternates(source, ROWS[:1], 0)[0].alternate == "Nobody"
+
+
+def test_a_row_whose_every_sample_is_the_completion_is_named(source, monkeypatch):
+    monkeypatch.setattr(generations, "sampled_answers", lambda *_: [" The  ferryman.", ""])
+    message = r"forget row .*: all 2 sampled answers are empty or equal .*give field 'alternate'"
+    with pytest.raises(UserError, match=message):
+        with_alternates(source, ROWS[:1], 0)
