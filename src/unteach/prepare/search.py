@@ -94,23 +94,6 @@ class Trial:
         return {**asdict(self), "settings": dict(self.settings), "score": round(self.score, 4)}
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search decided.
-
-    Args:
-        settings: fields of `UnlearningConfig`, method and learning rate among them.
-        model: with the weights of before the search.
-        facts: for `run.json`.
-        cost (`Cost`): of all trials.
-    """
-
-    settings: Mapping[str, Any]
-    model: Any
-    facts: Mapping[str, Any]
-    cost: Cost
-
-
 def check_search(resolved: ResolvedConfig) -> None:
     """Raises `UserError` for options that clash with method `auto`, and for a search without time
     or steps.
@@ -307,8 +290,11 @@ class SearchContext:
         rows = rows_hash([*self.forget, *self.retain])
         self.inputs = [rows, run.lora, run.lora_rank, run.frozen_layers]
 
-    def pick(self) -> SearchResult:
-        """Decides what `auto` stands for; trials are cached, so an interrupted search resumes."""
+    def pick(self) -> tuple[dict[str, Any], dict[str, Any], Cost]:
+        """(the settings that `auto` stands for, facts for `run.json`, cost of all trials).
+
+        Trials are cached, so an interrupted search resumes. `model` has the start's weights again.
+        """
         run, show = self.resolved.run, self.source.display.print
         seconds, target = 60 * run.search_minutes, self.whole.target_rate
         trials = search(self.attempt, self.first_rate, seconds, target, self.tried)
@@ -328,8 +314,7 @@ class SearchContext:
         }
         spent = round(sum(trial.seconds for trial in trials), 1)
         tokens = sum(trial.training_tokens for trial in trials)
-        cost = Cost("method search", spent, 0, 0, tokens, 0.0)
-        return SearchResult(picked, self.model, facts, cost)
+        return picked, facts, Cost("method search", spent, 0, 0, tokens, 0.0)
 
     def first_rate(self, method: str) -> float:
         """The learning rate of a method's first trial: the user's, else the method's own."""

@@ -123,9 +123,9 @@ def train(
     if run.method == AUTO:
         trials = folder / "work" / "trial"
         search = SearchContext(source, resolved, forget, retain, peft_config, make_probe, trials)
-        found = search.pick()
-        resolved, model = with_trial(resolved, found.settings), found.model
-        facts, costs = {"search": found.facts}, [*costs, found.cost]
+        picked, found, cost = search.pick()
+        resolved, model = with_trial(resolved, picked), search.model
+        facts, costs = {"search": found}, [*costs, cost]
     config = resolved.unlearning_config(folder / "checkpoints")
     if config.objective.needs_alternates:
         forget = with_alternates(source, forget, run.seed)
