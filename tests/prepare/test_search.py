@@ -224,7 +224,7 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
     assert not (tmp_path / "auto" / "work" / "trial").exists()
     for name in ("report.md", "report.html"):
         text = (tmp_path / "auto" / name).read_text(encoding="utf-8")
-        assert "Why this method" in text and picked["method"] in text
+        assert "Choice of the method" in text and picked["method"] in text
     named = unlearn(
         model, FORGET, RETAIN, output_dir=str(tmp_path / "named"), lora=lora, **(SHORT | picked)
     )
@@ -293,9 +293,8 @@ def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
     first = unlearn(model, FORGET, RETAIN, **settings)
     found = json.loads((tmp_path / "out" / "run.json").read_text())["search"]
     assert len(found["trials"]) == 1 and found["untried"] == NAMES[1:]
-    assert f"There was no time for {NAMES[1]}" in (tmp_path / "out" / "report.md").read_text(
-        encoding="utf-8"
-    )
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"Not tried, for lack of time: {NAMES[1]}" in report
     monkeypatch.setattr(
         "unteach.prepare.search.SearchContext.train", lambda *_, **__: pytest.fail("tried again")
     )
