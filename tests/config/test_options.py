@@ -26,7 +26,7 @@ from unteach.cli.requests import RequestCommand
 from unteach.cli.run import run_options
 from unteach.config import UnlearningConfig
 from unteach.config.resolve import resolve
-from unteach.config.run import Headline, RunConfig, ScenarioName
+from unteach.config.run import Headline, RunConfig
 from unteach.config.values import kinds
 from unteach.methods import DEFAULT_METHOD
 
@@ -173,10 +173,8 @@ def test_commands_have_the_defaults_of_the_functions_that_they_call():
 
 def test_names_that_are_written_without_torch_are_those_of_the_rooms_below():
     from unteach.evaluation.benchmarks.known import BENCHMARKS
-    from unteach.scenarios.registry import SCENARIOS
 
     assert RunConfig().method == DEFAULT_METHOD
-    assert get_args(ScenarioName) == tuple(SCENARIOS)
     benchmarks = get_type_hints(EvalCommand)["benchmark"]
     assert kinds(benchmarks)[1] == tuple(BENCHMARKS)
     assert get_args(Headline) == ("leak_rate", "harmful_rate", "hallucination_rate")
