@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from unteach import unlearn
 from unteach.config import UnlearningConfig
+from unteach.config import resolve as resolving
 from unteach.config.resolve import BY_DEFAULT, LEAST_STEPS, resolve, suitable_learning_rate
 from unteach.errors import UserError
 from unteach.methods import DEFAULT_METHOD
@@ -220,3 +222,26 @@ def test_a_plan_counts_the_steps_that_the_run_will_take(saved_model):
     assert plan_run(saved_model, {}, forget_rows=12)["steps"] == LEAST_STEPS
     finetuning = plan_run(saved_model, {"method": "finetuning"}, forget_rows=12, retain_rows=400)
     assert finetuning["steps"] == 300
+
+
+@pytest.mark.parametrize(
+    ("facts", "able"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16 rdpid\n", True),
+        ("flags\t\t: fpu avx2 amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("flags\t\t: fpu sse2 avx2 avx512f\nbugs\t\t: bf16\n", False),
+        ("Features\t: fp asimd svebf16x\n", False),
+        (None, False),
+    ],
+)
+def test_a_processor_that_multiplies_bfloat16_is_told_by_its_features(
+    facts, able, monkeypatch, tmp_path
+):
+    if torch.cuda.is_available():
+        pytest.skip("the GPU is asked instead")
+    place = tmp_path / "cpuinfo"
+    if facts is not None:
+        place.write_text(facts)
+    monkeypatch.setattr(resolving, "CPU_FACTS", place)
+    assert resolving.multiplies_bfloat16() is able

@@ -95,26 +95,3 @@ def test_a_frozen_base_of_16_bits_trains_a_float32_adapter(tmp_path):
             dtype="bfloat16",
             **short,
         )
-
-
-@pytest.mark.parametrize(
-    ("facts", "able"),
-    [
-        ("processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16 rdpid\n", True),
-        ("flags\t\t: fpu avx2 amx_bf16 amx_tile\n", True),
-        ("Features\t: fp asimd bf16 i8mm\n", True),
-        ("flags\t\t: fpu sse2 avx2 avx512f\nbugs\t\t: bf16\n", False),
-        ("Features\t: fp asimd svebf16x\n", False),
-        (None, False),
-    ],
-)
-def test_a_processor_that_multiplies_bfloat16_is_told_by_its_features(
-    facts, able, monkeypatch, tmp_path
-):
-    if torch.cuda.is_available():
-        pytest.skip("the GPU is asked instead")
-    place = tmp_path / "cpuinfo"
-    if facts is not None:
-        place.write_text(facts)
-    monkeypatch.setattr(precision, "CPU_FACTS", place)
-    assert precision.multiplies_bfloat16() is able

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unteach.config import resolve as resolving
 from unteach.config.resolve import resolve
-from unteach.models import precision
 from unteach.scenarios import SCENARIOS, build_scenario, demo_presets
 from unteach.scenarios.texts import labelled_answers, lines, records
 
@@ -120,7 +120,7 @@ def test_a_demo_multiplies_in_bfloat16_where_the_machine_can_unless_told(able, m
     def training(**given):
         return resolve(given, presets=demo_presets("copyright")).training
 
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda use_cpu: able)
+    monkeypatch.setattr(resolving, "multiplies_bfloat16", lambda use_cpu: able)
     assert training()["bf16"] is able and training(bf16=not able)["bf16"] is not able
     assert "bf16" not in training(fp16=True) and "bf16" not in training(deepspeed="zero2.json")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+
+import torch
 
 from unteach.config.run import RunConfig
 from unteach.config.unlearning import UnlearningConfig
@@ -35,6 +38,7 @@ LEAST_STEPS = 100
 SAVING = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
 """Checkpoints of a run."""
 AUTO = "auto"
+CPU_FACTS = Path("/proc/cpuinfo")
 BY_METHOD = (
     "forget_weight",
     "mismatch_weight",
@@ -220,14 +224,29 @@ def _presets(presets: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, A
         own = [name for name in found if name == "method" or name.endswith("_weight")]
         found = {name: value for name, value in found.items() if name not in own}
     if found.get("bf16") == "auto":
-        from unteach.models.precision import multiplies_bfloat16
-
         del found["bf16"]
         by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
         if not by_deepspeed and not {"bf16", "fp16", "deepspeed"} & set(user):
             # DeepSpeed would hold the weights in 16 bits too
             found["bf16"] = multiplies_bfloat16(use_cpu=bool(user.get("use_cpu")))
     return _checked(found)
+
+
+def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
+    """Whether the accelerator, or the processor where there is none (or `use_cpu`), has
+    instructions for products of bfloat16 numbers.
+
+    Linux lists the features of processors: AVX-512's or AMX's on x86, `bf16` on Arm. Without such
+    instructions bfloat16 is far slower than float32 (docs/performance.md).
+    """
+    if torch.cuda.is_available() and not use_cpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    feature = r"^(?:flags|Features)\b.*\b(?:avx512_bf16|amx_bf16|bf16)\b"
+    return re.search(feature, facts, re.MULTILINE) is not None
 
 
 def _trains(name: str) -> bool:

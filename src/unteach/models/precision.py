@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ import torch
 from unteach.errors import UserError, did_you_mean
 
 CHOICES = ("4bit",)
-CPU_FACTS = Path("/proc/cpuinfo")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -85,20 +82,3 @@ def four_bit_settings() -> dict[str, Any]:
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
-    """Whether the accelerator, or the processor where there is none (or `use_cpu`), has
-    instructions for products of bfloat16 numbers.
-
-    Linux lists the features of processors: AVX-512's or AMX's on x86, `bf16` on Arm. Without such
-    instructions bfloat16 is far slower than float32 (docs/performance.md).
-    """
-    if torch.cuda.is_available() and not use_cpu:
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        facts = CPU_FACTS.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    feature = r"^(?:flags|Features)\b.*\b(?:avx512_bf16|amx_bf16|bf16)\b"
-    return re.search(feature, facts, re.MULTILINE) is not None

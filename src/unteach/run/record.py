@@ -19,12 +19,11 @@ import yaml
 
 from unteach import __version__
 from unteach.baselines.pipelines import PIPELINES
-from unteach.config.resolve import AUTO, ResolvedConfig
+from unteach.config.resolve import AUTO, CPU_FACTS, ResolvedConfig
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.files.checkpoints import file_sha256
-from unteach.models.precision import CPU_FACTS
 from unteach.scenarios.scenario import Scenario
 
 
