@@ -68,16 +68,10 @@ def test_started_again_it_trains_nothing_anew(options, monkeypatch):
 
 def test_rows_of_the_table_are_named():
     rows = method_rows(["templated", {"method": "ga", "hold": 3, "frozen_layers": 0.5}])
-    assert rows[0].settings == {
-        "method": "ga_mismatch",
-        "mismatch_source": "refusal",
-        "mismatch_completions": 1,
-    }
-    assert (rows[1].name, rows[1].settings, rows[1].options) == (
-        "ga",
-        {"method": "ga", "hold": 3},
-        {"frozen_layers": 0.5},
-    )
+    refusal = {"mismatch_source": "refusal", "mismatch_completions": 1}
+    assert rows[0].given == {"method": "ga_mismatch", **refusal}
+    assert rows[1].name == "ga"
+    assert rows[1].given == {"method": "ga", "hold": 3, "frozen_layers": 0.5}
 
 
 @pytest.mark.parametrize(
