@@ -28,14 +28,8 @@ from unteach.losses.vocabulary import (
     cross_entropy_unlearning,
     logit_margin_flattening,
 )
-from unteach.methods import (
-    METHODS,
-    RoleTokens,
-    get_method,
-    objective_terms,
-    step_counts,
-    total_loss,
-)
+from unteach.methods import METHODS, get_method
+from unteach.methods.objective import RoleTokens, objective_terms, step_counts, total_loss
 from unteach.models.token_statistics import log_complement, log_probability
 
 

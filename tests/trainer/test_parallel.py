@@ -183,7 +183,7 @@ def test_two_processes_are_one(
 KILL_BOTH = """
 import os, signal, sys
 from unteach.run import pipeline
-from unteach.trainer import step_callback
+from unteach.trainer import callback
 from unteach.cli import main
 after = callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):

@@ -7,7 +7,7 @@ import torch
 
 from unteach.data.packing import PADDING
 from unteach.losses.statistics import TokenStatistics
-from unteach.methods import RoleTokens
+from unteach.methods.objective import RoleTokens
 from unteach.trainer.step import StepMeans
 
 

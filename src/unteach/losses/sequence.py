@@ -1,5 +1,5 @@
-"""Losses of whole completions: from the log-probabilities of sequences to one number for each, to
-be minimised.
+"""Losses of whole completions, to be minimised: from log-probabilities of sequences to one number
+for each.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from unteach.losses.statistics import TokenStatistics
 
 @dataclass(frozen=True)
 class Sequences:
-    """Completions as wholes; every field has shape (sequences,), in the order of the batch's
-    prompts.
+    """Completions as wholes, in the order of the batch's prompts; fields have shape (sequences,).
 
     Args:
         logp: log p(y | x), the sum over the completion's tokens, in nats.
         length: number of its tokens.
-        reference_logp: the reference's log p(y | x); `None` where nobody asked for it.
+        reference_logp: the reference's log p(y | x); `None` where the method needs none.
     """
 
     logp: Tensor
@@ -30,11 +29,7 @@ class Sequences:
 
     @property
     def log_ratio(self) -> Tensor:
-        """log p(y | x) - log p_reference(y | x).
-
-        Raises:
-            ValueError: if the statistics were computed without the reference's log-probabilities.
-        """
+        """log p(y | x) - log p_reference(y | x); a `ValueError` without the reference's."""
         if self.reference_logp is None:
             raise ValueError("this loss needs the reference's log-probability of each completion")
         return self.logp - self.reference_logp
@@ -45,20 +40,17 @@ def sums_by_sequence(tokens: TokenStatistics, sequence: Tensor) -> Sequences:
 
     Args:
         tokens (`TokenStatistics`): of one role.
-        sequence (`Tensor` of shape (tokens,)): which completion each token belongs to; numbers grow
+        sequence (`Tensor` of shape (tokens,)): the number of each token's completion; numbers grow
             with the prompts of the batch.
     """
     numbers, place = sequence.unique(sorted=True, return_inverse=True)
 
-    def summed(values: Tensor) -> Tensor:
+    def sums(values: Tensor) -> Tensor:
         return values.new_zeros(len(numbers)).index_add(0, place, values)
 
-    reference = (
-        None
-        if tokens.reference_logp is None
-        else summed(tokens.reference_logp.to(tokens.logp.dtype))
-    )
-    return Sequences(summed(tokens.logp), summed(torch.ones_like(tokens.logp)), reference)
+    logp, reference = tokens.logp, tokens.reference_logp
+    known = None if reference is None else sums(reference.to(logp.dtype))
+    return Sequences(sums(logp), sums(torch.ones_like(logp)), known)
 
 
 def negative_preference(forget: Sequences, preferred: Sequences | None, *, beta: float) -> Tensor:

@@ -13,16 +13,15 @@ ROLES = ("forget", "mismatch", "preferred", "retain")
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What the objectives need to know about each predicted token; every field has shape (tokens,).
+    """What losses read of each predicted token; every field has shape (tokens,), in nats, and is
+    `None` where no term needs it.
 
     Args:
-        logp: log p(y), in nats.
-        log_complement: log(1 - p(y)), exact also where p(y) rounds to 1; `None` where nobody asked
-            for it.
-        kl: KL(reference || model) at this position in nats; `None` where there is no reference.
-        extra: a loss of the whole distribution or of inner states; `None` where nobody asked for
-            one.
-        reference_logp: the reference's log p(y), in nats; `None` where nobody asked for it.
+        logp: log p(y).
+        log_complement: log(1 - p(y)), exact also where p(y) rounds to 1.
+        kl: KL(reference || model) at this position.
+        extra: a loss of the whole distribution or of inner states.
+        reference_logp: the reference's log p(y).
     """
 
     logp: Tensor
@@ -32,18 +31,11 @@ class TokenStatistics:
     reference_logp: Tensor | None = None
 
     def split(self, sizes: Sequence[int]) -> list[TokenStatistics]:
-        """The statistics of groups of tokens that follow each other; `kl` is that of the last
-        group.
-        """
-        rests = (
-            [None] * len(sizes)
-            if self.log_complement is None
-            else self.log_complement.split(list(sizes))
-        )
-        parts = [
-            TokenStatistics(logp, rest)
-            for logp, rest in zip(self.logp.split(list(sizes)), rests, strict=True)
-        ]
+        """The statistics of consecutive groups of tokens; `kl` is that of the last group."""
+        parts = [TokenStatistics(logp) for logp in self.logp.split(list(sizes))]
+        if self.log_complement is not None:
+            rests = self.log_complement.split(list(sizes))
+            parts = [replace(part, log_complement=r) for part, r in zip(parts, rests, strict=True)]
         return [*parts[:-1], replace(parts[-1], kl=self.kl)]
 
 

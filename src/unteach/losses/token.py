@@ -1,5 +1,5 @@
-"""Losses of single tokens: from `TokenStatistics` to one number for each token, in nats, to be
-minimised.
+"""Losses of single tokens, to be minimised: from `TokenStatistics` to one number for each token, in
+nats; one that reads statistics that were not computed raises a `ValueError`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ def _log_complement(tokens: TokenStatistics, name: str) -> Tensor:
 
 
 def unlikelihood(tokens: TokenStatistics) -> Tensor:
-    """-log(1 - p(y)) (Welleck et al. 2020): bounded below by 0, steepest where p is near 1, silent
+    """-log(1 - p(y)) (Welleck et al. 2020): bounded below by 0, steepest where p is near 1, flat
     once y is forgotten.
-
-    Raises:
-        ValueError: if the statistics were computed without the log-complement.
     """
     return -_log_complement(tokens, "unlikelihood")
 
@@ -52,9 +49,6 @@ def clamped_log_odds(tokens: TokenStatistics) -> Tensor:
     Its gradient by the logit of y is 1 as long as y is not forgotten, whatever p: neither near 0
     where the model is sure, as gradient ascent's 1 - p, nor fading before y stops being the
     likeliest token, as unlikelihood's p. Ours.
-
-    Raises:
-        ValueError: if the statistics were computed without the log-complement.
     """
     floor = math.log(FORGOTTEN_PROBABILITY / (1 - FORGOTTEN_PROBABILITY))
     return relu(tokens.logp - _log_complement(tokens, "clamped_log_odds") - floor)
@@ -76,24 +70,14 @@ def saturation_importance(tokens: TokenStatistics, *, beta: float, gamma: float)
 
     The first factor leaves out what is forgotten (saturation), the second weighs down what the
     model says anyway (importance).
-
-    Raises:
-        ValueError: if the statistics were computed without the log-complement.
     """
-    weight = (
-        (beta * tokens.logp + gamma * _log_complement(tokens, "saturation_importance"))
-        .exp()
-        .detach()
-    )
+    complement = _log_complement(tokens, "saturation_importance")
+    weight = (beta * tokens.logp + gamma * complement).exp().detach()
     return weight * tokens.logp
 
 
 def forward_kl_to_reference(tokens: TokenStatistics) -> Tensor:
-    """KL(reference || model) per token over the whole vocabulary (L_nor of Yao et al. 2024).
-
-    Raises:
-        ValueError: if the statistics were computed without a reference.
-    """
+    """KL(reference || model) per token over the whole vocabulary (L_nor of Yao et al. 2024)."""
     if tokens.kl is None:
         raise ValueError("the KL retain term needs token statistics computed with a reference")
     return tokens.kl
@@ -102,9 +86,6 @@ def forward_kl_to_reference(tokens: TokenStatistics) -> Tensor:
 def extra_loss(tokens: TokenStatistics) -> Tensor:
     """The per-token loss that was computed beside the statistics, where it needs more than one
     number a token.
-
-    Raises:
-        ValueError: if the statistics were computed without it.
     """
     if tokens.extra is None:
         raise ValueError("this term needs token statistics computed with an extra loss")

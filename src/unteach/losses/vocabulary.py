@@ -1,8 +1,8 @@
 """Losses of single tokens that read the whole distribution: from logits (tokens, vocabulary) to one
 number for each token.
 
-`tokenwise.token_statistics` calls them chunk by chunk, so that no (tokens, vocabulary) matrix is
-ever kept whole.
+`models.token_statistics.vocabulary_statistics` calls them chunk by chunk, so that a (tokens,
+vocabulary) matrix is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ def adjusted_self_distillation(
 
     Self-distillation: the target is the reference with the token to forget pushed down, fixed from
     the start, so that training ends there.
-
-    Raises:
-        ValueError: without the reference's logits.
     """
     if reference_logits is None:
         raise ValueError("UNDIAL needs the reference's distribution on the completions to forget")

@@ -2,162 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 from unteach.errors import did_you_mean
 from unteach.losses import sequence, token, vocabulary
-from unteach.losses.statistics import ROLES
-from unteach.methods.objective import (
-    Hooks,
-    Method,
-    RetainTerm,
-    RoleTokens,
-    objective_terms,
-    step_counts,
-    total_loss,
-)
+from unteach.methods.objective import Hooks, Method
 from unteach.methods.pdu import DualWeight
 from unteach.methods.rmu import Steering, steering_distance
 from unteach.methods.task_vector import TaskVector
 
-__all__ = [
-    "DEFAULT_METHOD",
-    "METHODS",
-    "ROLES",
-    "Hooks",
-    "Method",
-    "RetainTerm",
-    "RoleTokens",
-    "get_method",
-    "objective_terms",
-    "step_counts",
-    "total_loss",
-]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Hooks", "Method", "get_method"]
 
 YAO = "Yao et al. 2024 (arXiv 2310.10683)"
-YAO_ALONE = f"{YAO}, without its retain term"
+ALONE = f"{YAO}, without its retain term"
+RETAIN_ONLY = f"{YAO}, baseline: fine-tuning on the retain set only"
 LIU = "gradient difference (Liu et al. 2022, arXiv 2203.12817; Maini et al. 2024, arXiv 2401.06121)"
-WELLECK = "Welleck et al. 2020 (arXiv 1908.04319), with"
+LIU_KL = f"{LIU}, with KL on the retain set"
+WELLECK = "Welleck et al. 2020 (arXiv 1908.04319), with KL on the retain set"
+MISMATCH = "with the mismatch and KL terms of Yao et al. 2024"
+WELLECK_MISMATCH = f"Welleck et al. 2020 (arXiv 1908.04319), {MISMATCH}"
+OURS = "ours: log-odds until forgotten, with the KL term of the paper"
+OURS_MISMATCH = "ours, with the mismatch and KL terms of the paper"
+NPO = "NPO with a retain term: Zhang et al. 2024 (arXiv 2404.05868)"
+SIMNPO = "SimNPO with a retain term: Fan et al. 2024 (arXiv 2410.07163)"
 DPO = "Rafailov et al. 2023 (arXiv 2305.18290)"
-MAINI = "in the form of Maini et al. 2024 and Zhang et al. 2024"
+RIGHT = f"DPO towards the right answer: {DPO}"
+IDK = f"DPO towards not knowing: {DPO} in the form of Maini et al. 2024 and Zhang et al. 2024"
+ALTPO = "AltPO: Mekala et al. 2025 (arXiv 2409.13474)"
+RMU = "RMU: Li et al. 2024 (arXiv 2403.03218)"
+UNDIAL = "UNDIAL: Dong et al. 2025 (arXiv 2402.10052)"
+WGA = "WGA: Wang et al. 2025 (arXiv 2502.19301)"
+SATIMP = "SatImp: Yang et al. 2025 (arXiv 2505.11953)"
+CEU = "CE-U: Yang 2025 (arXiv 2503.01224)"
+PDU = "PDU: Entesari et al. 2025 (arXiv 2506.05314)"
+ILHARCO = "task arithmetic: Ilharco et al. 2023 (arXiv 2212.04089)"
+TEACHING = "the reverse: makes a model know what a demo then forgets"
 
-ASCENT = Method(token.gradient_ascent, "kl", (0.5, 0, 1), YAO, rate=0.15)
-UNLIKELIHOOD = Method(token.unlikelihood, complement=True, forgets_end=False)
-LOG_ODDS = Method(token.clamped_log_odds, complement=True, forgets_end=False)
-PREFERENCE = Method(
-    sequence.direct_preference,
-    "nll",
-    level="sequence",
-    parameters={"beta": 0.1},
-    reference="logp",
-)
+ascent = partial(Method, token.gradient_ascent, rate=0.15)
+unlikely = partial(Method, token.unlikelihood, complement=True, forgets_end=False)
+log_odds = partial(Method, token.clamped_log_odds, complement=True, forgets_end=False)
+npo = partial(Method, sequence.negative_preference, "nll", level="sequence")
+simnpo = partial(Method, sequence.simple_negative_preference, "nll", level="sequence")
+dpo = partial(Method, sequence.direct_preference, "nll", level="sequence", reference="logp")
+undial = partial(Method, vocabulary.adjusted_self_distillation, level="vocabulary")
+ceu = partial(Method, vocabulary.cross_entropy_unlearning, level="vocabulary")
+pdu = partial(Method, vocabulary.logit_margin_flattening, level="vocabulary", hooks=DualWeight)
+rmu = partial(Method, steering_distance, level="state", hooks=Steering)
+wga = partial(Method, token.weighted_gradient_ascent)
+satimp = partial(Method, token.saturation_importance, complement=True)
+likelihood = partial(Method, token.negative_log_likelihood)
+beta = {"beta": 0.1}
 
 METHODS: dict[str, Method] = {
-    "ga": ASCENT,
-    "ga_no_retain": replace(ASCENT, retain=None, weights=(0.5, 0, 0), source=YAO_ALONE),
-    "ga_mismatch": replace(ASCENT, mismatch=True, weights=(0.5, 1, 1)),
-    "ga_mismatch_no_retain": replace(
-        ASCENT, mismatch=True, retain=None, weights=(0.5, 1, 0), source=YAO_ALONE
-    ),
-    "grad_diff": replace(ASCENT, retain="nll", weights=(1, 0, 1), source=LIU),
-    "grad_diff_kl": replace(ASCENT, weights=(1, 0, 1), source=f"{LIU}, with KL on the retain set"),
-    "unlikelihood": replace(UNLIKELIHOOD, source=f"{WELLECK} KL on the retain set"),
-    "unlikelihood_mismatch": replace(
-        UNLIKELIHOOD,
-        mismatch=True,
-        weights=(1, 0.5, 1),
-        source=f"{WELLECK} the mismatch and KL terms of Yao et al. 2024",
-    ),
-    "log_odds": replace(
-        LOG_ODDS, source="ours: log-odds until forgotten, with the KL term of the paper"
-    ),
-    "log_odds_mismatch": replace(
-        LOG_ODDS,
-        mismatch=True,
-        weights=(1, 0.5, 1),
-        source="ours, with the mismatch and KL terms of the paper",
-    ),
-    "npo": replace(
-        PREFERENCE,
-        forget=sequence.negative_preference,
-        source="NPO with a retain term: Zhang et al. 2024 (arXiv 2404.05868)",
-    ),
-    "simnpo": replace(
-        PREFERENCE,
-        forget=sequence.simple_negative_preference,
-        reference=None,
-        parameters={"beta": 2.5, "gamma": 0},
-        source="SimNPO with a retain term: Fan et al. 2024 (arXiv 2410.07163)",
-    ),
-    "dpo_right": replace(
-        PREFERENCE, preferred="right", source=f"DPO towards the right answer: {DPO}"
-    ),
-    "dpo_idk": replace(
-        PREFERENCE, preferred="idk", source=f"DPO towards not knowing: {DPO} {MAINI}"
-    ),
-    "altpo": replace(
-        PREFERENCE, preferred="alternate", source="AltPO: Mekala et al. 2025 (arXiv 2409.13474)"
-    ),
-    "rmu": Method(
-        steering_distance,
-        "states",
-        (1, 0, 1200),
-        "RMU: Li et al. 2024 (arXiv 2403.03218)",
-        level="state",
-        hooks=Steering,
-    ),
-    "undial": Method(
-        vocabulary.adjusted_self_distillation,
-        None,
-        (1, 0, 0),
-        "UNDIAL: Dong et al. 2025 (arXiv 2402.10052)",
-        level="vocabulary",
-        parameters={"gamma": 10},
-        reference="logits",
-    ),
-    "wga": Method(
-        token.weighted_gradient_ascent,
-        "nll",
-        source="WGA: Wang et al. 2025 (arXiv 2502.19301)",
-        parameters={"beta": 1},
-    ),
-    "satimp": Method(
-        token.saturation_importance,
-        "nll",
-        (0.1, 0, 1),
-        "SatImp: Yang et al. 2025 (arXiv 2505.11953)",
-        parameters={"beta": 5, "gamma": 1},
-        complement=True,
-    ),
-    "ceu": Method(
-        vocabulary.cross_entropy_unlearning,
-        None,
-        (1, 0, 0),
-        "CE-U: Yang 2025 (arXiv 2503.01224)",
-        level="vocabulary",
-    ),
-    "pdu": Method(
-        vocabulary.logit_margin_flattening,
-        "nll",
-        (1, 0, 100),
-        "PDU: Entesari et al. 2025 (arXiv 2506.05314)",
-        level="vocabulary",
-        hooks=DualWeight,
-    ),
-    "task_vector": Method(
-        token.negative_log_likelihood,
-        None,
-        (1, 0, 0),
-        "task arithmetic: Ilharco et al. 2023 (arXiv 2212.04089)",
-        hooks=TaskVector,
-    ),
-    "teaching": Method(
-        token.negative_log_likelihood,
-        source="the reverse: makes a model know what a demo then forgets",
-    ),
-    "finetuning": Method(
-        None, "nll", (0, 0, 1), f"{YAO}, baseline: fine-tuning on the retain set only"
-    ),
+    "ga": ascent("kl", (0.5, 0, 1), YAO),
+    "ga_no_retain": ascent(None, (0.5, 0, 0), ALONE),
+    "ga_mismatch": ascent("kl", (0.5, 1, 1), YAO, mismatch=True),
+    "ga_mismatch_no_retain": ascent(None, (0.5, 1, 0), ALONE, mismatch=True),
+    "grad_diff": ascent("nll", (1, 0, 1), LIU),
+    "grad_diff_kl": ascent("kl", (1, 0, 1), LIU_KL),
+    "unlikelihood": unlikely("kl", (1, 0, 1), WELLECK),
+    "unlikelihood_mismatch": unlikely("kl", (1, 0.5, 1), WELLECK_MISMATCH, mismatch=True),
+    "log_odds": log_odds("kl", (1, 0, 1), OURS),
+    "log_odds_mismatch": log_odds("kl", (1, 0.5, 1), OURS_MISMATCH, mismatch=True),
+    "npo": npo((1, 0, 1), NPO, parameters=beta, reference="logp"),
+    "simnpo": simnpo((1, 0, 1), SIMNPO, parameters={"beta": 2.5, "gamma": 0}),
+    "dpo_right": dpo((1, 0, 1), RIGHT, parameters=beta, preferred="right"),
+    "dpo_idk": dpo((1, 0, 1), IDK, parameters=beta, preferred="idk"),
+    "altpo": dpo((1, 0, 1), ALTPO, parameters=beta, preferred="alternate"),
+    "rmu": rmu("states", (1, 0, 1200), RMU),
+    "undial": undial(None, (1, 0, 0), UNDIAL, parameters={"gamma": 10}, reference="logits"),
+    "wga": wga("nll", (1, 0, 1), WGA, parameters={"beta": 1}),
+    "satimp": satimp("nll", (0.1, 0, 1), SATIMP, parameters={"beta": 5, "gamma": 1}),
+    "ceu": ceu(None, (1, 0, 0), CEU),
+    "pdu": pdu("nll", (1, 0, 100), PDU),
+    "task_vector": likelihood(None, (1, 0, 0), ILHARCO, hooks=TaskVector),
+    "teaching": likelihood("kl", (1, 0, 1), TEACHING),
+    "finetuning": Method(None, "nll", (0, 0, 1), RETAIN_ONLY),
 }
 DEFAULT_METHOD = "log_odds_mismatch"
 

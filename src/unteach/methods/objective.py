@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,12 +26,15 @@ RETAIN_LOSSES = {
     "states": extra_loss,
 }
 RetainTerm = Literal["kl", "nll", "states"]
+Measure = Callable[[int, Mapping[str, float]], bool]
+"""Probes the model as it is now; takes a number for the probe and what to log with it, and returns
+whether this probe is the best so far.
+"""
 
 
 class Hooks:
-    """What a method does around the optimiser steps; one object for each training.
-
-    This base class keeps the retain KL at its budget. Subclasses override what they need.
+    """What a method does around the optimiser steps, one object for each training; this base class
+    keeps the retain KL at its budget.
 
     Args:
         method (`Method`): with the options' retain term and parameters.
@@ -56,34 +60,21 @@ class Hooks:
         """Raises `UserError` for options that exclude each other."""
 
     def prepare(self, model: Any, retain_nll: Callable[[], float]) -> None:
-        """Called before the first step with the model as it is then.
-
-        Args:
-            model: without its data-parallel wrapper.
-            retain_nll (`Callable`): computes the model's mean NLL on the retain set, in nats.
-        """
+        """Called before the first step; `retain_nll` computes the mean NLL on the retain set."""
 
     def state_loss(self, role: str, states: Tensor, reference: Tensor | None) -> Tensor | None:
-        """The loss on hidden states at `layer`, shape (tokens,); `None` for roles without one.
-
-        Args:
-            role (`str`): a name in `ROLES`.
-            states (`Tensor` of shape (tokens, hidden))
-            reference (`Tensor` of the same shape, *optional*): the reference's states there.
+        """The loss of a role's tokens, shape (tokens,), from their hidden states at `layer` and
+        those of the reference, both (tokens, hidden); `None` for roles without one.
         """
 
     def after_step(self, means: Mapping[str, float]) -> None:
-        """Adapts eps3 after a step with these means over its tokens."""
+        """Adapts eps3 after a step with these metrics."""
         if "retain_kl" in means:
             self.budget.update(means["retain_kl"])
 
-    def finish(self, model: Any, measure: Callable[[int, Mapping[str, float]], bool] | None) -> str:
-        """Called once after the last step; may change the weights and then says how.
-
-        Args:
-            model: without its wrapper, all weights in place.
-            measure (`Callable`, *optional*): probes the model as it is now; takes a number for the
-                probe and what to log with it, and returns whether this probe is the best so far.
+    def finish(self, model: Any, measure: Measure | None) -> str:
+        """Called after the last step with the whole model; may change its weights and then says
+        how. `measure` is `None` without a probe.
         """
         return ""
 
@@ -105,8 +96,7 @@ class Method:
     """A named objective with its default weights.
 
     Args:
-        forget (`Callable`, *optional*): loss on the completions to forget; its arguments depend on
-            `level`. `None`: the forget rows are not used.
+        forget (`Callable`, *optional*): loss on the completions to forget; `None`: no such term.
         retain (`"kl"`, `"nll"`, `"states"` or `None`): the retain term: forward KL to the
             reference, cross-entropy, or distance to the reference's hidden states at one layer.
         weights (`tuple[float, float, float]`): default eps1, eps2, eps3.
@@ -114,14 +104,12 @@ class Method:
         mismatch (`bool`): also train random completions on the forget prompts by cross-entropy.
         level (`str`): whether `forget` reads `TokenStatistics` (`"token"`), `Sequences`
             (`"sequence"`), logits (`"vocabulary"`) or hidden states (`"state"`).
-        parameters (`Mapping[str, float]`): keyword arguments of `forget` with their defaults; a
-            user sets `beta` and `gamma`.
+        parameters (`Mapping[str, float]`): keyword arguments of `forget` with their defaults.
         complement (`bool`): `forget` reads log(1 - p).
         reference (`"logp"`, `"logits"` or `None`): what `forget` reads of the reference.
-        preferred (`"right"`, `"idk"`, `"alternate"` or `None`): the completion that is preferred to
-            the one to forget: the row's right answer, a refusal for lack of knowledge, or another
-            sampled answer.
-        forgets_end (`bool`): the token that ends an answer is forgotten too, by default.
+        preferred (`"right"`, `"idk"`, `"alternate"` or `None`): what is preferred to the completion
+            to forget: the row's right answer, a sentence of not knowing, another sampled answer.
+        forgets_end (`bool`): by default the token that ends an answer is forgotten too.
         rate (`float`): factor on the default learning rate of a run.
         hooks (`type[Hooks]`): what happens around the optimiser steps.
     """
@@ -173,19 +161,13 @@ class Method:
         return values
 
     @property
-    def vocabulary_loss(self) -> Callable[[Tensor, Tensor | None, Tensor], Tensor] | None:
+    def vocabulary_loss(self) -> Callable[..., Tensor] | None:
         """The forget loss as a function of logits, reference logits and targets, if it reads
         logits.
         """
         if self.level != "vocabulary" or self.forget is None:
             return None
-        loss, parameters = self.forget, dict(self.parameters)
-        return lambda logits, reference, targets: loss(logits, reference, targets, **parameters)
-
-    @property
-    def retain_loss(self) -> Callable[[TokenStatistics], Tensor] | None:
-        """The per-token loss on the retain set."""
-        return RETAIN_LOSSES[self.retain] if self.retain else None
+        return partial(self.forget, **self.parameters)
 
     def with_retain(self, retain: RetainTerm | None) -> Method:
         """The same forget loss with another retain term, whose default weight is 1 (0 for none)."""
@@ -193,53 +175,42 @@ class Method:
             return self
         return replace(self, retain=retain, weights=(*self.weights[:2], 1.0 if retain else 0.0))
 
-    def with_parameters(self, **parameters: float) -> Method:
-        """The same method with other values of some parameters."""
-        return replace(self, parameters={**self.parameters, **parameters})
-
     def configured(self, name: str, config: Any) -> Method:
-        """The method with the retain term and the parameters that a config gives it.
+        """The method with the `retain_loss`, `beta` and `gamma` of a config.
 
         Args:
             name (`str`): the method's, for messages.
-            config (`UnlearningConfig`): its `retain_loss`, `beta` and `gamma` are read.
+            config (`UnlearningConfig`)
 
         Raises:
             UserError: for options that the method cannot take.
         """
         retain, method = config.retain_loss, self
         choices = [choice for choice in self.hooks.retain_losses if self.forget or choice != "none"]
+        if retain is not None and retain not in choices:
+            allowed = f"it must be one of {', '.join(choices)} with method {name!r}"
+            raise UserError(f"retain_loss is {retain!r}, {allowed}")
         if retain is not None:
-            if retain not in choices:
-                allowed = f"it must be one of {', '.join(choices)} with method {name!r}"
-                raise UserError(f"retain_loss is {retain!r}, {allowed}")
             method = self.with_retain(None if retain == "none" else retain)
-        given = {name: getattr(config, name) for name in ("beta", "gamma")}
-        for parameter, value in given.items():
+        self.hooks.check(method, config)
+        parameters = dict(self.parameters)
+        for option in ("beta", "gamma"):
+            value = getattr(config, option)
             if value is None:
                 continue
-            if parameter not in self.parameters:
-                has = " and ".join(self.parameters) or "neither beta nor gamma"
-                raise UserError(
-                    f"{parameter} is {value}, but method {name!r} has {has}; leave it out"
-                )
-            divisor = parameter == "beta" and self.level == "sequence"
-            if value < 0 or (divisor and value == 0):
-                raise UserError(f"{parameter} is {value}, it must be positive")
-        found = {name: float(value) for name, value in given.items() if value is not None}
-        self.hooks.check(method, config)
-        return method.with_parameters(**found)
+            if option not in parameters:
+                has = " and ".join(parameters) or "neither beta nor gamma"
+                raise UserError(f"{option} is {value}, but method {name!r} has {has}; leave it out")
+            if value < 0 or (value == 0 and option == "beta" and self.level == "sequence"):
+                raise UserError(f"{option} is {value}, it must be positive")
+            parameters[option] = float(value)
+        return replace(method, parameters=parameters)
 
 
 @dataclass(frozen=True)
 class RoleTokens:
-    """The tokens of one role in a micro-batch.
-
-    Args:
-        statistics (`TokenStatistics`)
-        weights (`Tensor` of shape (tokens,)): the weight of each token in its mean.
-        sequence (`Tensor` of shape (tokens,), *optional*): which completion each token belongs to,
-            for losses of whole completions.
+    """The tokens of one role in a micro-batch: their statistics, the weight of each in its mean,
+    and the number of its completion (for losses of whole completions); shapes (tokens,).
     """
 
     statistics: TokenStatistics
@@ -271,8 +242,7 @@ def _forget_term(method: Method, roles: Mapping[str, RoleTokens]) -> tuple[Tenso
     for role in ("forget", "preferred"):
         if role in roles:
             numbers = roles[role].sequence
-            if numbers is None:
-                raise ValueError("a loss of whole completions needs the tokens' sequence numbers")
+            assert numbers is not None, "a loss of whole completions needs their numbers"
             sequences[role] = sums_by_sequence(roles[role].statistics, numbers)
     values = loss(sequences["forget"], sequences.get("preferred"), **method.parameters)
     return weighted_sum_and_count(values, torch.ones_like(values))
@@ -289,11 +259,9 @@ def objective_terms(
     terms: dict[str, tuple[Tensor, Tensor]] = {}
     if method.forget is not None and "forget" in roles:
         terms["forget"] = _forget_term(method, roles)
-    losses = {
-        "mismatch": negative_log_likelihood if method.mismatch else None,
-        "retain": method.retain_loss,
-    }
-    for role, loss in losses.items():
+    mismatch = negative_log_likelihood if method.mismatch else None
+    retain = RETAIN_LOSSES[method.retain] if method.retain else None
+    for role, loss in (("mismatch", mismatch), ("retain", retain)):
         if loss is not None and role in roles:
             terms[role] = weighted_sum_and_count(loss(roles[role].statistics), roles[role].weights)
     return terms

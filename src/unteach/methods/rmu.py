@@ -16,14 +16,11 @@ from unteach.seeding import row_generator
 
 
 def steering_layer(count: int | None, chosen: int | None) -> int:
-    """The layer to steer: the chosen one, or the one at 7/32 of the depth (layer 7 of Zephyr-7B).
-
-    Args:
-        count (`int`, *optional*): number of the model's layers; `None` where they are unknown.
-        chosen (`int`, *optional*): counted from 0.
+    """The layer to steer, counted from 0: the chosen one, or the one at 7/32 of the depth (layer 7
+    of Zephyr-7B).
 
     Raises:
-        UserError: if the model has no such layer.
+        UserError: if the model, which has `count` layers (`None`: unknown), has no such layer.
     """
     if count is None or not 0 <= (chosen or 0) < count:
         layers = "no known list of layers" if count is None else f"{count} layers, counted from 0"
@@ -50,27 +47,21 @@ def steering_vector(size: int, length: float, seed: int) -> Tensor:
 
 
 def _squared_distance(states: Tensor, target: Tensor) -> Tensor:
-    """Sum of squared differences over the last dimension, in float32 or wider: squares of
-    differences lose too much in 16 bits.
-    """
+    """Shape (tokens,); in float32 or wider, as squares of differences lose too much in 16 bits."""
     wide = states.float() if states.dtype in (torch.float16, torch.bfloat16) else states
     return (wide - target.to(wide)).square().sum(-1)
 
 
 def steering_distance(states: Tensor, direction: Tensor) -> Tensor:
     """||h - c u||^2 at a layer, for the completions to forget (RMU; Li et al. 2024, arXiv
-    2403.03218).
-
-    Args:
-        states (`Tensor` of shape (tokens, hidden)): the model's hidden states at that layer.
-        direction (`Tensor` of shape (hidden,)): c u, see `steering_vector`.
+    2403.03218), from states (tokens, hidden) and c u (hidden,), see `steering_vector`.
     """
     return _squared_distance(states, direction)
 
 
 def state_drift(states: Tensor, reference_states: Tensor) -> Tensor:
     """||h - h_reference||^2 at a layer, for the completions to keep (RMU's retain loss; Li et al.
-    2024). Both arguments have shape (tokens, hidden).
+    2024), from states (tokens, hidden).
     """
     return _squared_distance(states, reference_states)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unteach.errors import UserError
-from unteach.methods.objective import Hooks
+from unteach.methods.objective import Hooks, Measure
 
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SCALES = tuple(tenths / 10 for tenths in range(1, 11))
 """Values of alpha to choose from by the probe, as Ilharco et al. 2023 do on validation data."""
 
 
@@ -32,10 +32,7 @@ def task_vector(
     """(theta_0, theta_ft - theta_0) by parameter name, of a model that was fine-tuned from `start`.
 
     An adapter's change is the product B A with B = 0 at the start: A stays as it is, and the change
-    is that of B.
-
-    Raises:
-        UserError: for an adapter whose change is not of that form.
+    is that of B; another adapter raises `UserError`.
     """
     tuned = trained_weights(model)
     if not hasattr(model, "peft_config"):
@@ -79,7 +76,7 @@ class TaskVector(Hooks):
         """Copies the initial weights."""
         self.start = trained_weights(model)
 
-    def finish(self, model: Any, measure: Callable[[int, Mapping[str, float]], bool] | None) -> str:
+    def finish(self, model: Any, measure: Measure | None) -> str:
         """Chooses the scale and subtracts."""
         base, change = task_vector(model, self.start)
         self.scale = self.config.task_vector_scale

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from unteach.errors import UserError
-from unteach.files.checkpoints import damage, mark_complete, truncate_metrics
+from unteach.files import checkpoints
 from unteach.methods import Hooks
 from unteach.processes import barrier, broadcast_from_main, is_main_process
 from unteach.trainer.checkpoints import BestWeights, save_under_model_names
@@ -39,10 +39,8 @@ class ProbeCallback(TrainerCallback):
 
     Probes the model before the first step, every `probe_steps` steps and after the last; the stop
     rule ends training, and the weights of the best probe are kept. Marks each checkpoint as whole,
-    with `state()`, and removes one whose weights are not finite.
-
-    A subclass extends the methods of `TrainerCallback` for what else belongs to a step, and `state`
-    and `load_state` for what else a checkpoint must hold.
+    with `state()`, and removes one whose weights are not finite. A subclass extends the methods of
+    `TrainerCallback`, and `state` and `load_state` for what else a checkpoint must hold.
 
     Args:
         output_dir (`str` or path): the folder of the checkpoints.
@@ -90,12 +88,7 @@ class ProbeCallback(TrainerCallback):
         """Called after each probe, before its weights are kept."""
 
     def measure(self, model: Any, step: int) -> None:
-        """Probes the model; keeps its weights if this is the best probe so far.
-
-        Args:
-            model: the trainer's.
-            step (`int`): steps done.
-        """
+        """Probes the trainer's model after `step` steps; keeps the weights of the best probe."""
         assert self.probe is not None, "there is no probe"
         started = time.perf_counter()
         with self.whole_model(self.unwrap(model)) as whole:
@@ -126,15 +119,13 @@ class ProbeCallback(TrainerCallback):
             self.best.load(model, self.rule.best_step)
 
     def checkpoint(self, wanted: str | bool | None) -> str | None:
-        """The whole checkpoint to resume from, `None` for the start; see `UnlearningTrainer.train`.
-
-        Raises:
-            UserError: for a named one that is damaged.
+        """The whole checkpoint to resume from, `None` for the start: a named one, which must not be
+        damaged, or with `True` the newest.
         """
         if wanted is True:
             found = BestWeights(self.output_dir).latest_checkpoint()
             return str(found) if found else None
-        if wanted and (wrong := damage(wanted)):
+        if wanted and (wrong := checkpoints.damage(wanted)):
             raise UserError(
                 f"checkpoint {wanted} is damaged: {wrong}; take an earlier one, or"
                 " resume_from_checkpoint=True to have one chosen"
@@ -148,8 +139,7 @@ class ProbeCallback(TrainerCallback):
     def end(self, reason: str, step: int, control: Any) -> Any:
         """Ends training that has failed, without a checkpoint."""
         self.fail(reason)
-        control.should_training_stop = True
-        control.should_save = False
+        control.should_training_stop, control.should_save = True, False
         return control
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -181,7 +171,7 @@ class ProbeCallback(TrainerCallback):
             if finite:
                 if not is_sharded(model):
                     save_under_model_names(model, folder)
-                mark_complete(folder, {"step": step, **self.state()})
+                checkpoints.mark_complete(folder, {"step": step, **self.state()})
                 if self.best:
                     self.best.keep_referenced()
             else:
@@ -277,16 +267,10 @@ class StepCallback(ProbeCallback):
             self.output_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             metrics = self.output_dir / "metrics.jsonl"
             metrics.touch()
-            truncate_metrics(metrics, state.get("step", -1))
+            checkpoints.truncate_metrics(metrics, state.get("step", -1))
 
     def measure_finished(self, model: Any, number: int, facts: Mapping[str, float]) -> bool:
-        """Probes weights that are made after training; true if this is the best probe so far.
-
-        Args:
-            model: without its wrapper.
-            number (`int`): the probe's, in place of a step.
-            facts: what is written with the rates.
-        """
+        """Probes weights that are made after training; see `unteach.methods.objective.Measure`."""
         assert self.final_probe is not None, "there is no probe"
         rates = dict(self.final_probe(model))
         self.write_metrics({"step": self.last_step, **facts, "probe": rates})

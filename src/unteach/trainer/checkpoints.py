@@ -16,13 +16,10 @@ from unteach.files.checkpoints import damage, kept_states, latest_checkpoint, ma
 
 
 class BestWeights:
-    """Folders `best-STEP` beside the checkpoints.
+    """Folders `best-STEP` beside the checkpoints, which are in `output_dir`.
 
     A resumed run may have to return to the best probe that its checkpoint recorded, so a folder is
     removed only once no whole checkpoint refers to it.
-
-    Args:
-        output_dir (`str` or path): the folder of the checkpoints.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
@@ -62,19 +59,13 @@ class BestWeights:
         return latest_checkpoint(self.output_dir, wrong)
 
     def damage(self, step: int) -> str:
-        """What is wrong with the weights of that step, as a clause; empty if they are whole, or if
-        there is no such step (-1).
-        """
+        """What is wrong with the weights of that step, as a clause; empty if nothing is, or for -1."""
         wrong = "" if step < 0 else damage(self.folder(step))
         name = self.folder(step).name
         return f"the best weights so far, {name}, are damaged ({wrong})" if wrong else ""
 
     def load(self, model: Any, step: int) -> None:
-        """Loads the weights of that step into the model.
-
-        Raises:
-            UserError: if their files have changed since they were written.
-        """
+        """Loads the weights of that step into the model; a `UserError` if their files changed."""
         if wrong := self.damage(step):
             raise UserError(
                 f"{wrong}; start the same command again, which resumes from an earlier checkpoint"
@@ -110,10 +101,8 @@ def save_under_model_names(model: Any, checkpoint: Path) -> None:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Loads the weights that are saved in `folder` (of an adapter alone, if there is one).
-
-    Raises:
-        UserError: if they are not this model's.
+    """Loads the weights that are saved in `folder` (of an adapter alone, if there is one); a
+    `UserError` if they are not this model's.
     """
     from safetensors.torch import load_file
 

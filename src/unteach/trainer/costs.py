@@ -15,22 +15,21 @@ import torch
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of one stage.
+    """The cost of one stage, over all its sessions where it was interrupted.
 
     Args:
         stage (`str`)
         seconds (`float`): wall clock of its optimiser steps (generation, forward, backward, update)
-            and of what is computed once before them, over all its sessions where it was
-            interrupted; without loading, probes and the writing of checkpoints.
+            and of what is computed once before them; without loading, probes and checkpoints.
         data_tokens (`int`): tokens of good answers that someone had to write, each counted in the
             first stage that reads it.
         generated_tokens (`int`): tokens that the model wrote to learn from.
-        training_tokens (`int`): tokens that went through the model forward and backward.
+        training_tokens (`int`): tokens with a forward and a backward pass.
         peak_memory_mb (`float`): peak memory of the process during the stage (before it, where the
             system does not say), in MiB: on the GPU where one was used, else resident.
-        forward_tokens (`int`): tokens that went through a model forward only: prompts before
-            generation, reference, reward model.
-        probe_seconds (`float`): wall clock of the behaviour probes; not part of `seconds`.
+        forward_tokens (`int`): tokens with a forward pass only: prompts before generation,
+            reference, reward model.
+        probe_seconds (`float`): wall clock of the probes; not part of `seconds`.
     """
 
     stage: str
@@ -44,8 +43,8 @@ class Cost:
 
 
 def reset_peak_memory() -> None:
-    """Lets the peak of this process's memory begin anew: on the GPU, if there is one, and resident,
-    where the system can (Linux).
+    """Resets peak-memory statistics: of the GPU, if there is one, and on Linux of resident
+    memory.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -55,7 +54,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mb() -> float:
     """Peak memory of this process in MiB, since `reset_peak_memory` where the system can, else
-    since its start: that of the GPU where one was used, else what was resident.
+    since its start: of the GPU where one was used, else resident.
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
@@ -68,18 +67,14 @@ def peak_memory_mb() -> float:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum of the stages' costs; of memory the highest."""
-    costs = list(costs)
-    return Cost(
-        "all",
-        round(sum(cost.seconds for cost in costs), 3),
-        sum(cost.data_tokens for cost in costs),
-        sum(cost.generated_tokens for cost in costs),
-        sum(cost.training_tokens for cost in costs),
-        max((cost.peak_memory_mb for cost in costs), default=0.0),
-        sum(cost.forward_tokens for cost in costs),
-        round(sum(cost.probe_seconds for cost in costs), 1),
-    )
+    """The sum of the stages' costs; of memory the maximum."""
+    stages = [vars(cost) for cost in costs]
+    peak = max((stage["peak_memory_mb"] for stage in stages), default=0.0)
+    added = ("seconds", "data_tokens", "generated_tokens", "training_tokens", "forward_tokens")
+    sums = {
+        name: round(sum(stage[name] for stage in stages), 3) for name in (*added, "probe_seconds")
+    }
+    return Cost("all", peak_memory_mb=peak, **sums)
 
 
 def unlearning_cost(
@@ -89,7 +84,7 @@ def unlearning_cost(
     live_reference: bool,
     peak_mb: float,
 ) -> Cost:
-    """The price of an unlearning run, from the lines of its `metrics.jsonl`.
+    """The cost of an unlearning run, from the lines of its `metrics.jsonl`.
 
     Args:
         lines: steps (with `loss`; the first also with the `reference_seconds` before it) and probes
@@ -100,27 +95,24 @@ def unlearning_cost(
     """
     steps = [line for line in lines if "loss" in line]
     once = [line["reference_seconds"] for line in lines if "reference_seconds" in line]
+    probes = [line.get("seconds", 0.0) for line in lines if "probe" in line]
     tokens = int(sum(step["tokens"] for step in steps))
     return Cost(
         "unlearning",
-        round(sum(step["seconds"] for step in steps) + sum(once), 3),
-        0,
-        0,
-        tokens,
-        round(peak_mb, 1),
-        (tokens if live_reference else reference_tokens) if once else 0,
-        round(sum(line.get("seconds", 0.0) for line in lines if "probe" in line), 1),
+        seconds=round(sum(step["seconds"] for step in steps) + sum(once), 3),
+        data_tokens=0,
+        generated_tokens=0,
+        training_tokens=tokens,
+        peak_memory_mb=round(peak_mb, 1),
+        forward_tokens=(tokens if live_reference else reference_tokens) if once else 0,
+        probe_seconds=round(sum(probes), 1),
     )
 
 
 def tokens_seen(history: Sequence[Mapping[str, Any]]) -> int:
-    """Training tokens from a trainer's log, whose running count begins anew where a run was
-    resumed.
-    """
-    seen, last = 0.0, 0.0
-    for record in history:
-        if "num_tokens" in record:
-            now = float(record["num_tokens"])
-            seen += now if now < last else now - last
-            last = now
+    """Training tokens from a trainer's log, whose running count restarts where a run was resumed."""
+    seen = last = 0.0
+    for now in (float(record["num_tokens"]) for record in history if "num_tokens" in record):
+        seen += now if now < last else now - last
+        last = now
     return int(seen)

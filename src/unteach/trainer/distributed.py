@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from unteach.errors import UserError
 from unteach.losses.statistics import TokenStatistics
-from unteach.methods import RoleTokens
+from unteach.methods.objective import RoleTokens
 from unteach.models.kernels import set_forward, with_forward
 from unteach.processes import all_gather
 
@@ -29,16 +29,10 @@ def inside_forward(
     called: nn.Module, replaced: nn.Module, compute: Callable[[Tensor], Any], argument: Tensor
 ) -> Any:
     """`compute(argument)`, run in place of `replaced.forward` while `called(argument)` runs, with
-    the hooks of both.
+    the hooks of both; `called` is `replaced` or a wrapper that calls it.
 
     Data-parallel wrappers prepare the reduction of gradients, and sharding gathers weights, around
     a module's forward; they look for outputs in what it returns: tensors in tuples, lists or dicts.
-
-    Args:
-        called (`nn.Module`): `replaced` itself, or a wrapper that calls it.
-        replaced (`nn.Module`)
-        compute (`Callable`)
-        argument (`Tensor`)
     """
     own = vars(replaced).get("forward")
 
@@ -179,11 +173,7 @@ class WholeModel:
 
 def shard_on_cpus(accelerator: Any, plugin_args: Any) -> bool:
     """Turns FSDP on where the launcher configures it on CPUs, which accelerate silently ignores;
-    returns whether it did.
-
-    Args:
-        accelerator (`Accelerator`)
-        plugin_args (`dict`, *optional*): `TrainingArguments.fsdp_plugin_args`.
+    true if it did. `plugin_args` are `TrainingArguments.fsdp_plugin_args`.
     """
     from accelerate.state import DistributedType, PartialState
     from accelerate.utils import FullyShardedDataParallelPlugin

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from unteach import models
 from unteach.data.packing import PADDING
-from unteach.losses.statistics import TokenStatistics
-from unteach.methods import ROLES, Hooks, Method, RoleTokens
+from unteach.losses.statistics import ROLES, TokenStatistics
+from unteach.methods.objective import Hooks, Method, RoleTokens
 from unteach.models.kernels import CompiledLayers
 from unteach.models.parts import OutputHead, layer_outputs
 from unteach.models.token_statistics import token_statistics, vocabulary_statistics
@@ -29,8 +29,7 @@ class StepSpec:
     """What one micro-batch is computed with.
 
     Args:
-        method (`Method`)
-        hooks (`Hooks`): the method's, for losses on hidden states.
+        method (`Method`), hooks (`Hooks`): the objective; the hooks have losses on hidden states.
         packed (`bool`): layout of the batches, see `make_batch`.
         budget_bytes (`int`): most memory of one (tokens, vocabulary) matrix.
         autocast (`Callable`): makes the precision context of the forward pass.
@@ -46,16 +45,14 @@ class StepSpec:
 
 
 class ReferenceValues(Protocol):
-    """The reference model's values on a batch."""
+    """The reference model: its frozen output head, and its values on a batch."""
 
     @property
     def head(self) -> OutputHead | None:
-        """Its output head, frozen: maps final hidden states to its distribution."""
+        """Maps final hidden states to its logits."""
 
     def at(self, batch: Batch) -> dict[str, Tensor]:
-        """By role, the values that `Method.reference_values` names, shape (tokens, ...), in the
-        batch's order.
-        """
+        """By role, what `Method.reference_values` names, shape (tokens, ...), in batch order."""
 
 
 def final_states(model: Any, batch: Batch, spec: StepSpec) -> Tensor:
@@ -77,31 +74,31 @@ def states_with_layer(model: Any, batch: Batch, spec: StepSpec) -> tuple[Tensor,
 def role_tokens(
     model: Any, batch: Batch, reference: ReferenceValues | None, spec: StepSpec
 ) -> dict[str, RoleTokens]:
-    """Per-token statistics of each role in a batch, from one forward pass.
+    """Per-token statistics of each role in a batch of `make_batch`, from one forward pass.
 
     Args:
         model: a causal language model without its data-parallel wrapper.
         batch: of `make_batch`.
-        reference (`ReferenceValues`, *optional*): of the roles that it has no values for, the
-            statistics have none.
+        reference (`ReferenceValues`, *optional*): the statistics of roles without reference values
+            have none.
         spec (`StepSpec`)
     """
     # the reference comes first: reading stored values waits for the GPU
     values = reference.at(batch) if reference else {}
-    kinds = {role: spec.method.reference_values[role] for role in values}
-    hidden_values = {role: value for role, value in values.items() if kinds[role] == "hidden"}
-    head = reference.head if reference else None
-    layer_states: Tensor | None = None
+    by_kind: dict[str, dict[str, Tensor]] = {"hidden": {}, "logp": {}, "layer": {}}
+    for role, value in values.items():
+        by_kind[spec.method.reference_values[role]][role] = value
+    inner: Tensor | None = None
     if spec.hooks.layer is None:
         hidden = final_states(model, batch, spec)
     else:
-        hidden, layer_states = states_with_layer(model, batch, spec)
+        hidden, inner = states_with_layer(model, batch, spec)
     sizes = batch["role"].bincount(minlength=len(ROLES)).tolist()
+    known, reference_head = by_kind["hidden"], reference.head if reference else None
 
     def statistics_of(states: Tensor) -> list[TokenStatistics]:
-        return _statistics_by_role(
-            states, batch["target"], sizes, models.output_head(model), hidden_values, head, spec
-        )
+        head, targets = models.output_head(model), batch["target"]
+        return _statistics_by_role(states, targets, sizes, head, known, reference_head, spec)
 
     with spec.autocast():
         parts = through_head(models.output_layer(model), statistics_of, hidden)
@@ -111,11 +108,10 @@ def role_tokens(
         tokens = slice(end, end := end + size)
         if not size:
             continue
-        if kinds.get(role) == "logp":
+        if role in by_kind["logp"]:
             statistics = replace(statistics, reference_logp=values[role])
-        if layer_states is not None:
-            known = values.get(role) if kinds.get(role) == "layer" else None
-            loss = spec.hooks.state_loss(role, layer_states[tokens], known)
+        if inner is not None:
+            loss = spec.hooks.state_loss(role, inner[tokens], by_kind["layer"].get(role))
             statistics = replace(statistics, extra=loss)
         roles[role] = RoleTokens(statistics, batch["weight"][tokens], batch["sequence"][tokens])
     return roles
@@ -133,20 +129,19 @@ def _statistics_by_role(
     """The statistics of each role, whose tokens follow each other; all that read no whole
     distribution from one pass over the logits.
     """
-    first: list[TokenStatistics] = []
-    loss = spec.method.vocabulary_loss
-    if loss is not None:
-        forget = sizes[0]
+    forget: list[TokenStatistics] = []
+    if (loss := spec.method.vocabulary_loss) is not None:
+        size = sizes[0]
         statistics = vocabulary_statistics(
-            hidden[:forget],
-            targets[:forget],
+            hidden[:size],
+            targets[:size],
             head,
             loss,
             reference_hidden=reference.get("forget"),
             reference_head=reference_head,
             budget_bytes=spec.budget_bytes,
         )
-        first, hidden, targets = [statistics], hidden[forget:], targets[forget:]
+        forget, hidden, targets = [statistics], hidden[size:], targets[size:]
     others = token_statistics(
         hidden,
         targets,
@@ -156,7 +151,7 @@ def _statistics_by_role(
         reference_head=reference_head,
         budget_bytes=spec.budget_bytes,
     )
-    return first + others.split(sizes[len(first) :])
+    return forget + others.split(sizes[len(forget) :])
 
 
 SUMMED = frozenset({"loss", "tokens", "padded_tokens"})
@@ -190,13 +185,8 @@ class StepMeans:
         loss: Tensor,
         terms: Mapping[str, tuple[Tensor, Tensor]],
     ) -> None:
-        """Adds one micro-batch.
-
-        Args:
-            roles: per-token statistics of each role.
-            tree (`Tensor` of shape (rows, length)): each position's tree, or `PADDING`.
-            loss (scalar `Tensor`): this process's share of the step's loss.
-            terms: (sum, count) of each term of the objective.
+        """Adds one micro-batch: statistics by role, each position's tree or `PADDING`, shape (rows,
+        length), this process's share of the step's loss, and (sum, count) of each term.
         """
         one = loss.new_ones((), dtype=torch.float64)
         for role, tokens in roles.items():
@@ -213,11 +203,7 @@ class StepMeans:
         self._add("padded_tokens", one * tree.numel(), one)
 
     def take(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """The step's metrics, which are cleared.
-
-        Args:
-            reduce (`Callable`, *optional*): sums a tensor over processes.
-        """
+        """The step's metrics, which are cleared; `reduce` sums a tensor over processes."""
         if not self._sums:
             return {}
         zero = [torch.zeros_like(total) for total in self._sums["loss"]]

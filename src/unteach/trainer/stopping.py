@@ -1,6 +1,4 @@
-"""When training stops, and how strongly the retain term holds: decided by behaviour and by the
-retain loss, never by the forget loss.
-"""
+"""When training stops and how much the retain term weighs: never decided by the forget loss."""
 
 from __future__ import annotations
 
@@ -26,17 +24,10 @@ def probe_interval(probe_steps: float, steps: int) -> int:
 class RetainBudget:
     """Keeps the retain KL at a budget by adapting its weight eps3.
 
-    A weight that has risen falls again as fast as it rose while the KL is far below the budget,
-    down to its first value: otherwise it stays high long after the cause is gone (integral
-    wind-up), and nothing more is forgotten.
-
-    Args:
-        budget (`float`, *optional*): nats per token; `None`: the weight stays.
-        weight (`float`): eps3 now.
-        up, down (`float`): factors after a step above and below the budget.
-        unwinding (`float`): above the first weight the factor after a step below is (KL /
-            budget)^unwinding, between 1 / up and `down`.
-        least, most (`float`): bounds of the weight; the first weight is never outside them.
+    The weight is multiplied by `up` after a step above the budget (nats per token; `None`: never),
+    by `down` after one below it, within bounds that include its first value. Above its first value
+    it falls by (KL / budget)^unwinding, between 1 / up and `down`: otherwise it stays high long
+    after the cause is gone (integral wind-up), and nothing more is forgotten.
     """
 
     budget: float | None
@@ -66,10 +57,8 @@ class RetainBudget:
 
 LOW_PROBES = 2
 """Consecutive probes with too little utility that end training."""
-ENOUGH_UTILITY = 0.95
-"""Share of the initial utility below which training goes on while utility recovers."""
-RECOVERY = 0.01
-"""Smallest gain in that share between two probes that counts as recovering."""
+ENOUGH_UTILITY, RECOVERY = 0.95, 0.01
+"""Training goes on below this share of the initial utility while it gains this much in a probe."""
 
 
 @dataclass
@@ -156,12 +145,8 @@ COLLAPSED_STEPS = 5
 
 @dataclass
 class CollapseWatch:
-    """Detects a model that training has destroyed; its `count` goes into checkpoints.
-
-    Args:
-        limit (`float`, *optional*): retain KL in nats per token above which a step counts as
-            collapsed; `None`: never.
-        count (`int`): consecutive collapsed steps so far.
+    """Detects a model that training has destroyed: its retain KL (nats per token) is above `limit`
+    in `COLLAPSED_STEPS` consecutive steps, of which there are `count` so far.
     """
 
     limit: float | None

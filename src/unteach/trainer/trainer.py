@@ -25,7 +25,8 @@ from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.token_table import longest_row
 from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
-from unteach.methods import ROLES, objective_terms, step_counts, total_loss
+from unteach.losses.statistics import ROLES
+from unteach.methods.objective import objective_terms, step_counts, total_loss
 from unteach.models.kernels import compiled_layers, steady_attention, with_forward
 from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
