@@ -144,7 +144,10 @@ class Collator:
                 trees.append(Tree(row.prompt_ids, tuple(retain_branches(row, index))))
         return trees
 
+    def batch(self, trees: Sequence[Tree], *, packed: bool | None = None) -> dict[str, Tensor]:
+        """One batch of trees, see `make_batch`; in another layout than its own with `packed`."""
+        layout = self.packed if packed is None else packed
+        return make_batch(trees, packed=layout, pad_id=self.pad_id, row_tokens=self.row_tokens)
+
     def __call__(self, items: Sequence[StreamItem]) -> dict[str, Tensor]:
-        return make_batch(
-            self.trees(items), packed=self.packed, pad_id=self.pad_id, row_tokens=self.row_tokens
-        )
+        return self.batch(self.trees(items))

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from unteach.config.unlearning import UnlearningConfig
 from unteach.errors import UserError
 from unteach.files import checkpoints
 from unteach.methods import Hooks
@@ -184,11 +185,12 @@ class StepCallback(ProbeCallback):
     run that has failed.
 
     Args:
-        output_dir, rule, probe, probe_steps, options: as in `ProbeCallback`.
+        config (`UnlearningConfig`): of the output folder, the stop rule and the probes.
+        probe (`Probe`, *optional*)
         hooks (`Hooks`): the method's.
         take_means (`Callable`): returns the metrics of the step just done.
-        watch (`CollapseWatch`)
         on_step (`Callable`): called with the numbers of each step and of each probe.
+        options: as in `ProbeCallback`.
 
     Attributes:
         reference_seconds (`float`, *optional*): time that the reference took before the first step.
@@ -196,21 +198,19 @@ class StepCallback(ProbeCallback):
 
     def __init__(
         self,
-        output_dir: str | os.PathLike[str],
-        rule: StopRule,
+        config: UnlearningConfig,
         probe: Probe | None,
-        probe_steps: float,
-        *,
         hooks: Hooks,
         take_means: Callable[[], dict[str, float]],
-        watch: CollapseWatch,
         on_step: StepHook,
         **options: Any,
     ) -> None:
+        rule = StopRule(config.target_rate, config.hold, config.min_utility, config.patience)
         in_training = probe if hooks.probes_training else None
-        super().__init__(output_dir, rule, in_training, probe_steps, **options)
-        self.final_probe = probe
-        self.hooks, self.take_means, self.watch, self.on_step = hooks, take_means, watch, on_step
+        folder = str(config.output_dir)
+        super().__init__(folder, rule, in_training, config.probe_steps, **options)
+        self.hooks, self.take_means, self.on_step = hooks, take_means, on_step
+        self.final_probe, self.watch = probe, CollapseWatch(config.collapse_kl)
         self.reference_seconds: float | None = None
         self._started = time.perf_counter()
 

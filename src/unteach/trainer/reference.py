@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unteach import models
 from unteach.config.unlearning import UnlearningConfig
-from unteach.data.packing import ROLE_IDS, Branch, Tree, make_batch
+from unteach.data.packing import ROLE_IDS, Branch, Tree
 from unteach.data.stream import Collator, forget_branches, retain_branches
 from unteach.data.tokenization import EncodedRow
 from unteach.files.state_file import StateFile
@@ -45,13 +45,13 @@ TOKENS_PER_BATCH = 2048
 
 
 class ReferenceModel:
-    """The model that serves as the reference: a frozen copy (`live`), or the model itself without
-    its adapter, before the first step (`stored`) or at any time (`adapter_off`).
+    """The model that serves as the reference: a frozen copy (source `live`), or the model itself
+    without its adapter, before the first step (`stored`) or at any time (`adapter_off`).
 
     Args:
         trained: the model without its data-parallel wrapper, before the first step.
         spec (`StepSpec`): precision, layout and layer of the forward pass.
-        source (`"stored"`, `"adapter_off"` or `"live"`)
+        source (`str`): as in `UnlearningConfig.reference`.
     """
 
     def __init__(self, trained: Any, spec: StepSpec, source: str) -> None:
@@ -115,8 +115,7 @@ class StoredValues:
     which each step reads what it needs, or in memory.
 
     Args:
-        role (`str`): role of the completions.
-        lengths (`Sequence[int]`): number of completion tokens of each row.
+        role (`str`), lengths (`Sequence[int]`): of the completions of each row, in tokens.
         folder (path, *optional*): where the file is; in memory if not given.
         key (`str`, *optional*): digest of model and rows; a file under another key is not used.
         dtype (`torch.dtype`, *optional*): precision of what is stored; default: that of the values.
@@ -202,12 +201,8 @@ class StoredValues:
 def store(
     stored: Sequence[StoredValues], batches: Iterable[Batch], compute: Callable[[Batch], Tensor]
 ) -> None:
-    """Computes what is not stored yet in one pass; each process computes its share of the batches.
-
-    Args:
-        stored (`Sequence[StoredValues]`): one for each role of the rows.
-        batches: together hold all rows, each once.
-        compute (`Callable`): from a batch to the values of all its completion tokens.
+    """Computes what is not stored yet of the roles of some rows, in one pass over all of them;
+    `compute` maps a batch to the values of its completion tokens. Processes share the batches.
     """
     missing = [one for one in stored if not one.load()]
     if missing:
@@ -221,11 +216,8 @@ def store(
 
 
 class StoredReference:
-    """Values that were computed once, before the first step.
-
-    Args:
-        values: by role.
-        head (`OutputHead`, *optional*): the reference's, frozen; needed for hidden states.
+    """Values by role that were computed once, before the first step; hidden states need the
+    reference's frozen head.
     """
 
     def __init__(self, values: Mapping[str, StoredValues], head: OutputHead | None = None) -> None:
@@ -237,11 +229,8 @@ class StoredReference:
 
 
 class LiveReference:
-    """Values that are computed at each step, in one forward pass for all roles.
-
-    Args:
-        model (`ReferenceModel`)
-        kinds: by role, see `Method.reference_values`.
+    """Values that are computed at each step, in one forward pass for all roles; `kinds` by role as
+    in `Method.reference_values`.
     """
 
     def __init__(self, model: ReferenceModel, kinds: Mapping[str, str]) -> None:
@@ -266,15 +255,8 @@ def build_reference(
     collator: Collator,
     config: UnlearningConfig,
 ) -> Reference | None:
-    """Everything that the method reads of the reference; `None` where it reads nothing.
-
-    Hidden states are stored in files in the output folder.
-
-    Args:
-        model (`ReferenceModel`)
-        rows: the forget and the retain rows, by name.
-        collator (`Collator`): layout of the batches.
-        config (`UnlearningConfig`): of the files' folder and precision.
+    """Everything that the method reads of the reference on the forget and the retain rows; `None`
+    where it reads nothing. Hidden states are stored in files in the output folder.
     """
     method, layer = model.spec.method, model.spec.hooks.layer
     kinds = {role: k for role, k in method.reference_values.items() if rows[_set_of(role)]}
@@ -320,38 +302,27 @@ def row_batches(
     branches: Callable[[EncodedRow, int], list[Branch]],
     collator: Collator,
     device: torch.device,
-) -> Iterator[dict[str, Tensor]]:
-    """All rows in batches of about `TOKENS_PER_BATCH` tokens, short ones first.
-
-    Args:
-        rows (`Sequence[EncodedRow]`)
-        branches (`Callable`): from a row and its number to its completions.
-        collator (`Collator`): layout of the batches.
-        device (`torch.device`)
+) -> Iterator[Batch]:
+    """All rows in batches of about `TOKENS_PER_BATCH` tokens, short ones first; `branches` makes
+    the completions of a row from it and its number.
     """
 
     def tree(number: int) -> Tree:
         return Tree(rows[number].prompt_ids, tuple(branches(rows[number], number)))
 
-    def make(numbers: Sequence[int]) -> dict[str, Tensor]:
-        trees = [tree(number) for number in numbers]
-        batch = make_batch(
-            trees,
-            packed=collator.packed,
-            pad_id=collator.pad_id,
-            row_tokens=collator.row_tokens,
-        )
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+    def batch(numbers: Sequence[int]) -> Batch:
+        made = collator.batch([tree(number) for number in numbers])
+        return {name: tensor.to(device) for name, tensor in made.items()}
 
     lengths = [len(tree(number)) for number in range(len(rows))]
     waiting: list[int] = []
     for number in sorted(range(len(rows)), key=lengths.__getitem__):
         if waiting and sum(lengths[i] for i in [*waiting, number]) > TOKENS_PER_BATCH:
-            yield make(waiting)
+            yield batch(waiting)
             waiting = []
         waiting.append(number)
     if waiting:
-        yield make(waiting)
+        yield batch(waiting)
 
 
 def reference_key(

@@ -63,12 +63,7 @@ def check_fast_path(
     precision = nullcontext if exact else autocast
 
     def batch_of(packed: bool) -> dict[str, Tensor]:
-        return _on_device(
-            model,
-            make_batch(
-                trees, packed=packed, pad_id=collator.pad_id, row_tokens=collator.row_tokens
-            ),
-        )
+        return _on_device(model, collator.batch(trees, packed=packed))
 
     plain = batch_of(packed=False)
     with precision():

@@ -35,7 +35,7 @@ from unteach.trainer.reference import Reference, ReferenceModel, StoredReference
 from unteach.trainer.rows import check_rows, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
 from unteach.trainer.step import StepMeans, StepSpec, role_tokens
-from unteach.trainer.stopping import CollapseWatch, Probe, RetainBudget, StopRule, nonfinite_loss
+from unteach.trainer.stopping import Probe, RetainBudget, nonfinite_loss
 
 ALREADY_FORGOTTEN = (
     "before the first step the forget rate of the probe is at or under target_rate, so the stop"
@@ -116,21 +116,18 @@ class UnlearningTrainer(Trainer):
         budget = RetainBudget(args.max_retain_kl if self.logs_kl else None, self.weights["retain"])
         self.hooks = method.hooks(method, args, layers, budget)
         self.means = StepMeans()
-        self.rule = StopRule(args.target_rate, args.hold, args.min_utility, args.patience)
         self.whole: distributed.WholeModel | None = None
         self.reference: Reference | None = None
         self.steps = StepCallback(
-            self.output,
-            self.rule,
+            args,
             probe,
-            args.probe_steps,
-            hooks=self.hooks,
-            take_means=self.take_means,
-            watch=CollapseWatch(args.collapse_kl),
+            self.hooks,
+            self.take_means,
             on_step=lambda record: self.on_step(record) if self.on_step else None,
             unwrap=lambda _: self._unwrapped(),
             whole_model=lambda model: self.whole.of(model) if self.whole else nullcontext(model),
         )
+        self.rule = self.steps.rule
         caches = getattr(model.config, "use_cache", False)
         super().__init__(
             model=model,
