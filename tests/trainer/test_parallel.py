@@ -299,14 +299,15 @@ def test_a_lost_process_ends_the_run_with_a_sentence(arguments: list[str], tmp_p
 
 SAY_TYPES = """
 import sys
-from unteach.trainer import trainer
+from unteach.trainer import distributed
 from unteach.trainer.step import StepMeans
 from unteach.cli import main
-shard = trainer.shard_on_cpus
-def as_on_gpus(whose):
-    shard(whose)
-    whose.accelerator.state.fsdp_plugin.set_mixed_precision("bf16")
-trainer.shard_on_cpus = as_on_gpus
+shard = distributed.shard_on_cpus
+def as_on_gpus(accelerator, args):
+    found = shard(accelerator, args)
+    accelerator.state.fsdp_plugin.set_mixed_precision("bf16")
+    return found
+distributed.shard_on_cpus = as_on_gpus
 add = StepMeans.add
 def spy(self, roles, *rest):
     for role, tokens in roles.items():
