@@ -77,7 +77,7 @@ def test_with_an_adapter_the_stored_reference_is_the_model_without_it(method, tm
 
 @pytest.mark.parametrize("method", ["npo", "dpo_right", "pdu", "rmu"])
 def test_one_batch_of_eight_equals_eight_of_one(method, tmp_path):
-    """More items than forget rows: a row comes twice in a step, and its two sequences stay apart."""
+    """More items than forget rows: a row comes twice in a step, its two sequences stay apart."""
     settings: dict[str, Any] = {"method": method, "max_steps": 2, "dual_step_size": 1.0}
     one = weights_after(tmp_path / "a", per_device_train_batch_size=8, **settings)
     eight = weights_after(

@@ -190,7 +190,7 @@ def test_the_weight_rises_above_the_budget_and_falls_at_it_and_below():
     assert budget.update(0.0) == pytest.approx(2.0 * 0.95**2)
 
 
-def test_a_weight_that_was_driven_up_comes_down_as_fast_as_it_rose_but_slowly_below_where_it_began():
+def test_a_weight_that_has_risen_falls_as_fast_but_slowly_below_its_first_value():
     budget = RetainBudget(0.05, 3.0)
     driven = [budget.update(0.2) for _ in range(20)][-1]
     assert driven == pytest.approx(3 * 1.15**20)

@@ -258,7 +258,7 @@ class StepCallback(ProbeCallback):
         self.on_step({"step": float(step), **{f"probe_{name}": rates[name] for name in rates}})
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Prepares the output folder for training from a checkpoint's state, empty for the start."""
+        """Prepares the output folder for training from a checkpoint's state; empty: the start."""
         self.take_means()
         self.last_step = state.get("step", 0)
         if state:

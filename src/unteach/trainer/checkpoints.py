@@ -59,7 +59,7 @@ class BestWeights:
         return latest_checkpoint(self.output_dir, wrong)
 
     def damage(self, step: int) -> str:
-        """What is wrong with the weights of that step, as a clause; empty if nothing is, or for -1."""
+        """What is wrong with that step's weights, as a clause; empty if nothing is, or for -1."""
         wrong = "" if step < 0 else damage(self.folder(step))
         name = self.folder(step).name
         return f"the best weights so far, {name}, are damaged ({wrong})" if wrong else ""

@@ -110,7 +110,7 @@ def unlearning_cost(
 
 
 def tokens_seen(history: Sequence[Mapping[str, Any]]) -> int:
-    """Training tokens from a trainer's log, whose running count restarts where a run was resumed."""
+    """Training tokens from a trainer's log, whose count restarts where a run was resumed."""
     seen = last = 0.0
     for now in (float(record["num_tokens"]) for record in history if "num_tokens" in record):
         seen += now if now < last else now - last

@@ -290,8 +290,8 @@ class UnlearningTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains; afterwards the model holds the weights of the best probe, or without a probe those
-        of the last step.
+        """Trains; afterwards the model holds the weights of the best probe, or without a probe
+        those of the last step.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the
