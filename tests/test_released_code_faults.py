@@ -14,8 +14,8 @@ import naive
 from tiny_models import byte_level_bpe, tiny_model
 from tiny_trainers import FORGET, RETAIN, make_trainer
 from unteach import models
-from unteach.data.mismatch import MismatchPool
-from unteach.data.packing import PADDING, ROLE_IDS, Branch, Tree, common_opening, make_batch
+from unteach.data.completions import MismatchPool
+from unteach.data.packing import PADDING, ROLE_IDS, Branch, Tree, common_prefix, make_batch
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
 from unteach.data.tokenization import encode_row, encode_rows, end_of_turn_id
@@ -195,7 +195,7 @@ def test_a_prompt_is_forwarded_once_and_not_once_for_each_of_its_completions(tmp
         *(trainer.retain_rows[index] for i in items for index in i.retain),
     ]
     prompts = [row.prompt_ids for row in rows]
-    shared_prefix = len(common_opening(prompts)) * (len(prompts) - len(batch["input_ids"]))
+    shared_prefix = len(common_prefix(prompts)) * (len(prompts) - len(batch["input_ids"]))
     assert int((batch["tree"] != PADDING).sum()) == once + retain - shared_prefix
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unteach.data.token_table import TokenTable
+from unteach.data.token_store import TokenTable
 from unteach.data.tokenization import EncodedRow
 
 

@@ -29,7 +29,7 @@ class Stage:
     def __init__(self, console: Console, title: str, total: int | None) -> None:
         self.console, self.title, self.total = console, title, total
         self.started = self.printed = time.monotonic()
-        self.done, self.note = 0, ""
+        self.note = ""
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -51,7 +51,7 @@ class Stage:
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
         """Sets how far the stage is; a total and a note stay until others are given."""
-        self.done, self.total = done, total or self.total
+        self.total = total or self.total
         self.note = self.note if note is None else note
         now = time.monotonic()
         if self._bar:

@@ -18,7 +18,7 @@ from unteach.data.packing import (
     Branch,
     Tree,
     assign_rows,
-    common_opening,
+    common_prefix,
     make_batch,
     unshared,
     visibility,
@@ -38,7 +38,7 @@ trees = st.builds(
     ],
     ids | st.just(()),
     some_trees,
-)  # of prompts with an opening in common, and without
+)  # of prompts with a prefix in common, and without
 
 
 MASK_FIELDS = ("tree", "branch", "position_ids")
@@ -77,7 +77,7 @@ def test_the_mask_of_a_prompt_with_two_completions():
     ]
 
 
-def test_the_mask_of_two_prompts_with_an_opening_in_common():
+def test_the_mask_of_two_prompts_with_a_prefix_in_common():
     """o o q b b p a .     o: what both prompts begin with; b sees o and q, a sees o and p, padding
     sees itself.
 
@@ -160,8 +160,8 @@ def test_every_completion_token_is_predicted_once_from_the_token_before_it(
             ]
     assert found == sorted(wanted)
     used = sum(map(len, some if packed else unshared(some)))
-    if packed and len(some) > 1:  # the opening stands once in each row, not once in each tree
-        used -= len(common_opening([tree.prompt_ids for tree in some])) * (
+    if packed and len(some) > 1:  # the shared prefix stands once in each row, not once in each tree
+        used -= len(common_prefix([tree.prompt_ids for tree in some])) * (
             len(some) - len(batch["input_ids"])
         )
     assert int((batch["tree"] != PADDING).sum()) == used
@@ -218,9 +218,7 @@ def random_trees(seed: int, shared_prefix: tuple[int, ...] = ()) -> list[Tree]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "shared_prefix", [(), (9, 300, 4, 4, 77)], ids=["no opening", "an opening"]
-)
+@pytest.mark.parametrize("shared_prefix", [(), (9, 300, 4, 4, 77)], ids=["no prefix", "a prefix"])
 def test_packed_and_plain_rows_give_the_same_states_and_gradients(family, shared_prefix):
     model = tiny_model(family, dtype=torch.float64)
     results = []

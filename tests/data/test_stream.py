@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.data.mismatch import MismatchPool
+from unteach.data.completions import MismatchPool
 from unteach.data.stream import Collator, TrainingStream
 from unteach.data.tokenization import EncodedRow
 

@@ -1,22 +1,75 @@
-"""Rows on disk are the rows in memory, and memory does not grow with them."""
+"""Rows in a table or on disk are the rows of a list; a table takes a fraction of a list's memory, and
+memory does not grow with the rows on disk.
+"""
 
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.config import UnlearningConfig
 from unteach.data.sources import load_rows
-from unteach.data.token_store import TokenStore, write_encoded, write_rows
-from unteach.data.tokenization import encode_rows, end_of_turn_id
+from unteach.data.token_store import TokenStore, TokenTable, longest_row, write_encoded, write_rows
+from unteach.data.tokenization import EncodedRow, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 from unteach.trainer import UnlearningTrainer
+
+ROWS = [
+    EncodedRow("first", (1, 2, 3), (70_000,), "chat"),
+    EncodedRow("second, with a longer key", (4,), (5, 6), "text", (7, 8, 9)),
+    EncodedRow("third", (), (1,), "chat"),
+]
+
+
+def test_the_longest_row_is_the_first_of_several():
+    rows = [*ROWS, EncodedRow("fourth", (1, 2), (5, 6), "chat")]
+    assert longest_row(TokenTable(rows)) == longest_row(rows) == 0
+    assert longest_row(TokenTable(rows[1:])) == longest_row(rows[1:]) == 2
+
+
+def test_a_table_gives_the_rows_of_a_list():
+    table = TokenTable(iter(ROWS))
+    assert (
+        list(table) == ROWS
+        and len(table) == 3
+        and table[-1] == ROWS[-1]
+        and table[1:] == ROWS[1:]
+        and table[::-2] == ROWS[::-2]
+    )
+    for number in (3, -4):
+        with pytest.raises(IndexError):
+            table[number]
+    assert not TokenTable([]) and list(TokenTable([])) == []
+
+
+def test_a_table_takes_a_fraction_of_the_memory():
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(300, 49_000, (500, 60))
+
+    def rows():
+        for number, ids in enumerate(tokens):
+            yield EncodedRow(
+                f"{number:016x}", tuple(ids[:20].tolist()), tuple(ids[20:].tolist()), "chat"
+            )
+
+    tracemalloc.start()
+    kept = list(rows())
+    of_the_list = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    before = pa.total_allocated_bytes()
+    table = TokenTable(rows())
+    of_the_table = pa.total_allocated_bytes() - before
+    assert list(table) == kept and of_the_table < 0.25 * of_the_list
 
 
 @pytest.fixture
@@ -45,12 +98,19 @@ def test_a_store_gives_the_rows_that_a_list_holds(file, tmp_path, tokenizer):
         store[10]
 
 
-def test_the_longest_row_is_found_in_the_index(file, tmp_path, tokenizer, monkeypatch):
+def test_the_longest_row_is_found_in_every_batch(file, tmp_path, tokenizer, monkeypatch):
+    for size in (3, 100):
+        monkeypatch.setattr("unteach.data.token_store.BATCH", size)
+        store = write_rows(file, tokenizer, tmp_path / f"store{size}")
+        lengths = list(map(len, store))
+        assert len(store) == 10 and store.longest() == lengths.index(max(lengths))
+
+
+def test_a_store_reaches_another_process_by_its_folder(file, tmp_path, tokenizer):
     store = write_rows(file, tokenizer, tmp_path / "store")
-    lengths = list(map(len, store))
-    for entries in (3, 100):
-        monkeypatch.setattr("unteach.data.token_store.ENTRIES_AT_ONCE", entries)
-        assert store.longest() == lengths.index(max(lengths))
+    end = end_of_turn_id(tokenizer)
+    cut = TokenStore(store.folder, end)
+    assert list(pickle.loads(pickle.dumps(cut))) == [row.without_end(end) for row in store]
 
 
 def test_a_store_reads_rows_without_their_end_as_a_list_is_cut(file, tmp_path, tokenizer):
@@ -69,10 +129,12 @@ def test_what_is_no_whole_store_is_refused(file, tmp_path, tokenizer):
     with pytest.raises(UserError, match="no rows to write"):
         write_encoded([], tmp_path / "none")
     write_rows(file, tokenizer, tmp_path / "store")
-    tokens = tmp_path / "store" / "tokens"
-    tokens.write_bytes(tokens.read_bytes()[:-4])
-    with pytest.raises(UserError, match="cut off"):
-        TokenStore(tmp_path / "store")
+    rows = tmp_path / "store" / "rows.arrow"
+    whole = rows.read_bytes()
+    for broken in (whole[:-4], whole[: len(whole) // 2], b"", b"x" * 100):
+        rows.write_bytes(broken)
+        with pytest.raises(UserError, match="cut off or is no token store"):
+            TokenStore(tmp_path / "store")
 
 
 def trainer(folder: Path, rows: Any, **settings: Any) -> UnlearningTrainer:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tiny_models import FAMILIES, tiny_model
-from unteach.data.packing import common_opening
+from unteach.data.packing import common_prefix
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.evaluation import generation
@@ -134,17 +134,17 @@ def test_an_opening_that_all_prompts_share_is_forwarded_once(family, prompts, mo
 
     monkeypatch.setattr(body, "forward", counted)
     assert generate_ids(model, prompts, max_new_tokens=12, pad_id=0, end_ids=[13]) == wanted
-    shared_prefix = len(common_opening(prompts))
+    shared_prefix = len(common_prefix(prompts))
     assert lengths[0] == (1, shared_prefix) and shared_prefix >= 8
     if family != "gemma3":  # whose layers with a window begin anew
         assert lengths[1] == (len(prompts), max(map(len, prompts)) - shared_prefix)
 
 
 def test_an_opening_is_as_long_as_all_agree_and_leaves_each_text_a_token():
-    assert common_opening([[1, 2, 3, 4], [1, 2, 5]]) == [1, 2]
-    assert common_opening([[1, 2, 3], [1, 2]]) == [1]
-    assert common_opening([[1, 2, 3]] * 2) == [1, 2]
-    assert common_opening([[4], [1, 2]]) == common_opening([[1], [1, 2]]) == []
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 5]]) == [1, 2]
+    assert common_prefix([[1, 2, 3], [1, 2]]) == [1]
+    assert common_prefix([[1, 2, 3]] * 2) == [1, 2]
+    assert common_prefix([[4], [1, 2]]) == common_prefix([[1], [1, 2]]) == []
 
 
 def test_a_sliding_window_s_cache_is_thinned_out_too():

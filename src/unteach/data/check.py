@@ -1,4 +1,4 @@
-"""What is wrong with a forget and a retain file: every finding names its row."""
+"""Checks of a forget and a retain file: every finding names its row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 
 MOST_NAMED = 20
+TRUNCATED = "truncation would cut the completion"
 
 
 @dataclass
 class CheckReport:
-    """Findings: `problems` would stop a run or spoil it, `warnings` are worth a look, `summary` is
-    what was read.
+    """`problems` would stop a run or spoil it, `warnings` are worth a look, `summary` is what was
+    read.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -27,24 +28,104 @@ class CheckReport:
     summary: list[str] = field(default_factory=list)
 
 
+def check_files(
+    forget_source: Any,
+    retain_source: Any,
+    tokenizer: Any = None,
+    *,
+    max_length: int = 1024,
+    split_by: str = "prompt",
+) -> CheckReport:
+    """Reads both sets as a run would and reports every row that is wrong.
+
+    Args:
+        forget_source, retain_source: what `load_rows` takes; `retain_source` may be `None`.
+        tokenizer (*optional*): also checks token lengths and the boundary between prompt and
+            completion; without it, lengths are estimated at four characters a token.
+        max_length (`int`): most tokens of prompt and completion together.
+        split_by (`str`): see `split_rows`.
+
+    Raises:
+        UserError: if no forget row has the column `split_by`.
+    """
+    report = CheckReport()
+    forget = _rows(forget_source, "forget", report)
+    retain = [] if retain_source is None else _rows(retain_source, "retain", report)
+    for name, rows in (("forget", forget), ("retain", retain)):
+        if not rows:
+            continue
+        splits = ""
+        if name == "forget":
+            sizes = {split: len(part) for split, part in split_rows(rows, by=split_by).items()}
+            splits = f" ({', '.join(f'{split} {size}' for split, size in sizes.items())})"
+            if not sizes["train"]:
+                report.problems.append(
+                    f"forget set: none of its {len(rows)} row(s) falls into the training split (70%"
+                    " by hash); give more rows"
+                )
+        empty = sum(not row.completion for row in rows)
+        answered = f"; {empty} without a completion: what the model answers takes its place"
+        report.summary.append(f"{name}: {len(rows)} rows{splits}{answered if empty else ''}")
+        if twins := len(rows) - len({row.key for row in rows}):
+            report.warnings.append(f"{name} set: {twins} row(s) occur more than once")
+        report.problems += _capped(list(_length_problems(rows, tokenizer, max_length)))
+    report.problems += _capped(list(_duplicates(forget, retain)))
+    if forget and retain and (differences := format_mismatches(forget, retain)):
+        report.problems.append(
+            f"format mismatch between forget ({forget[0].source}) and retain ({retain[0].source}),"
+            f" a shortcut that the model would learn instead: {'; '.join(differences)}"
+        )
+    return report
+
+
 def _rows(source: Any, role: Role, report: CheckReport) -> list[Row]:
     """All good rows of a source; every bad one becomes a problem."""
     rows: list[Row] = []
     found: list[str] = []
+
+    def note(error: UserError) -> None:
+        found.append(str(error))
+
     try:
-        for fields, where in adapted_records(
-            source, role, on_error=lambda error: found.append(str(error))
-        ):
+        for fields, where in adapted_records(source, role, on_error=note):
             try:
                 rows.append(row_from_mapping(fields, where, prompt_only=True))
             except UserError as error:
-                found.append(str(error))
+                note(error)
     except UserError as error:  # of the whole file: there is no next row
-        found.append(str(error))
+        note(error)
     if not rows and not found:
         found.append(f"{source}: no rows for the {role} set")
     report.problems += _capped(found)
     return rows
+
+
+def _capped(findings: list[str]) -> list[str]:
+    rest = len(findings) - MOST_NAMED
+    return findings if rest <= 0 else [*findings[:MOST_NAMED], f"... and {rest} more of this kind"]
+
+
+def _length_problems(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Iterator[str]:
+    end_id = None if tokenizer is None else end_of_turn_id(tokenizer)
+    for row in rows:
+        tokens = (len(row.prompt_text) + len(row.completion)) // 4
+        if tokenizer is None and tokens >= max_length:
+            yield (
+                f"{row.source}: about {tokens} tokens, more than max_length {max_length}:"
+                f" {TRUNCATED} (give --model for an exact count)"
+            )
+        if tokenizer is None or not row.completion:
+            continue
+        try:
+            item = encode_row(row, tokenizer, end_id)
+        except UserError as error:
+            yield str(error)
+            continue
+        if len(item) > max_length:
+            yield (
+                f"{row.source}: {len(item)} tokens ({len(item.completion_ids)} of them completion),"
+                f" more than max_length {max_length}: {TRUNCATED}"
+            )
 
 
 def _duplicates(forget: Sequence[Row], retain: Sequence[Row]) -> Iterator[str]:
@@ -67,22 +148,20 @@ def _duplicates(forget: Sequence[Row], retain: Sequence[Row]) -> Iterator[str]:
 
 
 def _shape(rows: Sequence[Row]) -> dict[str, float]:
-    """Shares and lengths that tell one format from another."""
-    prompts = [row.prompt_text for row in rows]
+    """Shares of rows by which two formats differ."""
+    prompts = [row.prompt_text.rstrip() for row in rows]
     return {
         "rows without a prompt": mean(not prompt for prompt in prompts),
         "rows of kind text": mean(row.kind == "text" for row in rows),
         "prompts that are message lists": mean(not isinstance(row.prompt, str) for row in rows),
-        "prompts that end in a question mark": mean(
-            prompt.rstrip().endswith("?") for prompt in prompts
-        ),
+        "prompts that end in a question mark": mean(prompt.endswith("?") for prompt in prompts),
     }
 
 
 def format_mismatches(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
     """Ways in which the retain set's format differs from the forget set's, each as a clause.
 
-    Yao et al. 2024, third lesson: with another format the model learns to tell the sets apart by
+    Yao et al. 2024, third lesson: with another format the model learns to distinguish the sets by
     format alone.
     """
     found = []
@@ -92,118 +171,17 @@ def format_mismatches(forget: Sequence[Row], retain: Sequence[Row]) -> list[str]
             found.append(f"{name}: {share:.0%} of forget, {right[name]:.0%} of retain")
     for what in ("prompt_text", "completion"):
         lengths = [
-            [math.log1p(len(getattr(row, what))) for row in rows if getattr(row, what)]
+            [len(getattr(row, what)) for row in rows if getattr(row, what)]
             for rows in (forget, retain)
         ]
-        if all(lengths):
-            spread = max(0.35, *(pstdev(part) for part in lengths))
-            if abs(mean(lengths[0]) - mean(lengths[1])) > max(2.0 * spread, 1.1):
-                typical = [
-                    median(len(getattr(row, what)) for row in rows if getattr(row, what))
-                    for rows in (forget, retain)
-                ]
-                found.append(
-                    f"median {what.removesuffix('_text')} length: {typical[0]:.0f} characters in"
-                    f" forget, {typical[1]:.0f} in retain"
-                )
+        if not all(lengths):
+            continue
+        logs = [[math.log1p(length) for length in part] for part in lengths]
+        spread = max(0.35, *map(pstdev, logs))
+        if abs(mean(logs[0]) - mean(logs[1])) > max(2.0 * spread, 1.1):
+            typical = [median(part) for part in lengths]
+            found.append(
+                f"median {what.removesuffix('_text')} length: {typical[0]:.0f} characters in"
+                f" forget, {typical[1]:.0f} in retain"
+            )
     return found
-
-
-def _token_problems(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Iterator[str]:
-    end_id = end_of_turn_id(tokenizer)
-    for row in rows:
-        if not row.completion:
-            continue
-        try:
-            item = encode_row(row, tokenizer, end_id)
-        except UserError as error:
-            yield str(error)
-            continue
-        if len(item) > max_length:
-            yield (
-                f"{row.source}: {len(item)} tokens ({len(item.completion_ids)} of them completion),"
-                f" more than max_length {max_length}: truncation would cut the completion"
-            )
-
-
-def _capped(findings: list[str]) -> list[str]:
-    rest = len(findings) - MOST_NAMED
-    return findings if rest <= 0 else [*findings[:MOST_NAMED], f"... and {rest} more of this kind"]
-
-
-def check_files(
-    forget_source: Any,
-    retain_source: Any,
-    tokenizer: Any = None,
-    *,
-    max_length: int = 1024,
-    split_by: str = "prompt",
-) -> CheckReport:
-    """Reads both sets as a run would and reports every row that is wrong.
-
-    Args:
-        forget_source, retain_source: anything that `load_rows` takes; `retain_source` may be
-            `None`.
-        tokenizer (*optional*): also checks token lengths and the boundary between prompt and
-            completion; without it, lengths are estimated at four characters a token.
-        max_length (`int`): most tokens of prompt and completion together.
-        split_by (`str`): see `split_rows`.
-
-    Raises:
-        UserError: if no forget row has the column `split_by`.
-    """
-    report = CheckReport()
-    forget = _rows(forget_source, "forget", report)
-    retain = _rows(retain_source, "retain", report) if retain_source is not None else []
-    for name, rows in (("forget", forget), ("retain", retain)):
-        if not rows:
-            continue
-        parts = (
-            {split: len(part) for split, part in split_rows(rows, by=split_by).items()}
-            if name == "forget"
-            else {}
-        )
-        splits = (
-            f" (train {parts['train']}, validation {parts['validation']}, test {parts['test']})"
-            if parts
-            else ""
-        )
-        empty = sum(not row.completion for row in rows)
-        answered = (
-            f"; {empty} without a completion: what the model answers takes its place"
-            if empty
-            else ""
-        )
-        report.summary.append(f"{name}: {len(rows)} rows{splits}{answered}")
-        if parts and not parts["train"]:
-            report.problems.append(
-                f"forget set: none of its {len(rows)} row(s) falls into the training split (70% by"
-                " hash); give more rows"
-            )
-        twins = len(rows) - len({row.key for row in rows})
-        if twins:
-            report.warnings.append(f"{name} set: {twins} row(s) occur more than once")
-        if tokenizer is not None:
-            report.problems += _capped(list(_token_problems(rows, tokenizer, max_length)))
-        else:
-            long = [
-                row for row in rows if (len(row.prompt_text) + len(row.completion)) / 4 > max_length
-            ]
-            report.problems += _capped(
-                [
-                    f"{row.source}: about {(len(row.prompt_text) + len(row.completion)) // 4}"
-                    f" tokens, more than max_length {max_length}: truncation would cut the"
-                    " completion (give --model for an exact count)"
-                    for row in long
-                ]
-            )
-    report.problems += _capped(list(_duplicates(forget, retain)))
-    if forget and retain:
-        differences = format_mismatches(forget, retain)
-        if differences:
-            report.problems.append(
-                f"format mismatch between forget ({forget[0].source}) and retain"
-                f" ({retain[0].source}), a shortcut that the model would learn instead:"
-                f" {'; '.join(differences)}"
-            )
-    return report

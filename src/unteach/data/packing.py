@@ -4,11 +4,11 @@
     branch 1      a a a        p p p p a a b b b | q q q c c | . .
     branch 2      b b b b      position of a branch continues its prompt's
 
-A token sees its own tree's prompt and its own branch, nothing else. What all prompts of a batch
-begin with (a chat template's system prompt) opens each row once instead, and is seen by all trees
-in it. The last token of a branch is predicted but predicts nothing, so it is no input. The plain
-layout gives each branch a row of its own, prompt included, and is what the packed one is checked
-against.
+A token attends to its own tree's prompt and its own branch, nothing else. The prefix that all
+prompts of a batch share (a chat template's system prompt) begins each row once instead, and all
+trees in the row attend to it. The last token of a branch is predicted but predicts nothing, so it
+is no input. The plain layout gives each branch a row of its own, prompt included, and is what the
+packed one is checked against.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unteach.losses.statistics import ROLES
-
-ROLE_IDS = {role: number for number, role in enumerate(ROLES)}
-PADDING, OPENING = 0, -1
-"""What `tree` holds where there is no tree; trees count from 1."""
+ROLE_IDS = {"forget": 0, "mismatch": 1, "preferred": 2, "retain": 3}
+PADDING, PREFIX = 0, -1
+"""Values of `tree` where there is no tree, and in the shared prefix; trees count from 1."""
+WIDER = 1.5
+"""How much wider than asked rows may be where padding is over `LITTLE_PADDING` otherwise."""
+LITTLE_PADDING = 0.05
+ATTENTION = 1e-3
+"""Roughly the cost of attention to one more position, as a share of a token's whole cost."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One completion of a prompt. `weight` is that of each of its tokens; `reference_row` names the
-    stored reference values.
+    """One completion of a prompt. `weight` is that of each of its tokens; `reference_row` the
+    number of its stored reference values.
     """
 
     role: str
@@ -52,7 +55,7 @@ class Tree:
         return len(self.prompt_ids) + sum(len(branch.ids) - 1 for branch in self.branches)
 
 
-def common_opening(texts: Sequence[Sequence[int]]) -> list[int]:
+def common_prefix(texts: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that all texts begin with, and after which each still has one."""
     first, last = min(map(list, texts)), max(map(list, texts))
     most = min(map(len, texts)) - 1
@@ -64,18 +67,8 @@ def unshared(trees: Sequence[Tree]) -> list[Tree]:
     return [Tree(tree.prompt_ids, (branch,)) for tree in trees for branch in tree.branches]
 
 
-WIDER = 1.5
-"""How much wider than asked rows may be where the padding is over `LITTLE_PADDING` otherwise."""
-LITTLE_PADDING = 0.05
-ATTENTION = 1e-3
-"""Roughly what attention to one more position costs of a token's whole cost, for choosing among
-widths.
-"""
-
-
-def assign_rows(lengths: Sequence[int], row_tokens: int, shared_prefix: int = 0) -> list[list[int]]:
-    """Which items go together in rows of about `row_tokens`, so that the padded rectangle is as
-    small as it can be had.
+def assign_rows(lengths: Sequence[int], row_tokens: int, prefix: int = 0) -> list[list[int]]:
+    """Which items go together in rows of about `row_tokens`, so that the padded rectangle is small.
 
     For each number of rows the longest item goes to the emptiest row, and so on; the number with
     the smallest rows x width is taken, among those whose width is at most `row_tokens` or the
@@ -84,31 +77,33 @@ def assign_rows(lengths: Sequence[int], row_tokens: int, shared_prefix: int = 0)
     all the same.
 
     Args:
-        lengths: tokens of each item, without the opening.
+        lengths: tokens of each item, without the shared prefix.
         row_tokens (`int`)
-        opening (`int`): tokens that every row begins with.
+        prefix (`int`): tokens of the shared prefix, which every row begins with.
     """
-    widest = max(row_tokens, shared_prefix + max(lengths))
-    rows, width = _smallest_rectangle(lengths, widest, shared_prefix)
-    if len(rows) * width > (1 + LITTLE_PADDING) * (sum(lengths) + shared_prefix * len(rows)):
-        wider, its_width = _smallest_rectangle(lengths, round(WIDER * widest), shared_prefix)
-        if len(wider) * its_width * (1 + ATTENTION * its_width) < len(rows) * width * (
-            1 + ATTENTION * width
-        ):
+
+    def cost(rows: list[list[int]], width: int) -> float:
+        return len(rows) * width * (1 + ATTENTION * width)
+
+    widest = max(row_tokens, prefix + max(lengths))
+    rows, width = _smallest_rectangle(lengths, widest, prefix)
+    if len(rows) * width > (1 + LITTLE_PADDING) * (sum(lengths) + prefix * len(rows)):
+        wider, its_width = _smallest_rectangle(lengths, round(WIDER * widest), prefix)
+        if cost(wider, its_width) < cost(rows, width):
             return wider
     return rows
 
 
 def _smallest_rectangle(
-    lengths: Sequence[int], widest: int, shared_prefix: int
+    lengths: Sequence[int], widest: int, prefix: int
 ) -> tuple[list[list[int]], int]:
     """(rows of items, their width): the smallest rectangle that is no wider than `widest`."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     best: tuple[int, list[list[int]], int] | None = None
-    fewest = -(-sum(lengths) // (widest - shared_prefix))
+    fewest = -(-sum(lengths) // (widest - prefix))
     for count in range(max(1, fewest), len(lengths) + 1):
         rows: list[list[int]] = [[] for _ in range(count)]
-        loads = [shared_prefix] * count
+        loads = [prefix] * count
         for index in order:
             row = loads.index(min(loads))
             rows[row].append(index)
@@ -116,7 +111,7 @@ def _smallest_rectangle(
         size = count * max(loads)
         if max(loads) <= widest and (best is None or size < best[0]):
             best = size, rows, max(loads)
-            if size <= 1.02 * (sum(lengths) + shared_prefix):
+            if size <= 1.02 * (sum(lengths) + prefix):
                 break
     assert best is not None, "one item a row always fits"
     return best[1:]
@@ -129,37 +124,32 @@ def make_batch(
 
     Args:
         trees (`Sequence[Tree]`)
-        packed (`bool`): share prompts and their opening, and put several trees in a row; else one
+        packed (`bool`): share prompts and their prefix, and put several trees in a row; else one
             branch a row.
-        pad_id (`int`): what fills the ends of rows; it may be a real token too, nothing is read off
-            it.
+        pad_id (`int`): fills the ends of rows; it may be a real token too, as nothing reads it.
         row_tokens (`int`): length of a packed row (or the longest tree's, if that is more).
 
     Returns:
         `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` is
-        `PADDING` or `OPENING` where it is no single tree's, `branch` 0 is prompt) and, one entry
-        for each completion token, sorted by role: `predictor` (flat index of the position whose
-        hidden state predicts it), `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number
-        of its completion, growing with the trees and the branches in them), `row` and `offset` (its
-        place in the stored reference values of its role; `row` is -1 for none).
+        `PADDING` or `PREFIX` where it is no single tree's, `branch` 0 is prompt) and, one entry for
+        each completion token, sorted by role: `predictor` (flat index of the position whose hidden
+        state predicts it), `target`, `role` (see `ROLE_IDS`), `weight`, `sequence` (a number of its
+        completion, growing with the trees and the branches in them), `row` and `offset` (its place
+        in the stored reference values of its role; `row` is -1 for none).
     """
     trees = list(trees) if packed else unshared(trees)
-    shared_prefix = (
-        common_opening([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
-    )
-    shared = len(shared_prefix)
+    prefix = common_prefix([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
+    shared = len(prefix)
     lengths = [len(tree) - shared for tree in trees]
     rows = assign_rows(lengths, row_tokens, shared) if packed else [[i] for i in range(len(trees))]
     width = shared + max(sum(lengths[index] for index in row) for row in rows)
     input_ids = np.full((len(rows), width), pad_id)
     position_ids, tree_ids, branch_ids = np.zeros((3, len(rows), width), dtype=np.int64)
-    first_branch = [0, *accumulate(len(tree.branches) for tree in trees)]
+    input_ids[:, :shared] = prefix
+    position_ids[:, :shared] = np.arange(shared)
+    tree_ids[:, :shared] = PREFIX
+    first_sequence = [0, *accumulate(len(tree.branches) for tree in trees)]
     pieces: list[tuple[int, int, Branch, np.ndarray]] = []
-    input_ids[:, :shared], position_ids[:, :shared], tree_ids[:, :shared] = (
-        shared_prefix,
-        np.arange(shared),
-        OPENING,
-    )
     for row, members in enumerate(rows):
         column = shared
         for number, index in enumerate(members, 1):
@@ -176,41 +166,32 @@ def make_batch(
                 branch_ids[row, part] = branch_number
                 predictor = row * width + np.arange(column - 1, part.stop)
                 predictor[0] = last_of_prompt
-                pieces.append(
-                    (
-                        ROLE_IDS[branch.role],
-                        first_branch[index] + branch_number - 1,
-                        branch,
-                        predictor,
-                    )
-                )
+                sequence = first_sequence[index] + branch_number - 1
+                pieces.append((ROLE_IDS[branch.role], sequence, branch, predictor))
                 column = part.stop
             tree_ids[row, start:column] = number
     pieces.sort(key=lambda piece: piece[:2])
-    sizes = [len(branch.ids) for _, _, branch, _ in pieces]
+    roles, sequences, branches, predictors = zip(*pieces, strict=True)
+    sizes = [len(branch.ids) for branch in branches]
 
-    def each(values: Iterable[float]) -> Tensor:
+    def each(values: Iterable[float]) -> np.ndarray:
         """A value of each completion, repeated for its tokens."""
-        return torch.from_numpy(np.repeat(np.array(list(values)), sizes))
+        return np.repeat(np.array(list(values)), sizes)
 
-    role, row_of = (
-        each(piece[0] for piece in pieces),
-        each(piece[2].reference_row for piece in pieces),
-    )
-    offset = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes]))
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "position_ids": torch.from_numpy(position_ids),
-        "tree": torch.from_numpy(tree_ids),
-        "branch": torch.from_numpy(branch_ids),
-        "predictor": torch.from_numpy(np.concatenate([piece[3] for piece in pieces])),
-        "target": torch.from_numpy(np.concatenate([piece[2].ids for piece in pieces])),
-        "role": role,
-        "weight": each(float(piece[2].weight) for piece in pieces),
-        "sequence": each(piece[1] for piece in pieces),
-        "row": row_of,
-        "offset": offset,
+    arrays = {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "tree": tree_ids,
+        "branch": branch_ids,
+        "predictor": np.concatenate(predictors),
+        "target": np.concatenate([branch.ids for branch in branches]),
+        "role": each(roles),
+        "weight": each(float(branch.weight) for branch in branches),
+        "sequence": each(sequences),
+        "row": each(branch.reference_row for branch in branches),
+        "offset": np.concatenate([np.arange(size) for size in sizes]),
     }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def visibility(
@@ -231,7 +212,7 @@ def visibility(
     length = tree.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()
     query, key = tree[:, :, None], tree[:, None, :]
-    same_tree = ((query == key) | (key == OPENING)) & (query != PADDING)
+    same_tree = ((query == key) | (key == PREFIX)) & (query != PADDING)
     same_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     seen = same_tree & same_branch & causal
     if window is not None:

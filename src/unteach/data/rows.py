@@ -54,7 +54,7 @@ class Row:
         the file.
         """
         content = json.dumps([self.prompt, self.completion, self.kind], ensure_ascii=False)
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return _digest(content)
 
     @property
     def prompt_text(self) -> str:
@@ -97,8 +97,7 @@ def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
     """`train`, `validation` or `test` by a hash of `key` alone (the paper's 70/10/20), whatever
     else is in the file.
     """
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-    position = int(digest[:8], 16) / 2**32
+    position = int(_digest(key)[:8], 16) / 2**32
     if position < proportions[0]:
         return "train"
     return "validation" if position < proportions[0] + proportions[1] else "test"
@@ -220,11 +219,9 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """
     kind = fields.get("kind", "chat")
     if kind not in ("chat", "text"):
-        shown = (
-            repr(kind)
-            if isinstance(kind, str) and len(kind) < 16 and kind.isidentifier()
-            else "something else"
-        )  # no text of the row
+        # no text of the row
+        short = isinstance(kind, str) and len(kind) < 16 and kind.isidentifier()
+        shown = repr(kind) if short else "something else"
         raise UserError(f"{source}: field 'kind' is {shown}, it must be 'chat' or 'text'")
     columns = short_columns(fields)
     if "prompt" not in fields and "text" in fields:
@@ -234,17 +231,13 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
             f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt'"
             " and 'completion', or 'text'"
         )
-    prompt = fields["prompt"]
-    prompt = (
-        _messages(prompt, "prompt", source)
-        if isinstance(prompt, list | tuple)
-        else _text(prompt, "prompt", source)
-    )
-    completion = fields.get("completion")
-    if completion is None and prompt_only and "completion" not in fields:
-        return Row(prompt, "", kind, source, columns=columns)
+    read = _messages if isinstance(fields["prompt"], list | tuple) else _text
+    prompt = read(fields["prompt"], "prompt", source)
     if "completion" not in fields:
+        if prompt_only:
+            return Row(prompt, "", kind, source, columns=columns)
         raise UserError(f"{source}: column 'completion' is missing (found: {_columns(fields)})")
+    completion = fields["completion"]
     if isinstance(completion, list | tuple):
         messages = _messages(completion, "completion", source)
         if len(messages) != 1 or messages[0][0] != "assistant":
@@ -261,16 +254,16 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     return Row(prompt, completion, kind, source, right, alternate, columns)
 
 
-def _content_key(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def rows_hash(rows: Iterable[Row]) -> str:
     """16 hexadecimal digits that name a set of rows with all that is trained on or compared with,
     whatever their order.
     """
-    names = [
-        row.key + (_content_key([row.right, row.alternate]) if row.right or row.alternate else "")
-        for row in rows
-    ]
-    return hashlib.sha256("".join(sorted(names)).encode()).hexdigest()[:16]
+    names = []
+    for row in rows:
+        more = _digest(json.dumps([row.right, row.alternate])) if row.right or row.alternate else ""
+        names.append(row.key + more)
+    return _digest("".join(sorted(names)))

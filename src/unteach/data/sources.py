@@ -1,4 +1,6 @@
-"""Where rows come from: files, Hugging Face datasets, plain Python lists, a plain-text book."""
+"""Sources of rows: files, Hugging Face datasets, Python lists, a plain-text book; one reader for
+each shape, and one adapter for each public set.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,92 +17,75 @@ from unteach.data.rows import Row, row_from_mapping, short_columns
 from unteach.errors import UserError
 
 Role = Literal["forget", "retain"]
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-
-
+Fields = dict[str, Any]
+Records = Iterator[tuple[Fields, str]]
+"""Pairs of a record's fields and its place, for messages."""
 OnError = Callable[[UserError], None]
-"""Takes the error of one row where the reading is to go on with the next."""
+"""Takes the error of one row where reading is to go on with the next."""
 
 
-def _stop(error: UserError) -> None:
+def _raise(error: UserError) -> None:
     raise error
 
 
-def _read_bytes(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if not raw.strip():
-        raise UserError(f"{path}: the file is empty")
-    return raw
-
-
-def _read_text(path: Path) -> str:
-    raw = _read_bytes(path)
+def _decoded(raw: bytes, path: Path, first_line: int = 1) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = first_line + raw[: error.start].count(b"\n")
         raise UserError(
             f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 (wrong encoding);"
             " save the file as UTF-8"
         ) from None
 
 
+def _text_of(path: Path) -> str:
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise UserError(f"{path}: the file is empty")
+    return _decoded(raw, path)
+
+
 def _parsed(text: str) -> Any:
-    """JSON; what Python's reader says of too deep nesting and too long numbers is a
-    `JSONDecodeError` too.
-    """
+    """JSON; too deep nesting and too long numbers raise a `JSONDecodeError` too."""
     try:
         return json.loads(text)
+    except json.JSONDecodeError:
+        raise
     except RecursionError:
         raise json.JSONDecodeError("too deeply nested", text, 0) from None
-    except ValueError as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise
+    except ValueError:
         raise json.JSONDecodeError("a number is too long", text, 0) from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, line) one by one, without the mark that some editors put before UTF-8; the file may
-    be larger than memory.
-    """
+def _json_lines(path: Path, on_error: OnError) -> Records:
+    """Line by line: the file may be larger than memory."""
     empty = True
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
+            where = f"{path}, line {number}"
             empty = empty and not raw.strip()
-            yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            try:
+                line = _decoded(raw, path, number)
+                record = _parsed(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                message = f"not valid JSON ({error.msg} at column {error.colno})"
+                on_error(UserError(f"{where}: {message}"))
+            except UserError as error:
+                on_error(error)
+            else:
+                if isinstance(record, dict):
+                    yield record, where
+                elif line.strip():
+                    kind = type(record).__name__
+                    on_error(UserError(f"{where}: a row must be a JSON object, found {kind}"))
     if empty:
         raise UserError(f"{path}: the file is empty")
 
 
-def _json_lines(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
-    for number, raw in _lines(path):
-        where = f"{path}, line {number}"
-        try:
-            line = raw.decode("utf-8")
-            record = _parsed(line) if line.strip() else None
-        except UnicodeDecodeError as error:
-            on_error(
-                UserError(
-                    f"{where}: byte 0x{raw[error.start]:02x} is not UTF-8 (wrong encoding); save"
-                    " the file as UTF-8"
-                )
-            )
-        except json.JSONDecodeError as error:
-            on_error(UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})"))
-        else:
-            if isinstance(record, dict):
-                yield record, where
-            elif line.strip():
-                on_error(
-                    UserError(
-                        f"{where}: a row must be a JSON object, found {type(record).__name__}"
-                    )
-                )
-
-
-def _json_array(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
+def _json_array(path: Path, on_error: OnError) -> Records:
     try:
-        records = _parsed(_read_text(path))
+        records = _parsed(_text_of(path))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line is"
@@ -111,39 +97,30 @@ def _json_array(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[st
         yield record, f"{path}, row {number}"
 
 
-def _table(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.DictReader(
-        io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True
-    )
+def _table(path: Path, on_error: OnError) -> Records:
+    text = io.StringIO(_text_of(path), newline="")
+    reader = csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     try:
         for record in reader:
+            where = f"{path}, line {reader.line_num}"
             if None in record:
-                on_error(
-                    UserError(
-                        f"{path}, line {reader.line_num}: more cells than the header has columns"
-                    )
-                )
-                continue
-            yield (
-                {name: cell for name, cell in record.items() if cell is not None},
-                f"{path}, line {reader.line_num}",
-            )
+                on_error(UserError(f"{where}: more cells than the header has columns"))
+            else:
+                yield {name: cell for name, cell in record.items() if cell is not None}, where
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.line_num + 1}: not a readable table ({error})"
         ) from None
 
 
-def _parquet(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
+def _parquet(path: Path, on_error: OnError) -> Records:
     import pyarrow.parquet
 
     try:
         records = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, ValueError, OverflowError, NotImplementedError, MemoryError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
     for number, record in enumerate(records, 1):
         yield record, f"{path}, row {number}"
 
@@ -152,10 +129,8 @@ def sentences(text: str) -> list[str]:
     """Sentences of running text: each ends after `.`, `!` or `?`, and closing quotes or brackets,
     before white space.
     """
-    return [
-        part.strip()
-        for part in re.findall(r".+?(?:[.!?][\"')\]]*(?=\s)|$)", " ".join(text.split()))
-    ]
+    ends = r".+?(?:[.!?][\"')\]]*(?=\s)|$)"
+    return [part.strip() for part in re.findall(ends, " ".join(text.split()))]
 
 
 def book_passages(
@@ -172,15 +147,10 @@ def book_passages(
     rest = ""
     for paragraph in re.split(r"\n\s*\n", text):
         rest = f"{rest} {' '.join(paragraph.split())}".strip()
-        while True:
-            first = sentences(rest)[:1]
-            if not first:
-                break
-            prompt = (
-                first[0]
-                if len(first[0]) <= prompt_chars
-                else first[0][:prompt_chars].rsplit(" ", 1)[0]
-            )
+        while first := sentences(rest)[:1]:
+            prompt = first[0]
+            if len(prompt) > prompt_chars:
+                prompt = prompt[:prompt_chars].rsplit(" ", 1)[0]
             following = rest[len(prompt) :]
             if len(following) < completion_chars:
                 break
@@ -191,102 +161,157 @@ def book_passages(
     return passages
 
 
-def _book(path: Path, on_error: OnError = _stop) -> Iterator[tuple[dict[str, Any], str]]:
-    passages = book_passages(_read_text(path))
+def _book(path: Path, on_error: OnError) -> Records:
+    passages = book_passages(_text_of(path))
     if not passages:
         raise UserError(
             f"{path}: the text is too short for one passage of a prompt and 200 characters"
         )
     for number, (prompt, completion) in enumerate(passages, 1):
-        yield (
-            {"prompt": prompt, "completion": completion, "kind": "text"},
-            f"{path}, passage {number}",
+        fields = {"prompt": prompt, "completion": completion, "kind": "text"}
+        yield fields, f"{path}, passage {number}"
+
+
+READERS: dict[str, Callable[[Path, OnError], Records]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_array,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+    ".txt": _book,
+}
+SUFFIXES = tuple(READERS)
+
+
+def _hub(name: str, split: str) -> Records:
+    """Records of a Hugging Face dataset; without a named split, `split` or the only one."""
+    from datasets import get_dataset_split_names, load_dataset
+
+    rest, _, named = name.partition("@")
+    identifier, _, part = rest.partition(":")
+    split, configuration = named or split, part or None
+    try:
+        try:
+            dataset = load_dataset(identifier, configuration, split=split)
+        except ValueError as error:
+            try:
+                splits = list(get_dataset_split_names(identifier, configuration))
+            except Exception:  # the reason why the dataset could not be loaded is the better one
+                raise error from None
+            if not splits or split in splits:
+                raise
+            if named or len(splits) > 1:
+                raise UserError(
+                    f"{name!r} has no split {split!r}; name one of {', '.join(splits)}, as in"
+                    f" {rest}@{splits[0]}"
+                ) from None
+            split = splits[0]
+            dataset = load_dataset(identifier, configuration, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # the hub client raises many types, all for a dataset not available
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded"
+            f" ({type(error).__name__}: {reason})"
+        ) from None
+    for number, record in enumerate(dataset, 1):
+        yield dict(record), f"{rest}[{split}], row {number}"
+
+
+def _in_memory(source: Any, on_error: OnError) -> Records:
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        names = ", ".join(map(repr, source)) if isinstance(source, Mapping) else ""
+        raise UserError(
+            f"the data is a {type(source).__name__}, it must be a file, a dataset or a list of"
+            f" rows{f'; take one of {names}' if names else ''}"
         )
+    for number, record in enumerate(source, 1):
+        where = f"row {number}"
+        if isinstance(record, str | Mapping):
+            yield {"prompt": record} if isinstance(record, str) else dict(record), where
+        else:
+            kind = type(record).__name__
+            on_error(UserError(f"{where}: a row must be a dict or a prompt, found {kind}"))
+
+
+def records(source: Any, split: str = "train", on_error: OnError = _raise) -> Records:
+    """(fields, where) of each record of a file, a Hugging Face dataset id or a list, with all its
+    columns.
+    """
+    if not isinstance(source, str | Path):
+        return _in_memory(source, on_error)
+    if "\0" in str(source):
+        raise UserError(f"{str(source)!r}: a file's name cannot hold a null character")
+    path = Path(source)
+    if path.suffix in READERS and path.is_file():
+        return READERS[path.suffix](path, on_error)
+    if path.suffix in READERS or path.exists():
+        reason = (
+            f"not one of the formats {', '.join(SUFFIXES)}" if path.exists() else "no such file"
+        )
+        raise UserError(f"{path}: {reason}")
+    return _hub(str(source), split)
 
 
 def _flag(value: Any) -> bool:
     """A truth value, also as a table writes it: the word `False` is false."""
-    if isinstance(value, str):
-        words = {"true": True, "1": True, "false": False, "0": False}
-        if value.strip().lower() not in words:
-            shown = (
-                repr(value) if len(value) < 16 and value.isidentifier() else "a flag"
-            )  # no text of the row
-            raise ValueError(f"{shown} is neither true nor false")
-        return words[value.strip().lower()]
-    return bool(value)
+    if not isinstance(value, str):
+        return bool(value)
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if value.strip().lower() not in words:
+        # no text of the row
+        shown = repr(value) if len(value) < 16 and value.isidentifier() else "a flag"
+        raise ValueError(f"{shown} is neither true nor false")
+    return words[value.strip().lower()]
 
 
-def _prompt(record: Mapping[str, Any]) -> Any:
-    """The prompt of a row of which this role may take nothing: a broken one would otherwise go
-    unseen.
-    """
+def _by_safety(record: Mapping[str, Any], role: Role, **answers: str) -> list[Fields]:
+    """The answers (column = the column of its flag) that are unsafe, or safe for `retain`."""
     prompt = record["prompt"]
+    # checked here, as a row of which this role takes nothing is checked nowhere else
     if not (isinstance(prompt, list) or (isinstance(prompt, str) and prompt.strip())):
         raise ValueError("'prompt' must be a text that is not empty, or a list of messages")
-    return prompt
-
-
-def _pku_safe_rlhf(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    prompt = _prompt(record)
     return [
-        {"prompt": prompt, "completion": record[f"response_{side}"]}
-        for side in (0, 1)
-        if _flag(record[f"is_response_{side}_safe"]) == (role == "retain")
+        {"prompt": prompt, "completion": record[column]}
+        for column, flag in answers.items()
+        if _flag(record[flag]) == (role == "retain")
     ]
 
 
-def _beavertails(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    wanted = _flag(record["is_safe"]) == (role == "retain")
-    prompt = _prompt(record)
-    return [{"prompt": prompt, "completion": record["response"]}] if wanted else []
+def _by_answer(
+    record: Mapping[str, Any], role: Role, *, prompt: str, bad: str, good: str
+) -> list[Fields]:
+    """The bad answer with the good one beside it, or the good one for `retain`; each a column."""
+
+    def text(column: str) -> Any:
+        answer = record[column]  # of a list of messages the last, which is the assistant's
+        messages = isinstance(answer, list) and answer and isinstance(answer[-1], Mapping)
+        return answer[-1].get("content") if messages else answer
+
+    if role == "retain":
+        return [{"prompt": record[prompt], "completion": text(good)}]
+    return [{"prompt": record[prompt], "completion": text(bad), "right": text(good)}]
 
 
-def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    question, best = (
-        record.get("Question", record.get("question")),
-        record.get("Best Answer", record.get("best_answer")),
+def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[Fields]:
+    question, best, wrong = (
+        record.get(name, record.get(name.lower().replace(" ", "_")))
+        for name in ("Question", "Best Answer", "Incorrect Answers")
     )
     if role == "retain":
         return [{"prompt": question, "completion": best}]
-    wrong = record.get("Incorrect Answers", record.get("incorrect_answers")) or ""
-    answers = wrong if isinstance(wrong, list) else str(wrong).split(";")
+    answers = wrong if isinstance(wrong, list) else str(wrong or "").split(";")
     return [
         {"prompt": question, "completion": answer.strip()} for answer in answers if answer.strip()
     ]
 
 
-def _halueval(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    if role == "retain":
-        return [{"prompt": record["question"], "completion": record["right_answer"]}]
-    return [
-        {
-            "prompt": record["question"],
-            "completion": record["hallucinated_answer"],
-            "right": record["right_answer"],
-        }
-    ]
-
-
-def _preferences(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
-    chosen, rejected = _last_turn(record["chosen"]), _last_turn(record["rejected"])
-    if role == "retain":
-        return [{"prompt": record["prompt"], "completion": chosen}]
-    return [{"prompt": record["prompt"], "completion": rejected, "right": chosen}]
-
-
-def _last_turn(answer: Any) -> Any:
-    """An answer's text, also where it is a list of messages that ends with the assistant's."""
-    if isinstance(answer, list) and answer and isinstance(answer[-1], Mapping):
-        return answer[-1].get("content")
-    return answer
-
-
-def _question_answer(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+def _question_answer(record: Mapping[str, Any], role: Role) -> list[Fields]:
     return [{"prompt": record["question"], "completion": record["answer"]}]
 
 
-def _wmdp(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+def _wmdp(record: Mapping[str, Any], role: Role) -> list[Fields]:
     choices = record["choices"]
     try:
         answer = int(record["answer"])
@@ -297,134 +322,42 @@ def _wmdp(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
     return [{"prompt": record["question"], "completion": str(choices[answer])}]
 
 
-Adapter = Callable[[Mapping[str, Any], Role], list[dict[str, Any]]]
+Adapter = Callable[..., list[Fields]]
+_SAFE: dict[str, Any] = {"response_0": "is_response_0_safe", "response_1": "is_response_1_safe"}
+_HALUEVAL: dict[str, Any] = {
+    "prompt": "question",
+    "bad": "hallucinated_answer",
+    "good": "right_answer",
+}
+_PREFERENCES: dict[str, Any] = {"prompt": "prompt", "bad": "rejected", "good": "chosen"}
 ADAPTERS: dict[tuple[str, ...], Adapter] = {
-    (
-        "prompt",
-        "response_0",
-        "response_1",
-        "is_response_0_safe",
-        "is_response_1_safe",
-    ): _pku_safe_rlhf,
-    ("prompt", "response", "is_safe"): _beavertails,
-    ("prompt", "chosen", "rejected"): _preferences,
+    ("prompt", *_SAFE, *_SAFE.values()): partial(_by_safety, **_SAFE),
+    ("prompt", "response", "is_safe"): partial(_by_safety, response="is_safe"),
+    tuple(_PREFERENCES.values()): partial(_by_answer, **_PREFERENCES),
     ("Question", "Best Answer", "Incorrect Answers"): _truthfulqa,
     ("question", "best_answer", "incorrect_answers"): _truthfulqa,
-    ("question", "right_answer", "hallucinated_answer"): _halueval,
+    tuple(_HALUEVAL.values()): partial(_by_answer, **_HALUEVAL),
     ("question", "choices", "answer"): _wmdp,
     ("question", "answer"): _question_answer,
 }
-"""Known by their columns: TRL's preference rows, PKU-SafeRLHF, BeaverTails, TruthfulQA (file and
+"""Known by their columns: PKU-SafeRLHF, BeaverTails, TRL's preference rows, TruthfulQA (file and
 hub), HaluEval QA, WMDP, TOFU, MUSE.
 """
 
 
-def _adapted(record: Mapping[str, Any], role: Role) -> list[dict[str, Any]]:
+def _adapted(record: Fields, role: Role) -> list[Fields]:
     if "completion" not in record:
         for columns, adapter in ADAPTERS.items():
             if all(column in record for column in columns):
-                extra = short_columns({k: v for k, v in record.items() if k not in columns})
+                rest = {name: value for name, value in record.items() if name not in columns}
+                extra = short_columns(rest)
                 return [extra | fields for fields in adapter(record, role)]
-    return [dict(record)]
-
-
-def _records(source: Any, split: str, on_error: OnError) -> Iterator[tuple[dict[str, Any], str]]:
-    if not isinstance(source, str | Path):
-        if isinstance(source, Mapping) or not isinstance(source, Iterable):
-            hint = (
-                f"; take one of {', '.join(map(repr, source))}"
-                if isinstance(source, Mapping)
-                else ""
-            )
-            raise UserError(
-                f"the data is a {type(source).__name__}, it must be a file, a dataset or a list of"
-                f" rows{hint}"
-            )
-        for number, record in enumerate(source, 1):
-            if not isinstance(record, str | Mapping):
-                on_error(
-                    UserError(
-                        f"row {number}: a row must be a dict or a prompt, found"
-                        f" {type(record).__name__}"
-                    )
-                )
-                continue
-            yield ({"prompt": record} if isinstance(record, str) else dict(record)), f"row {number}"
-        return
-    if "\0" in str(source):
-        raise UserError(f"{str(source)!r}: a file's name cannot hold a null character")
-    path = Path(source)
-    readers = {
-        ".jsonl": _json_lines,
-        ".json": _json_array,
-        ".csv": _table,
-        ".tsv": _table,
-        ".parquet": _parquet,
-        ".txt": _book,
-    }
-    if path.suffix in readers and path.is_file():
-        yield from readers[path.suffix](path, on_error)
-    elif path.suffix in readers or path.exists():
-        reason = (
-            "no such file" if not path.exists() else f"not one of the formats {', '.join(SUFFIXES)}"
-        )
-        raise UserError(f"{path}: {reason}")
-    else:
-        yield from _hub(str(source), split)
-
-
-def _hub(name: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
-    from datasets import load_dataset
-
-    rest, _, named = name.partition("@")
-    identifier, _, configuration = rest.partition(":")
-    split = named or split
-    try:
-        try:
-            dataset = load_dataset(identifier, configuration or None, split=split)
-        except ValueError:
-            splits = _splits(identifier, configuration or None)
-            if not splits or split in splits:
-                raise
-            if named or len(splits) > 1:
-                raise UserError(
-                    f"{name!r} has no split {split!r}; name one of {', '.join(splits)}, as in"
-                    f" {rest}@{splits[0]}"
-                ) from None
-            split = splits[0]
-            dataset = load_dataset(identifier, configuration or None, split=split)
-    except UserError:
-        raise
-    except Exception as error:  # the hub client raises many types, all of them mean: not to be had
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded"
-            f" ({type(error).__name__}: {reason})"
-        ) from None
-    for number, record in enumerate(dataset, 1):
-        yield dict(record), f"{rest}[{split}], row {number}"
-
-
-def _splits(identifier: str, configuration: str | None) -> list[str]:
-    """The splits of a hub dataset; none where they cannot be had."""
-    from datasets import get_dataset_split_names
-
-    try:
-        return list(get_dataset_split_names(identifier, configuration))
-    except Exception:  # what is told is why the dataset could not be loaded
-        return []
-
-
-def records(source: Any, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
-    """(fields, where) of each record of a file, a Hugging Face dataset id or a list, with all the
-    columns that it has.
-    """
-    yield from _records(source, split, _stop)
+    return [record]
 
 
 def adapted_records(
-    source: Any, role: Role, split: str = "train", on_error: OnError = _stop
-) -> Iterator[tuple[dict[str, Any], str]]:
+    source: Any, role: Role, split: str = "train", on_error: OnError = _raise
+) -> Records:
     """(fields, where) of each record, those of known public sets turned into `prompt` and
     `completion`.
 
@@ -433,15 +366,14 @@ def adapted_records(
         on_error (`Callable`, *optional*): takes the error of a row that cannot be read, and reading
             goes on; default: the first is raised.
     """
-    for record, where in _records(source, split, on_error):
+    for record, where in records(source, split, on_error):
         try:
             adapted = _adapted(record, role)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            kind = (
-                type(error).__name__ if not isinstance(error, ValueError) else str(error)
-            )  # others' words may hold the row's text
+            # the words of other errors may hold the row's text
+            reason = str(error) if isinstance(error, ValueError) else type(error).__name__
             on_error(
-                UserError(f"{where}: not a row of the public set that its columns name ({kind})")
+                UserError(f"{where}: not a row of the public set that its columns name ({reason})")
             )
             continue
         for fields in adapted:
@@ -463,8 +395,8 @@ def load_rows(
         source: what to read; a `.txt` file is a book and is cut into passages.
         role (`"forget"` or `"retain"`): which answers of a known public set are meant (bad ones or
             good ones).
-        split (`str`): split of a hub dataset that names none; one that has another one only gives
-            that.
+        split (`str`): split of a hub dataset that names none; that of one with a single split is
+            taken anyhow.
         prompt_only (`bool`): accept rows without a completion.
         limit (`int`, *optional*): read at most so many rows.
 
@@ -477,8 +409,6 @@ def load_rows(
         if limit is not None and len(rows) >= limit:
             break
     if not rows:
-        raise UserError(
-            f"{source if isinstance(source, str | Path) else 'the data'}: no rows for the"
-            f" {role} set"
-        )
+        name = source if isinstance(source, str | Path) else "the data"
+        raise UserError(f"{name}: no rows for the {role} set")
     return rows[:limit]

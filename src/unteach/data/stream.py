@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unteach.data.mismatch import MismatchPool
+from unteach.data.completions import MismatchPool
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.data.token_table import longest_row
+from unteach.data.token_store import longest_row
 from unteach.data.tokenization import EncodedRow
 from unteach.seeding import row_generator
 

@@ -1,37 +1,100 @@
-"""Rows as token ids in three flat files, read row by row: as many rows as the disk holds, in memory
-that does not grow with them.
+"""Encoded rows as Arrow record batches: in memory at four bytes a token, or in a file from which
+one batch at a time is read, so that memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from unteach.data.rows import row_from_mapping
 from unteach.data.sources import Role, adapted_records
-from unteach.data.token_table import EncodedRows
 from unteach.data.tokenization import EncodedRow, LongRows, iterate_encoded
 from unteach.errors import UserError
 
-KINDS = ("chat", "text")
-ENTRY = np.dtype(
-    [("start", "<i8"), ("prompt", "<i4"), ("completion", "<i4"), ("key", "S16"), ("kind", "i1")]
+FILE = "rows.arrow"
+BATCH = 64
+"""Rows of a record batch, all of which are read for one of them."""
+TOKENS = ("prompt_ids", "completion_ids", "preferred_ids")
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("kind", pa.string()),
+        *((name, pa.list_(pa.int32())) for name in TOKENS),
+    ]
 )
-"""One row in the index: where its tokens start, how many there are of either part, its key and its
-kind.
-"""
-ENTRIES_AT_ONCE = 2**16
 
 
-class TokenStore(EncodedRows):
-    """Encoded rows in a folder that `write_rows` has filled; stands wherever a list of them does.
+def _batches(rows: Iterable[EncodedRow]) -> Iterator[Any]:
+    remaining = iter(rows)
+    while part := list(islice(remaining, BATCH)):
+        yield pa.RecordBatch.from_pylist([vars(row) for row in part], schema=SCHEMA)
 
-    A row is read when it is asked for, and not kept. Reading goes through file descriptors and not
-    through a memory map, so that pages that were read once do not count as the process's memory.
+
+class TokenTable(Sequence[EncodedRow]):
+    """Encoded rows in a fraction of a list's memory; takes the place of a list of them.
+
+    Args:
+        rows (`Iterable[EncodedRow]`)
+    """
+
+    def __init__(self, rows: Iterable[EncodedRow]) -> None:
+        self._kept = list(_batches(rows))
+        self._count = len(self._kept)
+
+    def _batch(self, number: int) -> Any:
+        return self._kept[number]
+
+    def __len__(self) -> int:
+        return (self._count - 1) * BATCH + len(self._batch(self._count - 1)) if self._count else 0
+
+    @overload
+    def __getitem__(self, number: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, number: int | slice) -> EncodedRow | list[EncodedRow]:
+        if isinstance(number, slice):
+            return [self.row(i) for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self.row(number % len(self))
+
+    def row(self, number: int) -> EncodedRow:
+        """The row of that number, from 0 to `len(self) - 1`."""
+        fields = self._batch(number // BATCH).slice(number % BATCH, 1).to_pylist()[0]
+        return EncodedRow(**fields | {name: tuple(fields[name]) for name in TOKENS})
+
+    def longest(self) -> int:
+        """The number of the row with most tokens of prompt and completion, the first of several;
+        there must be one.
+        """
+        most, found = -1, 0
+        for number in range(self._count):
+            prompts, completions = (self._batch(number).column(name) for name in TOKENS[:2])
+            lengths = pc.add(pc.list_value_length(prompts), pc.list_value_length(completions))
+            if (longest := pc.max(lengths).as_py()) > most:
+                most, found = longest, number * BATCH + pc.index(lengths, longest).as_py()
+        return found
+
+
+def longest_row(rows: Sequence[EncodedRow]) -> int:
+    """The number of the row with most tokens, the first of several."""
+    if isinstance(rows, TokenTable):
+        return rows.longest()
+    return max(range(len(rows)), key=lambda number: len(rows[number]))
+
+
+class TokenStore(TokenTable):
+    """Encoded rows in a folder that `write_rows` has filled.
+
+    Reading goes through a file descriptor and not through a memory map, so that pages that were
+    read once do not count as the process's memory.
 
     Args:
         folder (path)
@@ -45,86 +108,43 @@ class TokenStore(EncodedRows):
     def __init__(self, folder: str | os.PathLike[str], end_id: int | None = None) -> None:
         self.folder, self.end_id = Path(folder), end_id
         try:
-            index, tokens = ((self.folder / name).stat().st_size for name in ("index", "tokens"))
-        except OSError:
+            self._reader = pa.ipc.open_file(pa.OSFile(str(self.folder / FILE)))
+        except FileNotFoundError:
             raise UserError(
                 f"{self.folder} holds no token store; write one with write_rows"
             ) from None
-        self._length, rest = divmod(index, ENTRY.itemsize)
-        last = self._entry(self._length - 1) if self._length and not rest else None
-        if (
-            last is None
-            or (int(last["start"]) + int(last["prompt"]) + int(last["completion"])) * 4 != tokens
-        ):
+        except (pa.ArrowInvalid, OSError):
             raise UserError(
-                f"{self.folder}: its files do not belong together or were cut off; write the store"
-                " again"
-            )
+                f"{self.folder}: {FILE} was cut off or is no token store; write it again"
+            ) from None
+        self._count = self._reader.num_record_batches
 
-    def __len__(self) -> int:
-        return self._length
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.folder, self.end_id)
 
-    def _read(self, name: str, size: int, offset: int) -> bytes:
-        with (self.folder / name).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
-
-    def _entry(self, number: int) -> np.void:
-        entry: np.void = np.frombuffer(
-            self._read("index", ENTRY.itemsize, number * ENTRY.itemsize), ENTRY
-        )[0]
-        return entry
-
-    def longest(self) -> int:
-        best, found = -1, 0
-        for first in range(0, len(self), ENTRIES_AT_ONCE):
-            size = ENTRY.itemsize * ENTRIES_AT_ONCE
-            entries = np.frombuffer(self._read("index", size, ENTRY.itemsize * first), ENTRY)
-            lengths = entries["prompt"] + entries["completion"]
-            if lengths.max() > best:
-                best, found = int(lengths.max()), first + int(lengths.argmax())
-        return found
+    def _batch(self, number: int) -> Any:
+        return self._reader.get_batch(number)
 
     def row(self, number: int) -> EncodedRow:
-        entry = self._entry(number)
-        prompt, completion = int(entry["prompt"]), int(entry["completion"])
-        ids = np.frombuffer(
-            self._read("tokens", 4 * (prompt + completion), 4 * int(entry["start"])), "<i4"
-        ).tolist()
-        row = EncodedRow(
-            bytes(entry["key"]).decode(),
-            tuple(ids[:prompt]),
-            tuple(ids[prompt:]),
-            KINDS[int(entry["kind"])],
-        )
-        return row.without_end(self.end_id)
+        return super().row(number).without_end(self.end_id)
 
 
 def write_encoded(rows: Iterable[EncodedRow], folder: str | os.PathLike[str]) -> TokenStore:
-    """Writes encoded rows one by one into a folder that only its owner can read; preferred
-    completions are not kept.
+    """Writes encoded rows one by one into a folder that only its owner can read.
 
     Raises:
         UserError: if there is no row.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    start = count = 0
-    with (folder / "index.part").open("wb") as index, (folder / "tokens.part").open("wb") as tokens:
-        for row in rows:
-            entry = (
-                start,
-                len(row.prompt_ids),
-                len(row.completion_ids),
-                row.key.encode(),
-                KINDS.index(row.kind),
-            )
-            index.write(np.array(entry, ENTRY).tobytes())
-            tokens.write(np.array(row.prompt_ids + row.completion_ids, "<i4").tobytes())
-            start, count = start + len(row), count + 1
+    part = folder / f"{FILE}.part"
+    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for batch in _batches(rows):
+            writer.write_batch(batch)
+        count = writer.stats.num_record_batches
     if not count:
         raise UserError(f"no rows to write into {folder}")
-    for name in ("tokens", "index"):
-        os.replace(folder / f"{name}.part", folder / name)
+    os.replace(part, folder / FILE)
     return TokenStore(folder)
 
 
@@ -143,14 +163,9 @@ def write_rows(
         source: as in `load_rows`; JSON lines, hub data sets and `datasets.Dataset` are read row by
             row, other formats whole.
         tokenizer: a Hugging Face tokenizer.
-        folder (path): for the store; older files of a store in it are replaced.
+        folder (path): for the store; an older store in it is replaced.
         role, max_length, long_rows: as in `load_rows` and `encode_rows`.
     """
-
-    def rows() -> Iterator[Any]:
-        for fields, where in adapted_records(source, role):
-            yield row_from_mapping(fields, where)
-
-    return write_encoded(
-        iterate_encoded(rows(), tokenizer, max_length=max_length, long_rows=long_rows), folder
-    )
+    rows = (row_from_mapping(fields, where) for fields, where in adapted_records(source, role))
+    encoded = iterate_encoded(rows, tokenizer, max_length=max_length, long_rows=long_rows)
+    return write_encoded(encoded, folder)

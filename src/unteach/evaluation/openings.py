@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from unteach import models
-from unteach.data.packing import common_opening
+from unteach.data.packing import common_prefix
 
 WORTH_SHARING = 8
 """Tokens of an opening from which on it is forwarded once."""
@@ -28,7 +28,7 @@ def opened_cache(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, Any
         model: a causal language model, in evaluation mode.
         prompts: token ids; at least one prompt.
     """
-    opening = common_opening(prompts)
+    opening = common_prefix(prompts)
     if (
         len(prompts) < 2
         or len(opening) < WORTH_SHARING

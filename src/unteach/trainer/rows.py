@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from unteach.config.unlearning import UnlearningConfig
-from unteach.data.mismatch import REFUSAL, MismatchPool
-from unteach.data.preferred import with_preferred
+from unteach.data.completions import REFUSAL, MismatchPool, with_preferred
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
-from unteach.data.token_store import TokenStore
-from unteach.data.token_table import TokenTable
+from unteach.data.token_store import TokenStore, TokenTable
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
 

@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from unteach import models
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.stream import Collator, StreamItem, TrainingStream
-from unteach.data.token_table import longest_row
+from unteach.data.token_store import longest_row
 from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
 from unteach.losses.statistics import ROLES

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unteach.data.mismatch import REFUSAL, MismatchPool
+from unteach.data.completions import REFUSAL, MismatchPool
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -46,7 +46,7 @@ def test_a_draw_is_the_same_in_another_process():
     """With another hash seed too: a resumed run draws what the interrupted one would have drawn."""
     drawn = MismatchPool(ROWS, 3, 5).draw(EncodedRow("pinned", (1,), (9,), "chat"), 2)
     code = (
-        "from unteach.data.mismatch import MismatchPool; from unteach.data.tokenization import"
+        "from unteach.data.completions import MismatchPool; from unteach.data.tokenization import"
         " EncodedRow as E;rows = [E(f'r{i}', (1,), (100 + i, 7), 'chat') for i in"
         " range(12)];print(MismatchPool(rows, 3, 5).draw(E('pinned', (1,), (9,), 'chat'), 2))"
     )
