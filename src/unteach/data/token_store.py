@@ -82,6 +82,13 @@ class TokenTable(Sequence[EncodedRow]):
                 most, found = longest, number * BATCH + pc.index(lengths, longest).as_py()
         return found
 
+    def highest_token(self) -> int:
+        """The highest token id of any row; -1 without one."""
+        batches = map(self._batch, range(self._count))
+        columns = (batch.column(name) for batch in batches for name in TOKENS)
+        highest = (pc.max(column.flatten()).as_py() for column in columns)
+        return max((token for token in highest if token is not None), default=-1)
+
 
 def longest_row(rows: Sequence[EncodedRow]) -> int:
     """The number of the row with most tokens, the first of several."""

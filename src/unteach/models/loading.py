@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unteach.data.token_store import TokenTable
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
 from unteach.files.checkpoints import file_sha256
@@ -198,9 +199,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 def check_vocabulary(model: Any, rows: Sequence[EncodedRow]) -> None:
     """Raises `UserError` if a row holds a token for which the model has no embedding."""
-    size = int(model.get_input_embeddings().weight.shape[0])
-    highest = max((max(row.prompt_ids + row.completion_ids) for row in rows), default=-1)
-    if highest >= size:
+    weight = model.get_input_embeddings().weight
+    size = int(getattr(weight, "ds_shape", weight.shape)[0])  # DeepSpeed empties what it shards
+    table = rows if isinstance(rows, TokenTable) else TokenTable(rows)
+    if (highest := table.highest_token()) >= size:
         raise UserError(
             f"the tokenizer gives token {highest}, but the model has {size} embeddings: they do not"
             " belong together"

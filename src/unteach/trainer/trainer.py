@@ -103,6 +103,8 @@ class UnlearningTrainer(Trainer):
         self.forget_rows = encode(forget_dataset if method.forget else None, name="forget")
         self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
+        for rows in (self.forget_rows, self.retain_rows):
+            models.check_vocabulary(model, rows)
         pad_id = processing_class.pad_token_id or 0
         self.collator = Collator(self.retain_rows, pad_id, args.packing, args.row_tokens)
         processes = max(1, args.world_size)
