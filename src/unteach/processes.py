@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from unteach.errors import UserError
 
@@ -94,8 +94,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
     broadcast_object_list(result, from_process=0)
     if result[1] is not None:
         raise UserError(result[1])
-    value: T = result[0]
-    return value
+    return cast(T, result[0])
 
 
 def process_shard(items: Iterable[T]) -> Iterator[T]:
@@ -105,17 +104,6 @@ def process_shard(items: Iterable[T]) -> Iterator[T]:
     return islice(items, rank, None, count)
 
 
-def gather_shards(done: Sequence[T], total: int) -> list[T]:
-    """The results for all `total` items, in their order, from those of each `process_shard`."""
-    state = _state()
-    if state is None:
-        return list(done)
-    from accelerate.utils import gather_object
-
-    shards: list[list[T]] = gather_object([list(done)])
-    return [shards[i % state.num_processes][i // state.num_processes] for i in range(total)]
-
-
 def all_gather(value: T) -> list[T]:
     """The value of each process, by rank."""
     if _state() is None:
@@ -123,6 +111,12 @@ def all_gather(value: T) -> list[T]:
     from accelerate.utils import gather_object
 
     return list(gather_object([value]))
+
+
+def gather_shards(done: Sequence[T], total: int) -> list[T]:
+    """The results for all `total` items, in their order, from those of each `process_shard`."""
+    shards = all_gather(list(done))
+    return [shards[i % len(shards)][i // len(shards)] for i in range(total)]
 
 
 def all_reduce_tensor(values: Tensor | None) -> Tensor | None:

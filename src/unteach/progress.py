@@ -18,8 +18,6 @@ from rich.progress import (
 
 from unteach.processes import is_main_process
 
-SECONDS_BETWEEN_LINES = 10
-
 
 class Stage:
     """One running stage: a bar on a terminal; elsewhere a line at its start, every ten seconds, and
@@ -56,12 +54,11 @@ class Stage:
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=done, total=self.total, note=self.note)
-        elif now - self.printed > SECONDS_BETWEEN_LINES:
+        elif now - self.printed > 10:
             self.printed, spent = now, now - self.started
             of = f" of {self.total}" if self.total else ""
-            left = ""
-            if done and self.total:
-                left = f", about {spent / done * (self.total - done):.0f} s left"
+            remaining = spent / done * (self.total - done) if done and self.total else None
+            left = "" if remaining is None else f", about {remaining:.0f} s left"
             self._print(f"  {self.title}: {done}{of}, {spent:.0f} s{left} {self.note}")
 
     def close(self) -> None:

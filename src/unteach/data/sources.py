@@ -1,9 +1,8 @@
-"""Sources of rows: files, Hugging Face datasets, Python lists, a plain-text book; one reader for
-each shape, and one adapter for each public set.
-"""
+"""Sources of rows: a reader for each shape of file or data, an adapter for each public set."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -50,12 +49,12 @@ def _parsed(text: str) -> Any:
     """JSON; too deep nesting and too long numbers raise a `JSONDecodeError` too."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise json.JSONDecodeError("too deeply nested", text, 0) from None
-    except ValueError:
-        raise json.JSONDecodeError("a number is too long", text, 0) from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        deep = isinstance(error, RecursionError)
+        message = "too deeply nested" if deep else "a number is too long"
+        raise json.JSONDecodeError(message, text, 0) from None
 
 
 def _json_lines(path: Path, on_error: OnError) -> Records:
@@ -69,8 +68,8 @@ def _json_lines(path: Path, on_error: OnError) -> Records:
                 line = _decoded(raw, path, number)
                 record = _parsed(line) if line.strip() else None
             except json.JSONDecodeError as error:
-                message = f"not valid JSON ({error.msg} at column {error.colno})"
-                on_error(UserError(f"{where}: {message}"))
+                reason = f"{error.msg} at column {error.colno}"
+                on_error(UserError(f"{where}: not valid JSON ({reason})"))
             except UserError as error:
                 on_error(error)
             else:
@@ -108,9 +107,8 @@ def _table(path: Path, on_error: OnError) -> Records:
             else:
                 yield {name: cell for name, cell in record.items() if cell is not None}, where
     except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num + 1}: not a readable table ({error})"
-        ) from None
+        where = f"{path}, line {reader.line_num + 1}"
+        raise UserError(f"{where}: not a readable table ({error})") from None
 
 
 def _parquet(path: Path, on_error: OnError) -> Records:
@@ -164,9 +162,8 @@ def book_passages(
 def _book(path: Path, on_error: OnError) -> Records:
     passages = book_passages(_text_of(path))
     if not passages:
-        raise UserError(
-            f"{path}: the text is too short for one passage of a prompt and 200 characters"
-        )
+        size = "one passage of a prompt and 200 characters"
+        raise UserError(f"{path}: the text is too short for {size}")
     for number, (prompt, completion) in enumerate(passages, 1):
         fields = {"prompt": prompt, "completion": completion, "kind": "text"}
         yield fields, f"{path}, passage {number}"
@@ -189,15 +186,13 @@ def _hub(name: str, split: str) -> Records:
 
     rest, _, named = name.partition("@")
     identifier, _, part = rest.partition(":")
-    split, configuration = named or split, part or None
+    split, configuration, splits = named or split, part or None, list[str]()
     try:
         try:
             dataset = load_dataset(identifier, configuration, split=split)
-        except ValueError as error:
-            try:
+        except ValueError:
+            with contextlib.suppress(Exception):  # the reason of the first error is the better one
                 splits = list(get_dataset_split_names(identifier, configuration))
-            except Exception:  # the reason why the dataset could not be loaded is the better one
-                raise error from None
             if not splits or split in splits:
                 raise
             if named or len(splits) > 1:
@@ -227,12 +222,11 @@ def _in_memory(source: Any, on_error: OnError) -> Records:
             f" rows{f'; take one of {names}' if names else ''}"
         )
     for number, record in enumerate(source, 1):
-        where = f"row {number}"
         if isinstance(record, str | Mapping):
-            yield {"prompt": record} if isinstance(record, str) else dict(record), where
+            yield {"prompt": record} if isinstance(record, str) else dict(record), f"row {number}"
         else:
             kind = type(record).__name__
-            on_error(UserError(f"{where}: a row must be a dict or a prompt, found {kind}"))
+            on_error(UserError(f"row {number}: a row must be a dict or a prompt, found {kind}"))
 
 
 def records(source: Any, split: str = "train", on_error: OnError = _raise) -> Records:
@@ -260,9 +254,8 @@ def _flag(value: Any) -> bool:
         return bool(value)
     words = {"true": True, "1": True, "false": False, "0": False}
     if value.strip().lower() not in words:
-        # no text of the row
-        shown = repr(value) if len(value) < 16 and value.isidentifier() else "a flag"
-        raise ValueError(f"{shown} is neither true nor false")
+        short = len(value) < 16 and value.isidentifier()  # no text of the row
+        raise ValueError(f"{repr(value) if short else 'a flag'} is neither true nor false")
     return words[value.strip().lower()]
 
 
@@ -302,13 +295,8 @@ def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[Fields]:
     if role == "retain":
         return [{"prompt": question, "completion": best}]
     answers = wrong if isinstance(wrong, list) else str(wrong or "").split(";")
-    return [
-        {"prompt": question, "completion": answer.strip()} for answer in answers if answer.strip()
-    ]
-
-
-def _question_answer(record: Mapping[str, Any], role: Role) -> list[Fields]:
-    return [{"prompt": record["question"], "completion": record["answer"]}]
+    kept = filter(None, (answer.strip() for answer in answers))
+    return [{"prompt": question, "completion": answer} for answer in kept]
 
 
 def _wmdp(record: Mapping[str, Any], role: Role) -> list[Fields]:
@@ -338,7 +326,9 @@ ADAPTERS: dict[tuple[str, ...], Adapter] = {
     ("question", "best_answer", "incorrect_answers"): _truthfulqa,
     tuple(_HALUEVAL.values()): partial(_by_answer, **_HALUEVAL),
     ("question", "choices", "answer"): _wmdp,
-    ("question", "answer"): _question_answer,
+    ("question", "answer"): lambda record, role: [
+        {"prompt": record["question"], "completion": record["answer"]}
+    ],
 }
 """Known by their columns: PKU-SafeRLHF, BeaverTails, TRL's preference rows, TruthfulQA (file and
 hub), HaluEval QA, WMDP, TOFU, MUSE.
@@ -359,12 +349,7 @@ def adapted_records(
     source: Any, role: Role, split: str = "train", on_error: OnError = _raise
 ) -> Records:
     """(fields, where) of each record, those of known public sets turned into `prompt` and
-    `completion`.
-
-    Args:
-        source, role, split: see `load_rows`.
-        on_error (`Callable`, *optional*): takes the error of a row that cannot be read, and reading
-            goes on; default: the first is raised.
+    `completion`; see `load_rows`. By default the first error of a row is raised.
     """
     for record, where in records(source, split, on_error):
         try:

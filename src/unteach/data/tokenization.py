@@ -221,45 +221,9 @@ def _encoded(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
     return EncodedRow(row.key, tuple(prompt_ids), tuple(completion_ids), row.kind)
 
 
-def encode_rows(
-    rows: Sequence[Row],
-    tokenizer: Any,
-    *,
-    max_length: int | None = None,
-    window: int | None = None,
-    long_rows: LongRows = "error",
-    name: str = "forget",
-) -> list[EncodedRow]:
-    """Tokenises rows; a completion is never cut.
-
-    Args:
-        rows (`Sequence[Row]`)
-        tokenizer: a Hugging Face tokenizer.
-        max_length (`int`, *optional*): most tokens of prompt and completion together.
-        window (`int`, *optional*): most positions of the model.
-        long_rows (`"error"`, `"truncate_prompt"` or `"drop"`): what to do with a longer row: refuse
-            it by name, cut its prompt from the left, or leave it out.
-        name (`str`): what messages call the set.
-
-    Raises:
-        UserError: naming the row that is too long, or the set of which nothing is left.
-    """
-    limits: dict[str, Any] = {"max_length": max_length, "window": window, "long_rows": long_rows}
-    encoded = list(iterate_encoded(rows, tokenizer, cached=True, **limits))
-    if not encoded:
-        limit = _limit(max_length, window)[1]
-        raise UserError(
-            f"no row of the {name} set is left after dropping those longer than {limit}"
-        )
-    return encoded
-
-
-def _limit(max_length: int | None, window: int | None) -> tuple[int, str]:
-    """(most tokens of a row, what messages call that)."""
-    most, positions = max_length or 2**30, window or 2**30
-    if most <= positions:
-        return most, f"max_length {most}"
-    return positions, f"the {positions} positions of this model"
+def encode_rows(rows: Sequence[Row], tokenizer: Any, **limits: Any) -> list[EncodedRow]:
+    """Tokenises rows, or takes them from the cache; arguments are those of `iterate_encoded`."""
+    return list(iterate_encoded(rows, tokenizer, encode=encode_row, **limits))
 
 
 def iterate_encoded(
@@ -269,24 +233,46 @@ def iterate_encoded(
     max_length: int | None = None,
     window: int | None = None,
     long_rows: LongRows = "error",
-    cached: bool = False,
+    name: str = "forget",
+    encode: Callable[[Row, Any, int | None], EncodedRow] = _encoded,
 ) -> Iterator[EncodedRow]:
-    """`encode_rows` row by row, for any number of rows; cached only on request."""
+    """Tokenises rows one by one, however many there are; a completion is never cut.
+
+    Args:
+        rows (`Iterable[Row]`)
+        tokenizer: a Hugging Face tokenizer.
+        max_length (`int`, *optional*): most tokens of prompt and completion together.
+        window (`int`, *optional*): most positions of the model.
+        long_rows (`"error"`, `"truncate_prompt"` or `"drop"`): what to do with a longer row: refuse
+            it by name, cut its prompt from the left, or leave it out.
+        name (`str`): what messages call the set.
+        encode (`Callable`): `encode_row`, or by default the same without the cache.
+
+    Raises:
+        UserError: naming the row that is too long, or the set of which nothing is left.
+    """
     end_id = end_of_turn_id(tokenizer)
-    most, limit = _limit(max_length, window)
-    advice = "raise max_length" if limit.startswith("max_length") else "shorten the row"
-    encode = encode_row if cached else _encoded
+    most, limit, advice = max_length or 2**30, f"max_length {max_length}", "raise max_length"
+    if window is not None and window < most:
+        most, limit, advice = window, f"the {window} positions of this model", "shorten the row"
+    kept = 0
     for row in rows:
         item = encode(row, tokenizer, end_id)
         room = most - len(item.completion_ids)
-        if len(item) <= most:
-            yield item
-        elif long_rows == "error" or (long_rows == "truncate_prompt" and room < 1):
-            raise UserError(
-                f"{row.source}: prompt and completion are {len(item)} tokens"
-                f" ({len(item.completion_ids)} of them completion), more than {limit}: truncation"
-                f" would cut the completion; {advice}"
-                + ("" if room < 1 else ", or set long_rows to truncate_prompt or drop")
-            )
-        elif long_rows == "truncate_prompt":
-            yield replace(item, prompt_ids=item.prompt_ids[-room:])
+        if len(item) > most:
+            if long_rows == "drop":
+                continue
+            if long_rows == "error" or room < 1:
+                choice = ", or set long_rows to truncate_prompt or drop" if room >= 1 else ""
+                raise UserError(
+                    f"{row.source}: prompt and completion are {len(item)} tokens"
+                    f" ({len(item.completion_ids)} of them completion), more than {limit}:"
+                    f" truncation would cut the completion; {advice}{choice}"
+                )
+            item = replace(item, prompt_ids=item.prompt_ids[-room:])
+        kept += 1
+        yield item
+    if not kept:
+        raise UserError(
+            f"no row of the {name} set is left after dropping those longer than {limit}"
+        )
