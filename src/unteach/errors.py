@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def did_you_mean(name: str, known: list[str], what: str) -> UserError:
-    """The error for an unknown `name` of kind `what`, with the nearest known name if one is near."""
+    """The error for an unknown `name` of kind `what`, with the nearest known name."""
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     parts = [f"did you mean {near[0]!r}?"] if near else []
     if len(known) <= 20 or not near:

@@ -1,5 +1,5 @@
-"""Rows in a table or on disk are the rows of a list; a table takes a fraction of a list's memory, and
-memory does not grow with the rows on disk.
+"""Rows in a table or on disk are the rows of a list; a table takes a fraction of a list's memory,
+and memory does not grow with the rows on disk.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def test_a_wheel_that_cannot_be_fetched_is_one_sentence_with_pip_s_reason(tmp_pa
 
 
 def test_a_process_that_comes_second_takes_what_the_first_has_put_there(tmp_path, monkeypatch):
-    """`accelerate launch` on a machine that has no converted model yet: every process converts it."""
+    """`accelerate launch` on a machine without a converted model: every process converts it."""
     packaged = loading.PackagedModel(
         "o/x", "x==1", "x/model/", hashlib.sha256(b"right").hexdigest()
     )

@@ -58,7 +58,7 @@ class Row:
 
     @property
     def prompt_text(self) -> str:
-        """The prompt as one string, for comparisons: the messages' contents joined by line breaks."""
+        """The prompt as one string: the messages' contents, joined by line breaks."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(content for _, content in self.prompt)

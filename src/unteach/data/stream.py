@@ -65,7 +65,7 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
         return self.length
 
     def _row(self, name: str, size: int, position: int) -> tuple[int, int]:
-        """(epoch, row) at a position of the endless sequence of shuffled passes over `size` rows."""
+        """(epoch, row) at a position of an endless sequence of shuffled passes over `size` rows."""
         epoch, place = divmod(position, size)
         if (name, epoch) not in self._orders:
             for old in [key for key in self._orders if key[0] == name and key[1] < epoch - 1]:

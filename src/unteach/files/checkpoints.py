@@ -85,7 +85,7 @@ def damage(folder: str | os.PathLike[str]) -> str:
 
 
 def marked_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The state in a marker, without a check of the files; empty for a marker that cannot be read."""
+    """The state in a marker, files unchecked; empty for a marker that cannot be read."""
     try:
         return dict(json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))["state"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -60,7 +60,7 @@ class StateFile:
 
     @classmethod
     def create(cls, path: Path, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> StateFile:
-        """A new file of zeros of shape (positions, ...); `key` says what the values are made from."""
+        """A new file of zeros of shape (positions, ...); `key` names what they are made from."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         facts = {"key": key, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
         with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -69,7 +69,7 @@ class StateFile:
         return cls(path)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
-        """Writes `values` of shape (n, ...) at `positions` of shape (n,), in the file's precision."""
+        """Writes `values` (n, ...) at `positions` (n,), in the file's precision."""
         values = values.detach().to("cpu", self.dtype).contiguous()
         data: bytes = values.view(-1).view(torch.uint8).numpy().tobytes()
         for place, number, count in runs(positions):
@@ -79,7 +79,7 @@ class StateFile:
                 raise OSError(f"{self.path} took {written} of {len(piece)} bytes")
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        """Values at `positions` of shape (n,): shape (n, ...), on the CPU, in the file's precision."""
+        """Values (n, ...) at `positions` (n,), on the CPU, in the file's precision."""
         data = bytearray(len(positions) * self._row_bytes)
         view = memoryview(data)
         for place, number, count in runs(positions):

@@ -262,7 +262,7 @@ class _HeadBlocks:
 
 
 def _add_product(to: Tensor, gradient: Tensor, states: Tensor, *, first: bool) -> None:
-    """Adds gradient^T states to the rows `to` of a weight's gradient; the first is written there."""
+    """Adds gradient^T states to rows `to` of a weight's gradient; the first is written there."""
     if to.dtype == states.dtype:
         torch.mm(gradient.T, states, out=to) if first else to.addmm_(gradient.T, states)
         return

@@ -1,4 +1,4 @@
-"""Inputs of the decoder for a batch, its attention masks, and the states that predict completions."""
+"""Inputs of the decoder, its attention masks, and the states that predict completions."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LOGITS_TIMES_SCALING = ("hyperclovax",)
 
 
 def without_adapter(model: Any) -> Any:
-    """The causal language model inside a PEFT model (adapters stay injected), or the model itself."""
+    """The causal language model in a PEFT model (adapters stay injected), or the model itself."""
     adapted = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
     return model.get_base_model() if adapted else model
 
