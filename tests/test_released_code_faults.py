@@ -1,5 +1,5 @@
-"""Each fault known of the released code and of its peers, tried on ours. The numbers of the faults
-are in the comments of no test: the right ones are computed here.
+"""Known faults of the released code and of similar projects, tested on ours; the right numbers are
+computed here.
 """
 
 from __future__ import annotations
