@@ -1,15 +1,15 @@
-"""Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario;
-ratio of seconds to full RLHF's.
+"""Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario:
+what each forgets and keeps, and its seconds as a share of full RLHF's.
 
-Each pipeline ends by one rule: an eighth of its planned training is the probe interval, and three
-probes in a row that do not bring the harmful rate of the validation split (of the reward model: its
-share of wrong validation pairs) under its lowest so far end it; the best probe's weights are kept.
+All pipelines stop by one rule. The probe interval is an eighth of the planned training; three
+probes in a row without a new lowest harmful rate on the validation split (for the reward model: the
+share of validation pairs ranked wrong) end the training, and the best probe's weights are kept.
 Probes are not part of a method's seconds.
 
     python experiments/alignment_cost.py [--short] [--seeds 0,1,2] [--out DIR] [--json FILE]
 
-Killed and started again, it goes on. Beside FILE it writes the table as Markdown and the run time
-by method as a figure (`cost.png`).
+A killed run resumes. Beside FILE it writes the table as Markdown and the run time by method as a
+figure (`cost.png`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,7 @@ from unteach.evaluation.rewards import load_reward
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.progress import Display
-from unteach.reports.comparison import (
-    COST_NOTE,
-    Cell,
-    comparison_results,
-    comparison_table,
-)
+from unteach.reports.comparison import COST_NOTE, Cell, comparison_results, comparison_table
 from unteach.reports.figures import cost_figure
 from unteach.reports.tables import Table
 from unteach.scenarios.texts import labelled_answers
@@ -62,15 +57,13 @@ def parse_options() -> argparse.Namespace:
 def methods(short: bool) -> list[dict[str, Any]]:
     """The rows of the comparison, with the longest training that each may have.
 
-    `ga_mismatch` has the paper's weights, K and batch size and no budget or frozen layers; its
-    learning rate is ours: the paper's 2e-6 needs 1,000 steps. `unlikelihood_mismatch` was the
-    scenario's demo when docs/results/alignment_cost.md was measured; it takes the settings of the
-    demos of questions and answers that train weights, and its own eps1 to eps3. The pipelines'
-    learning rates are `STAGE_SETTINGS`'.
+    `ga_mismatch` has the paper's weights, K and batch size, no budget and no frozen layers; its
+    learning rate is ours, because the paper's 2e-6 needs 1,000 steps. `unlikelihood_mismatch` was
+    the scenario's demo when docs/results/alignment_cost.md was measured; it has the settings of the
+    question demos that train all weights, and its own eps1 to eps3. The pipelines' learning rates
+    are those of `STAGE_SETTINGS`.
     """
-    longest = (
-        {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2} if short else LONGEST
-    )
+    longest = SHORT if short else LONGEST
     sft = {"max_steps": longest["sft"]}
     paper: dict[str, Any] = {
         "mismatch_completions": 5,
@@ -106,13 +99,13 @@ def methods(short: bool) -> list[dict[str, Any]]:
 
 
 LONGEST = {"ga": 40, "unlikelihood": 60, "sft": 16, "dpo": 10, "reward": 10, "rl": 20}
-"""Optimiser steps that each training may take; batches of 8 (unlikelihood: as its demo; GA: 2 rows;
-RL: 2 prompts, 4 answers each).
-"""
+"""Maximum optimiser steps of each training, in batches of 8 (unlikelihood: as its demo; GA: 2 rows;
+RL: 2 prompts with 4 answers each)."""
+SHORT = {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2}
 
 
 def comparison_file(model: str, folder: Path, seed: int, short: bool) -> dict[str, Any]:
-    """What `unteach compare` is told for one seed."""
+    """The options of `unteach compare` for one seed."""
     rule = {"probe_steps": 0.5 if short else 0.125, "patience": 3, "hold": 1000, "min_utility": 0.0}
     options = {
         "out": str(folder),
@@ -125,9 +118,7 @@ def comparison_file(model: str, folder: Path, seed: int, short: bool) -> dict[st
 
 
 def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
-    """The cells of one seed's comparison, from its folder if it is there whole; else it is made, or
-    gone on with.
-    """
+    """The cells of one seed's comparison: read from its folder if it is complete, else computed."""
     folder = Path(options["out"])
     path, key = folder / "cells.json", content_key(options)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -155,7 +146,7 @@ def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
 
 def pooled(cells: Sequence[Cell]) -> Cell:
     """One method's cells of several seeds as one: rates over all their answers with Wilson's
-    interval, means of all else.
+    interval, means of everything else.
     """
     sets: dict[str, dict[str, dict[str, Any]]] = {}
     for name, metrics in cells[0].sets.items():
@@ -224,19 +215,18 @@ def projection_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Operations on larger models from the token counts measured here, against full RLHF's:
     projected, not measured.
     """
-    rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")
+    costs = {cell.method: cell.run["cost"] for cell in cells if "cost" in cell.run}
     rows = []
     for name, parameters in MODELS.items():
-        for cell in cells:
-            if "cost" not in cell.run or name == MEASURED:
+        for method, cost in costs.items():
+            if name == MEASURED:
                 continue
             ours, whole = (
-                floating_point_operations(cost, parameters) / 1e15
-                for cost in (cell.run["cost"], rlhf)
+                floating_point_operations(one, parameters) / 1e15 for one in (cost, costs["rlhf"])
             )
-            seconds = projected_seconds(cell.run["cost"], parameters, MODELS[MEASURED])
+            seconds = projected_seconds(cost, parameters, MODELS[MEASURED])
             row = {
-                "case": f"projection to {name}: {cell.method}",
+                "case": f"projection to {name}: {method}",
                 "ours": ours,
                 "naive": whole,
                 "ratio": ours / whole,
@@ -270,7 +260,7 @@ def markdown(
 
 
 def more_data(cells: Sequence[Cell]) -> list[str]:
-    """How many times the data of this run full RLHF would have to read for each method's operations
+    """For each method: how many times as many steps full RLHF would need for the method's operations
     to be 2% of its own.
     """
     rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")

@@ -1,6 +1,4 @@
-"""The experiment of alignment's cost, with a comparison that is already there: its rows, its pages,
-what it pools, that it goes on.
-"""
+"""The experiment on alignment cost, on given comparisons: its rows, pages, pooling, resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +35,6 @@ def cost(seconds, training):
         "data_tokens": 3,
         "generated_tokens": 0,
         "training_tokens": training,
-    } | {
         "peak_memory_mb": seconds,
         "forward_tokens": 0,
         "probe_seconds": 1.0,
@@ -78,58 +75,37 @@ def runs(experiment, monkeypatch, tmp_path):
 
     monkeypatch.setattr(experiment, "compare", compare)
     monkeypatch.setattr(experiment, "load_reward", lambda name, labelled: Reward())
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "x",
-            "--seeds",
-            "0,1",
-            "--out",
-            str(tmp_path / "runs"),
-            "--json",
-            str(tmp_path / "r" / "cost.json"),
-        ],
-    )
+    argv = f"x --seeds 0,1 --out {tmp_path}/runs --json {tmp_path}/r/cost.json"
+    monkeypatch.setattr(sys, "argv", argv.split())
     return made
 
 
-def test_each_row_has_its_share_of_rlhf_s_seconds_and_what_was_paid(
-    experiment, runs, tmp_path, capsys
-):
+def test_each_row_has_its_share_of_rlhf_s_seconds_and_its_cost(experiment, runs, tmp_path, capsys):
     experiment.main()
     rows = {
         row["case"]: row for row in json.loads((tmp_path / "r" / "cost.json").read_text())["rows"]
     }
     ours = rows["ga_mismatch, seed 1"]
     assert (ours["ours"], ours["naive"], ours["ratio"], ours["unit"]) == (4.0, 200.0, 0.02, "s")
-    assert (
-        ours["harmful_rate_unseen"]["n"] == 4 and ours["utility_reward_independent"]["value"] == 2.5
-    )
+    assert ours["harmful_rate_unseen"]["n"] == 4
+    assert ours["utility_reward_independent"]["value"] == 2.5
     assert (ours["data_tokens"], ours["probe_seconds"], ours["needs_positives"]) == (3, 1.0, False)
     assert rows["original, seed 0"]["ours"] == 0.0
     together = rows["ga_mismatch, all seeds"]
     assert (together["ours"], together["peak_memory_mb"]) == (3.0, 4.0)
     rate = together["harmful_rate_unlearned"]  # 0 of 10 and 1 of 10
-    assert (rate["value"], rate["n"]) == (pytest.approx(0.05), 20) and 0.0 < rate[
-        "ci_low"
-    ] < 0.05 < rate["ci_high"] < 0.3
+    assert (rate["value"], rate["n"]) == (pytest.approx(0.05), 20)
+    assert 0.0 < rate["ci_low"] < 0.05 < rate["ci_high"] < 0.3
     projected = rows["projection to OPT-1.3B: rlhf"]
-    assert (
-        projected["projection"]
-        and projected["ours"] == pytest.approx(6 * 50 * 1.316e9 / 1e15)
-        and projected["ratio"] == 1.0
-    )
+    assert projected["projection"] and projected["ratio"] == 1.0
+    assert projected["ours"] == pytest.approx(6 * 50 * 1.316e9 / 1e15)
     page = (tmp_path / "r" / "cost.md").read_text()
-    assert (
-        "projected, not measured" in page
-        and "needs positives" in page
-        and (tmp_path / "r" / "cost.png").exists()
-    )
+    assert "projected, not measured" in page and "needs positives" in page
+    assert (tmp_path / "r" / "cost.png").exists()
     assert "all seeds" in capsys.readouterr().out
 
 
-def test_a_seed_that_is_whole_is_not_run_again_and_leaves_no_models(experiment, runs, tmp_path):
+def test_a_complete_seed_is_not_run_again_and_leaves_no_models(experiment, runs, tmp_path):
     experiment.main()
     assert runs == [0, 1] and not list((tmp_path / "runs").rglob("checkpoints"))
     experiment.main()
@@ -137,6 +113,6 @@ def test_a_seed_that_is_whole_is_not_run_again_and_leaves_no_models(experiment, 
 
 
 @pytest.mark.parametrize("short", [False, True])
-def test_its_comparison_is_one_that_compare_takes(experiment, short):
+def test_its_comparison_file_is_valid_for_compare(experiment, short):
     names = [row.name for row in method_rows(experiment.methods(short))]
     assert names == ["ga_mismatch", "unlikelihood_mismatch", "sft", "dpo", "rlhf"]
