@@ -77,13 +77,12 @@ def methods(short: bool) -> list[dict[str, Any]]:
         "frozen_layers": 0,
         "save_steps": 20,
     }
-    demo = all_weights("harmfulness", short)
-    settings = {
+    demo = {
         name: value
-        for name, value in demo.pop("settings").items()
+        for name, value in all_weights("harmfulness", short).items()
         if name != "method" and not name.endswith("_weight")
     }
-    ours = {**demo, **settings, "lora": False, "max_steps": longest["unlikelihood"]}
+    ours = {**demo, "lora": False, "max_steps": longest["unlikelihood"]}
     rl = {"max_steps": longest["rl"], "save_steps": 10}
     rows = [
         {"name": "ga_mismatch", **paper, "max_steps": longest["ga"]},

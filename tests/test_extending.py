@@ -94,3 +94,9 @@ def test_a_benchmark(extend):
     found = evaluation("runs/yes_or_no")
     assert found["models"]["unlearned"]["questions"]["accuracy"]["n"] == 2
     assert "accuracy" in Path("runs/yes_or_no/benchmark.md").read_text(encoding="utf-8")
+
+
+def test_a_scenario(extend):
+    extend("A scenario")
+    sets = evaluation("runs/capitals")["models"]["unlearned"]
+    assert set(sets) == {"unlearned", "unseen", "normal"} and "leak_rate" in sets["unlearned"]
