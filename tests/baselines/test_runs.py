@@ -101,7 +101,7 @@ def test_baselines_are_rows_of_a_comparison_beside_unlearning(folder):
     assert int(sft[-6]) > 0 == int(ours[-6]) and int(sft[-5]) == 0 < int(
         ours[-5]
     )  # good answers; own answers to keep
-    assert "Data\ntokens: good answers" in table and (out / "cost.png").exists()
+    assert "Data tokens: desired answers" in table and (out / "cost.png").exists()
     assert r"rrrrrll}" in (out / "comparison.tex").read_text()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.reports.results import MISSING, Results, Sets
+from unteach.reports.run_files import without_paths
 from unteach.reports.tables import Table
 
 COSTS = {
@@ -131,7 +132,7 @@ def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[st
 
     Metrics and scorers are those of one of the evaluations.
     """
-    results = comparison_results(cells, evaluation)
+    results = comparison_results(cells, without_paths(evaluation))
     table = comparison_table(cells, results)
     parts = [
         table.markdown(),
