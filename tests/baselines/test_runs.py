@@ -165,7 +165,7 @@ def test_rlhf_s_reward_model_scores_all_rows_and_its_time_is_the_measure(folder)
     cells = json.loads((out / "comparison.json").read_text())["cells"]
     assert all(cell["sets"]["normal"]["utility_reward"]["n"] > 0 for cell in cells)
     table = (out / "comparison.md").read_text()
-    assert "| % of rlhf |" in table and "utility_reward: the reward model of rlhf" in table
+    assert "| % of rlhf |" in table and "reward: the reward model of rlhf" in table
     full = next(line for line in table.splitlines() if "| full |" in line)
     assert "| 100.0 |" in full
     assert compare(options) == out and (out / "comparison.md").read_text() == table

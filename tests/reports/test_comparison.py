@@ -54,7 +54,10 @@ def cells():
 
 EVALUATION = {
     "headline": "harmful_rate",
-    "scorers": {"harmful_rate": {"name": "trained judge", "held_out_accuracy": 0.93, "n": 120}},
+    "scorers": {
+        "harmful_rate": {"name": "trained judge", "held_out_accuracy": 0.93, "n": 120},
+        "fluency": {"name": "/home/someone/model"},
+    },
 }
 
 
@@ -123,9 +126,9 @@ def test_latex_is_escaped_and_its_columns_add_up(cells):
 
 
 def test_all_four_files_are_written_and_name_the_scorers(cells, tmp_path):
-    write_comparison(tmp_path, cells, EVALUATION | {"fluency_model": "/home/someone/model"})
+    write_comparison(tmp_path, cells, EVALUATION)
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "fluency model: model" in markdown and "someone" not in markdown
+    assert "fluency (NLL): model" in markdown and "someone" not in markdown
     assert "held-out accuracy 93% on 120 answers" in markdown and "| a/b_c | ga |" in markdown
     assert json.loads((tmp_path / "comparison.json").read_text())["cells"][1]["method"] == "ga"
     assert (tmp_path / "comparison.csv").exists() and (tmp_path / "comparison.tex").exists()

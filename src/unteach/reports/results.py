@@ -206,6 +206,4 @@ class Results:
         threshold = self.content.get("leak_threshold_bleu")
         if threshold is not None:
             found["leak threshold"] = f"BLEU above {threshold:.2f} against the expected text"
-        if model := self.content.get("fluency_model"):
-            found["fluency model"] = str(model)
         return found
