@@ -304,6 +304,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_leaves_complete_ones_only(
 
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True  # a limit would leave truncated files of bytecode
 import unteach.run.pipeline
 from unteach.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
