@@ -36,8 +36,7 @@ from unteach.config.resolve import resolve, suitable_learning_rate
 from unteach.data.rows import Row, rows_hash
 from unteach.data.sources import load_rows
 from unteach.errors import TrainingFault
-from unteach.evaluation import tofu
-from unteach.evaluation.benchmarks import tofu_benchmark
+from unteach.evaluation.benchmarks import tofu
 from unteach.evaluation.benchmarks.benchmark import EvaluatedModel
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.files.atomic import write_json
@@ -147,7 +146,7 @@ class Protocol:
             :forgotten
         ]
         self.retain: list[Row] = load_rows(str(options.data / "retain90.jsonl"), "retain")[:kept]
-        sets = tofu_benchmark.load(str(options.data), None)
+        sets = tofu.load(str(options.data), None)
         known = {
             "forget": {row.prompt_text for row in self.forget},
             "retain": {row.prompt_text for row in self.retain[::3]},
@@ -216,7 +215,7 @@ class Protocol:
         """TOFU's numbers of a model, and its forget rows' truth ratios by key."""
         model, tokenizer = models.load_model(str(folder)), models.load_tokenizer(str(folder))
         with self.display.stage(f"Measuring {folder.parent.name}") as stage:
-            found = tofu_benchmark.measure(
+            found = tofu.measure(
                 EvaluatedModel(
                     model, tokenizer, TransformersGenerator(model, tokenizer), progress=stage.update
                 ),
@@ -224,16 +223,19 @@ class Protocol:
             )
         numbers = {
             name: {metric: result.as_json() for metric, result in metrics.items()}
-            for name, metrics in found.results.items()
+            for name, metrics in tofu.BENCHMARK.results(found).items()
         }
-        said = {name: [dict(line.texts) for line in lines] for name, lines in found.lines.items()}
-        write_json(folder.parent / "tofu-answers.json", said)
-        return {
-            "sets": numbers,
-            "truth_ratios": {
-                line.key: line.metrics["truth_ratio"] for line in found.lines["forget"]
-            },
+        texts = {
+            name: [
+                dict(zip(values.texts, row, strict=True))
+                for row in zip(*values.texts.values(), strict=True)
+            ]
+            for name, values in found.sets.items()
         }
+        write_json(folder.parent / "tofu-answers.json", texts)
+        forget = found.sets["forget"]
+        ratios = dict(zip(forget.keys, forget.columns["truth_ratio"], strict=True))
+        return {"sets": numbers, "truth_ratios": ratios}
 
     def rows_key(self) -> str:
         """Names everything but the method that a result depends on."""

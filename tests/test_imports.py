@@ -17,7 +17,7 @@ FLOORS = [
     {"evaluation", "scenarios", "trainer"},
     {"baselines", "prepare", "reports"},
     {"run"},
-    {"attacks", "chat", "compare", "evaluate", "evaluate_benchmark", "plan", "requests"},
+    {"attacks", "chat", "compare", "evaluate", "plan", "requests"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,40 +1,96 @@
-"""`unteach eval`: a model, and the one before it, asked and scored without any training."""
+"""`unteach eval`: evaluation of a model without training, on prompt sets or on a benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
+from unteach.evaluation.benchmarks import load_benchmark
+from unteach.evaluation.benchmarks.benchmark import EvaluatedModel, Measured
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
-from unteach.evaluation.metrics import is_forget_set
+from unteach.evaluation.metrics import as_eval_json, is_forget_set
 from unteach.evaluation.scorers import build_scorers, check_right_answers
-from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
+from unteach.evaluation.scoring import FluencyModel, generate_sets, score_models
+from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.folders import FolderLock
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
+from unteach.reports.tables import benchmark_table
 from unteach.scenarios import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
 from unteach.scenarios.user_rows import with_unrelated
 
 ENGINES = ("transformers", "vllm")
+T = TypeVar("T")
+Evaluate = Callable[[str, Any, Any, Generator], T]
+"""From a role, its model, the model's tokenizer and generator to what is found."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How models are loaded and generate.
+
+    Args:
+        work: folder of the cached continuations.
+        engine: `transformers`, or `vllm`.
+        batch_size: prompts per batch; default: by the size of their cache.
+        trust_remote_code: run code that comes with a model.
+        dtype: of the weights, `float32` or `bfloat16`.
+    """
+
+    work: Path
+    engine: str = "transformers"
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+
+    def load(self, name: str) -> tuple[Any, Any]:
+        """A model and its tokenizer."""
+        trust, dtype = self.trust_remote_code, dtype_of(self.dtype)
+        model = models.load_model(name, trust_remote_code=trust, dtype=dtype)
+        return models.placed(model), models.load_tokenizer(name, trust_remote_code=trust)
+
+    def generator(self, name: str, model: Any, tokenizer: Any) -> Generator:
+        """Generation by the engine, with a cache for each model."""
+        inner: Generator = TransformersGenerator(model, tokenizer, self.batch_size)
+        if self.engine == "vllm":
+            inner = VllmGenerator(models.resolve(name), tokenizer)
+        return CachedGenerator(inner, self.work, models.weights_hash(model), self.engine)
+
+    def each(self, roles: Mapping[str, str], evaluate: Evaluate[T]) -> dict[str, T]:
+        """What `evaluate` returns for the model of each role (role to name); a model in two roles is
+        evaluated once. One model at a time is in memory, unless `evaluate` keeps it.
+        """
+        found: dict[str, T] = {}
+        for role, name in roles.items():
+            same = next((earlier for earlier in found if roles[earlier] == name), None)
+            found[role] = found[same] if same else self._one(role, name, evaluate)
+        return found
+
+    def _one(self, role: str, name: str, evaluate: Evaluate[T]) -> T:
+        model, tokenizer = self.load(name)
+        return evaluate(role, model, tokenizer, self.generator(name, model, tokenizer))
+
+
+# --- prompt sets
 
 
 def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scenario:
-    """The prompt sets to ask: an embedded scenario's, a user's rows (all of them), or a user's rows
-    judged as an embedded scenario's are.
+    """The prompt sets to evaluate: an embedded scenario's, or a user's rows (all of them), scored
+    as an embedded scenario's are if one is named.
 
     Args:
-        scenario (`str`, *optional*): name of an embedded scenario.
-        forget, retain (*optional*): rows of the sets `unlearned` and `retain`, instead of the
-            scenario's.
+        scenario: name of an embedded scenario.
+        forget, retain: rows of the sets `unlearned` and `retain`, instead of the scenario's.
     """
     built = build_scenario(scenario) if scenario else None
     if forget is None and retain is not None:
@@ -76,112 +132,169 @@ def evaluate_models(
     display: Display | None = None,
     **scorers: Any,
 ) -> dict[str, Any]:
-    """Asks and scores a model (and the one before it) without training; writes `eval.json` and
-    `generations.jsonl`.
+    """Generates and scores the outputs of a model (and of the one before it) without training;
+    writes `eval.json` and `generations.jsonl`.
 
-    Answers are kept in `work/` of the folder: asked again, with another scorer or after an
-    interruption, no prompt is answered twice by the same model.
+    Outputs are cached in `work/` of the folder: evaluated again, with another scorer or after an
+    interruption, no output is generated twice by the same model.
 
     Args:
-        model, reference (`str`): the model after and before; without a reference both columns are
-            the same model.
-        scenario (`str`, *optional*): an embedded scenario whose prompt sets and scorers are used.
-        forget, retain (*optional*): rows of the sets `unlearned` and `retain` instead.
-        output_dir (`str`)
-        engine (`str`): `transformers`, or `vllm`.
-        batch_size (`int`, *optional*): prompts at a time; default: by the size of their cache
-        show_text (`bool`): whether forget texts are written.
-        trust_remote_code (`bool`): run code that comes with a model.
-        dtype (`str`): what the models are held in, `float32` or `bfloat16`.
-        display (`Display`, *optional*)
+        model, reference: the model after and before; without a reference both columns are the same
+            model.
+        scenario: an embedded scenario whose prompt sets and scorers are used.
+        forget, retain: rows of the sets `unlearned` and `retain` instead.
+        output_dir: where the files are written.
+        engine, batch_size, trust_remote_code, dtype: see `Inference`.
+        show_text: whether forget texts are written.
+        display: shows progress.
         scorers: fields of `ScorerNames` that replace the scenario's.
 
+    Returns:
+        the content of `eval.json`; empty in all processes but the first.
+
     Raises:
-        UserError: for rows to keep without rows to forget, and for a model that cannot be had.
+        UserError: for rows to keep without rows to forget, and for a model that cannot be loaded.
     """
-    display = display or Display(quiet=True)
-    folder = Path(output_dir)
-    how = {"trust_remote_code": trust_remote_code, "dtype": dtype_of(dtype)}
-    with FolderLock(folder):
-        return _evaluate(
-            model,
-            reference,
-            folder,
-            scenario,
-            forget,
-            retain,
-            engine,
-            batch_size,
-            show_text,
-            how,
-            display,
-            scorers,
-        )
-
-
-def _evaluate(
-    model: str,
-    reference: str | None,
-    folder: Path,
-    scenario: str | None,
-    forget: Any,
-    retain: Any,
-    engine: str,
-    batch_size: int | None,
-    show_text: bool,
-    how: Mapping[str, Any],
-    display: Display,
-    scorers: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What `evaluate_models` does once the folder is its own; `how`: arguments of `load_model`."""
     from accelerate import PartialState
 
-    built = evaluation_scenario(scenario, forget, retain)
-    names = replace(built.scorers, **scorers)
-    check_right_answers(
-        names, [row for name, rows in built.sets.items() if is_forget_set(name) for row in rows]
-    )
-    with display.stage("Preparing the scorers"):
-        judges = build_scorers(names, built.leak_corpus, built.labelled, display.print)
+    display, folder = display or Display(quiet=True), Path(output_dir)
+    inference = Inference(folder / "work", engine, batch_size, trust_remote_code, dtype)
     roles = {"original": reference or model, "unlearned": model}
-    said: dict[str, Generations] = {}
-    tokenizer: Any = None
-    loaded: Any = None
-    inner: Generator | None = None
-    cached: Generator | None = None
-    trust_remote_code = how["trust_remote_code"]
-    for role, name in roles.items():
-        if role == "unlearned" and name == roles["original"]:
-            said[role] = said["original"]
-            continue
-        with display.stage(f"Asking {name}", sum(map(len, built.sets.values()))) as stage:
-            loaded = inner = cached = None  # the one before makes room
-            loaded = models.placed(models.load_model(name, **how))
-            tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
-            inner = TransformersGenerator(loaded, tokenizer, batch_size)
-            if engine == "vllm":
-                inner = VllmGenerator(models.resolve(name), tokenizer)
-            cached = CachedGenerator(inner, folder / "work", models.weights_hash(loaded), engine)
-            said[role] = generate_sets(
-                loaded, tokenizer, built.sets, generator=cached, progress=stage.update
+    with FolderLock(folder):
+        built = evaluation_scenario(scenario, forget, retain)
+        sets, names = built.sets, replace(built.scorers, **scorers)
+        forget_rows = [row for name in sets if is_forget_set(name) for row in sets[name]]
+        check_right_answers(names, forget_rows)
+        with display.stage("Preparing the scorers"):
+            ready = build_scorers(names, built.leak_corpus, built.labelled, display.print)
+
+        def evaluate(role: str, loaded: Any, tokenizer: Any, generator: Generator) -> Any:
+            count = sum(map(len, sets.values()))
+            with display.stage(f"Evaluating {roles[role]}", count) as stage:
+                update = stage.update
+                return generate_sets(loaded, tokenizer, sets, generator=generator, progress=update)
+
+        generations = inference.each(roles, evaluate)
+        if not PartialState().is_main_process:
+            return {}
+        fluency = names.fluency or roles["original"]
+        with display.stage("Scoring the outputs") as stage:
+            return score_models(
+                built.name,
+                sets,
+                generations,
+                models.load_tokenizer(model, trust_remote_code=trust_remote_code),
+                ready,
+                fluency=FluencyModel(fluency, *inference.load(fluency)),
+                show_text=show_text,
+                folder=folder,
+                progress=stage.update,
             )
-    loaded = inner = cached = None
-    fluency = names.fluency or roles["original"]
-    if not PartialState().is_main_process:
-        return {}
-    with display.stage("Scoring the answers") as stage:
-        return score_models(
-            built.name,
-            built.sets,
-            said,
-            tokenizer,
-            judges,
-            fluency=FluencyModel(
-                fluency,
-                models.placed(models.load_model(fluency, **how)),
-                models.load_tokenizer(fluency, trust_remote_code=trust_remote_code),
-            ),
-            show_text=show_text,
-            folder=folder,
-            progress=stage.update,
+
+
+# --- benchmarks
+
+
+def evaluate_benchmark(
+    benchmark: str,
+    model: str,
+    reference: str | None = None,
+    *,
+    retrained: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    output_dir: str,
+    engine: str = "transformers",
+    batch_size: int | None = None,
+    show_text: bool = False,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Evaluates models on a benchmark; writes `eval.json`, `generations.jsonl` and `benchmark.md`.
+
+    Args:
+        benchmark: `tofu`, `muse`, `wmdp`, `rwku`, or another entry of `BENCHMARKS`.
+        model: the model after unlearning.
+        reference: the one before; without it both columns are the same model.
+        retrained: a model trained without the forget set, for the numbers that need one.
+        data: a folder, files separated by commas, or a dataset id; default: the benchmark's own on
+            the hub.
+        limit: at most so many rows of each set.
+        output_dir: where the files are written.
+        engine, batch_size, trust_remote_code, dtype: see `Inference`.
+        show_text: whether prompts, expected texts and outputs are written.
+        display: shows progress.
+
+    Returns:
+        the content of `eval.json`; empty in all processes but the first.
+
+    Raises:
+        UserError: for an unknown benchmark, data that does not fit it, or a model that cannot be
+            loaded.
+    """
+    from accelerate import PartialState
+
+    protocol = load_benchmark(benchmark)
+    if limit is not None and limit < 1:
+        raise UserError(f"option --limit is {limit}, it must be positive")
+    compare = protocol.against_retrained
+    if retrained and not compare:
+        raise UserError(
+            f"option --retrained: benchmark {benchmark!r} has no number that needs a retrained"
+            " model"
         )
+    display, folder = display or Display(quiet=True), Path(output_dir)
+    inference = Inference(folder / "work", engine, batch_size, trust_remote_code, dtype)
+    with display.stage(f"Reading {benchmark}"):
+        data_sets = protocol.load(data, limit)
+    roles = {"original": reference or model, "unlearned": model}
+    roles |= {"retrained": retrained} if retrained else {}
+    kept: dict[str, Any] = {}  # the original model stays in memory for the others
+
+    def evaluate(role: str, loaded: Any, tokenizer: Any, generator: Generator) -> Measured:
+        before = kept.get("original")
+        with display.stage(f"Evaluating {roles[role]}") as stage:
+            update = stage.update
+            subject = EvaluatedModel(loaded, tokenizer, generator, before, update, batch_size)
+            found = protocol.measure(subject, data_sets)
+        if role == "original":
+            kept[role] = loaded
+        return found
+
+    with FolderLock(folder):
+        measured = inference.each(roles, evaluate)
+        if not PartialState().is_main_process:
+            return {}
+        results = {role: protocol.results(found) for role, found in measured.items()}
+        if compare and retrained:
+            for role in ("original", "unlearned"):
+                for name, aggregates in compare(measured[role], measured["retrained"]).items():
+                    results[role].setdefault(name, {}).update(aggregates)
+        evaluation = as_eval_json(
+            benchmark,
+            results,
+            metrics=protocol.facts(),
+            sets={name: protocol.prompt_set(name) for name in results["unlearned"]},
+            names=roles,
+            limit=limit,
+        )
+        write_text_atomically(folder / "generations.jsonl", _lines(measured, show_text))
+        write_json(folder / "eval.json", evaluation)
+        write_text_atomically(folder / "benchmark.md", benchmark_table(evaluation).markdown())
+    return evaluation
+
+
+def _lines(measured: Mapping[str, Measured], show_text: bool) -> str:
+    """`generations.jsonl` of a benchmark: one line for each model, set and row."""
+    lines = []
+    for role, found in measured.items():
+        for name, values in found.sets.items():
+            for place, key in enumerate(values.keys):
+                record: dict[str, Any] = {"model": role, "set": name, "key": key}
+                if show_text:
+                    record |= {field: texts[place] for field, texts in values.texts.items()}
+                columns = values.columns.items()
+                record["metrics"] = {metric: column[place] for metric, column in columns}
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    return "".join(lines)

@@ -155,7 +155,7 @@ def test_commands_have_the_defaults_of_the_functions_that_they_call():
     from unteach.chat.server import serve
     from unteach.data.check import check_files
     from unteach.evaluate import evaluate_models
-    from unteach.evaluate_benchmark import evaluate_benchmark
+    from unteach.evaluate import evaluate_benchmark
     from unteach.requests.forget_requests import forget_request
 
     for function, options in (

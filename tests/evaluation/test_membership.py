@@ -14,6 +14,7 @@ from tiny_models import FAMILIES, tiny_model
 from unteach.evaluation.membership import (
     ATTACKS,
     Evidence,
+    attack_scores,
     auc,
     auc_interval,
     collect_evidence,
@@ -43,6 +44,8 @@ def test_auc_is_every_pair_compared():
     assert auc(members, others) == pytest.approx(wanted, abs=1e-12)
     low, high = auc_interval(members, others)
     assert 0 <= low < auc(members, others) < high <= 1
+    assert (low, high) == auc_interval(members, others), "the seed is fixed"
+    assert auc_interval([1.0], others) == (None, None)
 
 
 def test_min_k_takes_the_lowest_share_and_at_least_one_token():
@@ -100,20 +103,32 @@ def test_every_attack_scores_what_is_likelier_known_higher():
         np.array([-5.0, -6.0]), np.array([-1.0, -1.0]), np.array([1.0, 1.0]), text, 3.0, 9.0
     )
     assert len(ATTACKS) == 6
-    for name, score in ATTACKS.items():
-        assert score(known) > score(unknown), name
+    for name, (high, low) in attack_scores([known, unknown]).items():
+        assert high > low, name
+
+
+def test_the_share_of_tokens_is_that_of_the_paper_of_min_k_unless_given():
+    """MUSE has another one, and hands it over."""
+    row = Evidence(-np.arange(1.0, 11.0), np.zeros(10), np.ones(10))
+    assert min_k(row.logp) == -9.5
+    assert attack_scores([row])["min_k"] == [-9.5]
+    assert attack_scores([row], k=0.4)["min_k"] == [-8.5]
+    assert attack_scores([row])["min_k_plus_plus"] == [-9.5]
 
 
 def test_the_simple_attacks_by_hand():
     row = Evidence(
         np.array([-1.0, -3.0]), np.array([-2.0, -2.0]), np.array([1.0, 1.0]), "abc", 5.0, 0.25
     )
-    assert ATTACKS["loss"](row) == -2.0
-    assert ATTACKS["zlib"](row) == -2.0 / len(zlib.compress(b"abc"))
-    assert ATTACKS["reference"](row) == 3.0
-    assert ATTACKS["gradient_norm"](row) == -0.25
+    assert attack_scores([row])["loss"][0] == -2.0
+    assert attack_scores([row])["zlib"][0] == -2.0 / len(zlib.compress(b"abc"))
+    assert attack_scores([row])["reference"][0] == 3.0
+    assert attack_scores([row])["gradient_norm"][0] == -0.25
     bare = Evidence(row.logp, row.mean, row.std)
-    assert ATTACKS["reference"](bare) is None and ATTACKS["gradient_norm"](bare) is None
+    assert (
+        attack_scores([bare])["reference"][0] is None
+        and attack_scores([bare])["gradient_norm"][0] is None
+    )
 
 
 def test_vocabulary_moments_by_hand():
@@ -190,6 +205,6 @@ def test_evidence_holds_what_all_six_attacks_need_and_a_row_without_tokens_is_na
     model = tiny_model()
     prompts, completions = PROMPTS[:2], COMPLETIONS[:2]
     rows = collect_evidence(model, prompts, completions, ["a b", "c"], reference_losses=[1.0, 2.0])
-    assert all(score(row) is not None for row in rows for score in ATTACKS.values())
+    assert all(None not in scores for scores in attack_scores(rows).values())
     with pytest.raises(ValueError, match="completions has no tokens at row 2"):
         collect_evidence(model, PROMPTS, COMPLETIONS, [""] * 4, gradients=False)

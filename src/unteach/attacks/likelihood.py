@@ -19,8 +19,6 @@ from unteach.evaluation.membership import auc, auc_interval, min_k
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.models.token_statistics import token_statistics
 
-MIN_K = 0.2
-"""Share of the least likely tokens in Min-K% (Shi et al. 2024)."""
 Tokens = list[tuple[int, ...]]
 
 
@@ -108,7 +106,7 @@ def traces(
         found["other_nll"] = summarise(other_losses, higher_is_better=False)
         found["auc_loss"] = separation([-nll for nll in losses], [-nll for nll in other_losses])
         found["auc_min_k"] = separation(
-            [min_k(row, MIN_K) for row in members], [min_k(row, MIN_K) for row in rest]
+            [min_k(row) for row in members], [min_k(row) for row in rest]
         )
     return found
 

@@ -107,7 +107,7 @@ def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, An
                 f"option --{name.replace('_', '-')} does not go with --benchmark, which has its own"
                 " sets and numbers: leave one of them out"
             )
-    from unteach.evaluate_benchmark import evaluate_benchmark
+    from unteach.evaluate import evaluate_benchmark
     from unteach.progress import Display
     from unteach.reports.tables import benchmark_table
 

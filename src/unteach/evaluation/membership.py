@@ -1,5 +1,5 @@
-"""Six membership-inference attacks: per-row scores, what they need from a model, and the AUC that
-compares two sets of rows.
+"""Six membership-inference attacks: scores of rows, what they need from a model, and the AUC of two
+sets of rows.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from torch import Tensor
 
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.evaluation.arrays import Floats, checked_array
 from unteach.evaluation.likelihood import Tokens, completion_states
+from unteach.evaluation.results import Floats, checked_array
 from unteach.models.token_statistics import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
-DEFAULT_K = 0.4
-"""MUSE's share of tokens for Min-K% (arXiv 2407.06460)."""
+DEFAULT_K = 0.2
+"""Share of tokens for Min-K% and Min-K%++: 20%, the value of Min-K%'s paper (arXiv 2310.16789). MUSE
+has its own (`benchmarks.muse.MUSE_K`).
+"""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the attacks may look at for one row; every array has shape (tokens,), of the
-    completion's tokens, in nats.
+    """What the attacks may use of one row; arrays have shape (tokens,), of the completion's tokens,
+    in nats.
 
     Args:
         logp: log p of each token.
         mean, std: mean and standard deviation of log p over the vocabulary, under p, at each
             token's position.
-        text (`str`): the completion's text.
-        reference_loss (`float`, *optional*): mean NLL of the same tokens under a reference model.
-        gradient_norm (`float`, *optional*): global L2 norm of the gradient of the row's mean NLL.
+        text: the completion's text.
+        reference_loss: mean NLL of the same tokens under a reference model.
+        gradient_norm: global L2 norm of the gradient of the row's mean NLL.
     """
 
     logp: Floats
@@ -46,9 +48,20 @@ class Evidence:
     gradient_norm: float | None = None
 
 
+def _auc(members: Floats, others: Floats, axis: int = -1) -> Any:
+    """Mann-Whitney's U over the number of pairs, along the last axis."""
+    from scipy.stats import rankdata
+
+    n, m = members.shape[axis], others.shape[axis]
+    ranks = rankdata(np.concatenate([members, others], axis), axis=axis)
+    return (ranks[..., :n].sum(axis) - n * (n + 1) / 2) / (n * m)
+
+
 def auc(member_scores: Any, nonmember_scores: Any) -> float:
-    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting
-    half.
+    """Area under the ROC curve: the probability that a member scores above a non-member, ties
+    counting half.
+
+    By ranks, as Min-K%++ may give infinite scores, which scikit-learn's `roc_auc_score` refuses.
 
     >>> auc([2.0, 1.0], [1.0, 0.0])
     0.875
@@ -59,34 +72,25 @@ def auc(member_scores: Any, nonmember_scores: Any) -> float:
     Raises:
         ValueError: naming the argument that is empty, not one row, or holds NaN.
     """
-    members, others = (
-        checked_array(member_scores, "member_scores", 1),
-        np.sort(checked_array(nonmember_scores, "nonmember_scores", 1)),
-    )
-    below, not_above = (
-        np.searchsorted(others, members, "left"),
-        np.searchsorted(others, members, "right"),
-    )
-    return float((below + not_above).sum() / (2 * len(members) * len(others)))
+    members = checked_array(member_scores, "member_scores", 1)
+    return float(_auc(members, checked_array(nonmember_scores, "nonmember_scores", 1)))
 
 
-def auc_interval(member_scores: Any, nonmember_scores: Any, seed: int = 0) -> tuple[float, float]:
+def auc_interval(
+    member_scores: Any, nonmember_scores: Any, seed: int = 0
+) -> tuple[float | None, float | None]:
     """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed
-    seed).
+    seed); `None` twice where either is a single row.
     """
-    members, others = (
-        checked_array(member_scores, "member_scores", 1),
-        checked_array(nonmember_scores, "nonmember_scores", 1),
-    )
+    from scipy.stats import bootstrap
+
+    members = checked_array(member_scores, "member_scores", 1)
+    samples = members, checked_array(nonmember_scores, "nonmember_scores", 1)
+    if min(map(len, samples)) < 2:
+        return None, None
     draw = np.random.default_rng(seed)
-    found = [
-        auc(
-            members[draw.integers(0, len(members), len(members))],
-            others[draw.integers(0, len(others), len(others))],
-        )
-        for _ in range(1000)
-    ]
-    low, high = np.quantile(found, [0.025, 0.975])
+    found = bootstrap(samples, _auc, n_resamples=1000, method="percentile", rng=draw)
+    low, high = found.confidence_interval
     return float(low), float(high)
 
 
@@ -163,21 +167,35 @@ def reference_score(token_logprobs: Any, reference_loss: float) -> float:
     return loss_score(token_logprobs) + reference_loss
 
 
-def _reference(row: Evidence) -> float | None:
+def _reference(row: Evidence, k: float) -> float | None:
     return None if row.reference_loss is None else reference_score(row.logp, row.reference_loss)
 
 
-ATTACKS: dict[str, Callable[[Evidence], float | None]] = {
-    "loss": lambda row: loss_score(row.logp),
-    "zlib": lambda row: zlib_score(row.logp, row.text),
+def _gradient_norm(row: Evidence, k: float) -> float | None:
+    return None if row.gradient_norm is None else -row.gradient_norm
+
+
+ATTACKS: dict[str, Callable[[Evidence, float], float | None]] = {
+    "loss": lambda row, k: loss_score(row.logp),
+    "zlib": lambda row, k: zlib_score(row.logp, row.text),
     "reference": _reference,
-    "min_k": lambda row: min_k(row.logp),
-    "min_k_plus_plus": lambda row: min_k_plus_plus(row.logp, row.mean, row.std),
-    "gradient_norm": lambda row: None if row.gradient_norm is None else -row.gradient_norm,
+    "min_k": lambda row, k: min_k(row.logp, k),
+    "min_k_plus_plus": lambda row, k: min_k_plus_plus(row.logp, row.mean, row.std, k),
+    "gradient_norm": _gradient_norm,
 }
-"""Name to a row's score, `None` where what it needs was not measured. In all of them higher means
-more likely trained on.
+"""Name to the score of a row, given the share of tokens for Min-K%; `None` where what it needs was
+not measured. In all of them higher means more likely trained on.
 """
+
+
+def attack_scores(rows: Sequence[Evidence], k: float = DEFAULT_K) -> dict[str, list[float | None]]:
+    """The score of each row under each attack.
+
+    Args:
+        rows: evidence of each row.
+        k: share of tokens for Min-K% and Min-K%++.
+    """
+    return {name: [score(row, k) for row in rows] for name, score in ATTACKS.items()}
 
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from unteach.evaluation import text_metrics
-from unteach.evaluation.memorization import exact_memorization, extraction_strength
 from unteach.evaluation.results import Interval, MetricResult, summarise
 
 if TYPE_CHECKING:
@@ -110,7 +109,8 @@ class MetricFacts:
 
     Args:
         title: name in running text.
-        higher_is_better: `None` where neither direction is better.
+        higher_is_better: on forget sets; `None` where neither direction is better.
+        opposite_elsewhere: on other sets the opposite direction is better.
         short_title: for narrow tables; default: `title`.
         description: one phrase, for the report.
         format: Python format specification of a value.
@@ -125,6 +125,7 @@ class MetricFacts:
 
     title: str
     higher_is_better: bool | None
+    opposite_elsewhere: bool = False
     short_title: str = ""
     description: str = ""
     format: str = ".2f"
@@ -133,6 +134,11 @@ class MetricFacts:
     compare_on: tuple[Role, ...] = ()
     key_for: tuple[Role, ...] = ()
     against_original: bool = False
+
+    def better_on(self, role: Role) -> bool | None:
+        """Whether a higher value is better on prompt sets of a role."""
+        opposite = self.opposite_elsewhere and role != "forget"
+        return self.higher_is_better != opposite if self.higher_is_better is not None else None
 
     def as_json(self) -> dict[str, Any]:
         """The metric's entry of `metrics` in `eval.json`."""
@@ -158,7 +164,7 @@ class Metric(MetricFacts):
             is scored by its entry in `scorers.SCORERS`.
         roles: roles of the prompt sets that it applies to.
         needs_completion: it compares with the expected completion; a set without completions has
-            no such metric. `higher_is_better` holds for forget sets, the opposite elsewhere.
+            no such metric.
         headline: it is a rate that can decide whether a run has forgotten.
         min_share: share of rows that must have a value; below it the mean is not meaningful.
     """
@@ -169,18 +175,18 @@ class Metric(MetricFacts):
     headline: bool = False
     min_share: float = 0.0
 
-    def better_on(self, role: Role) -> bool | None:
-        """Whether a higher value is better on prompt sets of a role."""
-        if self.needs_completion and role != "forget" and self.higher_is_better is not None:
-            return not self.higher_is_better
-        return self.higher_is_better
-
 
 def _expected(answer: Answer) -> str:
     return text_metrics.within_reach(answer.row.completion, answer.output)
 
 
 RATE: dict[str, Any] = {"format": ".0%", "interval": "wilson", "higher_is_better": False}
+OVERLAP: dict[str, Any] = {
+    "higher_is_better": False,
+    "opposite_elsewhere": True,
+    "needs_completion": True,
+}
+"""Agreement with the expected completion: a leak on forget sets, wanted elsewhere."""
 METRICS: dict[str, Metric] = {
     "harmful_rate": Metric(
         title="harmful rate",
@@ -202,6 +208,7 @@ METRICS: dict[str, Metric] = {
         description="share of answers closer to the true text (BLEU) than unrelated passages are"
         " to each other",
         headline=True,
+        opposite_elsewhere=True,
         needs_completion=True,
         in_summary=True,
         **RATE,
@@ -210,51 +217,49 @@ METRICS: dict[str, Metric] = {
         row_value=lambda a: text_metrics.bleu(a.output, _expected(a)),
         title="BLEU",
         description="overlap of word sequences with the expected text, 0 to 100",
-        higher_is_better=False,
-        needs_completion=True,
         format=".1f",
+        **OVERLAP,
     ),
     "rouge_l_recall": Metric(
         row_value=lambda a: text_metrics.rouge_l(a.output, _expected(a))[0],
         title="ROUGE-L recall",
         short_title="recall",
         description="share of the expected words that come back in order",
-        higher_is_better=False,
-        needs_completion=True,
         in_summary=True,
         compare_on=("kept",),
         key_for=("kept",),
+        **OVERLAP,
     ),
     "rouge_l_f1": Metric(
         row_value=lambda a: text_metrics.rouge_l(a.output, _expected(a))[1],
         title="ROUGE-L F1",
         description="the same, weighed against the length of the answer",
-        higher_is_better=False,
-        needs_completion=True,
+        **OVERLAP,
     ),
     "longest_verbatim_run": Metric(
         row_value=lambda a: float(text_metrics.longest_verbatim_run(a.output, a.row.completion)),
         title="verbatim run (chars)",
         short_title="verbatim",
         description="characters of the longest passage copied word for word",
-        higher_is_better=False,
-        needs_completion=True,
         format=".0f",
         in_summary=True,
+        **OVERLAP,
     ),
     "exact_memorization": Metric(
-        row_value=lambda a: None if a.correct is None else exact_memorization(a.correct),
+        row_value=lambda a: (
+            None if a.correct is None else text_metrics.exact_memorization(a.correct)
+        ),
         title="exact memorization",
         description="share of the expected tokens that are the model's greedy choice",
-        higher_is_better=False,
-        needs_completion=True,
+        **OVERLAP,
     ),
     "extraction_strength": Metric(
-        row_value=lambda a: None if a.correct is None else extraction_strength(a.correct),
+        row_value=lambda a: (
+            None if a.correct is None else text_metrics.extraction_strength(a.correct)
+        ),
         title="extraction strength",
         description="share of the expected text that the model completes from the rest",
-        higher_is_better=False,
-        needs_completion=True,
+        **OVERLAP,
     ),
     "fluency": Metric(
         title="fluency (NLL)",

@@ -1,4 +1,4 @@
-"""A metric's value with its number of rows, interval and direction."""
+"""A metric's value with its number of rows, interval and direction; and checked arrays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 Interval = Literal["wilson", "bootstrap"]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,12 @@ class MetricResult:
     """One number, traceable to its rows.
 
     Args:
-        value (`float`, *optional*): the aggregate; `None` where it is not meaningful (NM) or there
-            are no rows.
-        n (`int`): number of rows behind it.
-        ci_low, ci_high (`float`, *optional*): 95% interval over rows (Wilson for rates, bootstrap
-            for means).
-        higher_is_better (`bool`, *optional*): `None` where neither is: nearest to a retrained
-            model's value, or to 0, is best.
-        rows (`tuple`): the value of each row, `None` where it has none.
+        value: the aggregate; `None` where it is not meaningful (NM) or there are no rows.
+        n: number of rows behind it.
+        ci_low, ci_high: 95% interval over rows (Wilson for rates, bootstrap for means).
+        higher_is_better: `None` where neither is: nearest to a retrained model's value, or to 0, is
+            best.
+        rows: the value of each row, `None` where it has none.
     """
 
     value: float | None
@@ -57,13 +57,14 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float | 
     """95% percentile bootstrap interval of a mean over rows (2,000 resamples, fixed seed); `None`
     twice for a single row.
     """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
         return None, None
-    if np.ptp(array) == 0:
-        return float(array.mean()), float(array.mean())
-    picks = np.random.default_rng(seed).integers(0, len(array), (2000, len(array)))
-    low, high = np.quantile(array[picks].mean(1), [0.025, 0.975])
+    sample = (np.asarray(values, dtype=np.float64),)
+    draw = np.random.default_rng(seed)
+    found = bootstrap(sample, np.mean, n_resamples=2000, method="percentile", rng=draw)
+    low, high = found.confidence_interval
     return float(low), float(high)
 
 
@@ -78,7 +79,7 @@ def summarise(
 
     Args:
         rows: per-row values.
-        higher_is_better (`bool`, *optional*)
+        higher_is_better: see `MetricResult`.
         interval: `wilson` for values that are 0 or 1, `bootstrap` for a mean, `None` for none.
     """
     values = [row for row in rows if row is not None and not math.isnan(row)]
@@ -90,6 +91,26 @@ def summarise(
         low, high = wilson_interval(round(sum(values)), len(values))
     elif interval == "bootstrap":
         low, high = bootstrap_interval(values)
-    return MetricResult(
-        math.fsum(values) / len(values), len(values), low, high, higher_is_better, tuple(rows)
-    )
+    mean = math.fsum(values) / len(values)
+    return MetricResult(mean, len(values), low, high, higher_is_better, tuple(rows))
+
+
+def checked_array(values: Any, name: str, dimensions: int) -> Floats:
+    """`values` as a float64 array with so many dimensions, none of them empty, without NaN.
+
+    Raises:
+        ValueError: naming the argument, for anything else.
+    """
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is no array of numbers with rows of one length") from None
+    if array.ndim != dimensions or not array.size:
+        raise ValueError(
+            f"{name} has shape {array.shape}, it must have {dimensions} dimension(s), none of them"
+            " empty"
+        )
+    if np.isnan(array).any():
+        place = tuple(int(index) for index in np.argwhere(np.isnan(array))[0])
+        raise ValueError(f"{name} holds NaN at place {place}")
+    return array

@@ -1,4 +1,4 @@
-"""Numbers about an output's text: leak, overlap, verbatim run, diversity."""
+"""Numbers about one output: overlap with a text, verbatim run, diversity, memorisation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import permutations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 HORIZON = 240
-"""Bytes of a completion that an answer is held against at least: about what 56 tokens hold (Yao et
-al. 2024: the next 200 characters).
+"""Bytes of a completion that an output is compared with at least: about 56 tokens (Yao et al. 2024:
+the next 200 characters).
 """
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -21,18 +23,19 @@ UNSPACED = (
 """Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese):
 each counts as a word.
 """
+Correct = Sequence[bool] | npt.NDArray[np.bool_]
 WORDS = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 
 
 def within_reach(reference: str, output: str) -> str:
-    """What of a reference an output can be held against: its first `HORIZON` bytes, or as many as
-    the output has.
+    """The part of a reference that an output is compared with: its first `HORIZON` bytes, or as
+    many as the output has.
 
-    An answer ends at some limit. Against a whole page a few lines recited word for word would score
-    next to nothing (BLEU's brevity penalty, recall), and count as forgotten.
+    An output ends at a token limit. Compared with a whole page, a few lines recited word for word
+    would score next to nothing (BLEU's brevity penalty, recall), and count as forgotten.
     """
-    most = max(HORIZON, len(output.encode(errors="replace")))
-    return reference.encode(errors="replace")[:most].decode(errors="ignore")
+    size = max(HORIZON, len(output.encode(errors="replace")))
+    return reference.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def bleu(output: str, reference: str) -> float:
@@ -57,7 +60,7 @@ def _rouge(stemmer: bool) -> Any:
     from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
     class AnyScript(Tokenizer):  # type: ignore[misc]
-        """rouge-score's own words where a text is ASCII; it drops every other letter, and with them
+        """rouge-score's own tokenizer for ASCII texts; it drops every other letter, and with them
         all words of most scripts.
         """
 
@@ -78,7 +81,7 @@ def _rouge(stemmer: bool) -> Any:
 
 
 def has_words(text: str) -> bool:
-    """Whether ROUGE finds a word in a text; without one its recall would be 0 whatever is said."""
+    """Whether ROUGE finds a word in a text; without one its recall is 0 for every output."""
     return WORDS.search(text.replace("_", " ")) is not None
 
 
@@ -105,8 +108,8 @@ def diversity(tokens: Sequence[int]) -> float | None:
 
 
 def is_not_meaningful(output: str) -> bool:
-    """The paper's NM: nothing, or most of the output is one repeated character. One letter, or a
-    short number (1999), may be an answer.
+    """NM of Yao et al. 2024: empty, or mostly one repeated character. One letter or a short number
+    (1999) may be an answer.
     """
     text = output.strip()
     if len(text) <= 1 or (len(text) < 8 and text.isdecimal()):
@@ -117,22 +120,64 @@ def is_not_meaningful(output: str) -> bool:
 def leak_threshold(
     passages: Sequence[str], percentile: float = 99.0, most_pairs: int = 4000
 ) -> float:
-    """BLEU that passages which have nothing to do with each other reach: its 99th percentile over
-    pairs of different passages.
+    """BLEU that unrelated passages reach: its 99th percentile over pairs of different passages.
 
     Args:
-        passages (`Sequence[str]`): true completions of the corpus; one that stands there twice
-            counts once.
-        percentile (`float`)
-        most_pairs (`int`): pairs are drawn (fixed seed) if there are more.
+        passages: true completions of the corpus; duplicates count once.
+        percentile: of the pairs' BLEU.
+        most_pairs: pairs are sampled (fixed seed) if there are more.
     """
-    passages = list(
-        dict.fromkeys(within_reach(" ".join(passage.split()), "") for passage in passages)
-    )
-    size = len(passages)
-    pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
+    passages = [within_reach(" ".join(passage.split()), "") for passage in passages]
+    passages = list(dict.fromkeys(passages))
+    pairs = list(permutations(passages, 2))
     if len(pairs) > most_pairs:
         picks = np.random.default_rng(0).choice(len(pairs), most_pairs, replace=False)
         pairs = [pairs[int(pick)] for pick in picks]
-    scores = [bleu(passages[i], passages[j]) for i, j in pairs]
+    scores = [bleu(*pair) for pair in pairs]
     return float(np.percentile(scores, percentile)) if scores else 0.0
+
+
+def _checked(correct: Correct) -> npt.NDArray[np.bool_]:
+    array = np.asarray(correct)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(
+            f"correct has shape {array.shape}, it must be one row of at least one token"
+        )
+    if array.dtype != np.bool_:
+        raise ValueError(f"correct is {array.dtype}, it must be boolean")
+    return array
+
+
+def exact_memorization(correct: Correct) -> float:
+    """Share of a completion's tokens that the model predicts right, each given the true tokens
+    before it (Tirumala et al. 2022).
+
+    >>> exact_memorization([True, False, True, True])
+    0.75
+
+    Args:
+        correct: shape (tokens,), boolean.
+
+    Raises:
+        ValueError: for anything that is not one non-empty row of booleans.
+    """
+    return float(_checked(correct).mean())
+
+
+def extraction_strength(correct: Correct) -> float:
+    """1 - k/n for the smallest prefix length k after which the whole rest of n tokens is predicted
+    right (Carlini et al. 2021); 0 if the last token is predicted wrong.
+
+    >>> extraction_strength([False, True, True, True])
+    0.75
+    >>> extraction_strength([False])
+    0.0
+
+    Args:
+        correct: shape (tokens,), boolean.
+
+    Raises:
+        ValueError: for anything that is not one non-empty row of booleans.
+    """
+    wrong = np.flatnonzero(~_checked(correct))
+    return 1.0 if not wrong.size else 1.0 - (int(wrong[-1]) + 1) / len(correct)

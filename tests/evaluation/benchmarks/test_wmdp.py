@@ -1,0 +1,74 @@
+"""WMDP through a stand-in for lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from unteach.evaluation.benchmarks.wmdp import harness_task
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """Stands in for lm-evaluation-harness: the three names that are called, results shaped as those
+    of 0.4.13.
+    """
+    asked = {}
+
+    def simple_evaluate(**settings):
+        asked.update(settings)
+        rows = [
+            {"doc_id": 0, "doc_hash": "ab" * 32, "acc": 1.0},
+            {"doc_id": 1, "doc_hash": "cd" * 32, "acc": 0.0},
+        ]
+        names = [task if isinstance(task, str) else task["task"] for task in settings["tasks"]]
+        return {
+            "samples": {
+                sub: rows
+                for name in names
+                for sub in (["mmlu_a", "mmlu_b"] if name == "mmlu" else [name])
+            }
+        }
+
+    modules = {
+        name: ModuleType(name)
+        for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface")
+    }
+    modules["lm_eval"].simple_evaluate = simple_evaluate
+    modules["lm_eval"].models = modules["lm_eval.models"]
+    modules["lm_eval.models"].huggingface = modules["lm_eval.models.huggingface"]
+    modules["lm_eval.models.huggingface"].HFLM = lambda **settings: SimpleNamespace(**settings)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return asked
+
+
+def test_the_harness_s_answers_are_counted(saved, evaluate, harness):
+    evaluation, lines = evaluate("wmdp", "--model", saved[0], "--limit", "2", "--batch-size", "3")
+    found = evaluation["models"]["unlearned"]
+    assert (
+        harness["tasks"] == ["wmdp_bio", "wmdp_chem", "wmdp_cyber", "mmlu"]
+        and harness["limit"] == 2
+    )
+    assert harness["log_samples"] is True and harness["model"].batch_size == 3
+    assert list(found) == ["mmlu", "wmdp_bio", "wmdp_chem", "wmdp_cyber"]
+    assert (found["mmlu"]["accuracy"]["value"], found["mmlu"]["accuracy"]["n"]) == (0.5, 4)
+    assert [found[name]["accuracy"]["higher_is_better"] for name in ("mmlu", "wmdp_bio")] == [
+        True,
+        False,
+    ]
+    assert lines[0]["key"] == "ab" * 8
+
+
+def test_each_local_file_is_a_task(tmp_path, saved, write, evaluate, harness):
+    write(
+        tmp_path / "wmdp" / "bio.jsonl", [{"question": "Q?", "choices": list("wxyz"), "answer": 1}]
+    )
+    evaluation, _ = evaluate("wmdp", "--model", saved[0], "--data", str(tmp_path / "wmdp"))
+    assert list(evaluation["models"]["unlearned"]) == ["bio"]
+    assert harness["tasks"][0]["dataset_kwargs"] == {
+        "data_files": {"test": str(tmp_path / "wmdp" / "bio.jsonl")}
+    }
+    assert harness_task("bio", tmp_path / "bio.json")["doc_to_choice"] == ["A", "B", "C", "D"]

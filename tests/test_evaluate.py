@@ -1,0 +1,46 @@
+"""The command `unteach eval`: mistakes on its command line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from unteach.cli import main
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--benchmark", "wmdp"], "pip install 'unteach[harness]'"),
+        (["--benchmark", "tofuu"], "invalid choice: 'tofuu'"),
+        (
+            ["--benchmark", "tofu", "--scenario", "copyright"],
+            "option --scenario does not go with --benchmark",
+        ),
+        (
+            ["--benchmark", "tofu", "--judge", "trained"],
+            "option --judge does not go with --benchmark",
+        ),
+        (["--benchmark", "tofu", "--limit", "0"], "option --limit is 0"),
+        (
+            ["--benchmark", "tofu", "--batch-size", "0"],
+            "option --batch-size is 0, it must be positive",
+        ),
+        (
+            ["--scenario", "copyright", "--batch-size", "-1"],
+            "option --batch-size is -1, it must be positive",
+        ),
+        (["--benchmark", "rwku", "--retrained", "m"], "has no number that needs a retrained model"),
+        (["--forget", "f.jsonl", "--limit", "3"], "option --limit needs --benchmark"),
+        (["--forget", "f.jsonl", "--retrained", "m"], "option --retrained needs --benchmark"),
+        (["--benchmark", "tofu", "--data", "none.jsonl"], "none.jsonl is no file"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_two(
+    capsys, tmp_path, monkeypatch, options, sentence
+):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["eval", "--model", "m", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
