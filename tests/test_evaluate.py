@@ -13,7 +13,7 @@ from unteach.cli import main
     ("options", "sentence"),
     [
         (["--benchmark", "wmdp"], "pip install 'unteach[harness]'"),
-        (["--benchmark", "tofuu"], "invalid choice: 'tofuu'"),
+        (["--benchmark", "tofuu"], "unknown benchmark 'tofuu': did you mean 'tofu'?"),
         (
             ["--benchmark", "tofu", "--scenario", "copyright"],
             "option --scenario does not go with --benchmark",

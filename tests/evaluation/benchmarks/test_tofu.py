@@ -215,8 +215,8 @@ def test_through_the_command_line(tmp_path, saved, tofu_data, evaluate, monkeypa
     assert len(lines) == 3 * 4 * 3 and set(lines[0]) == {"model", "set", "key", "metrics"}
     assert "ferryman" not in (tmp_path / "out" / "generations.jsonl").read_text()
     assert (
-        "forget_quality" in capsys.readouterr().out
-        and "model_utility" in (tmp_path / "out" / "benchmark.md").read_text()
+        "forget quality" in capsys.readouterr().out
+        and "model utility" in (tmp_path / "out" / "benchmark.md").read_text()
     )
 
 
