@@ -14,8 +14,9 @@ import pytest
 from test_docs import FENCE
 from tiny_models import write_rows
 from unteach import unlearn
-from unteach.evaluation.benchmarks.known import BENCHMARKS
+from unteach.evaluation.benchmarks import BENCHMARKS
 from unteach.evaluation.metrics import METRICS
+from unteach.evaluation.scorers import SCORERS
 from unteach.methods import METHODS
 from unteach.scenarios import SCENARIOS
 
@@ -34,7 +35,7 @@ def snippets(title: str) -> list[str]:
 @pytest.fixture
 def extend(tmp_path, monkeypatch, saved_model):
     """Writes a section's file into the current folder; the function runs its use, if there is one."""
-    registries = (BENCHMARKS, METHODS, METRICS, SCENARIOS)
+    registries = (BENCHMARKS, METHODS, METRICS, SCENARIOS, SCORERS)
     before = [dict(registry) for registry in registries]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -87,6 +88,14 @@ def test_a_text_metric(extend):
     for sets in found["models"].values():
         assert all("question_marks" in metrics for metrics in sets.values())
     assert "question marks" in Path("runs/m/report.md").read_text(encoding="utf-8")
+
+
+def test_a_scored_metric(extend):
+    model = extend("A scored metric")
+    unlearn(model, "bad.jsonl", "good.jsonl", output_dir="runs/s", **SHORT)
+    found = evaluation("runs/s")
+    assert found["scorers"]["known_words"]["name"].endswith("words of the forget rows")
+    assert found["models"]["unlearned"]["unlearned"]["known_words"]["n"] > 0
 
 
 def test_a_benchmark(extend):

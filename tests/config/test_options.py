@@ -154,8 +154,7 @@ def test_commands_have_the_defaults_of_the_functions_that_they_call():
     from unteach.attacks.suite import attack
     from unteach.chat.server import serve
     from unteach.data.check import check_files
-    from unteach.evaluate import evaluate_models
-    from unteach.evaluate import evaluate_benchmark
+    from unteach.evaluate import evaluate_benchmark, evaluate_models
     from unteach.requests.forget_requests import forget_request
 
     for function, options in (
@@ -172,12 +171,13 @@ def test_commands_have_the_defaults_of_the_functions_that_they_call():
 
 
 def test_names_that_are_written_without_torch_are_those_of_the_rooms_below():
-    from unteach.evaluation.benchmarks.known import BENCHMARKS
+    from unteach.evaluation.benchmarks import BENCHMARKS
+    from unteach.evaluation.metrics import headlines
 
     assert RunConfig().method == DEFAULT_METHOD
     benchmarks = get_type_hints(EvalCommand)["benchmark"]
     assert kinds(benchmarks)[1] == tuple(BENCHMARKS)
-    assert get_args(Headline) == ("leak_rate", "harmful_rate", "hallucination_rate")
+    assert get_args(Headline) == tuple(headlines())
     assert CheckCommand(forget="f").max_length == UnlearningConfig(output_dir="o").max_length
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
-
 import pytest
 
-from unteach.cli.eval import EvalCommand
-from unteach.config.run import Headline
 from unteach.data.rows import Row
 from unteach.evaluation import metrics as registry
-from unteach.evaluation.benchmarks import BENCHMARKS
 from unteach.evaluation.metrics import (
     METRICS,
     PROMPT_SETS,
@@ -242,9 +237,3 @@ def test_a_metric_and_a_prompt_set_are_added_from_outside_the_package(monkeypatc
 
 def test_the_default_headline_comes_first():
     assert headlines() == ["leak_rate", "harmful_rate", "hallucination_rate"]
-
-
-def test_the_command_line_offers_the_headlines_and_benchmarks_of_the_package():
-    offered = get_type_hints(EvalCommand)["benchmark"]
-    assert set(get_args(get_args(offered)[0])) == set(BENCHMARKS)
-    assert set(get_args(Headline)) == set(headlines())
