@@ -12,7 +12,7 @@ from unteach.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages in order, and whether they need pairs of a good and a bad answer or good ones alone."""
+    """Stages in order, and whether they need pairs of a good and a bad answer or good ones."""
 
     stages: tuple[str, ...]
     needs_preferences: bool
