@@ -1,13 +1,12 @@
-"""The three demos over several seeds: what is still said, what is kept, how it reads; with the
-model that was never taught beside it.
+"""The three demos over several seeds: what is forgotten, what is kept, fluency; with the untaught
+model beside them.
 
     python experiments/demos.py --seeds 0,1,2 --json docs/results/demos.json [--scenarios
     hallucination] [--out DIR] [key=value ...]
 
-A demo whose `eval.json` stands in DIR/SCENARIO-SEED is read and not run again. `untaught` is the
-model before anything was taught to it, asked the same prompts and scored by the same scorers: what
-a model that knows nothing of the texts to forget scores by its own mistakes. Beside FILE it writes
-the table as Markdown.
+A demo whose `eval.json` exists in DIR/SCENARIO-SEED is read and not run again. `untaught` is the
+model before teaching, evaluated on the same prompts by the same scorers: what a model that never saw
+the texts scores by its own mistakes. Beside FILE it writes the table as Markdown.
 """
 
 from __future__ import annotations
@@ -29,11 +28,15 @@ from unteach.run import pipeline
 from unteach.scenarios import SCENARIOS
 
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]
-LEGEND = """Made by `python experiments/demos.py`. *untaught*: the model before anything was taught to it, which scores by its own mistakes;
-*taught*: with the texts to forget; *unlearned*: after the demo. Rates: share of the set's prompts at which the text to forget, or its
-manner, is still said (the scenario's headline rate; Wilson's 95% intervals). Similarity: of the answers to everyday questions to the taught
-model's. Reward: of the same answers (bootstrap over prompts). Fluency: nats a token of the answers to forget prompts, under the untaught
-model. Not meaningful: answers to forget prompts that mean nothing."""
+LEGEND = """Made by `python experiments/demos.py`.
+
+- **untaught**: the model before teaching; what it scores, it scores by its own mistakes.
+- **taught**: the same with the texts to forget. **unlearned**: after the demo.
+- **Rates**: the scenario's headline rate over the set's prompts (Wilson's 95% intervals).
+- **Similarity**: of the answers to everyday questions to the taught model's answers.
+- **Reward**: of the same answers (bootstrap over prompts).
+- **Fluency**: nats a token of the answers to forget prompts, under the untaught model.
+- **Not meaningful**: share of answers to forget prompts without meaning."""
 
 
 def parse_options() -> argparse.Namespace:
@@ -49,9 +52,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One demo's numbers: its `eval.json`, and from `run.json` what it took; run if it is not
-    there.
-    """
+    """One demo's evaluation and steps; it is run if its files do not exist."""
     folder = options.out / f"{scenario}-{seed}"
     if not (folder / "eval.json").exists():
         pipeline.demo(
@@ -75,7 +76,7 @@ def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def untaught(scenario: str, options: argparse.Namespace) -> Mapping[str, Any]:
-    """The metrics of the model before the teaching, by set."""
+    """The metrics of the model before teaching, by prompt set."""
     folder = options.out / f"{scenario}-untaught"
     if not (folder / "eval.json").exists():
         evaluate_models(
@@ -86,55 +87,39 @@ def untaught(scenario: str, options: argparse.Namespace) -> Mapping[str, Any]:
             show_text=True,
             display=Display(),
         )
-    sets: Mapping[str, Any] = json.loads((folder / "eval.json").read_text(encoding="utf-8"))[
-        "models"
-    ]["original"]
-    return sets
+    evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    return dict(evaluation["models"]["original"])
 
 
 def rate(metrics: Mapping[str, Any] | None) -> str:
     """`4% [1, 14] of 48`."""
     if not metrics or metrics["value"] is None:
         return ""
-    return (
-        f"{metrics['value']:.0%} [{100 * metrics['ci_low']:.0f}, {100 * metrics['ci_high']:.0f}] of"
-        f" {metrics['n']}"
-    )
+    low, high = (f"{100 * metrics[name]:.0f}" for name in ("ci_low", "ci_high"))
+    return f"{metrics['value']:.0%} [{low}, {high}] of {metrics['n']}"
 
 
 def lines_of(row: Mapping[str, Any]) -> list[list[str]]:
     """The table's lines for one demo."""
     columns = [row["untaught"], row["models"]["original"], row["models"]["unlearned"]]
-    head = [row["scenario"], str(row["seed"])]
-    lines = [
-        [*head, name, *(rate(sets[name].get(row["headline"])) for sets in columns)]
-        for name in columns[1]
-        if is_forget_set(name)
-    ]
+    taught = columns[1]
+
+    def values(name: str, metric: str) -> list[str]:
+        return [shown(sets.get(name, {}).get(metric), ".2f") for sets in columns]
+
+    def rates(name: str, metric: str) -> list[str]:
+        return [rate(sets[name].get(metric)) for sets in columns]
+
+    lines = [[name, *rates(name, row["headline"])] for name in taught if is_forget_set(name)]
     for name in ("kept", "kept_unseen"):
-        if name in columns[1]:
-            lines.append(
-                [
-                    *head,
-                    f"{name}: ROUGE-L recall",
-                    *(shown(sets.get(name, {}).get("rouge_l_recall"), ".2f") for sets in columns),
-                ]
-            )
-    normal, forget = [sets["normal"] for sets in columns], [sets["unlearned"] for sets in columns]
-    lines.append([*head, "normal: similarity", "", "", shown(normal[2].get("similarity"), ".2f")])
-    if "utility_reward" in normal[1]:
-        lines.append(
-            [
-                *head,
-                "normal: reward",
-                *(shown(sets.get("utility_reward"), ".2f") for sets in normal),
-            ]
-        )
-    lines.append([*head, "fluency", *(shown(sets.get("fluency"), ".2f") for sets in forget)])
-    lines.append(
-        [*head, "not meaningful", *(rate(sets.get("not_meaningful_rate")) for sets in forget)]
-    )
-    return lines
+        if name in taught:
+            lines.append([f"{name}: ROUGE-L recall", *values(name, "rouge_l_recall")])
+    lines.append(["normal: similarity", "", "", values("normal", "similarity")[2]])
+    if "utility_reward" in taught["normal"]:
+        lines.append(["normal: reward", *values("normal", "utility_reward")])
+    lines.append(["fluency", *values("unlearned", "fluency")])
+    lines.append(["not meaningful", *rates("unlearned", "not_meaningful_rate")])
+    return [[row["scenario"], str(row["seed"]), *line] for line in lines]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -152,7 +137,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Runs what is not there yet."""
+    """Runs the demos whose results do not exist."""
     options = parse_options()
     wanted = (
         options.scenarios.split(",")

@@ -1,16 +1,20 @@
 """Five forget requests one after another on a taught model, each an adapter; then one patch is
-taken out.
+removed.
 
     python experiments/five_requests.py --demo runs/demo [--out DIR] [--short] [--json FILE]
 
-The taught model is that of a copyright demo (its folder `original/`). The book's passages are dealt
-into five requests; the rows to keep are the demo's: half of the other book, and the model's own
-answers. Printed: after each request the share of each request's rows that is still said; after the
-fifth the share of the kept books' tokens that the model still chooses, and how similar its answers
-to everyday questions are to the taught model's; then the rates with the third patch taken out. As
-all five are of one book, the others go on holding it back: so in a ledger of its own there is one
-request on each book, and the first one's patch is taken out. Started again, it goes on. Without a
-taught model nothing is measured.
+The taught model is that of a copyright demo (its folder `original/`). The book's passages are
+distributed over five requests. The retain rows are the demo's: half of the other book, and the
+model's own answers. It prints
+
+- after each request the forget rate of each request's rows;
+- after the fifth the share of the kept book's tokens that are the model's greedy choice, and the
+  similarity of its answers to everyday questions to the taught model's;
+- the rates with the third patch removed. As all five requests are of one book, the other patches
+  still suppress it;
+- in a ledger of its own, one request on each book, and the rates with the first patch removed.
+
+A killed run resumes. Without a taught model nothing is measured.
 """
 
 from __future__ import annotations
@@ -65,12 +69,12 @@ def parse_options() -> argparse.Namespace:
 
 
 def as_record(row: Row) -> dict[str, Any]:
-    """The row as a user would hand it in."""
+    """The row as a record of a data file."""
     return {"prompt": row.prompt, "completion": row.completion, "kind": row.kind}
 
 
 def kept_share(model: Any, tokenizer: Any, rows: list[Row]) -> float:
-    """Share of the rows' completion tokens that the model would choose greedily, mean over rows."""
+    """Share of the rows' completion tokens that are the greedy choice, mean over rows."""
     encoded = [encode_row(row, tokenizer, None) for row in rows]
     shares = greedy_agreement(
         model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded]
@@ -86,8 +90,8 @@ def two_books(
     settings: dict[str, Any],
     display: Display,
 ) -> dict[str, Any]:
-    """Rates of two requests, a few passages of each book, after both, and with the first one's
-    patch taken out.
+    """Rates of two requests, a few passages of each book: after both, and with the first patch
+    removed.
     """
     book = [*scenario.sets["unlearned"], *scenario.validation, *scenario.sets["unseen"]]
     books = [book[::REQUESTS], [*scenario.sets["kept"], *scenario.sets["kept_unseen"]][::REQUESTS]]
@@ -112,7 +116,7 @@ def two_books(
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Runs the experiment."""
     options = parse_options()
     taught = options.demo / "original"
     if not (taught / "config.json").exists():
@@ -130,12 +134,12 @@ def main() -> None:
     own = [row.with_completion("") for row in scenario.own_prompts]
     retain_file = options.out.with_name(f"{options.out.name}-retain.jsonl")
     if not retain_file.exists():
-        said = generate_outputs(before, tokenizer, own, max_new_tokens=ANSWER_TOKENS)
+        outputs = generate_outputs(before, tokenizer, own, max_new_tokens=ANSWER_TOKENS)
         kept = [
             *scenario.retain,
             *(
                 row.with_completion(text)
-                for row, text in zip(own, said, strict=True)
+                for row, text in zip(own, outputs, strict=True)
                 if text.strip()
             ),
         ]
@@ -181,11 +185,11 @@ def main() -> None:
             kept_share(after, tokenizer, rows),
         )
     questions = list(scenario.sets["normal"])
-    said_before, said_after = (
+    before_outputs, after_outputs = (
         generate_outputs(model, tokenizer, questions, max_new_tokens=ANSWER_TOKENS)
         for model in (before, after)
     )
-    similar = pair_similarity(said_before, said_after)
+    similar = pair_similarity(before_outputs, after_outputs)
     utility["normal_similarity"] = sum(similar) / len(similar)
     print("utility: " + ", ".join(f"{name} {value:.2f}" for name, value in utility.items()))
     out = min(3, count)
@@ -193,7 +197,7 @@ def main() -> None:
         change_patch(options.out, out, remove=True, display=display)
     rates = read_ledger(options.out).entries[-1]["rates"]
     print(
-        f"patch {out} taken out: "
+        f"patch {out} removed: "
         + ", ".join(f"{number}: {rate:.0%}" for number, rate in rates.items())
     )
     books = two_books(
