@@ -76,8 +76,8 @@ PUBLISHED = (
     "altpo",
     "task_vector",
 )
-HEAD = """Made by `python experiments/methods.py`, whose head says how. Rates are pooled over seeds (Wilson's intervals), else
-means of the seeds that have the number.
+HEAD = """Made by `python experiments/methods.py`, whose head says how. Rates are pooled over seeds
+(Wilson's intervals), else means of the seeds that have the number.
 """
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("unlearned", "unlearned", False),
@@ -122,9 +122,10 @@ LEGEND = {
     "seconds": "of the unlearning alone",
 }
 FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
-- **front**: no other method forgets more (unlearned and unseen, mean) and keeps no less (the mean of kept, kept unseen and normal), or
-  keeps more and forgets no less; both rounded to three decimals.
-- **tried**: learning rates that the search had time for; where it is 1, another may do better. Where it is empty, the demo's was taken.
+- **front**: no other method forgets more (unlearned and unseen, mean) and keeps no less (the mean of
+  kept, kept unseen and normal), or keeps more and forgets no less; both rounded to three decimals.
+- **tried**: learning rates that the search had time for; where it is 1, another may do better. Where
+  it is empty, the demo's was taken.
 - **seeds**: those measured so far; a rank compares fairly among methods of as many."""
 KEPT = ("kept", "kept_unseen", "normal")
 RELEARNING = AttackOptions(steps=24, every=6, learning_rate=5e-5)

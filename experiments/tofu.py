@@ -86,20 +86,28 @@ COLUMNS = (
     ("world_facts", "rouge_l_recall", "world facts: ROUGE-L recall"),
     ("all", "model_utility", "model utility"),
 )
-LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the columns are [TOFU's](../benchmarks.md#tofu).
+LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the columns are
+[TOFU's](../benchmarks.md#tofu).
 
-- **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows, as `unteach run` does by itself.
-- **full**: the model that was taught all rows; **retrained**: the one that was taught the retain rows alone, which is what to be like.
-- **distance**: of the forget rows' truth ratios to the retrained model's (Kolmogorov-Smirnov). With 40 rows two samples of one and the same
-  distribution are 0.18 apart on average, and further than 0.32 in one case of twenty: smaller differences say nothing.
+- **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows,
+  as `unteach run` does by itself.
+- **full**: the model that was taught all rows; **retrained**: the one that was taught the retain
+  rows alone, which is what to be like.
+- **distance**: of the forget rows' truth ratios to the retrained model's (Kolmogorov-Smirnov).
+  With 40 rows two samples of one and the same distribution are 0.18 apart on average, and further
+  than 0.32 in one case of twenty: smaller differences say nothing.
 - **forget quality**: that test's p-value; over seeds the geometric mean.
-- **still said**: leak rate of the forget rows; **normal**: similarity of everyday answers to the full model's.
-- **fluency**: nats a token of the answers to forget rows under the untaught model (NM: they mean nothing).
+- **still said**: leak rate of the forget rows; **normal**: similarity of everyday answers to the
+  full model's.
+- **fluency**: nats a token of the answers to forget rows under the untaught model (NM: they mean
+  nothing).
 - **seconds**: of the unlearning alone.
-- **front**: no other is nearer to the retrained model and of as high a utility, or as near and of a higher one, by any difference.
+- **front**: no other is nearer to the retrained model and of as high a utility, or as near and of
+  a higher one, by any difference.
 
-The probe that stops a run and picks its weights asks 24 of the forget rows and 24 of the retain rows, by leak rate and by what is kept: as
-TOFU has it, what is trained on is what is measured. It does not look at truth ratios. `ga` has the KL term of Yao et al."""
+The probe that stops a run and picks its weights asks 24 of the forget rows and 24 of the retain
+rows, by leak rate and by what is kept: as TOFU has it, what is trained on is what is measured. It
+does not look at truth ratios. `ga` has the KL term of Yao et al."""
 TIMES = "`{}`: `{}` at {:g} times the learning rate that a run takes for it by itself."
 """Below the legend, for each row at another rate."""
 
