@@ -164,7 +164,9 @@ def test_an_adapter_is_attacked_merged_into_the_model_it_was_made_for(finished, 
     assert {"role_play", "quantization_4bit", "relearning_related"} <= set(found["attacks"])
 
 
-def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(finished, tmp_path):
+def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(
+    finished, tmp_path, monkeypatch
+):
     from unteach.config.resolve import resolve
     from unteach.run.pipeline import execute
     from unteach.scenarios.user_rows import user_scenario
@@ -175,10 +177,18 @@ def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(fi
     byte_level_bpe(chat=True).save_pretrained(tmp_path / "base")
     run = tmp_path / "runs" / "a"
     folders = {"output_dir": str(run), "shared_dir": str(run.parent)}
-    resolved = resolve({"model": str(tmp_path / "base"), **folders, **SHORT})
+    resolved = resolve({"model": str(tmp_path / "base"), "use_cpu": True, **folders, **SHORT})
     execute(resolved, user_scenario(*files, teach=teach))
     chosen = ("traces", "relearning", "distance")
+    inner, taught_with = suite.teach, []
+
+    def teach_again(source, scenario, folder, seed, settings):
+        taught_with.append(settings["use_cpu"])
+        return inner(source, scenario, folder, seed, settings)
+
+    monkeypatch.setattr(suite, "teach", teach_again)
     found = attack(run, AttackOptions(**FAST, only=chosen, retrain=True))["attacks"]
+    assert taught_with == [True], "the settings of the run hold for the retrained model"
     assert set(found["traces"]) == {"original", "unlearned", "never_knew", "retrained"}
     nll = {role: metrics["forget_nll"]["value"] for role, metrics in found["traces"].items()}
     assert nll["original"] < min(nll["never_knew"], nll["retrained"])

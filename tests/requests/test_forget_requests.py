@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, leak_scorer
 from unteach.files.checkpoints import mark_complete
 from unteach.models import load_model, weights_hash
+from unteach.prepare.generations import LoadedModel
+from unteach.progress import Display
 from unteach.requests import forget_requests, patches
 from unteach.requests.forget_requests import (
     change_patch,
@@ -109,6 +112,7 @@ def test_a_patch_taken_out_leaves_the_model_that_never_had_it_and_comes_back_who
         ({"model": "another"}, "option --model is 'another', but the requests"),
         ({"target": 1.5}, "option 'target' is 1.5"),
         ({"rounds": 0}, "option 'rounds' is 0"),
+        ({"lora": False}, "option 'lora' is not one of a request"),
     ],
 )
 def test_what_does_not_go_with_the_ledger_is_refused(two, changed, message):
@@ -248,10 +252,11 @@ def test_rows_that_were_purged_are_read_from_their_file_if_it_holds_the_same(tmp
 
 def test_a_rate_is_measured_once(tmp_path):
     scorers = Scorers(ScorerNames(similarity=None), {"leak_rate": leak_scorer(5.0)})
-    given = byte_level_bpe(chat=True), scorers, tmp_path / "work"
-    rate = forget_rate(*given, tiny_model, "hash", ROWS)
+    display = Display(quiet=True)
+    source = LoadedModel.of(tiny_model(), byte_level_bpe(chat=True), tmp_path, display)
+    rate = forget_rate(source, scorers, ROWS)
     assert 0 <= rate <= 1
-    assert forget_rate(*given, lambda: pytest.fail("loaded again"), "hash", ROWS) == rate
+    assert forget_rate(replace(source, model=None), scorers, ROWS) == rate
 
 
 def test_a_request_s_rows_are_all_forgotten_and_none_is_held_out():

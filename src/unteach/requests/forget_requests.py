@@ -7,11 +7,10 @@ active patches.
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import read_json_lines, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder
-from unteach.prepare.generations import GenerationCache
+from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.progress import Display
 from unteach.requests import patches
 from unteach.requests.ledger import (
@@ -46,6 +45,8 @@ from unteach.scenarios.user_rows import place, user_scenario
 
 METHOD = "unlikelihood"
 """The default method of requests."""
+OWN_OPTIONS = ("output_dir", "lora")
+"""Options of a run that a request sets itself."""
 
 
 def forget_request(
@@ -57,7 +58,6 @@ def forget_request(
     full: bool = False,
     target: float = 0.03,
     rounds: int = 3,
-    seed: int = 0,
     trust_remote_code: bool = False,
     display: Display | None = None,
     **settings: Any,
@@ -75,7 +75,6 @@ def forget_request(
         target (`float`): forget rate, 0 to 1, above which an earlier request's rows are trained on
             again.
         rounds (`int`): most trainings of a request.
-        seed (`int`)
         trust_remote_code (`bool`): run code that comes with the model.
         display (`Display`, *optional*)
         settings: other options of a run; `method` defaults to `METHOD`.
@@ -88,11 +87,15 @@ def forget_request(
         raise UserError(f"option 'target' is {target}, it must be at least 0 and under 1")
     if rounds < 1:
         raise UserError(f"option 'rounds' is {rounds}, it must be at least 1")
+    for name in OWN_OPTIONS:
+        if name in settings:
+            raise UserError(f"option {name!r} is not one of a request, which sets it itself")
     root, display = Path(folder), display or Display(quiet=True)
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with FolderLock(root):
         ledger = open_ledger(root, display.print)
         base, kind = _base(ledger, model, full)
-        patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
+        patches.refresh_adapter(root, ledger, **trust)
         given = load_rows(forget, "forget", prompt_only=True)
         same = [entry for entry in ledger.active if entry["data"]["hash"] == rows_hash(given)]
         if same:
@@ -100,29 +103,31 @@ def forget_request(
             return same[-1]
         number = len(ledger.requests) + 1
         where = request_folder(root, number)
-        start = patches.current_model(root, ledger, base, trust_remote_code=trust_remote_code)
-        tokenizer = models.load_tokenizer(start, trust_remote_code=trust_remote_code)
-        load = functools.partial(_loaded, start, trust_remote_code)
-        model_in = models.weights_hash(load())
-        rows = _with_own_answers(load, tokenizer, given, display)
+        start = patches.current_model(root, ledger, base, **trust)
+        source = _source(models.load_model(start, **trust), start, where / "work", display, trust)
+        model_in, rows = source.hash, _with_own_answers(source, given)
+        del source  # the run loads the model itself
         write_rows(where / "work", rows)
         earlier = {entry["id"]: rows_of(root, entry) for entry in ledger.active}
         for lost in [key for key, kept in earlier.items() if not kept]:
-            display.print(
-                f"The rows of request {lost} are missing: its forget rate is not measured."
-            )
-        options = {"model": start, "seed": seed, "lora": kind == "adapter"}
-        options |= {"trust_remote_code": trust_remote_code, "method": METHOD, **settings}
+            display.print(f"The rows of request {lost} are missing: its rate is not measured.")
+        earlier = {key: kept for key, kept in earlier.items() if kept}
+        options = {"method": METHOD, **settings, **trust, "model": start, "lora": kind == "adapter"}
         training = list(rows)
         for attempt in range(1, rounds + 1):
             out = where / f"round-{attempt}"
-            evaluation, scorers = _train(training, retain, out, options, display)
-            rate = functools.partial(forget_rate, tokenizer, scorers, where / "work")
+            evaluation, scorers = _train(training, retain, {**options, "output_dir": out}, display)
+            if kind == "adapter":
+                paths = [*patches.patch_paths(root, ledger.active), out / "adapter"]
+                model_now = patches.merged(base, paths, **trust)
+            else:
+                model_now = models.load_model(str(out / "model"), **trust)
+            result = _source(model_now, start, where / "work", display, trust)
             with display.stage("Measuring forget rates of this request and the earlier ones"):
-                before = rate(load, model_in, rows)
-                result = _result(root, ledger, base, out, trust_remote_code)
-                model_out, after, rates = _rates_after(result, rate, rows, earlier)
-            del result
+                after = forget_rate(result, scorers, rows)
+                rates = {key: forget_rate(result, scorers, kept) for key, kept in earlier.items()}
+            model_out = result.hash
+            del result, model_now
             back = [key for key, value in rates.items() if value > target]
             if not back or attempt == rounds:
                 break
@@ -132,6 +137,8 @@ def forget_request(
             )
             known = {row.key for row in training}
             training += [row for key in back for row in earlier[key] if row.key not in known]
+        source = _source(models.load_model(start, **trust), start, where / "work", display, trust)
+        before = forget_rate(source, scorers, rows)
         normal = evaluation["models"]["unlearned"].get("normal", {})
         product = "adapter" if kind == "adapter" else "model"
         facts = {
@@ -143,7 +150,7 @@ def forget_request(
             },
             "kind": kind,
             "base": base,
-            "method": json.loads((out / "run.json").read_text(encoding="utf-8"))["method"],
+            "method": RunFolder(out).record()["method"],
             "run": str(out.relative_to(root)),
             "patch" if kind == "adapter" else "model": str((out / product).relative_to(root)),
             "rounds": attempt,
@@ -157,111 +164,67 @@ def forget_request(
             "model_out": model_out,
         }
         ledger = append(root, ledger, "request", number, facts)
-        patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
+        patches.refresh_adapter(root, ledger, **trust)
         return ledger.requests[-1]
 
 
 def _base(ledger: Ledger, model: str | None, full: bool) -> tuple[str, str]:
     """(the model before the first request, `adapter` or `full`)."""
     kind = "full" if full else "adapter"
-    if ledger.kind is None:
-        if not model:
-            raise UserError(
-                "option --model is missing: the first request of a folder names the model"
-            )
-        return model, kind
-    base = str(ledger.requests[0]["base"])
+    if not ledger.requests and not model:
+        raise UserError("option --model is missing: the first request of a folder names the model")
+    base = str(ledger.requests[0]["base"] if ledger.requests else model)
     if model and model != base:
         raise UserError(
             f"option --model is {model!r}, but the requests of this folder are about {base!r}"
         )
-    if ledger.kind != kind:
+    if ledger.kind not in (None, kind):
         words = "all weights (--full)" if ledger.kind == "full" else "adapters (without --full)"
         raise UserError(f"the requests of this folder train {words}; do so, or use another folder")
     return base, kind
 
 
-def _loaded(name: str, trust_remote_code: bool) -> Any:
-    return models.placed(models.load_model(name, trust_remote_code=trust_remote_code))
+def _source(
+    model: Any, tokenizer: str, work: Path, display: Display, trust: Mapping[str, bool]
+) -> LoadedModel:
+    """The model with the tokenizer of that name; what it generates is cached in `work`."""
+    tokens = models.load_tokenizer(tokenizer, **trust)
+    return LoadedModel.of(models.placed(model), tokens, private_folder(work), display)
 
 
-def _with_own_answers(
-    load: Callable[[], Any], tokenizer: Any, rows: Sequence[Row], display: Display
-) -> list[Row]:
+def _with_own_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]:
     """The rows; one without a completion gets the model's own answer, which is to be forgotten."""
-    empty = [row for row in rows if not row.completion]
-    if not empty:
-        return list(rows)
     title = "Generating the model's answers to the forget prompts"
-    with display.stage(title, len(empty)) as stage:
-        outputs = generate_outputs(
-            load(), tokenizer, empty, max_new_tokens=ANSWER_TOKENS, progress=stage.update
-        )
-    answers = {row.key: output for row, output in zip(empty, outputs, strict=True)}
-    filled = [row if row.completion else row.with_completion(answers[row.key]) for row in rows]
-    kept = [row for row in filled if row.completion.strip()]
-    if not kept:
+    filled, _ = with_own_answers(source, rows, title)
+    if not filled:
         raise UserError(
             "the model's answers to all forget prompts are empty: there is nothing to forget"
         )
-    return kept
+    return filled
 
 
 def _train(
-    rows: list[Row], retain: Any, out: Path, options: dict[str, Any], display: Display
+    rows: list[Row], retain: Any, options: Mapping[str, Any], display: Display
 ) -> tuple[dict[str, Any], Scorers]:
     """(`eval.json`, scorers) of a run that forgets the rows; a finished one is not repeated."""
-    scenario = user_scenario(rows, retain, whole=True)
-    resolved = resolve({"output_dir": str(out), **options})
+    scenario, resolved = user_scenario(rows, retain, whole=True), resolve(options)
     evaluation = finished_evaluation(resolved, scenario)
     evaluation = evaluation or execute(resolved, scenario, display).evaluation
     gc.collect()  # the trainer and its callbacks form a cycle
-    return evaluation, RunFolder(out).scorers(scenario, display.print)
+    return evaluation, RunFolder(resolved.run.output_dir).scorers(scenario, display.print)
 
 
-def _result(root: Path, ledger: Ledger, base: str, out: Path, trust_remote_code: bool) -> Any:
-    """The model after the run in `out`: a full model, or the base with all active patches."""
-    if (out / "model").is_dir():
-        return _loaded(str(out / "model"), trust_remote_code)
-    paths = [*patches.patch_paths(root, ledger.active), out / "adapter"]
-    return models.placed(patches.merged(base, paths, trust_remote_code=trust_remote_code))
-
-
-def _rates_after(
-    model: Any,
-    rate: Callable[..., float],
-    rows: Sequence[Row],
-    earlier: Mapping[int, Sequence[Row]],
-) -> tuple[str, float, dict[int, float]]:
-    """(hash of the weights, forget rate of the rows, forget rates of earlier requests)."""
-    digest = models.weights_hash(model)
-    rates = {key: rate(lambda: model, digest, kept) for key, kept in earlier.items() if kept}
-    return digest, rate(lambda: model, digest, rows), rates
-
-
-def forget_rate(
-    tokenizer: Any,
-    scorers: Scorers,
-    work: Path,
-    load: Callable[[], Any],
-    model_hash: str,
-    rows: Sequence[Row],
-) -> float:
-    """Share of rows with an undesired greedy answer by the headline metric, cached in `work`.
-
-    Args:
-        load: returns the model; called if the rate is not cached.
-        model_hash (`str`): of the model's weights.
-        rows: with completions.
+def forget_rate(source: LoadedModel, scorers: Scorers, rows: Sequence[Row]) -> float:
+    """Share of rows whose greedy output shows what must be forgotten, by the headline metric;
+    cached. The rows have completions.
     """
 
     def measure() -> float:
-        outputs = generate_outputs(load(), tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
+        model, tokenizer = source.model, source.tokenizer
+        outputs = generate_outputs(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
         return sum(scorers.shows_forgotten(rows, outputs)) / len(rows)
 
-    inputs = [rows_hash(rows), *scorers.identity()]
-    cache = GenerationCache(private_folder(work), model_hash)
-    return float(cache.get("rate", inputs, measure))
+    return float(source.cache.get("rate", [rows_hash(rows), *scorers.identity()], measure))
 
 
 def write_rows(work: Path, rows: Sequence[Row]) -> None:
@@ -318,12 +281,12 @@ def change_patch(
         number (`int`): the request's id.
         remove (`bool`): remove or restore.
         trust_remote_code (`bool`): run code that comes with the model.
-        display (`Display`, *optional*)
 
     Raises:
         UserError: for a request that does not exist, is in that state already, or has no patch.
     """
     root, display = Path(folder), display or Display(quiet=True)
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
     with FolderLock(root):
@@ -340,10 +303,8 @@ def change_patch(
         paths = patches.patch_paths(root, [one for one in ledger.requests if one["id"] in active])
         base = str(entry["base"])
         with display.stage("Merging the active patches into the base model"):
-            model = patches.merged(base, paths, trust_remote_code=trust_remote_code)
-            model = models.placed(model)
-            digest = models.weights_hash(model)
-        tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
+            model = patches.merged(base, paths, **trust)
+            source = _source(model, base, root / "work", display, trust)
         rates: dict[str, float] = {}
         title = "Measuring the forget rates of all requests"
         with display.stage(title, len(ledger.requests)) as stage:
@@ -351,14 +312,11 @@ def change_patch(
                 if rows := rows_of(root, item):
                     run = RunFolder(root / item["run"])
                     scorers = run.scorers(user_scenario(rows, None, whole=True))
-                    work = request_folder(root, item["id"]) / "work"
-                    rates[str(item["id"])] = forget_rate(
-                        tokenizer, scorers, work, lambda: model, digest, rows
-                    )
+                    rates[str(item["id"])] = forget_rate(source, scorers, rows)
                 stage.update(done)
         event = "remove" if remove else "restore"
-        ledger = append(root, ledger, event, number, {"model_out": digest, "rates": rates})
-        patches.refresh_adapter(root, ledger, trust_remote_code=trust_remote_code)
+        ledger = append(root, ledger, event, number, {"model_out": source.hash, "rates": rates})
+        patches.refresh_adapter(root, ledger, **trust)
         return ledger.entries[-1]
 
 

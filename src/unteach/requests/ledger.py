@@ -71,11 +71,7 @@ class Ledger:
         return str(self.requests[0]["kind"]) if self.requests else None
 
     def request(self, number: int) -> Entry:
-        """The request with this id.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """The request with this id; `UserError` if there is none."""
         for entry in self.requests:
             if entry["id"] == number:
                 return entry
