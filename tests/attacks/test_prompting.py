@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiny_models import tiny_model
-from unteach.attacks.prompting import PROMPTS, PromptContext, attack_prompts, rates, repeated
+from unteach.attacks.prompting import PROMPTS, PromptContext, attack_prompts, rates
 from unteach.data.rows import Row
 from unteach.evaluation.generation import generate_ids
 
@@ -102,8 +102,8 @@ def test_the_rate_counts_rows_and_the_mean_counts_prompts(tokenizer):
     """Three rows with two, one and none of two answers undesired: at least one in 2 of 3 rows; the
     mean is (1 + 1/2 + 0) / 3 = 1/2.
     """
-    prompts = repeated(attack_prompts("role_play", context(tokenizer, CHAT[:3])), 2)
-    found = rates(prompts, [True, True, False, True, False, False], "leak_rate")
+    prompts = 2 * attack_prompts("role_play", context(tokenizer, CHAT[:3]))
+    found = rates(prompts, [True, False, False, True, True, False], "leak_rate")
     assert found["leak_rate"].value == pytest.approx(2 / 3) and found["leak_rate"].n == 3
     assert found["mean_leak_rate"].value == pytest.approx(1 / 2)
 

@@ -148,13 +148,6 @@ def attack_prompts(name: str, context: PromptContext) -> list[AttackPrompt]:
     return [prompt for index in range(len(context.rows)) for prompt in make(index, context)]
 
 
-def repeated(prompts: Sequence[AttackPrompt], samples: int) -> list[AttackPrompt]:
-    """Each prompt `samples` times, to sample its distribution of answers instead of its mode
-    (Scholten et al. 2025).
-    """
-    return [prompt for prompt in prompts for _ in range(samples)]
-
-
 def _in_template(row: Row, template: str, kind: Kind | None = None) -> Row:
     """The row with its prompt, of a conversation the last message, in a template."""
     if isinstance(row.prompt, str):

@@ -13,13 +13,7 @@ import torch
 
 from unteach.attacks import likelihood, weights
 from unteach.attacks.options import AttackOptions
-from unteach.attacks.prompting import (
-    AttackPrompt,
-    attack_prompts,
-    rates,
-    repeated,
-    undesired_answers,
-)
+from unteach.attacks.prompting import AttackPrompt, attack_prompts, rates, undesired_answers
 from unteach.attacks.target import Metrics, Target
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError, did_you_mean
@@ -94,12 +88,11 @@ def by_prompts(
 
 
 def by_sampling(target: Target, name: str) -> None:
-    """Several sampled answers to each prompt."""
-    options = target.options
-    prompts = repeated(attack_prompts("none", target.prompt_context), options.samples)
-    names = ("samples", "temperature", "seed")
-    settings = {name: getattr(options, name) for name in names}
-    by_prompts(target, name, prompts, settings, temperature=options.temperature)
+    """Several sampled answers to each prompt (Scholten et al. 2025)."""
+    options, prompts = target.options, attack_prompts("none", target.prompt_context)
+    repeated = [prompt for prompt in prompts for _ in range(options.samples)]
+    settings = {key: getattr(options, key) for key in ("samples", "temperature", "seed")}
+    by_prompts(target, name, repeated, settings, temperature=options.temperature)
 
 
 def by_quantization(target: Target, name: str) -> None:
@@ -176,9 +169,9 @@ def by_relearning(target: Target, name: str) -> None:
             )
             continue
         names = ("steps", "every", "learning_rate", "seed")
-        settings = {name: getattr(options, name) for name in names}
-        counts = {"rows": len(rows), "measured_rows": len(measured), "goal": goal}
-        target.add(result, found, {**settings, **counts}, curves)
+        settings: dict[str, Any] = {key: getattr(options, key) for key in names}
+        settings |= {"rows": len(rows), "measured_rows": len(measured), "goal": goal}
+        target.add(result, found, settings, curves)
 
 
 def _relearned(
@@ -282,13 +275,10 @@ def _one_line(row: Row) -> str:
 
 
 def retrain(target: Target) -> str:
-    """Teaches the base model as the run did, without the rows that contain a forget row.
+    """Teaches the base model as the run did, without the rows that contain a forget row; returns
+    the folder of the model. Interrupted, it resumes; done, it is not repeated.
 
-    Interrupted, it resumes; done, it is not repeated. Passages that the original model recited
-    itself are taught, because they were in no forget set that a user gave.
-
-    Returns:
-        The folder of the retrained model.
+    Passages that the original model recited itself are taught: no user put them into a forget set.
 
     Raises:
         UserError: if the run taught nothing.
@@ -302,21 +292,11 @@ def retrain(target: Target) -> str:
     kept = taught_without(target.scenario.teach, target.all_forget)
     if not kept:
         raise UserError("--retrain: nothing that was taught is left without the forget set")
+    scenario, taught = replace(target.scenario, teach=kept), target.work / RETRAINED / ORIGINAL
     torch.manual_seed(record["seed"])
-    source = LoadedModel(
-        folder.load_model(NEVER_KNEW),
-        target.tokenizer,
-        folder.cache(folder.model_hash(NEVER_KNEW)),
-        target.display,
-    )
-    taught = target.work / RETRAINED / ORIGINAL
-    teach(
-        source,
-        replace(target.scenario, teach=kept),
-        taught,
-        record["seed"],
-        folder.config()["settings"],
-    )
+    cache = folder.cache(folder.model_hash(NEVER_KNEW))
+    source = LoadedModel(folder.load_model(NEVER_KNEW), target.tokenizer, cache, target.display)
+    teach(source, scenario, taught, record["seed"], folder.config()["settings"])
     return str(taught)
 
 

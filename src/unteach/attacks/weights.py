@@ -32,7 +32,7 @@ from unteach.trainer.trainer import UnlearningTrainer
 GROUP = 32
 """Weights that share scale and zero point at 4 bits; halved until it divides a layer's row."""
 LONGEST = 1_000_000
-"""Most tokens of a row that is trained on: no limit beside the run's own."""
+"""Most tokens of a training row: no limit but that of the run."""
 SAVE_EVERY = 50
 """Steps between two checkpoints of relearning."""
 
