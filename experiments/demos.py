@@ -5,7 +5,7 @@ model beside them.
     hallucination] [--out DIR] [key=value ...]
 
 A demo whose `eval.json` exists in DIR/SCENARIO-SEED is read and not run again. `untaught` is the
-model before teaching, evaluated on the same prompts by the same scorers: what a model that never saw
+model before teaching, scored on the same prompts by the same scorers: what a model that never saw
 the texts scores by its own mistakes. Beside FILE it writes the table as Markdown.
 """
 

@@ -122,10 +122,10 @@ LEGEND = {
     "seconds": "of the unlearning alone",
 }
 FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
-- **front**: no other method forgets more (unlearned and unseen, mean) and keeps no less (the mean of
+- **front**: no other method forgets more (unlearned and unseen, mean), keeps no less (mean of
   kept, kept unseen and normal), or keeps more and forgets no less; both rounded to three decimals.
-- **tried**: learning rates that the search had time for; where it is 1, another may do better. Where
-  it is empty, the demo's was taken.
+- **tried**: learning rates that the search had time for; where it is 1, another may do better;
+  where it is empty, the demo's was taken.
 - **seeds**: those measured so far; a rank compares fairly among methods of as many."""
 KEPT = ("kept", "kept_unseen", "normal")
 RELEARNING = AttackOptions(steps=24, every=6, learning_rate=5e-5)
