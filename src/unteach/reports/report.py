@@ -21,6 +21,7 @@ from unteach.reports.attacks import attack_notes, attack_table, attack_verdict
 from unteach.reports.figures import relearning_chart, run_charts
 from unteach.reports.results import Results, capitalised, interval, number
 from unteach.reports.run_files import RunFiles, fact_groups, read_files
+from unteach.reports.shapes import check_shape
 from unteach.reports.tables import (
     SEARCH_NOTE,
     Table,
@@ -35,6 +36,11 @@ ROW_LIMIT = 200
 BUDGET_STEPS = 5
 """Steps over which the retain KL is averaged before it is compared with its budget."""
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+def encodable(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which UTF-8 cannot encode."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def typeset(text: str) -> str:
@@ -207,7 +213,7 @@ def page_text(files: RunFiles, content: Mapping[str, Any]) -> str:
     )
     # an answer may end its lines in spaces, which validators of HTML object to
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return encodable(text)
 
 
 # --- Markdown
@@ -221,10 +227,10 @@ def examples(records: Sequence[Mapping[str, Any]], per_set: int = 2) -> list[lis
     chosen: dict[str, list[list[str]]] = {}
     for record in records:
         rows = chosen.setdefault(record["set"], [])
-        if record["model"] == "original" and "output" in record and len(rows) < per_set:
-            answers = [record["output"], after[record["set"], record["key"]]["output"]]
-            texts = [" ".join(text.split()) for text in (record["prompt"], *answers)]
-            rows.append([record["set"], *texts])
+        texts = [record.get("prompt"), record.get("output")]
+        texts.append(after.get((record["set"], record["key"]), {}).get("output"))
+        if record["model"] == "original" and None not in texts and len(rows) < per_set:
+            rows.append([record["set"], *(" ".join(str(text).split()) for text in texts)])
     return [row for rows in chosen.values() for row in rows]
 
 
@@ -240,7 +246,8 @@ def probe_table(folder: Path, records: Sequence[Mapping[str, Any]], rows: int = 
     answers = {}
     for path in (folder / "work").glob("*-*.json"):
         if match := re.fullmatch(r"(?:probe-outputs|said-at)-(\d+)", path.stem):
-            answers[int(match[1])] = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            answers[int(match[1])] = check_shape(path, content, "answers")
     probed = [key for key in prompts if all(key in found for found in answers.values())][:rows]
     if not answers or not probed:
         return None
@@ -294,7 +301,7 @@ def card_text(folder: Path, files: RunFiles) -> str:
         summary=summary_table(results),
         facts=fact_groups(files),
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+    return encodable(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")))
 
 
 # --- files
@@ -354,7 +361,7 @@ def write_report(folder: Path) -> Path:
         examples=examples(files.records),
         probes=probe_table(folder, files.records),
     )
-    write_text_atomically(folder / "report.md", text)
+    write_text_atomically(folder / "report.md", encodable(text))
     write_text_atomically(folder / "report.html", page_text(files, content))
     write_card(folder)
     return folder / "report.md"

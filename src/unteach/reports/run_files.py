@@ -12,6 +12,7 @@ from typing import Any
 from unteach.errors import UserError
 from unteach.files.atomic import read_json_lines
 from unteach.reports.results import Results
+from unteach.reports.shapes import check_shape
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub ids of the packaged models."""
@@ -80,15 +81,17 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return [] if lines else {}
     try:
-        if lines:
-            return read_json_lines(path)
         text = path.read_text(encoding="utf-8")
-        return (yaml.safe_load(text) or {}) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError) as error:
+        if lines:
+            content: Any = read_json_lines(path)
+        else:
+            content = (yaml.safe_load(text) or {}) if path.suffix == ".yaml" else json.loads(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path} cannot be read ({reason}); run the command that wrote it again"
         ) from None
+    return check_shape(path, content)
 
 
 def base_model(name: Any) -> str | None:

@@ -117,7 +117,7 @@ def _strip_texts(path: Path) -> int:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = dict(json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             stripped += bool(line.strip())
             continue
         stripped += any(field in record for field in TEXTS)
@@ -137,7 +137,7 @@ def _rewrite_pages(folder: Path) -> Iterator[str]:
 
     try:
         write_report(folder)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+    except UserError:
         for page in before:
             page.unlink(missing_ok=True)
             yield f"{page.relative_to(folder)}: removed, as it cannot be written without texts"
