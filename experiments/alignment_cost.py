@@ -259,8 +259,8 @@ def markdown(
 
 
 def more_data(cells: Sequence[Cell]) -> list[str]:
-    """For each method: how many times as many steps full RLHF would need for the method's operations
-    to be 2% of its own.
+    """For each method: how many times as many steps full RLHF would need for the method's
+    operations to be 2% of its own.
     """
     rlhf = next(cell.run["cost"] for cell in cells if cell.method == "rlhf")
     whole = floating_point_operations(rlhf, 1.0)

@@ -1,4 +1,4 @@
-"""What the documentation names exists: links and their headings, files, commands, options, imports."""
+"""What the documentation names exists: links, headings, files, commands, options, imports."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def snippets(title: str) -> list[str]:
 
 @pytest.fixture
 def extend(tmp_path, monkeypatch, saved_model):
-    """Writes a section's file into the current folder; the function runs its use, if there is one."""
+    """Writes a section's file into the current folder and runs its use, if there is one."""
     registries = (BENCHMARKS, METHODS, METRICS, SCENARIOS, SCORERS)
     before = [dict(registry) for registry in registries]
     monkeypatch.chdir(tmp_path)

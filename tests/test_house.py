@@ -11,12 +11,13 @@ from pathlib import Path
 from source_tree import MODULES, import_cycles, room
 from test_imports import FLOORS
 
-FILES = 170
-LINES = 25_100
-LINES_OF_A_FILE = 700
-FLOORS_AT_MOST = 10
+# Reached today; the aims are 115 files, 17,000 lines, 400 lines a file and no wide line.
+FILES = 135
+LINES = 22_000
+LINES_OF_A_FILE = 440
+FLOORS_AT_MOST = 9
 COLUMNS = 100
-WIDE = 80
+WIDE = 20
 ASKING = 0
 ASKS_WHICH_METHOD = re.compile(
     r"""\bmethod(\.name)? (==|!=|in|not in) ["'(\[{](?!original)"""

@@ -64,6 +64,8 @@ def runs(experiment, monkeypatch, tmp_path):
                 {"model": model, "set": "normal", "prompt": "Why?", "output": "So."}
                 for model in ("original", "unlearned")
             ]
+            for name in ("run.json", "eval.json"):
+                (folder / row["name"] / name).write_text("{}")
             (folder / row["name"] / "generations.jsonl").write_text(
                 "".join(json.dumps(line) + "\n" for line in lines)
             )
