@@ -179,7 +179,7 @@ def cell_config(
 
 
 def reward_row(rows: Sequence[MethodRow]) -> str | None:
-    """The row whose reward model scores usefulness in all rows: the first `rlhf`, unless a row names
+    """The row whose reward model scores all rows: the first `rlhf`, unless a row names
     a reward model.
     """
     if any(row.given.get("reward_model") for row in rows):

@@ -67,7 +67,7 @@ class Inference:
         return CachedGenerator(inner, self.work, models.weights_hash(model), self.engine)
 
     def each(self, roles: Mapping[str, str], evaluate: Evaluate[T]) -> dict[str, T]:
-        """What `evaluate` returns for the model of each role (role to name); a model in two roles is
+        """What `evaluate` returns for each role's model (role to name); a model in two roles is
         evaluated once. One model at a time is in memory, unless `evaluate` keeps it.
         """
         found: dict[str, T] = {}

@@ -158,7 +158,7 @@ def model_shape(config: Any, *, lora_rank: int = 0) -> ModelShape:
 
 
 def completion_tokens(config: UnlearningConfig, rows: PlanOptions) -> tuple[float, float, float]:
-    """(input tokens, predicted tokens, those of them with a reference) of one item of the stream."""
+    """(input tokens, predicted tokens, predicted with a reference) of one item."""
     method, count = config.objective, config.mismatch_completions
     completion, retained = rows.completion_tokens, rows.retain_completion_tokens
     retain = config.retain_per_forget if method.forget else 1.0

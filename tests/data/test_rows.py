@@ -153,7 +153,11 @@ def test_text_rows_have_no_prompt():
             {"prompt": "x", "completion": [{"role": "user", "content": "y"}]},
             "row 7: a 'completion' of messages",
         ),
-        ({"prompt": "x", "completion": "y", "kind": "poem"}, "row 7: field 'kind' is 'poem'"),
+        ({"prompt": "x", "completion": "y", "kind": "Text"}, "row 7: field 'kind' is 'Text', did"),
+        (
+            {"prompt": "x", "completion": "y", "kind": "texts"},
+            "row 7: field 'kind' is 'texts', did",
+        ),
         (
             {"prompt": [{"role": "user", "content": None}], "completion": "x"},
             "row 7: the 'content' of a message in 'prompt' is NoneType",
@@ -186,3 +190,8 @@ def test_a_prompt_alone_is_accepted_only_where_the_model_is_to_answer_it():
     assert row_from_mapping({"prompt": "x"}, "row 1", prompt_only=True).completion == ""
     with pytest.raises(UserError, match="'completion' is empty"):
         row_from_mapping({"prompt": "x", "completion": ""}, "row 1", prompt_only=True)
+
+
+def test_a_column_kind_of_the_user_s_own_is_a_column():
+    row = row_from_mapping({"prompt": "x", "completion": "y", "kind": "phone"}, "row 1")
+    assert row.kind == "chat" and row.columns["kind"] == "phone"

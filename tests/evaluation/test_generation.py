@@ -260,7 +260,7 @@ def test_an_answer_ends_at_end_of_sequence_and_at_the_template_s_end_of_turn(
     "completion", [" that slept on the warm flour sacks.", " asked the sailors"]
 )
 def test_prompt_and_answer_join_to_running_text(any_tokenizer, monkeypatch, completion):
-    """Tokenizers with word-boundary pieces lose the space in front when an answer is decoded alone."""
+    """Pieces with a word boundary lose their space when an answer is decoded alone."""
     row = Row("The miller kept a grey cat", completion, "text")
     encoded = encode_row(row, any_tokenizer, end_of_turn_id(any_tokenizer))
     monkeypatch.setattr(

@@ -119,10 +119,14 @@ def classifier(tmp_path, tokenizer):
 
     def save(labels, problem=None):
         torch.manual_seed(0)
+        names = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {text: i for i, text in enumerate(labels)},
+        }
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = BertConfig(
-            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-            id2label=dict(enumerate(labels)), label2id={text: i for i, text in enumerate(labels)}, problem_type=problem,
-        )  # fmt: skip
+            vocab_size=len(tokenizer), intermediate_size=16, problem_type=problem, **sizes, **names
+        )
         folder = tmp_path / "-".join(labels)
         BertForSequenceClassification(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

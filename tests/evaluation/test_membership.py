@@ -56,7 +56,7 @@ def test_min_k_takes_the_lowest_share_and_at_least_one_token():
 
 
 def test_a_share_that_floating_point_writes_a_little_short_still_counts_whole_tokens():
-    """0.29 * 100 is 28.999999999999996: 29 tokens, of which one is -100 and the others 0 and below."""
+    """0.29 * 100 is 28.999999999999996: 29 tokens, one of -100, the others <= 0."""
     tokens = -np.arange(100.0)
     assert min_k(tokens, 0.29) == pytest.approx(-np.arange(71, 100).mean())
 

@@ -1,4 +1,4 @@
-"""The experiment of methods: what it pools, how it ranks, its table, and that it runs nothing twice."""
+"""The experiment on methods: pooling, ranks, its table, and that nothing runs twice."""
 
 from __future__ import annotations
 

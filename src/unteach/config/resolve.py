@@ -150,7 +150,7 @@ class ResolvedConfig:
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """All values as plain data, those of the run first; rows given as a list by their number."""
+        """All values as plain data, those of the run first; a list of rows by its length."""
         values = {name: getattr(self.run, name) for name in RUN_FIELDS} | dict(self.training)
         for name in ("forget", "retain"):
             if not isinstance(values[name], str | None):

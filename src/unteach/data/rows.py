@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import unicodedata
@@ -152,11 +153,14 @@ def _columns(fields: Mapping[str, Any]) -> str:
 
 
 def short_columns(record: Mapping[str, Any]) -> dict[str, str]:
-    """The record's columns beside `FIELDS` whose values are short strings, numbers or flags."""
+    """The record's columns beside `FIELDS` whose values are short strings, numbers or flags; a
+    `kind` other than `chat` and `text` is a column too.
+    """
     found = {}
     for name, value in record.items():
         number = isinstance(value, int | float) and abs(value) < 1e300  # neither NaN nor endless
-        if isinstance(name, str) and name not in FIELDS and (number or isinstance(value, str)):
+        own = name not in FIELDS or (name == "kind" and value not in ("chat", "text"))
+        if isinstance(name, str) and own and (number or isinstance(value, str)):
             text = str(value).strip()
             if 0 < len(text) <= LONGEST_COLUMN and text.isprintable():
                 found[name] = text
@@ -204,25 +208,34 @@ def _whole_characters(text: str, field: str, source: str) -> str:
     return text
 
 
+def _kind(value: object, source: str) -> Kind:
+    """`chat` or `text`; a column `kind` that means something else decides nothing.
+
+    Raises:
+        UserError: for a value that is nearly one of the two.
+    """
+    if value == "text":
+        return "text"
+    near = difflib.get_close_matches(str(value).casefold().strip(), ("chat", "text"), 1, 0.75)
+    if near and value != "chat":
+        raise UserError(f"{source}: field 'kind' is {value!r}, did you mean {near[0]!r}?")
+    return "chat"
+
+
 def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: bool = False) -> Row:
     """A `Row` from TRL's `prompt` and `completion`, or `text`.
 
     Args:
-        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default, an
-            optional `right` holds a right answer, an optional `alternate` another one of the
-            model's own.
+        fields: one record; an optional field `kind` (`chat` or `text`) overrides the default (other
+            values are a column of the user's own), an optional `right` holds a right answer, an
+            optional `alternate` another one of the model's own.
         source (`str`): what error messages call the record.
         prompt_only (`bool`): whether a row without a completion is accepted.
 
     Raises:
         UserError: on a missing, empty or wrongly typed field, naming it and the row.
     """
-    kind = fields.get("kind", "chat")
-    if kind not in ("chat", "text"):
-        # no text of the row
-        short = isinstance(kind, str) and len(kind) < 16 and kind.isidentifier()
-        shown = repr(kind) if short else "something else"
-        raise UserError(f"{source}: field 'kind' is {shown}, it must be 'chat' or 'text'")
+    kind = _kind(fields.get("kind", "chat"), source)
     columns = short_columns(fields)
     if "prompt" not in fields and "text" in fields:
         return Row("", _text(fields["text"], "text", source), "text", source, columns=columns)

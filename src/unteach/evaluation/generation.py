@@ -36,7 +36,7 @@ HABITS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
-"""What a model's own `generation_config` may bend its answers with; a greedy answer has none of it."""
+"""Fields of `generation_config` that are reset: greedy decoding uses none of them."""
 STRIDE = 8
 """New tokens after which the answers that have ended leave a batch."""
 FEWEST, MOST = 24, 192

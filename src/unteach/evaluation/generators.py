@@ -65,10 +65,8 @@ class CachedGenerator:
         ).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        path = (
-            self.folder
-            / f"continuations-{name}{f'-{state.process_index}' if state.num_processes > 1 else ''}.jsonl"
-        )
+        rank = f"-{state.process_index}" if state.num_processes > 1 else ""
+        path = self.folder / f"continuations-{name}{rank}.jsonl"
         keys = [prompt_key(prompt) for prompt in prompts]
         known: dict[str, list[int]] = {}
         for file in sorted(self.folder.glob(f"continuations-{name}*.jsonl")):

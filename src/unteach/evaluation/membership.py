@@ -21,7 +21,7 @@ from unteach.evaluation.results import Floats, checked_array
 from unteach.models.token_statistics import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
 DEFAULT_K = 0.2
-"""Share of tokens for Min-K% and Min-K%++: 20%, the value of Min-K%'s paper (arXiv 2310.16789). MUSE
+"""Share of tokens for Min-K% and Min-K%++: 20%, as in Min-K%'s paper (arXiv 2310.16789). MUSE
 has its own (`benchmarks.muse.MUSE_K`).
 """
 

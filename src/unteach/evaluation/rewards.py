@@ -1,4 +1,4 @@
-"""How useful an answer is: a reward model by name, or a small one trained on good and bad answers."""
+"""Usefulness of answers: a reward model by name, or a small trained one."""
 
 from __future__ import annotations
 

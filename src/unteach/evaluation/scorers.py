@@ -1,4 +1,4 @@
-"""Scorers: what scores outputs with a model or with statistics of the data, built once for a run."""
+"""Scorers of outputs, by a model or by statistics of the data, built once a run."""
 
 from __future__ import annotations
 

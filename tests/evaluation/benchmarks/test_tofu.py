@@ -64,7 +64,7 @@ def test_probability_is_the_mean_of_exp_not_exp_of_the_mean():
 
 
 def test_the_choice_probability_by_hand_and_at_losses_where_every_probability_is_0():
-    """p = 1/2 against three of 1/8: 1/2 / (1/2 + 3/8) = 4/7; a thousand nats more change nothing."""
+    """p = 1/2 against three of 1/8: 1/2 / (1/2 + 3/8) = 4/7; adding 1,000 nats changes nothing."""
     right, wrong = np.array([math.log(2)]), np.full((1, 3), math.log(8))
     assert tofu.choice_probabilities(right, wrong) == pytest.approx([4 / 7], rel=1e-12)
     assert tofu.choice_probabilities(right + 1000, wrong + 1000) == pytest.approx([4 / 7], rel=1e-9)

@@ -1,4 +1,4 @@
-"""The benchmarks, by name; nothing here imports torch, as the command line needs the names alone."""
+"""The benchmarks by name. No import of torch: the command line needs the names alone."""
 
 from __future__ import annotations
 

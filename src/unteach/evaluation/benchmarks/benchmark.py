@@ -1,4 +1,4 @@
-"""What all benchmarks share: the protocol as data, the evaluated model, and reading of their sets."""
+"""What benchmarks share: the protocol as data, the evaluated model, reading of sets."""
 
 from __future__ import annotations
 

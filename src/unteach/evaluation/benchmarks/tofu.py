@@ -346,7 +346,7 @@ def _likelihood_columns(name: str, losses: Floats) -> dict[str, Column]:
 
 
 def against_retrained(measured: Measured, retrained: Measured) -> Results:
-    """Forget quality: the p-value, and the distance between the two distributions of truth ratios."""
+    """Forget quality: p-value and distance of the two distributions of truth ratios."""
     ratios = []
     for values in (measured.sets["forget"], retrained.sets["forget"]):
         ratios.append(dict(zip(values.keys, values.columns["truth_ratio"], strict=True)))
