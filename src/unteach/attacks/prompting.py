@@ -228,8 +228,8 @@ def rates(
     for prompt, flag in zip(prompts, undesired, strict=True):
         groups.setdefault(prompt.group, []).append(flag)
     flags = list(groups.values())
-    said = [float(any(row)) for row in flags]
-    found = {rate: summarise(said, higher_is_better=False, interval="wilson")}
+    shown = [float(any(row)) for row in flags]
+    found = {rate: summarise(shown, higher_is_better=False, interval="wilson")}
     if any(len(row) > 1 for row in flags):
         shares = [sum(row) / len(row) for row in flags]
         found[f"mean_{rate}"] = summarise(shares, higher_is_better=False)
