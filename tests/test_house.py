@@ -12,12 +12,12 @@ from source_tree import MODULES, import_cycles, room
 from test_imports import FLOORS
 
 # Reached today; the aims are 115 files, 17,000 lines, 400 lines a file and no wide line.
-FILES = 135
+FILES = 134
 LINES = 22_000
 LINES_OF_A_FILE = 440
 FLOORS_AT_MOST = 9
 COLUMNS = 100
-WIDE = 20
+WIDE = 0
 ASKING = 0
 ASKS_WHICH_METHOD = re.compile(
     r"""\bmethod(\.name)? (==|!=|in|not in) ["'(\[{](?!original)"""
