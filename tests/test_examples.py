@@ -60,6 +60,8 @@ def test_the_demo_runs_from_python(monkeypatch, inputs, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "behaviour.png",
         "losses.png",
+        "retain_kl.png",
+        "retain_weight.png",
     }
 
 

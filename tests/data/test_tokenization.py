@@ -284,6 +284,7 @@ def test_the_cache_is_bounded_and_goes_with_its_tokenizer(monkeypatch):
     from unteach.data import tokenization
 
     monkeypatch.setattr(tokenization, "CACHED_ROWS", 5)
+    gc.collect()  # no cache of another test's tokenizer goes while this one counts
     tokenizer, before = byte_level_bpe(chat=True), len(tokenization._CACHES)
     rows = [Row(f"Who is {i}?", "He.") for i in range(9)]
     wanted = encode_rows(rows, tokenizer)

@@ -117,7 +117,10 @@ def test_a_scorer_beside_the_headline_that_cannot_be_built_is_named_and_left_out
     monkeypatch.setattr(scorers, "load_reward", nobody)
     warnings = []
     built = build_scorers(ScorerNames(reward="trained"), [], [], warnings.append)
-    assert warnings == ["No similarity: it cannot be had", "No reward: nobody is there"]
+    assert warnings == [
+        "No similarity to the original's answers: it cannot be had",
+        "No reward: nobody is there",
+    ]
     assert set(built.by_metric) == {"leak_rate", "hallucination_rate"}
     assert built.names.similarity is None
 

@@ -202,7 +202,7 @@ def test_the_commands(base, tmp_path, capsys):
     assert main(["requests", folder]) == 0
     assert "Forget requests" in capsys.readouterr().out
     assert main(["requests", folder, "--remove", "1"]) == 0
-    assert "remov" in capsys.readouterr().out, "the state is cut in a narrow terminal"
+    assert "removed" in capsys.readouterr().out
     assert main(["requests", folder, "--merge", str(tmp_path / "whole")]) == 0
     assert weights_hash(load_model(str(tmp_path / "whole"))) == weights_hash(load_model(base))
     assert main(["requests", str(tmp_path / "nothing")]) == 2

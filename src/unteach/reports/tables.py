@@ -72,9 +72,13 @@ class Table:
 
     def print(self, console: Console, caption: str | None = None) -> None:
         """Prints the table on a terminal."""
-        table = RichTable(
-            title=caption and Text(caption), title_justify="left", box=box.SIMPLE_HEAD
-        )
+        title = caption and Text(caption)
+        style: dict[str, Any] = {
+            "box": box.SIMPLE_HEAD,
+            "collapse_padding": True,
+            "pad_edge": False,
+        }
+        table = RichTable(title=title, title_justify="left", **style)
         for title, name in zip(self.titles, self.header, strict=True):
             words = not self.text_columns or name in self.text_columns
             table.add_column(Text(title), no_wrap=True, justify="left" if words else "right")
@@ -204,10 +208,11 @@ def request_table(entries: Sequence[Mapping[str, Any]], removed: set[int]) -> Ta
             number = entry["id"]
             rates = [f"{rate:.0%}" for rate in (entry["before"], entry["after"], newest[number])]
             state = "removed" if number in removed else kinds.get(entry["kind"], entry["kind"])
-            texts = [number, entry["time"], entry["data"]["rows"], entry["method"], entry["rounds"]]
+            date = entry["time"][:10]  # the ledger has the time; all columns fit 80 characters
+            texts = [number, date, entry["data"]["rows"], entry["method"], entry["rounds"]]
             rows.append([*map(str, texts), *rates, state])
-    names = ["id", "time", "rows", "method", "rounds", "before", "after", "now", "state"]
-    return Table(names, rows, text_columns=["time", "method", "state"])
+    names = ["id", "date", "rows", "method", "rounds", "before", "after", "now", "state"]
+    return Table(names, rows, text_columns=["date", "method", "state"])
 
 
 SEARCH_NOTE = (
