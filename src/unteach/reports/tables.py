@@ -72,13 +72,13 @@ class Table:
 
     def print(self, console: Console, caption: str | None = None) -> None:
         """Prints the table on a terminal."""
-        title = caption and Text(caption)
+        heading = Text(caption) if caption else None
         style: dict[str, Any] = {
             "box": box.SIMPLE_HEAD,
             "collapse_padding": True,
             "pad_edge": False,
         }
-        table = RichTable(title=title, title_justify="left", **style)
+        table = RichTable(title=heading, title_justify="left", **style)
         for title, name in zip(self.titles, self.header, strict=True):
             words = not self.text_columns or name in self.text_columns
             table.add_column(Text(title), no_wrap=True, justify="left" if words else "right")
