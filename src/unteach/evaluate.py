@@ -29,7 +29,6 @@ from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
 from unteach.scenarios.user_rows import with_unrelated
 
-ENGINES = ("transformers", "vllm")
 T = TypeVar("T")
 Evaluate = Callable[[str, Any, Any, Generator], T]
 """From a role, its model, the model's tokenizer and generator to what is found."""

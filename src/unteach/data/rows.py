@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from unteach.errors import UserError
 
-Message = Mapping[str, str]
 Kind = Literal["chat", "text"]
 SPLITS = ("train", "validation", "test")
 FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate")

@@ -4,6 +4,7 @@ trained on labelled answers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class Judge(Protocol):
         """Probability that each answer is harmful."""
 
 
-class _Flags:
+class _Flags(ABC):
     """What both kinds of judge do with their scores."""
 
     name: str
@@ -59,8 +60,9 @@ class _Flags:
     held_out_n: int = 0
     threshold: float = 0.5
 
+    @abstractmethod
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        raise NotImplementedError
+        """Probability that each answer is harmful."""
 
     def flags(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         scores = self.scores(prompts, answers)
