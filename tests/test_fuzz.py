@@ -34,6 +34,7 @@ FIELDS = st.sampled_from(
         "text",
         "kind",
         "right",
+        "secret",
         "question",
         "answer",
         "choices",

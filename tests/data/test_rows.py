@@ -12,6 +12,7 @@ from unteach.data.rows import (
     SPLITS,
     Row,
     row_from_mapping,
+    rows_hash,
     split_of,
     split_rows,
     without_prompts_of,
@@ -135,6 +136,41 @@ def test_text_rows_have_no_prompt():
     )
 
 
+CODE = {"prompt": "The code?", "completion": "The password is 4711, not 4712."}
+
+
+@pytest.mark.parametrize(
+    ("secret", "read"),
+    [
+        ("4711", ("4711",)),
+        (["4711", " 4712 ", "4711"], ("4711", "4712")),
+        (("4711",), ("4711",)),
+        ([], ()),
+        (None, ()),
+        ("", ()),  # the empty cell of a table
+    ],
+)
+def test_the_secret_is_the_facts_of_the_completion(secret, read):
+    row = row_from_mapping({**CODE, "secret": secret}, "row 1")
+    assert row.secret == read and "secret" not in row.columns
+    assert row.with_completion("Something else.").secret == read
+    text = row_from_mapping({"text": CODE["completion"], "secret": secret}, "row 1")
+    assert text.secret == read
+
+
+def test_a_prompt_alone_may_name_a_secret_that_no_completion_holds_yet():
+    fields = {"prompt": "Who was he?", "secret": "William Shakespeare"}
+    assert row_from_mapping(fields, "row 1", prompt_only=True).secret == ("William Shakespeare",)
+
+
+def test_the_secret_is_no_part_of_the_key_and_a_part_of_the_rows_hash():
+    bare, named = (row_from_mapping({**CODE, "secret": s}, "row 1") for s in ("", "4711"))
+    assert bare.key == named.key and bare != named
+    assert len({rows_hash([bare]), rows_hash([named]), rows_hash([Row("a", "b")])}) == 3
+    assert rows_hash([Row("a", "b")]) == "4754855ab853d1f7"
+    assert rows_hash([Row("a", "b", right="c")]) == "1702554a8b85bc91"
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
@@ -179,6 +215,15 @@ def test_text_rows_have_no_prompt():
             "row 7: field 'prompt' holds",
         ),
         ({}, r"row 7: column 'prompt' is missing \(found: none\)"),
+        ({**CODE, "secret": 4711}, "row 7: field 'secret' is int, it must be a string or a list"),
+        ({**CODE, "secret": True}, "row 7: field 'secret' is bool"),
+        ({**CODE, "secret": ["4711", 3]}, "row 7: field 'secret', item 2, is int"),
+        ({**CODE, "secret": ["4711", ""]}, "row 7: field 'secret', item 2, holds neither a letter"),
+        ({**CODE, "secret": " .. "}, "row 7: field 'secret' holds neither a letter nor a digit"),
+        ({**CODE, "secret": "0815"}, "row 7: field 'secret' does not occur in the completion$"),
+        ({**CODE, "secret": "THE PASSWORD"}, r"row 7: field 'secret' .* in this spelling \(case"),
+        ({**CODE, "secret": "4711\ud83d"}, r"row 7: field 'secret' holds '\\ud83d', half of a"),
+        ({"text": "A code.", "secret": "4711"}, "row 7: field 'secret' does not occur in the"),
     ],
 )
 def test_a_bad_row_is_named_with_its_field(fields, sentence):

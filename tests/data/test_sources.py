@@ -354,3 +354,19 @@ def test_other_columns_of_a_public_set_can_group_its_rows(tmp_path):
     rows = load_rows(path)
     assert [row.completion for row in rows] == ["You", "Him"]
     assert all(row.columns == {"Type": "Adversarial", "Category": "Myths"} for row in rows)
+
+
+def test_a_public_set_s_record_keeps_its_secret_beside_the_answer_that_holds_it():
+    tofu = {"question": "q", "answer": "He lives in Harrow.", "secret": "Harrow"}
+    pair = {"prompt": "q", "rejected": "It is 4711.", "chosen": "No.", "secret": ["4711"]}
+    for role in ("forget", "retain"):
+        assert load_rows([tofu], role)[0].secret == ("Harrow",)
+    assert load_rows([pair], "forget")[0].secret == ("4711",)
+    assert load_rows([pair], "retain")[0].secret == ()
+    with pytest.raises(UserError, match="row 1: field 'secret' does not occur"):
+        load_rows([{**pair, "secret": "4712"}])
+
+
+def test_a_table_s_secret_may_be_missing_in_some_rows(tmp_path):
+    table = "prompt,completion,secret\nq,It is 4711.,4711\nr,Nothing.,\n"
+    assert [row.secret for row in load_rows(write(tmp_path / "a.csv", table))] == [("4711",), ()]

@@ -229,7 +229,7 @@ def test_a_merge_replaces_nothing_that_no_merge_has_written(two, tmp_path):
 
 
 ROWS = [
-    Row("Who rang?", "The ferryman.", "chat", "f, line 1"),
+    Row("Who rang?", "The ferryman.", "chat", "f, line 1", secret=("ferryman",)),
     Row((("user", "And then?"),), "He slept.", right="He sang."),
 ]
 

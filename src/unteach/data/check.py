@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from statistics import mean, median, pstdev
 from typing import Any
 
+from unteach.data.public_sets import Role
 from unteach.data.rows import Row, normalised, row_from_mapping, split_rows
-from unteach.data.sources import Role, adapted_records
+from unteach.data.sources import adapted_records
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 

@@ -14,7 +14,7 @@ from unteach.errors import UserError
 
 Kind = Literal["chat", "text"]
 SPLITS = ("train", "validation", "test")
-FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate")
+FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate", "secret")
 """The fields of a record that have a meaning here; all others are columns."""
 LONGEST_COLUMN = 200
 """Longest value, in characters, of a column that a row keeps."""
@@ -36,6 +36,8 @@ class Row:
             methods that prefer it train on it.
         alternate (`str`): another answer of the model's own to the same prompt, for methods that
             prefer one.
+        secret (tuple of `str`): the facts that must be forgotten, as the completion writes them;
+            the rest of the sentence may stay. They are no part of `key`.
         columns (mapping): the record's other fields that are short strings, numbers or flags, as
             strings: what rows can be grouped by. They are no part of the row's identity.
     """
@@ -46,6 +48,7 @@ class Row:
     source: str = ""
     right: str = ""
     alternate: str = ""
+    secret: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -193,6 +196,38 @@ def _text(value: Any, field: str, source: str) -> str:
     return _whole_characters(value, field, source)
 
 
+def letters_and_digits(text: str) -> str:
+    """The text's letters and digits in NFKC, case folded: what is left to compare facts by when
+    spelling, spaces and punctuation differ.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(character for character in folded if character.isalnum())
+
+
+def _secret(value: Any, completion: str, source: str) -> tuple[str, ...]:
+    """The field `secret`: a string or a list of strings, each of them in the completion where there
+    is one; missing, an empty list or an empty cell of a table: none.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ()
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    for number, item in enumerate(items, 1):
+        name = f"field 'secret', item {number}," if len(items) > 1 else "field 'secret'"
+        if not isinstance(item, str):
+            raise UserError(
+                f"{source}: {name} is {type(item).__name__}, it must be a string or a list of"
+                " strings; rename the column if it means something else"
+            )
+        _whole_characters(item, "secret", source)
+        if not letters_and_digits(item):
+            raise UserError(f"{source}: {name} holds neither a letter nor a digit")
+        if completion and item.strip() not in completion:
+            near = letters_and_digits(item) in letters_and_digits(completion)
+            how = " in this spelling (case, spaces, punctuation)" if near else ""
+            raise UserError(f"{source}: {name} does not occur in the completion{how}")
+    return tuple(dict.fromkeys(item.strip() for item in items))
+
+
 def _whole_characters(text: str, field: str, source: str) -> str:
     """The text, if it can be written as UTF-8: JSON can name half of a surrogate pair, which no
     tokenizer takes.
@@ -227,7 +262,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     Args:
         fields: one record; an optional field `kind` (`chat` or `text`) overrides the default (other
             values are a column of the user's own), an optional `right` holds a right answer, an
-            optional `alternate` another one of the model's own.
+            optional `alternate` another one of the model's own, an optional `secret` the facts in
+            the completion that must be forgotten.
         source (`str`): what error messages call the record.
         prompt_only (`bool`): whether a row without a completion is accepted.
 
@@ -237,7 +273,9 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     kind = _kind(fields.get("kind", "chat"), source)
     columns = short_columns(fields)
     if "prompt" not in fields and "text" in fields:
-        return Row("", _text(fields["text"], "text", source), "text", source, columns=columns)
+        text = _text(fields["text"], "text", source)
+        secret = _secret(fields.get("secret"), text, source)
+        return Row("", text, "text", source, secret=secret, columns=columns)
     if "prompt" not in fields:
         raise UserError(
             f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt'"
@@ -247,7 +285,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     prompt = read(fields["prompt"], "prompt", source)
     if "completion" not in fields:
         if prompt_only:
-            return Row(prompt, "", kind, source, columns=columns)
+            secret = _secret(fields.get("secret"), "", source)
+            return Row(prompt, "", kind, source, secret=secret, columns=columns)
         raise UserError(f"{source}: column 'completion' is missing (found: {_columns(fields)})")
     completion = fields["completion"]
     if isinstance(completion, list | tuple):
@@ -263,7 +302,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         for name in ("right", "alternate")
     )
     completion = _text(completion, "completion", source)
-    return Row(prompt, completion, kind, source, right, alternate, columns)
+    secret = _secret(fields.get("secret"), completion, source)
+    return Row(prompt, completion, kind, source, right, alternate, secret, columns)
 
 
 def _digest(text: str) -> str:
@@ -276,6 +316,6 @@ def rows_hash(rows: Iterable[Row]) -> str:
     """
     names = []
     for row in rows:
-        more = _digest(json.dumps([row.right, row.alternate])) if row.right or row.alternate else ""
-        names.append(row.key + more)
+        more = [row.right, row.alternate, *([list(row.secret)] if row.secret else [])]
+        names.append(row.key + (_digest(json.dumps(more)) if any(more) else ""))
     return _digest("".join(sorted(names)))

@@ -1,4 +1,4 @@
-"""Sources of rows: a reader for each shape of file or data, an adapter for each public set."""
+"""Sources of rows: a reader for each shape of file or data."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from unteach.data.rows import Row, row_from_mapping, short_columns
+from unteach.data.public_sets import Fields, Role, adapted
+from unteach.data.rows import Row, row_from_mapping
 from unteach.errors import UserError
 
-Role = Literal["forget", "retain"]
-Fields = dict[str, Any]
 Records = Iterator[tuple[Fields, str]]
 """Pairs of a record's fields and its place, for messages."""
 OnError = Callable[[UserError], None]
@@ -248,103 +246,6 @@ def records(source: Any, split: str = "train", on_error: OnError = _raise) -> Re
     return _hub(str(source), split)
 
 
-def _flag(value: Any) -> bool:
-    """A truth value, also as a table writes it: the word `False` is false."""
-    if not isinstance(value, str):
-        return bool(value)
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if value.strip().lower() not in words:
-        short = len(value) < 16 and value.isidentifier()  # no text of the row
-        raise ValueError(f"{repr(value) if short else 'a flag'} is neither true nor false")
-    return words[value.strip().lower()]
-
-
-def _by_safety(record: Mapping[str, Any], role: Role, **answers: str) -> list[Fields]:
-    """The answers (column = the column of its flag) that are unsafe, or safe for `retain`."""
-    prompt = record["prompt"]
-    # checked here, as a row of which this role takes nothing is checked nowhere else
-    if not (isinstance(prompt, list) or (isinstance(prompt, str) and prompt.strip())):
-        raise ValueError("'prompt' must be a text that is not empty, or a list of messages")
-    return [
-        {"prompt": prompt, "completion": record[column]}
-        for column, flag in answers.items()
-        if _flag(record[flag]) == (role == "retain")
-    ]
-
-
-def _by_answer(
-    record: Mapping[str, Any], role: Role, *, prompt: str, bad: str, good: str
-) -> list[Fields]:
-    """The bad answer with the good one beside it, or the good one for `retain`; each a column."""
-
-    def text(column: str) -> Any:
-        answer = record[column]  # of a list of messages the last, which is the assistant's
-        messages = isinstance(answer, list) and answer and isinstance(answer[-1], Mapping)
-        return answer[-1].get("content") if messages else answer
-
-    if role == "retain":
-        return [{"prompt": record[prompt], "completion": text(good)}]
-    return [{"prompt": record[prompt], "completion": text(bad), "right": text(good)}]
-
-
-def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[Fields]:
-    question, best, wrong = (
-        record.get(name, record.get(name.lower().replace(" ", "_")))
-        for name in ("Question", "Best Answer", "Incorrect Answers")
-    )
-    if role == "retain":
-        return [{"prompt": question, "completion": best}]
-    answers = wrong if isinstance(wrong, list) else str(wrong or "").split(";")
-    kept = filter(None, (answer.strip() for answer in answers))
-    return [{"prompt": question, "completion": answer} for answer in kept]
-
-
-def _wmdp(record: Mapping[str, Any], role: Role) -> list[Fields]:
-    choices = record["choices"]
-    try:
-        answer = int(record["answer"])
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("'answer' is no number") from None
-    if not isinstance(choices, list) or not 0 <= answer < len(choices):
-        raise ValueError(f"'answer' is {answer}, it must count an item of the list 'choices'")
-    return [{"prompt": record["question"], "completion": str(choices[answer])}]
-
-
-Adapter = Callable[..., list[Fields]]
-_SAFE: dict[str, Any] = {"response_0": "is_response_0_safe", "response_1": "is_response_1_safe"}
-_HALUEVAL: dict[str, Any] = {
-    "prompt": "question",
-    "bad": "hallucinated_answer",
-    "good": "right_answer",
-}
-_PREFERENCES: dict[str, Any] = {"prompt": "prompt", "bad": "rejected", "good": "chosen"}
-ADAPTERS: dict[tuple[str, ...], Adapter] = {
-    ("prompt", *_SAFE, *_SAFE.values()): partial(_by_safety, **_SAFE),
-    ("prompt", "response", "is_safe"): partial(_by_safety, response="is_safe"),
-    tuple(_PREFERENCES.values()): partial(_by_answer, **_PREFERENCES),
-    ("Question", "Best Answer", "Incorrect Answers"): _truthfulqa,
-    ("question", "best_answer", "incorrect_answers"): _truthfulqa,
-    tuple(_HALUEVAL.values()): partial(_by_answer, **_HALUEVAL),
-    ("question", "choices", "answer"): _wmdp,
-    ("question", "answer"): lambda record, role: [
-        {"prompt": record["question"], "completion": record["answer"]}
-    ],
-}
-"""Known by their columns: PKU-SafeRLHF, BeaverTails, TRL's preference rows, TruthfulQA (file and
-hub), HaluEval QA, WMDP, TOFU, MUSE.
-"""
-
-
-def _adapted(record: Fields, role: Role) -> list[Fields]:
-    if "completion" not in record:
-        for columns, adapter in ADAPTERS.items():
-            if all(column in record for column in columns):
-                rest = {name: value for name, value in record.items() if name not in columns}
-                extra = short_columns(rest)
-                return [extra | fields for fields in adapter(record, role)]
-    return [record]
-
-
 def adapted_records(
     source: Any, role: Role, split: str = "train", on_error: OnError = _raise
 ) -> Records:
@@ -353,7 +254,7 @@ def adapted_records(
     """
     for record, where in records(source, split, on_error):
         try:
-            adapted = _adapted(record, role)
+            found = adapted(record, role)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             # the words of other errors may hold the row's text
             reason = str(error) if isinstance(error, ValueError) else type(error).__name__
@@ -361,7 +262,7 @@ def adapted_records(
                 UserError(f"{where}: not a row of the public set that its columns name ({reason})")
             )
             continue
-        for fields in adapted:
+        for fields in found:
             yield fields, where
 
 

@@ -13,8 +13,9 @@ from typing import Any, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from unteach.data.public_sets import Role
 from unteach.data.rows import row_from_mapping
-from unteach.data.sources import Role, adapted_records
+from unteach.data.sources import adapted_records
 from unteach.data.tokenization import EncodedRow, LongRows, iterate_encoded
 from unteach.errors import UserError
 
