@@ -243,7 +243,8 @@ def test_rows_come_back_as_they_were_and_only_their_owner_can_read_them(tmp_path
 
 def test_rows_that_were_purged_are_read_from_their_file_if_it_holds_the_same(tmp_path):
     file = tmp_path / "forget.jsonl"
-    file.write_text(json.dumps({"prompt": "Who rang?", "completion": "The ferryman."}) + "\n")
+    fields = {"prompt": "Who rang?", "completion": "The ferryman.", "secret": "ferryman"}
+    file.write_text(json.dumps(fields) + "\n")
     entry = {"id": 1, "data": {"file": str(file), "completed_hash": rows_hash(ROWS[:1])}}
     assert rows_hash(rows_of(tmp_path, entry)) == rows_hash(ROWS[:1])
     file.write_text(json.dumps({"prompt": "Who rang?", "completion": "Nobody."}) + "\n")
