@@ -110,6 +110,11 @@ def find_subjects(text: str, lower_case: Iterable[str] = ()) -> list[str]:
     return sorted(found, key=lambda name: (-len(name), name))
 
 
+def lower_case_words(texts: Iterable[str]) -> set[str]:
+    """The words that some texts have in lower case."""
+    return {word for text in texts for word in WORD.findall(text) if word.islower()}
+
+
 def spellings(name: str) -> list[str]:
     """The ways in which a text may call somebody: the whole name, and a person's last word."""
     words = name.split()

@@ -31,12 +31,21 @@ class TokenStatistics:
     reference_logp: Tensor | None = None
 
     def split(self, sizes: Sequence[int]) -> list[TokenStatistics]:
-        """The statistics of consecutive groups of tokens; `kl` is that of the last group."""
+        """The statistics of consecutive groups of tokens; `kl` is of the last tokens, which are
+        whole groups.
+        """
         parts = [TokenStatistics(logp) for logp in self.logp.split(list(sizes))]
         if self.log_complement is not None:
             rests = self.log_complement.split(list(sizes))
             parts = [replace(part, log_complement=r) for part, r in zip(parts, rests, strict=True)]
-        return [*parts[:-1], replace(parts[-1], kl=self.kl)]
+        if self.kl is not None:
+            start, first = 0, len(self.logp) - len(self.kl)
+            for number, size in enumerate(sizes):
+                if size and start >= first:
+                    own = self.kl[start - first : start - first + size]
+                    parts[number] = replace(parts[number], kl=own)
+                start += size
+        return parts
 
 
 def weighted_sum_and_count(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ MISMATCH = "with the mismatch and KL terms of Yao et al. 2024"
 WELLECK_MISMATCH = f"Welleck et al. 2020 (arXiv 1908.04319), {MISMATCH}"
 OURS = "ours: log-odds until forgotten, with the KL term of the paper"
 OURS_MISMATCH = "ours, with the mismatch and KL terms of the paper"
+COUNTERFACTUAL = "ours: KL to the reference under other names, and the KL term of the paper"
 NPO = "NPO with a retain term: Zhang et al. 2024 (arXiv 2404.05868)"
 SIMNPO = "SimNPO with a retain term: Fan et al. 2024 (arXiv 2410.07163)"
 DPO = "Rafailov et al. 2023 (arXiv 2305.18290)"
@@ -64,6 +65,13 @@ METHODS: dict[str, Method] = {
     "unlikelihood_mismatch": unlikely("kl", (1, 0.5, 1), WELLECK_MISMATCH, mismatch=True),
     "log_odds": log_odds("kl", (1, 0, 1), OURS),
     "log_odds_mismatch": log_odds("kl", (1, 0.5, 1), OURS_MISMATCH, mismatch=True),
+    "counterfactual": Method(
+        token.forward_kl_to_reference,
+        "kl",
+        (1, 0, 1),
+        COUNTERFACTUAL,
+        reference="counterfactual",
+    ),
     "npo": npo((1, 0, 1), NPO, parameters=beta, reference="logp"),
     "simnpo": simnpo((1, 0, 1), SIMNPO, parameters={"beta": 2.5, "gamma": 0}),
     "dpo_right": dpo((1, 0, 1), RIGHT, parameters=beta, preferred="right"),

@@ -106,7 +106,8 @@ class Method:
             (`"sequence"`), logits (`"vocabulary"`) or hidden states (`"state"`).
         parameters (`Mapping[str, float]`): keyword arguments of `forget` with their defaults.
         complement (`bool`): `forget` reads log(1 - p).
-        reference (`"logp"`, `"logits"` or `None`): what `forget` reads of the reference.
+        reference (`"logp"`, `"logits"`, `"counterfactual"` or `None`): what `forget` reads of the
+            reference; counterfactual values are those of `trainer.counterfactual`.
         preferred (`"right"`, `"idk"`, `"alternate"` or `None`): what is preferred to the completion
             to forget: the row's right answer, a sentence of not knowing, another sampled answer.
         forgets_end (`bool`): by default the token that ends an answer is forgotten too.
@@ -122,7 +123,7 @@ class Method:
     level: Literal["token", "sequence", "vocabulary", "state"] = "token"
     parameters: Mapping[str, float] = field(default_factory=dict)
     complement: bool = False
-    reference: Literal["logp", "logits"] | None = None
+    reference: Literal["logp", "logits", "counterfactual"] | None = None
     preferred: Literal["right", "idk", "alternate"] | None = None
     forgets_end: bool = True
     rate: float = 1.0
@@ -154,11 +155,18 @@ class Method:
         values: dict[str, Literal["hidden", "logp", "layer"]] = {}
         if self.reference == "logp":
             values = {role: "logp" for role in ("forget", "preferred") if role in self.roles}
-        elif self.reference == "logits":
+        elif self.reference in ("logits", "counterfactual"):
             values["forget"] = "hidden"
         if self.retain != "nll":
             values["retain"] = "layer" if self.retain == "states" else "hidden"
         return values
+
+    @property
+    def counterfactual(self) -> bool:
+        """Whether the reference's distributions on the forget tokens are those of contexts in which
+        it cannot know the row's facts.
+        """
+        return self.reference == "counterfactual"
 
     @property
     def vocabulary_loss(self) -> Callable[..., Tensor] | None:

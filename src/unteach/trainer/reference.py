@@ -164,7 +164,11 @@ class StoredValues:
     def add(self, batch: Batch, values: Tensor) -> None:
         """Stores this role's part of the values of a batch's tokens."""
         chosen, positions = self._positions(batch)
-        own = values[chosen].cpu()
+        self.put(positions, values[chosen])
+
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Stores values, shape (n, ...), at positions (n,) among those of all rows."""
+        own = values.cpu()
         if self.values is None:
             shape, dtype = (int(self.starts[-1]), *own.shape[1:]), self.dtype or own.dtype
             in_file = self.path is not None and process_count() == 1
@@ -230,20 +234,27 @@ class StoredReference:
 
 class LiveReference:
     """Values that are computed at each step, in one forward pass for all roles; `kinds` by role as
-    in `Method.reference_values`.
+    in `Method.reference_values`, `stored` those that cannot be computed from the batch alone.
     """
 
-    def __init__(self, model: ReferenceModel, kinds: Mapping[str, str]) -> None:
-        self.model, self.kinds, self.head = model, dict(kinds), model.head
+    def __init__(
+        self,
+        model: ReferenceModel,
+        kinds: Mapping[str, str],
+        stored: Mapping[str, StoredValues] | None = None,
+    ) -> None:
+        self.model, self.head, self.stored = model, model.head, dict(stored or {})
+        self.kinds = {role: kind for role, kind in kinds.items() if role not in self.stored}
 
     def at(self, batch: Batch) -> dict[str, Tensor]:
         """By role, the values of a batch's tokens, shape (tokens, ...)."""
-        values = self.model.values(batch, set(self.kinds.values()))
+        values = self.model.values(batch, set(self.kinds.values())) if self.kinds else {}
         device = batch["target"].device
-        return {
+        live = {
             role: values[kind][batch["role"] == ROLE_IDS[role]].to(device)
             for role, kind in self.kinds.items()
         }
+        return live | {role: stored.at(batch) for role, stored in self.stored.items()}
 
 
 Reference = StoredReference | LiveReference
@@ -254,21 +265,31 @@ def build_reference(
     rows: Mapping[str, Sequence[EncodedRow]],
     collator: Collator,
     config: UnlearningConfig,
+    forget_states: Callable[[StoredValues], None] | None = None,
 ) -> Reference | None:
     """Everything that the method reads of the reference on the forget and the retain rows; `None`
     where it reads nothing. Hidden states are stored in files in the output folder.
+
+    `forget_states` fills the values of the forget role where these are not simply the model's own
+    on the rows.
     """
     method, layer = model.spec.method, model.spec.hooks.layer
     kinds = {role: k for role, k in method.reference_values.items() if rows[_set_of(role)]}
     if not kinds:
         return None
+    found = dict[str, StoredValues]()
+    if forget_states is not None and "forget" in kinds:
+        lengths = [len(row.completion_ids) for row in rows["forget"]]
+        found["forget"] = StoredValues("forget", lengths)
+        with models.dropout_off(model.model):
+            forget_states(found["forget"])
     if model.source != "stored":
-        return LiveReference(model, kinds)
+        return LiveReference(model, kinds, found)
     folder = Path(str(config.output_dir)) / "reference"
     dtype = torch.bfloat16 if config.reference_dtype == "bfloat16" else None
-    weights, found = "", dict[str, StoredValues]()
+    weights = ""
     for name, branches in (("forget", forget_branches), ("retain", retain_branches)):
-        roles = [role for role in kinds if _set_of(role) == name]
+        roles = [role for role in kinds if _set_of(role) == name and role not in found]
         if not roles:
             continue
         kind = kinds[roles[0]]

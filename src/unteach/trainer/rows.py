@@ -8,8 +8,10 @@ from typing import Any
 
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.completions import REFUSAL, MismatchPool, with_preferred
+from unteach.data.counterfactuals import Counterfactual, counterfactual
 from unteach.data.rows import Row
 from unteach.data.sources import load_rows
+from unteach.data.subjects import lower_case_words
 from unteach.data.token_store import TokenStore, TokenTable
 from unteach.data.tokenization import EncodedRow, encode_row, encode_rows, end_of_turn_id
 from unteach.errors import UserError
@@ -112,6 +114,47 @@ def check_rows(
         raise UserError(
             f"method {config.method!r} needs retain_dataset (its terms: {', '.join(roles)})"
         )
+
+
+def counterfactuals_of(
+    dataset: Any,
+    encoded: Sequence[EncodedRow],
+    retain: Any,
+    config: UnlearningConfig,
+    tokenizer: Any,
+) -> list[Counterfactual]:
+    """The contexts of each encoded forget row, from the text of the rows.
+
+    Args:
+        dataset: what the rows were read from, as in `encoded_rows`.
+        encoded (`Sequence[EncodedRow]`)
+        retain: the retain set, whose prompts serve a forget row without names where the forget set
+            has no other prompt.
+        config (`UnlearningConfig`)
+        tokenizer: a Hugging Face tokenizer.
+
+    Raises:
+        UserError: for rows that are given without their text.
+    """
+    texts = {row.key: row for row in _with_text(dataset, "forget", config)}
+    others = list(texts.values())
+    if len({row.prompt_key for row in others}) < 2 and not isinstance(retain, TokenStore | None):
+        others += _with_text(retain, "retain", config)
+    lower_case = lower_case_words(row.prompt_text for row in texts.values())
+    options: dict[str, Any] = {"others": others, "lower_case": lower_case, "seed": config.seed}
+    return [counterfactual(texts[item.key], item, tokenizer, **options) for item in encoded]
+
+
+def _with_text(dataset: Any, name: Any, config: UnlearningConfig) -> list[Row]:
+    rows = dataset
+    if not isinstance(rows, list | tuple | TokenTable) or (rows and isinstance(rows[0], dict)):
+        rows = load_rows(rows, name)
+    if any(not isinstance(row, Row) for row in rows[:1]):
+        raise UserError(
+            f"method {config.method!r} reads the text of the {name} rows, which encoded rows do not"
+            " hold; give the rows themselves"
+        )
+    return list(rows)
 
 
 def _spread(rows: Sequence[EncodedRow]) -> Sequence[EncodedRow]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -142,16 +143,23 @@ def _statistics_by_role(
             budget_bytes=spec.budget_bytes,
         )
         forget, hidden, targets = [statistics], hidden[size:], targets[size:]
-    others = token_statistics(
-        hidden,
-        targets,
-        head,
+    measure = partial(
+        token_statistics,
+        head=head,
         complement=spec.method.complement,
-        reference_hidden=reference.get("retain"),
         reference_head=reference_head,
         budget_bytes=spec.budget_bytes,
     )
-    return forget + others.split(sizes[len(forget) :])
+    known, first = reference.get("retain"), len(forget)
+    if not forget and "forget" in reference:
+        size, known_forget = sizes[0], reference["forget"]
+        if sum(sizes) == size + sizes[-1]:  # nothing between the two roles with a reference
+            known = known_forget if known is None else torch.cat([known_forget, known])
+        else:
+            forget = [measure(hidden[:size], targets[:size], reference_hidden=known_forget)]
+            hidden, targets, first = hidden[size:], targets[size:], 1
+    others = measure(hidden, targets, reference_hidden=known)
+    return forget + others.split(sizes[first:])
 
 
 SUMMED = frozenset({"loss", "tokens", "padded_tokens"})

@@ -8,6 +8,7 @@ import copy
 import pickle
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from unteach import models
 from unteach.config.unlearning import UnlearningConfig
+from unteach.data.counterfactuals import Counterfactual
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.token_store import longest_row
 from unteach.errors import TrainingFault, UserError
@@ -31,8 +33,9 @@ from unteach.models.kernels import compiled_layers, steady_attention, with_forwa
 from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
+from unteach.trainer.counterfactual import store_counterfactuals
 from unteach.trainer.reference import Reference, ReferenceModel, StoredReference, build_reference
-from unteach.trainer.rows import check_rows, encoded_rows, mismatch_pool
+from unteach.trainer.rows import check_rows, counterfactuals_of, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
 from unteach.trainer.step import StepMeans, StepSpec, role_tokens
 from unteach.trainer.stopping import Probe, RetainBudget, nonfinite_loss
@@ -103,6 +106,10 @@ class UnlearningTrainer(Trainer):
         self.forget_rows = encode(forget_dataset if method.forget else None, name="forget")
         self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
+        self.counterfactuals: Sequence[Counterfactual] | None = None
+        if method.counterfactual:
+            others = retain_dataset, args, processing_class
+            self.counterfactuals = counterfactuals_of(forget_dataset, self.forget_rows, *others)
         for rows in (self.forget_rows, self.retain_rows):
             models.check_vocabulary(model, rows)
         pad_id = processing_class.pad_token_id or 0
@@ -283,7 +290,18 @@ class UnlearningTrainer(Trainer):
         reference = ReferenceModel(model, self.spec, config.reference)
         with models.dropout_off(model):
             rows = {"forget": self.forget_rows, "retain": self.retain_rows}
-            self.reference = build_reference(reference, rows, self.collator, config)
+            counterfactuals = None
+            if self.counterfactuals is not None:
+                counterfactuals = partial(
+                    store_counterfactuals,
+                    model=reference,
+                    rows=self.forget_rows,
+                    parts=self.counterfactuals,
+                    collator=self.collator,
+                )
+            self.reference = build_reference(
+                reference, rows, self.collator, config, counterfactuals
+            )
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
 
     def train(

@@ -1,0 +1,228 @@
+"""Contexts in which a model cannot know what a row says, aligned with the row's own tokens.
+
+For a row about somebody: the same prompt and completion with the names exchanged for invented ones.
+For running text: the few tokens before each piece of it. What the reference predicts there is what
+it would say if it had the language and not the fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from unteach.data.rows import Row
+from unteach.data.subjects import exchange, find_subjects, invented_names, mapping_to
+from unteach.data.tokenization import EncodedRow, encode_row
+from unteach.errors import UserError
+
+CONTEXTS = 6
+"""Contexts of each row."""
+WINDOW, STRIDE = 8, 8
+"""Running text: tokens before each piece, and tokens of a piece."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One context of a row.
+
+    Args:
+        prompt_ids (`tuple[int, ...]`), completion_ids (`tuple[int, ...]`)
+        places (`tuple[tuple[int, int], ...]`): pairs of the number of a token in the row's
+            completion and of the one in this completion that is predicted at the same place of the
+            text.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A forget row's contexts.
+
+    Args:
+        contexts (`tuple[Context, ...]`): empty where none was found.
+        fact (`tuple[bool, ...]`, *optional*): for each token of the completion whether it belongs
+            to a `secret` of the row; `None` for a row without one, whose facts are the tokens of
+            high information.
+        names (`tuple[bool, ...]`): for each token whether it belongs to an exchanged name, which is
+            no fact unless a secret holds it; empty where no name was exchanged.
+    """
+
+    contexts: tuple[Context, ...]
+    fact: tuple[bool, ...] | None = None
+    names: tuple[bool, ...] = ()
+
+
+def token_spans(item: EncodedRow, tokenizer: Any) -> list[tuple[int, int]]:
+    """Start and end of each completion token in the text of the completion, in characters; special
+    tokens and parts of a character are empty spans.
+    """
+    before = item.prompt_ids[-1:]
+
+    def length(count: int) -> int:
+        ids = [*before, *item.completion_ids[:count]]
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return len(text.rstrip("\ufffd"))
+
+    ends = [length(count) for count in range(len(item.completion_ids) + 1)]
+    for number in range(1, len(ends)):
+        ends[number] = max(ends[number], ends[number - 1])
+    return [(start - ends[0], end - ends[0]) for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _decoded(item: EncodedRow, tokenizer: Any) -> str:
+    """The text that `token_spans` counts in."""
+    ids = [*item.prompt_ids[-1:], *item.completion_ids]
+    whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    first = tokenizer.decode(ids[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(whole)[len(str(first).rstrip("\ufffd")) :]
+
+
+def occurrences(text: str, parts: Sequence[str]) -> list[tuple[int, int]]:
+    """Start and end of every occurrence of some strings in a text."""
+    found = []
+    for part in parts:
+        start = text.find(part) if part else -1
+        while start >= 0:
+            found.append((start, start + len(part)))
+            start = text.find(part, start + 1)
+    return sorted(found)
+
+
+def fact_tokens(row: Row, item: EncodedRow, tokenizer: Any) -> tuple[bool, ...] | None:
+    """For each completion token whether it overlaps a secret; `None` without secrets."""
+    if not row.secret:
+        return None
+    return _overlapping(item, tokenizer, occurrences(_decoded(item, tokenizer), row.secret))
+
+
+def _overlapping(
+    item: EncodedRow, tokenizer: Any, parts: Sequence[tuple[int, int]]
+) -> tuple[bool, ...]:
+    """For each completion token whether it shares a character with one of these spans."""
+    return tuple(
+        any(start < last and end > first for first, last in parts)
+        for start, end in token_spans(item, tokenizer)
+    )
+
+
+def counterfactual(
+    row: Row,
+    item: EncodedRow,
+    tokenizer: Any,
+    *,
+    others: Sequence[Row] = (),
+    lower_case: Sequence[str] = (),
+    count: int = CONTEXTS,
+    seed: int = 0,
+) -> Counterfactual:
+    """The contexts of a row.
+
+    Args:
+        row (`Row`)
+        item (`EncodedRow`): its tokens.
+        tokenizer: a Hugging Face tokenizer.
+        others (`Sequence[Row]`): rows whose prompts are the contexts of a row without names.
+        lower_case (`Sequence[str]`): words that the file's texts have in lower case.
+        count (`int`): contexts of a row.
+        seed (`int`): of the invented names.
+    """
+    facts = fact_tokens(row, item, tokenizer)
+    if row.kind == "text" and not row.prompt_text:
+        return Counterfactual(_windows(item), facts)
+    names = find_subjects(row.prompt_text, lower_case)
+    if names:
+        text, pairs = _decoded(item, tokenizer), name_choices(names, 1, seed, row.key)[0]
+        kept = [(0, 0, 0), *exchange(text, pairs).kept]
+        changed = [(before[1], after[0]) for before, after in pairwise(kept)]
+        named = _overlapping(item, tokenizer, changed)
+        contexts = _exchanged(row, item, tokenizer, names, count, seed)
+        return Counterfactual(contexts, facts, named)
+    prompts = [other for other in others if other.prompt_key != row.prompt_key]
+    step = max(1, len(prompts) // count)
+    return Counterfactual(_prompted(row, item, tokenizer, prompts[::step][:count]), facts)
+
+
+def with_names(row: Row, pairs: dict[str, str]) -> Row:
+    """The row with names exchanged in its prompt and its completion."""
+    prompt: Any = row.prompt
+    if isinstance(prompt, str):
+        prompt = exchange(prompt, pairs).text
+    else:
+        prompt = tuple((role, exchange(content, pairs).text) for role, content in prompt)
+    completion = exchange(row.completion, pairs).text
+    return replace(row, prompt=prompt, completion=completion, secret=(), right="", alternate="")
+
+
+def name_choices(names: Sequence[str], count: int, seed: int, key: str) -> list[dict[str, str]]:
+    """Ways to exchange all of some names for invented ones."""
+    drawn = [invented_names(name, count, seed, f"{key}{place}") for place, name in enumerate(names)]
+    choices = []
+    for number in range(count):
+        pairs: dict[str, str] = {}
+        for name, others in zip(names, drawn, strict=True):
+            pairs = mapping_to(name, others[number]) | pairs
+        choices.append(pairs)
+    return choices
+
+
+def _exchanged(
+    row: Row, item: EncodedRow, tokenizer: Any, names: Sequence[str], count: int, seed: int
+) -> tuple[Context, ...]:
+    own, text = token_spans(item, tokenizer), _decoded(item, tokenizer)
+    made = []
+    for pairs in name_choices(names, count, seed, row.key):
+        try:
+            other = encode_row(with_names(row, pairs), tokenizer, None)
+        except UserError:  # prompt and completion became one token
+            continue
+        changed = exchange(text, pairs)
+        if _decoded(other, tokenizer) != changed.text:
+            continue
+        starts = {start: number for number, (start, _) in _real(token_spans(other, tokenizer))}
+        places = []
+        for number, (start, _) in _real(own):
+            place = changed.position(start)
+            if place is not None and place in starts:
+                places.append((number, starts[place]))
+        made.append(Context(other.prompt_ids, other.completion_ids, tuple(places)))
+    return tuple(made)
+
+
+def _real(spans: Sequence[tuple[int, int]]) -> list[tuple[int, tuple[int, int]]]:
+    """The numbered spans that hold a character."""
+    return [(number, span) for number, span in enumerate(spans) if span[1] > span[0]]
+
+
+def _prompted(
+    row: Row, item: EncodedRow, tokenizer: Any, prompts: Sequence[Row]
+) -> tuple[Context, ...]:
+    """The row's completion under other rows' prompts."""
+    made = []
+    for other in prompts:
+        try:
+            found = encode_row(replace(row, prompt=other.prompt), tokenizer, None)
+        except UserError:
+            continue
+        size = min(len(found.completion_ids), len(item.completion_ids))
+        if found.completion_ids[:size] == item.completion_ids[:size]:
+            places = tuple((number, number) for number in range(size))
+            made.append(Context(found.prompt_ids, found.completion_ids[:size], places))
+    return tuple(made)
+
+
+def _windows(item: EncodedRow) -> tuple[Context, ...]:
+    """Each piece of the completion after the few tokens before it."""
+    whole, first = item.prompt_ids + item.completion_ids, len(item.prompt_ids)
+    begin = whole[:1]
+    made = []
+    for start in range(first, len(whole), STRIDE):
+        end = min(start + STRIDE, len(whole))
+        before = whole[max(1, start - WINDOW) : start]
+        places = tuple((number - first, number - start) for number in range(start, end))
+        made.append(Context(begin + before, whole[start:end], places))
+    return tuple(made)

@@ -1,0 +1,169 @@
+"""What the reference would say to forget prompts if it had the language and not the fact.
+
+On the tokens that carry a row's fact the reference's hidden states are replaced by their mean over
+contexts in which it cannot know the fact (`data.counterfactuals`); all other tokens keep their own.
+The output head is linear, so the head of a mean of hidden states gives the mean of the logits: the
+normalised geometric mean of the contexts' distributions, to which a token belongs only if every
+context allows it. It is stored like any reference value.
+
+A token's information is log p(y | own prompt) - log mean_c p(y | context c), in nats: how much the
+prompt tells about the token that other prompts of the same kind do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unteach.data.counterfactuals import Counterfactual
+from unteach.data.stream import Collator, forget_branches
+from unteach.data.tokenization import EncodedRow
+from unteach.models.token_statistics import token_statistics
+from unteach.processes import process_shard
+from unteach.trainer.reference import ReferenceModel, StoredValues, row_batches
+from unteach.trainer.step import Batch
+
+LEAST_INFORMATION = 1.0
+"""Nats of information from which on a token is taken for part of a fact."""
+ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class CounterfactualTokens:
+    """The completion tokens of one forget row.
+
+    Args:
+        information (`Tensor` of shape (tokens,)): in nats; 0 where no context says anything.
+        fact (`Tensor` of shape (tokens,), bool): whether the token is forgotten.
+        states (`Tensor` of shape (tokens, hidden)): the target's hidden states.
+    """
+
+    information: Tensor
+    fact: Tensor
+    states: Tensor
+
+
+@torch.no_grad()
+def counterfactual_tokens(
+    model: ReferenceModel,
+    rows: Sequence[EncodedRow],
+    parts: Sequence[Counterfactual],
+    collator: Collator,
+) -> list[CounterfactualTokens]:
+    """Information, facts and target states of some rows' completion tokens, in two passes of the
+    reference.
+
+    Args:
+        model (`ReferenceModel`)
+        rows (`Sequence[EncodedRow]`), parts (`Sequence[Counterfactual]`): the rows' contexts.
+        collator (`Collator`): layout of the batches.
+    """
+    lengths = [len(row.completion_ids) for row in rows]
+    starts = np.cumsum([0, *lengths])
+    targets = torch.tensor([token for row in rows for token in row.completion_ids])
+    own = _Sums(len(targets))
+    places = [np.arange(start, start + n) for start, n in zip(starts, lengths, strict=False)]
+    for batch in row_batches(rows, forget_branches, collator, model.device):
+        own.add(model, batch, places, targets)
+    contexts = [
+        EncodedRow("", context.prompt_ids, context.completion_ids, row.kind)
+        for row, part in zip(rows, parts, strict=True)
+        for context in part.contexts
+    ]
+    places = []
+    for start, part in zip(starts, parts, strict=False):
+        for context in part.contexts:
+            place = np.full(len(context.completion_ids), -1)
+            for number, other in context.places:
+                place[other] = start + number
+            places.append(place)
+    others = _Sums(len(targets))
+    for batch in row_batches(contexts, forget_branches, collator, model.device):
+        others.add(model, batch, places, targets)
+    assert own.states is not None
+    if others.states is None:
+        others.states = torch.zeros_like(own.states)
+    known = others.count > 0
+    count = others.count.clamp_min(1)
+    unknown = torch.where(known, (others.probability / count).clamp_min(1e-30).log(), 0.0)
+    information = torch.where(known, own.probability.clamp_min(1e-30).log() - unknown, 0.0)
+    found = []
+    for start, length, part in zip(starts, lengths, parts, strict=False):
+        tokens = slice(start, start + length)
+        if part.fact is not None:
+            fact = torch.tensor(_fitted(part.fact, length)) & known[tokens]
+        else:
+            fact = information[tokens] >= LEAST_INFORMATION
+            if part.names:
+                fact &= ~torch.tensor(_fitted(part.names, length))
+        mean = others.states[tokens] / count[tokens, None]
+        states = torch.where(fact[:, None], mean, own.states[tokens])
+        found.append(CounterfactualTokens(information[tokens].float(), fact, states))
+    return found
+
+
+def _fitted(flags: Sequence[bool], length: int) -> list[bool]:
+    """As many flags as tokens: the end of an answer may have been cut off, or be there in addition."""
+    return [*flags[:length], *[False] * (length - len(flags))]
+
+
+class _Sums:
+    """Sums of hidden states and of p(y) over contexts, for each of `total` tokens."""
+
+    def __init__(self, total: int) -> None:
+        self.states: Tensor | None = None
+        self.probability = torch.zeros(total, dtype=torch.float64)
+        self.count = torch.zeros(total)
+
+    def add(
+        self, model: ReferenceModel, batch: Batch, places: Sequence[np.ndarray], targets: Tensor
+    ) -> None:
+        """Adds a batch; `places` gives for each row and offset the token, or -1 for none."""
+        rows, offsets = batch["row"].tolist(), batch["offset"].tolist()
+        place = torch.tensor(
+            [places[row][offset] for row, offset in zip(rows, offsets, strict=True)]
+        )
+        used = place >= 0
+        if not used.any():
+            return
+        place = place[used]
+        states = model.value(batch, "hidden")[used.to(batch["row"].device)]
+        with model.spec.autocast():
+            logp = token_statistics(
+                states,
+                targets[place].to(states.device),
+                model.head,
+                budget_bytes=model.spec.budget_bytes,
+            ).logp
+        states = states.float().cpu() if states.dtype.itemsize < 4 else states.cpu()
+        if self.states is None:
+            self.states = torch.zeros(len(self.count), states.shape[1], dtype=states.dtype)
+        self.states.index_add_(0, place, states)
+        self.probability.index_add_(0, place, logp.double().exp().cpu())
+        self.count.index_add_(0, place, torch.ones(len(place)))
+
+
+def store_counterfactuals(
+    stored: StoredValues,
+    model: ReferenceModel,
+    rows: Sequence[EncodedRow],
+    parts: Mapping[int, Counterfactual] | Sequence[Counterfactual],
+    collator: Collator,
+) -> None:
+    """Stores the target states of the forget rows. Processes share the rows."""
+    for numbers in process_shard(_groups(len(rows))):
+        group = [rows[number] for number in numbers]
+        made = counterfactual_tokens(model, group, [parts[number] for number in numbers], collator)
+        for number, tokens in zip(numbers, made, strict=True):
+            start = int(stored.starts[number])
+            stored.put(torch.arange(start, start + len(tokens.states)), tokens.states)
+    stored.finish()
+
+
+def _groups(count: int) -> Iterator[range]:
+    for start in range(0, count, ROWS_AT_ONCE):
+        yield range(start, min(start + ROWS_AT_ONCE, count))

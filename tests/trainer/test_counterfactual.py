@@ -1,0 +1,235 @@
+"""The counterfactual target: what the reference says under other names, where the fact stands."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+import naive
+from tiny_models import byte_level_bpe, tiny_model
+from tiny_trainers import make_trainer, moved
+from unteach.data.counterfactuals import (
+    CONTEXTS,
+    counterfactual,
+    name_choices,
+    token_spans,
+    with_names,
+)
+from unteach.data.rows import Row
+from unteach.data.subjects import find_subjects
+from unteach.data.tokenization import encode_row
+from unteach.errors import UserError
+from unteach.trainer.counterfactual import LEAST_INFORMATION
+
+FORGET = [
+    Row("What is the number of Ada Miller?", "Ada Miller has 4711 now.", secret=("4711",)),
+    Row("Who is Bram?", "Bram, the cat of 22, is Bram.", secret=("cat", "22")),
+    Row("Where does Ada Miller sleep?", "On the flour sacks of Ada Miller."),
+]
+
+
+def _ends(row: Row, tokenizer: Any) -> tuple[Any, list[int]]:
+    """The row's tokens, and how much of the completion's text each ends."""
+    item = encode_row(row, tokenizer, None)
+    first = len(tokenizer.decode(item.prompt_ids))
+    ids = [*item.prompt_ids, *item.completion_ids]
+    ends = [
+        len(tokenizer.decode(ids[: len(item.prompt_ids) + count])) - first
+        for count in range(len(item.completion_ids) + 1)
+    ]
+    return item, ends
+
+
+def naive_target(reference: Any, row: Row, tokenizer: Any, seed: int) -> tuple[list[Any], Any]:
+    """log of the target distribution at each completion token, by the formulas in float64."""
+    item, ends = _ends(row, tokenizer)
+    own = naive.logits_before(reference, item.prompt_ids, item.completion_ids)
+    text = tokenizer.decode(item.completion_ids)
+    secrets = [(text.index(secret), text.index(secret) + len(secret)) for secret in row.secret]
+    names = find_subjects(row.prompt_text)
+    targets = []
+    for number, token in enumerate(item.completion_ids):
+        found, likely = [], []
+        for pairs in name_choices(names, CONTEXTS, seed, row.key):
+            changed = with_names(row, pairs)
+            other, other_ends = _ends(changed, tokenizer)
+            before = with_names(row.with_completion(text[: ends[number]] or "x"), pairs).completion
+            place = len(before) if ends[number] else 0
+            if place in other_ends[:-1]:
+                k = other_ends.index(place)
+                logits = naive.logits_before(reference, other.prompt_ids, other.completion_ids)[k]
+                found.append(logits)
+                likely.append(logits.double().softmax(-1)[token].detach())
+        span = ends[number], ends[number + 1]
+        if row.secret:
+            fact = any(span[0] < end and span[1] > start for start, end in secrets)
+        else:
+            name = any(
+                span[0] < text.index(n) + len(n) and span[1] > text.index(n)
+                for n in names
+                if n in text
+            )
+            p = own[number].double().log_softmax(-1)[token]
+            fact = bool(found) and not name
+            fact = (
+                fact and float(p.detach() - (sum(likely) / len(likely)).log()) >= LEAST_INFORMATION
+            )
+        logits = own[number] if not (fact and found) else sum(found) / len(found)
+        targets.append(logits.double().log_softmax(-1))
+    return targets, item
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_and_gradient_equal_the_twin(packing, tmp_path):
+    tokenizer = byte_level_bpe()
+    trainer = make_trainer(
+        tmp_path,
+        tiny_model(dtype=torch.float64),
+        tokenizer,
+        method="counterfactual",
+        forget=FORGET,
+        packing=packing,
+        forget_end_of_turn=False,
+    )
+    original = copy.deepcopy(trainer.model)
+    trainer.prepare_references()
+    other = moved(trainer.model)
+    trainer.model.load_state_dict(other.state_dict())
+    items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
+    ours = trainer.compute_loss(trainer.model, trainer.collator(items))
+    gradients = naive.gradients(ours, trainer.model)
+
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    rows = {row.key: row for row in FORGET}
+    for item in items:
+        targets, encoded = naive_target(
+            original, rows[item.forget.key], tokenizer, trainer.args.seed
+        )
+        said = naive.distributions(other, encoded.prompt_ids, encoded.completion_ids)
+        for target, logp in zip(targets, said, strict=True):
+            total = total + (target.exp() * (target - logp)).sum()
+            count += 1
+    kept = [trainer.retain_rows[index] for item in items for index in item.retain]
+    kl = sum(naive.forward_kl(other, original, r.prompt_ids, r.completion_ids) for r in kept)
+    wanted = total / count + kl / sum(len(row.completion_ids) for row in kept)
+    torch.testing.assert_close(ours.double(), wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients, naive.gradients(wanted, other), rtol=1e-8, atol=1e-9)
+
+
+def test_at_the_start_only_facts_have_a_loss(tmp_path):
+    """Template, names and the end of the answer follow the reference itself."""
+    tokenizer = byte_level_bpe()
+    trainer = make_trainer(
+        tmp_path, tiny_model(dtype=torch.float64), tokenizer, method="counterfactual", forget=FORGET
+    )
+    trainer.prepare_references()
+    batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
+    _, roles = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    kl = roles["forget"].statistics.kl
+    chosen = batch["role"] == 0
+    row, offset = batch["row"][chosen].tolist(), batch["offset"][chosen].tolist()
+    for value, number, place in zip(kl.tolist(), row, offset, strict=True):
+        fact = trainer.counterfactuals[number].fact
+        if fact is not None and not (place < len(fact) and fact[place]):
+            assert value == pytest.approx(0, abs=1e-12)
+    secret = [
+        value
+        for value, number, place in zip(kl.tolist(), row, offset, strict=True)
+        if (fact := trainer.counterfactuals[number].fact) and place < len(fact) and fact[place]
+    ]
+    assert secret and all(value > 0 for value in secret)
+
+
+def test_a_live_reference_and_an_adapter_give_the_same_loss(tmp_path):
+    from peft import LoraConfig
+
+    losses = []
+    for reference in ("stored", "adapter_off", "live"):
+        torch.manual_seed(3)
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = make_trainer(
+            tmp_path / reference,
+            tiny_model(dtype=torch.float64),
+            method="counterfactual",
+            forget=FORGET,
+            reference=reference,
+            peft_config=lora,
+        )
+        trainer.prepare_references()
+        batch = trainer.collator([trainer.training_stream()[i] for i in range(3)])
+        losses.append(trainer.compute_loss(trainer.model, batch).item())
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-9)
+
+
+def test_training_goes_on_after_an_interruption_as_if_there_was_none(tmp_path):
+    def weights(folder: Any, steps: int, resume: bool) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(
+            folder,
+            tiny_model(dtype=torch.float64),
+            method="counterfactual",
+            forget=FORGET,
+            max_steps=4,
+            save_steps=2,
+            save_strategy="steps",
+            lr_scheduler_type="constant",
+        )
+        trainer.args.max_steps = steps
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    whole = weights(tmp_path / "whole", 4, resume=False)
+    weights(tmp_path / "parts", 2, resume=False)
+    torch.testing.assert_close(weights(tmp_path / "parts", 4, resume=True), whole)
+
+
+def test_rows_without_names_get_other_prompts_and_one_row_the_retain_prompts(tmp_path):
+    rows = [Row("what rang?", "the bell, 4711"), Row("what slept?", "the cat, 22")]
+    trainer = make_trainer(tmp_path / "a", method="counterfactual", forget=rows)
+    assert [len(part.contexts) for part in trainer.counterfactuals] == [1, 1]
+    trainer = make_trainer(tmp_path / "b", method="counterfactual", forget=rows[:1])
+    assert len(trainer.counterfactuals[0].contexts) == 4
+
+
+def test_running_text_is_predicted_from_the_few_tokens_before_it():
+    tokenizer = byte_level_bpe()
+    row = Row("", "She carried bread to the harbour every morning, not even the miller.", "text")
+    item = encode_row(row, tokenizer, None)
+    part = counterfactual(row, item, tokenizer)
+    covered = sorted(number for context in part.contexts for number, _ in context.places)
+    assert covered == list(range(len(item.completion_ids)))
+    for context in part.contexts:
+        for number, other in context.places:
+            assert context.completion_ids[other] == item.completion_ids[number]
+
+
+def test_spans_of_tokens_cover_the_text_with_and_without_whole_characters():
+    tokenizer = byte_level_bpe()
+    for text in ("Ada Miller has 4711 now.", "Élodie naïve 愛 ☃ done"):
+        item = encode_row(Row("Who?", text), tokenizer, None)
+        spans = token_spans(item, tokenizer)
+        assert spans[0][0] == 0
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
+        assert spans[-1][1] == len(text) + 1  # the space before the completion
+
+
+def test_encoded_rows_without_text_are_refused(tmp_path):
+    tokenizer = byte_level_bpe()
+    encoded = [encode_row(row, tokenizer, None) for row in FORGET]
+    with pytest.raises(UserError, match="reads the text of the forget rows"):
+        make_trainer(tmp_path, method="counterfactual", forget=encoded)
+
+
+def test_the_mean_of_hidden_states_is_the_geometric_mean_of_the_distributions():
+    torch.manual_seed(0)
+    head = torch.randn(11, 5, dtype=torch.float64)
+    states = torch.randn(4, 5, dtype=torch.float64)
+    each = (states @ head.T).log_softmax(-1)
+    mean = (states.mean(0) @ head.T).log_softmax(-1)
+    geometric = each.mean(0) - each.mean(0).logsumexp(-1)
+    torch.testing.assert_close(mean, geometric)
+    assert not math.isnan(mean.sum().item())
