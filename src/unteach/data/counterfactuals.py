@@ -71,10 +71,10 @@ def token_spans(item: EncodedRow, tokenizer: Any) -> list[tuple[int, int]]:
     ends = [length(count) for count in range(len(item.completion_ids) + 1)]
     for number in range(1, len(ends)):
         ends[number] = max(ends[number], ends[number - 1])
-    return [(start - ends[0], end - ends[0]) for start, end in zip(ends, ends[1:], strict=False)]
+    return [(start - ends[0], end - ends[0]) for start, end in pairwise(ends)]
 
 
-def _decoded(item: EncodedRow, tokenizer: Any) -> str:
+def completion_text(item: EncodedRow, tokenizer: Any) -> str:
     """The text that `token_spans` counts in."""
     ids = [*item.prompt_ids[-1:], *item.completion_ids]
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -97,7 +97,7 @@ def fact_tokens(row: Row, item: EncodedRow, tokenizer: Any) -> tuple[bool, ...] 
     """For each completion token whether it overlaps a secret; `None` without secrets."""
     if not row.secret:
         return None
-    return _overlapping(item, tokenizer, occurrences(_decoded(item, tokenizer), row.secret))
+    return _overlapping(item, tokenizer, occurrences(completion_text(item, tokenizer), row.secret))
 
 
 def _overlapping(
@@ -136,7 +136,7 @@ def counterfactual(
         return Counterfactual(_windows(item), facts)
     names = find_subjects(row.prompt_text, lower_case)
     if names:
-        text, pairs = _decoded(item, tokenizer), name_choices(names, 1, seed, row.key)[0]
+        text, pairs = completion_text(item, tokenizer), name_choices(names, 1, seed, row.key)[0]
         kept = [(0, 0, 0), *exchange(text, pairs).kept]
         changed = [(before[1], after[0]) for before, after in pairwise(kept)]
         named = _overlapping(item, tokenizer, changed)
@@ -173,7 +173,7 @@ def name_choices(names: Sequence[str], count: int, seed: int, key: str) -> list[
 def _exchanged(
     row: Row, item: EncodedRow, tokenizer: Any, names: Sequence[str], count: int, seed: int
 ) -> tuple[Context, ...]:
-    own, text = token_spans(item, tokenizer), _decoded(item, tokenizer)
+    own, text = token_spans(item, tokenizer), completion_text(item, tokenizer)
     made = []
     for pairs in name_choices(names, count, seed, row.key):
         try:
@@ -181,7 +181,7 @@ def _exchanged(
         except UserError:  # prompt and completion became one token
             continue
         changed = exchange(text, pairs)
-        if _decoded(other, tokenizer) != changed.text:
+        if completion_text(other, tokenizer) != changed.text:
             continue
         starts = {start: number for number, (start, _) in _real(token_spans(other, tokenizer))}
         places = []

@@ -107,7 +107,7 @@ def counterfactual_tokens(
 
 
 def _fitted(flags: Sequence[bool], length: int) -> list[bool]:
-    """As many flags as tokens: the end of an answer may have been cut off, or be there in addition."""
+    """As many flags as tokens: one may have the token that ends an answer, the other not."""
     return [*flags[:length], *[False] * (length - len(flags))]
 
 

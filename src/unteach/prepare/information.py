@@ -1,0 +1,148 @@
+"""Which words of a row are the fact: those about which its prompt tells the model what prompts of
+the same kind do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unteach import models
+from unteach.data.counterfactuals import completion_text, counterfactual, token_spans
+from unteach.data.rows import Row, letters_and_digits
+from unteach.data.stream import Collator
+from unteach.data.subjects import common_subject, lower_case_words, spellings
+from unteach.data.tokenization import encode_row
+from unteach.methods import Hooks, get_method
+from unteach.prepare.generations import LoadedModel
+from unteach.trainer.counterfactual import CounterfactualTokens, counterfactual_tokens
+from unteach.trainer.reference import ReferenceModel
+from unteach.trainer.step import StepSpec
+
+LEAST_SPAN = 3.0
+"""Nats of information from which on a run of tokens is a fact."""
+BESIDE_THE_BEST = 0.5
+"""Share of the information of a row's best run that another one needs to be a fact, too."""
+ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of completion tokens of high information.
+
+    Args:
+        text (`str`): without white space and punctuation around it.
+        information (`float`): summed over its tokens, in nats.
+    """
+
+    text: str
+    information: float
+
+
+def informative_spans(
+    model: Any, tokenizer: Any, rows: Sequence[Row], *, seed: int = 0
+) -> list[list[Span]]:
+    """The facts in the completions of some rows, the most informative first.
+
+    A run of tokens counts from `LEAST_SPAN` nats on, and beside a better one from
+    `BESIDE_THE_BEST` of its information; a run that the prompt holds already does not.
+
+    Args:
+        model: the causal language model that knows the rows.
+        tokenizer: its tokenizer.
+        rows (`Sequence[Row]`): with completions; they are each other's contexts where one has no
+            name to exchange.
+        seed (`int`): of the invented names.
+
+    Returns:
+        for each row its spans; none where nothing in it is information.
+    """
+    method = get_method("counterfactual")
+    hooks = Hooks(method, None, None, None)
+    spec = StepSpec(method, hooks, packed=False, budget_bytes=2**28, autocast=nullcontext)
+    reference = ReferenceModel(model, spec, "stored")
+    collator = Collator([], tokenizer.pad_token_id or 0, packed=False)
+    lower_case = lower_case_words(row.prompt_text for row in rows)
+    found: list[list[Span]] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        group = rows[start : start + ROWS_AT_ONCE]
+        items = [encode_row(row, tokenizer, None) for row in group]
+        parts = [
+            counterfactual(
+                replace(row, secret=()),
+                item,
+                tokenizer,
+                others=rows,
+                lower_case=sorted(lower_case),
+                seed=seed,
+            )
+            for row, item in zip(group, items, strict=True)
+        ]
+        with models.dropout_off(model):
+            tokens = counterfactual_tokens(reference, items, parts, collator)
+        for row, item, measured in zip(group, items, tokens, strict=True):
+            text = completion_text(item, tokenizer)
+            found.append(_spans(row, text, token_spans(item, tokenizer), measured))
+    return found
+
+
+def _spans(
+    row: Row, text: str, places: Sequence[tuple[int, int]], tokens: CounterfactualTokens
+) -> list[Span]:
+    runs: list[tuple[int, int, float]] = []
+    last = -2
+    for number, (start, end) in enumerate(places):
+        if not tokens.fact[number]:
+            continue
+        value = float(tokens.information[number])
+        if number - last <= 2 and runs:  # one token between two of a fact belongs to it
+            first, _, total = runs.pop()
+            runs.append((first, end, total + value))
+        else:
+            runs.append((start, end, value))
+        last = number
+    prompt = letters_and_digits(row.prompt_text)
+    spans = []
+    for start, end, value in runs:
+        while start > 0 and text[start - 1].isalnum() and text[start : start + 1].isalnum():
+            start -= 1
+        while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
+            end += 1
+        words = text[start:end].strip(" \t\n.,;:!?\"'()[]")
+        plain = letters_and_digits(words)
+        if value >= LEAST_SPAN and plain and plain not in prompt:
+            spans.append(Span(words, value))
+    spans.sort(key=lambda span: -span.information)
+    return [s for s in spans if s.information >= BESIDE_THE_BEST * spans[0].information]
+
+
+def with_facts(source: LoadedModel, rows: Sequence[Row], *, topic: str = "") -> list[Row]:
+    """The rows, each with the facts that must be forgotten in `secret`: its own where it has some,
+    else the topic's spellings, else its most informative spans.
+
+    Args:
+        source (`LoadedModel`): the model that knows them.
+        rows (`Sequence[Row]`)
+        topic (`str`): the name that all rows are about, where there is one.
+    """
+    open_rows = [row for row in rows if not row.secret and row.completion]
+    if not open_rows:
+        return list(rows)
+    names = tuple(spellings(topic)[:2]) if topic else ()
+
+    def measure() -> list[list[str]]:
+        with source.display.stage("Finding the facts in the forget rows"):
+            spans = informative_spans(source.model, source.tokenizer, open_rows)
+        return [[span.text for span in of_row] for of_row in spans]
+
+    keys = [row.key for row in open_rows]
+    found = source.cache.get("facts", [keys, names], measure) if not names else [[]] * len(keys)
+    secrets = {key: names or tuple(texts) for key, texts in zip(keys, found, strict=True)}
+    return [replace(row, secret=row.secret or secrets.get(row.key, ())) for row in rows]
+
+
+def topic_of(rows: Sequence[Row]) -> str:
+    """The name that at least half of the prompts are about; empty without one."""
+    return common_subject([row.prompt_text for row in rows]) if len(rows) > 2 else ""
