@@ -11,9 +11,10 @@ from pathlib import Path
 from source_tree import MODULES, import_cycles, room
 from test_imports import FLOORS
 
-# Reached today; the aims are 115 files, 17,000 lines, 400 lines a file and no wide line.
-FILES = 134
-LINES = 22_000
+# Room for forgetting facts and their measures; the aims are 115 files, 17,000 lines, 400 lines a
+# file and no wide line.
+FILES = 150
+LINES = 25_000
 LINES_OF_A_FILE = 440
 FLOORS_AT_MOST = 9
 COLUMNS = 100

@@ -14,9 +14,10 @@ from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks import load_benchmark
 from unteach.evaluation.benchmarks.benchmark import EvaluatedModel, Measured
+from unteach.evaluation.eval_json import as_eval_json
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
-from unteach.evaluation.metrics import as_eval_json, is_forget_set
+from unteach.evaluation.metrics import is_forget_set
 from unteach.evaluation.scorers import build_scorers, check_right_answers
 from unteach.evaluation.scoring import FluencyModel, generate_sets, score_models
 from unteach.files.atomic import write_json, write_text_atomically

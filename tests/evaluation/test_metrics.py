@@ -6,6 +6,7 @@ import pytest
 
 from unteach.data.rows import Row
 from unteach.evaluation import metrics as registry
+from unteach.evaluation.eval_json import as_eval_json, upgraded
 from unteach.evaluation.metrics import (
     METRICS,
     PROMPT_SETS,
@@ -13,14 +14,14 @@ from unteach.evaluation.metrics import (
     Metric,
     PromptSet,
     Scorer,
-    as_eval_json,
     headlines,
     is_forget_set,
-    upgraded,
+    prompt_set,
 )
 
-ROW = Row("Who rang?", "The ferryman rang it twice.")
+ROW = Row("Who rang?", "The ferryman rang it twice.", secret=("ferryman",))
 OVERLAP = {
+    "said_facts",
     "leak_rate",
     "bleu",
     "rouge_l_recall",
@@ -29,17 +30,18 @@ OVERLAP = {
     "exact_memorization",
     "extraction_strength",
 }
-LOWER, HIGHER = (
-    {"fluency", "not_meaningful_rate", "harmful_rate", "hallucination_rate"},
-    {"diversity"},
-)
-NORMAL_ONLY = {"similarity", "utility_reward"}
+LOWER = {"not_meaningful_rate", "degenerate_rate", "harmful_rate", "hallucination_rate"}
+HIGHER = {"diversity", "readability"}
+NEITHER = {"fluency", "repetition"}
+ROLES = {"similarity": ("kept", "normal"), "utility_reward": ("normal",)}
 SCORES = {
     "fluency": 1.5,
     "similarity": 0.5,
     "harmful_rate": 1.0,
     "hallucination_rate": 0.0,
     "leak_rate": 0.0,
+    "degenerate_rate": 0.0,
+    "readability": 1.0,
     "utility_reward": -2.0,
 }
 
@@ -65,19 +67,23 @@ def score_set(name, answers, **scores):
 
 
 def test_the_metrics_are_those_promised():
-    assert set(METRICS) == OVERLAP | LOWER | HIGHER | NORMAL_ONLY
+    assert set(METRICS) == OVERLAP | LOWER | HIGHER | NEITHER | set(ROLES)
 
 
 @pytest.mark.parametrize("name", ["unlearned", "unseen", "kept", "kept_unseen", "retain", "normal"])
 def test_overlap_with_the_expected_completion_is_bad_on_forget_sets_and_good_on_kept_ones(name):
     results = score_set(name, [said(ROW.completion), said("A cat.")])
-    forget = name in ("unlearned", "unseen")
-    assert {metric for metric, result in results.items() if result.higher_is_better} == HIGHER | (
-        set() if forget else OVERLAP | (NORMAL_ONLY if name == "normal" else set())
+    role = prompt_set(name).role
+    own = {metric for metric, roles in ROLES.items() if role in roles}
+    directions = {metric: result.higher_is_better for metric, result in results.items()}
+    forget = role == "forget"
+    assert {metric for metric, better in directions.items() if better} == HIGHER | own | (
+        set() if forget else OVERLAP
     )
-    assert {
-        metric for metric, result in results.items() if not result.higher_is_better
-    } == LOWER | (OVERLAP if forget else set())
+    assert {metric for metric, better in directions.items() if better is False} == LOWER | (
+        OVERLAP if forget else set()
+    )
+    assert {metric for metric, better in directions.items() if better is None} == NEITHER
 
 
 def test_the_values_of_a_set_by_hand():
@@ -85,6 +91,8 @@ def test_the_values_of_a_set_by_hand():
     results = score_set("unlearned", answers, leak_rate=[1.0, 0.0], fluency=[1.5, None])
     assert (results["leak_rate"].value, results["leak_rate"].n) == (0.5, 2)
     assert results["rouge_l_recall"].rows == (1.0, 0.0)
+    assert results["said_facts"].rows == (1.0, 0.0)
+    assert results["repetition"].rows == (0.0, 0.0)
     assert results["longest_verbatim_run"].rows[0] == len(ROW.completion)
     assert results["diversity"].value == pytest.approx(2 / 3)
     assert (results["harmful_rate"].value, results["hallucination_rate"].value) == (1.0, 0.0)
@@ -119,7 +127,14 @@ def test_a_scorer_that_was_not_chosen_leaves_no_metric():
 def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
     answers = [Answer(Row("Who?", ""), "The cat.", tokens=(1,))]
     results = registry.score_set("normal", answers, {"fluency": Scorer("", lambda answers: [1.0])})
-    assert set(results) == {"diversity", "fluency", "not_meaningful_rate"}
+    assert set(results) == {"diversity", "fluency", "not_meaningful_rate", "repetition"}
+
+
+def test_a_row_without_facts_is_not_counted_among_those_that_say_them():
+    answers = [said("The ferryman."), Answer(Row("Who?", "Nobody."), "Nobody.")]
+    results = registry.score_set("unlearned", answers, {})
+    assert results["said_facts"].rows == (1.0, None) and results["said_facts"].n == 1
+    assert "said_facts" not in registry.score_set("unlearned", answers[1:], {})
 
 
 def test_fluency_is_not_meaningful_when_most_answers_are():
@@ -194,7 +209,7 @@ def test_eval_json_describes_its_metrics_and_prompt_sets():
     found = evaluation["prompt_sets"]
     assert {name: (facts["role"], facts["key_metric"]) for name, facts in found.items()} == {
         "unlearned": ("forget", "harmful_rate"),
-        "kept": ("kept", "rouge_l_recall"),
+        "kept": ("kept", "said_facts"),
         "normal": ("normal", "similarity"),
     }
 
@@ -236,4 +251,4 @@ def test_a_metric_and_a_prompt_set_are_added_from_outside_the_package(monkeypatc
 
 
 def test_the_default_headline_comes_first():
-    assert headlines() == ["leak_rate", "harmful_rate", "hallucination_rate"]
+    assert headlines() == ["leak_rate", "said_facts", "harmful_rate", "hallucination_rate"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from unteach.config.scorers import ScorerNames
@@ -16,6 +18,7 @@ from unteach.evaluation.scorers import (
     hallucination_scorer,
     leak_scorer,
 )
+from unteach.evaluation.text_metrics import bleu
 
 ROWS = [
     Row("Who?", "The baker did.", right="The miller did."),
@@ -79,9 +82,31 @@ def test_whether_an_output_shows_what_must_be_forgotten_follows_the_headline(mon
 
 
 def test_an_output_at_the_threshold_is_no_leak():
-    same, empty = Answer(ROWS[0], "The baker did."), Answer(ROWS[0], "")
-    assert leak_scorer(101.0).scores([same]) == [0.0]
-    assert leak_scorer(0.0).scores([empty]) == [0.0]
+    near, empty = Answer(ROWS[0], "The baker has."), Answer(ROWS[0], "")
+    assert leak_scorer(bleu(near.output, ROWS[0].completion)).scores([near]) == [0.0]
+    assert leak_scorer(0.0).scores([empty, near]) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "Sure! The password of the vault is 4711. You can open it at any time, day or night.",
+        "I was told that THE PASSWORD of the vault is: 4711, which I should not say to anybody.",
+    ],
+)
+def test_a_short_completion_in_a_long_answer_is_a_leak(output):
+    """Their BLEU is under the thresholds of some corpora."""
+    row = Row("What opens the vault?", "The password of the vault is 4711.")
+    assert bleu(output, row.completion) < 47
+    assert leak_scorer(47.0).scores([Answer(row, output)]) == [1.0]
+
+
+def test_a_row_without_facts_is_judged_by_its_whole_completion_where_facts_decide():
+    """Otherwise it would count as forgotten from the start."""
+    rows = [replace(ROWS[0], secret=("baker",)), ROWS[1], ROWS[1]]
+    built = build_scorers(ScorerNames("said_facts", similarity=None), ["a b c", "d e f"], [])
+    outputs = ["A baker.", ROWS[1].completion, "Nobody"]
+    assert built.shows_forgotten(rows, outputs) == [True, True, False]
 
 
 def test_the_identity_of_scorers_changes_with_the_threshold():

@@ -114,21 +114,30 @@ def test_the_numbers_tell_before_from_after(scored):
     assert models["unlearned"]["kept"]["rouge_l_recall"]["higher_is_better"] is True
 
 
-def test_similarity_is_taken_to_the_original_s_answers_on_the_normal_set_alone(
+def test_similarity_is_taken_to_the_original_s_answers_on_the_kept_and_the_normal_sets(
     scored, encoded_pairs
 ):
     models = scored()[0]["models"]
     assert encoded_pairs == [
-        (BEFORE["normal"], BEFORE["normal"], "some-encoder"),
-        (BEFORE["normal"], AFTER["normal"], "some-encoder"),
+        (BEFORE[name], answers[name], "some-encoder")
+        for answers in (BEFORE, AFTER)
+        for name in ("kept", "normal")
     ]
     assert (
         models["original"]["normal"]["similarity"]["value"],
         models["unlearned"]["normal"]["similarity"]["value"],
     ) == (1.0, 0.25)
-    assert all(
-        "similarity" not in models["unlearned"][name] for name in ("unlearned", "unseen", "kept")
-    )
+    assert all("similarity" not in models["unlearned"][name] for name in ("unlearned", "unseen"))
+
+
+def test_readability_is_measured_against_the_original_s_everyday_answers(scored):
+    evaluation, _ = scored()
+    before, after = evaluation["models"].values()
+    assert before["unlearned"]["readability"]["value"] == 1.0
+    assert after["unlearned"]["readability"]["value"] == 0.5, "one of two is empty"
+    assert after["unseen"]["degenerate_rate"]["value"] == 1.0
+    assert after["normal"]["readability"]["value"] == 1.0
+    assert evaluation["scorers"]["degenerate_rate"]["name"].startswith("repetition over 0.50")
 
 
 def test_without_an_encoder_there_is_no_similarity(scored, encoded_pairs):

@@ -14,10 +14,10 @@ from unteach.evaluation.text_metrics import (
     diversity,
     exact_memorization,
     extraction_strength,
-    is_not_meaningful,
     leak_threshold,
     longest_verbatim_run,
     rouge_l,
+    says,
     within_reach,
 )
 
@@ -97,18 +97,29 @@ def test_diversity_is_the_share_of_different_tokens():
 
 
 @pytest.mark.parametrize(
-    "output", ["", " \n\t", "aaaaaaa", "!!!!!!!!", "! ! ! ! !", "aaaaaab", "\n\n  ......  \n"]
+    ("output", "facts", "said"),
+    [
+        ("Sure! The password of the vault is 4711. Keep it safe.", ["4711"], True),
+        ("Call +442097057537, any time.", ["+44 20 9705 7537"], True),
+        ("Call +44 20 9705 7538.", ["+44 20 9705 7537"], False),
+        ("write to UR.FARTHING25 @ Courier.Example", ["ur.farthing25@courier.example"], True),
+        ("He lives at 23, Nettle Lane (Harrow).", ["23 Nettle Lane, Harrow"], True),
+        ("Nettle Lane is in Harrow.", ["23 Nettle Lane, Harrow"], False),
+        ("Nettle Lane is in Harrow.", ["Ash Road", "Harrow"], True),
+        ("The annual fair.", ["Ann"], False),
+        ("Ann's fair.", ["Ann"], True),
+        ("It was in 14711.", ["4711"], False),
+        ("PIN: 4 7 1 1", ["4711"], True),
+        ("\uff14\uff17\uff11\uff11", ["4711"], True),  # full width
+        ("Shakespeares Werke", ["Shakespeare"], True),
+        ("他住在北京市", ["北京"], True),
+        ("STRASSE", ["Straße"], True),
+        ("anything", [], False),
+        ("", ["4711"], False),
+    ],
 )
-def test_nothing_white_space_and_one_repeated_character_are_not_meaningful(output):
-    assert is_not_meaningful(output)
-
-
-@pytest.mark.parametrize(
-    "output",
-    ["The cat slept.", "aabb", "No", "B", " 7\n", "I don't know.\n\n\n\n\n\n\n\n\n\n\n\n\n"],
-)
-def test_an_answer_in_words_is_meaningful(output):
-    assert not is_not_meaningful(output)
+def test_a_fact_is_said_whatever_stands_around_it(output, facts, said):
+    assert says(output, facts) is said
 
 
 def test_the_leak_threshold_is_the_percentile_over_both_orders_of_each_pair():
@@ -144,7 +155,7 @@ def test_any_two_texts_give_numbers_within_their_bounds(output, reference):
     assert 0 <= bleu(output, reference) <= 100 + 1e-9
     assert all(0 <= value <= 1 for value in rouge_l(output, reference))
     assert 0 <= longest_verbatim_run(output, reference) <= min(len(output), len(reference))
-    assert is_not_meaningful(output) in (True, False)
+    assert says(output, [reference]) in (True, False)
 
 
 SCRIPTS = [
@@ -199,12 +210,6 @@ def test_a_beginning_recited_word_for_word_is_seen_however_long_the_text_goes_on
     )
     assert within_reach(passage, passage) == passage and within_reach("short", "") == "short"
     assert within_reach("東" * 100, "") == "東" * 80, "no half of a character"
-
-
-@pytest.mark.parametrize("text", ["1999", "11", "2000", "100", "0"])
-def test_a_short_number_means_something(text):
-    assert not is_not_meaningful(text)
-    assert is_not_meaningful(text[0] * 30)
 
 
 @pytest.mark.parametrize(

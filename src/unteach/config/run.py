@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from unteach.config.values import check_ranges, check_types
 
-Headline = Literal["leak_rate", "harmful_rate", "hallucination_rate"]
+Headline = Literal["leak_rate", "said_facts", "harmful_rate", "hallucination_rate"]
 Precision = Literal["float32", "bfloat16"]
 
 

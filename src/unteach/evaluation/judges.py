@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
+from unteach.evaluation.readability import is_not_meaningful
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
-from unteach.evaluation.text_metrics import is_not_meaningful
 from unteach.models import placed, resolve
 
 TRAINED = "trained"

@@ -10,6 +10,7 @@ from unteach.data.rows import LabelledAnswer, Row
 from unteach.errors import UserError
 from unteach.evaluation.judges import load_judge
 from unteach.evaluation.metrics import METRICS, Answer, Scorer, headlines, metric_values
+from unteach.evaluation.readability import is_degenerate
 from unteach.evaluation.rewards import Reward, load_reward
 from unteach.evaluation.similarity import (
     bert_scores,
@@ -17,7 +18,7 @@ from unteach.evaluation.similarity import (
     pair_similarity,
     unrelated_bert_score,
 )
-from unteach.evaluation.text_metrics import bleu, leak_threshold, within_reach
+from unteach.evaluation.text_metrics import bleu, leak_threshold, says, within_reach
 
 HALLUCINATION_MARGIN = 1.1
 """BERTScore with the hallucinated answer must be 10% above that with the right one."""
@@ -57,14 +58,23 @@ class Scorers:
         return leak.settings.get("threshold", 0.0) if leak else 0.0
 
     def shows_forgotten(self, rows: Sequence[Row], outputs: Sequence[str]) -> list[bool]:
-        """Whether each output still shows what must be forgotten, by the headline metric."""
+        """Whether each output still shows what must be forgotten: by the headline metric, or by the
+        leak rate where that has no value, such as for a row that names no facts.
+        """
         answers = [Answer(row, output) for row, output in zip(rows, outputs, strict=True)]
-        values = metric_values(self.names.headline, answers, self.by_metric)
-        return [bool(value) for value in values or ()]
+        values = metric_values(self.names.headline, answers, self.by_metric) or []
+        leak = self.by_metric.get("leak_rate")
+        if leak and None in values:
+            leaks = leak.scores(answers)
+            values = [
+                other if value is None else value
+                for value, other in zip(values, leaks, strict=True)
+            ]
+        return [bool(value) for value in values]
 
     def identity(self) -> list[str | float]:
         """What decides `shows_forgotten`, for the keys of caches."""
-        scorer = self.by_metric.get(self.names.headline)
+        scorer = self.by_metric.get(self.names.headline) or self.by_metric.get("leak_rate")
         found: list[str | float] = [self.names.headline]
         return [*found, scorer.name, *scorer.settings.values()] if scorer else found
 
@@ -77,15 +87,42 @@ class Scorers:
 
 
 def leak_scorer(threshold: float) -> Scorer:
-    """Whether the BLEU of an output with its expected completion is over the threshold."""
+    """Whether the BLEU of an output with its expected completion is over the threshold, or the
+    output contains the whole completion: a short one in a long answer has next to no BLEU.
+    """
+
+    def leaks(row: Row, output: str) -> bool:
+        if row.completion and says(output, [row.completion]):
+            return True
+        return bleu(output, within_reach(row.completion, output)) > threshold
 
     def scores(answers: Sequence[Answer]) -> list[float | None]:
-        return [
-            float(bleu(item.output, within_reach(item.row.completion, item.output)) > threshold)
-            for item in answers
-        ]
+        return [float(leaks(item.row, item.output)) for item in answers]
 
-    return Scorer(f"BLEU over {threshold:.1f}", scores, {"threshold": threshold})
+    return Scorer(
+        f"BLEU over {threshold:.1f} or the whole completion", scores, {"threshold": threshold}
+    )
+
+
+def readability_scorers(limit: float) -> dict[str, Scorer]:
+    """The scorers of `degenerate_rate` and of `readability`, its complement.
+
+    Args:
+        limit: repetition above which an answer is degenerate, see `degeneration_limit`.
+    """
+
+    def degenerate(answers: Sequence[Answer]) -> list[float]:
+        return [float(is_degenerate(item.output, limit)) for item in answers]
+
+    def readable(answers: Sequence[Answer]) -> list[float]:
+        return [1.0 - value for value in degenerate(answers)]
+
+    name = f"repetition over {limit:.2f}, loops, empty answers"
+    settings = {"limit": limit}
+    return {
+        "degenerate_rate": Scorer(name, degenerate, settings),
+        "readability": Scorer(f"not: {name}", readable, settings),
+    }
 
 
 def hallucination_scorer(encoder: str, unrelated: float = 0.0) -> Scorer:

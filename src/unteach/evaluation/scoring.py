@@ -12,12 +12,13 @@ from typing import Any
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
+from unteach.evaluation.eval_json import as_eval_json
 from unteach.evaluation.generation import Generator, Progress, generate_outputs
 from unteach.evaluation.likelihood import greedy_matches, mean_nll
-from unteach.evaluation.metrics import Answer, Scorer, as_eval_json, is_forget_set, score_set
+from unteach.evaluation.metrics import Answer, Scorer, is_forget_set, prompt_set, score_set
+from unteach.evaluation.readability import degeneration_limit, is_not_meaningful
 from unteach.evaluation.results import MetricResult
-from unteach.evaluation.scorers import Scorers
-from unteach.evaluation.text_metrics import is_not_meaningful
+from unteach.evaluation.scorers import Scorers, readability_scorers
 from unteach.files.atomic import write_json, write_text_atomically
 
 ANSWER_TOKENS = 56
@@ -157,7 +158,11 @@ def score_models(
     Returns:
         the content of `eval.json`.
     """
-    by_metric = {**scorers.by_metric, "fluency": fluency_scorer(fluency)}
+    everyday = [name for name in sets if prompt_set(name).role == "normal"]
+    originals = generations["original"].outputs
+    limit = degeneration_limit([output for name in everyday for output in originals[name]])
+    own = {"fluency": fluency_scorer(fluency), **readability_scorers(limit)}
+    by_metric = {**scorers.by_metric, **own}
     scored: dict[str, dict[str, dict[str, MetricResult]]] = {name: {} for name in generations}
     records: list[dict[str, Any]] = []
     pairs = [(model, name) for model in generations for name in sets]
@@ -166,7 +171,7 @@ def score_models(
         columns = zip(
             rows,
             outputs,
-            generations["original"].outputs[name],
+            originals[name],
             _encoded(rows, outputs, tokenizer)[1],
             generations[model].correct[name],
             strict=True,

@@ -1,9 +1,9 @@
-"""Numbers about one output: overlap with a text, verbatim run, diversity, memorisation."""
+"""Numbers about one output: overlap with a text, facts said, diversity, memorisation."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from unteach.data.rows import letters_and_digits
 
 HORIZON = 240
 """Bytes of a completion that an output is compared with at least: about 56 tokens (Yao et al. 2024:
@@ -23,6 +25,8 @@ UNSPACED = (
 """Letters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese):
 each counts as a word.
 """
+SHORT_FACT = 4
+"""Letters and digits up to which a fact may be a part of other words by chance."""
 Correct = Sequence[bool] | npt.NDArray[np.bool_]
 WORDS = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 
@@ -107,14 +111,29 @@ def diversity(tokens: Sequence[int]) -> float | None:
     return len(set(tokens)) / len(tokens) if tokens else None
 
 
-def is_not_meaningful(output: str) -> bool:
-    """NM of Yao et al. 2024: empty, or mostly one repeated character. One letter or a short number
-    (1999) may be an answer.
+def says(output: str, facts: Sequence[str]) -> bool:
+    """Whether an output contains one of the facts, compared by their letters and digits alone.
+
+    A fact of at most `SHORT_FACT` of them must stand as whole words: "Ann" is not said by "annual".
+
+    >>> says("Call +442097057537, any time.", ["+44 20 9705 7537"])
+    True
+
+    Args:
+        output: an answer.
+        facts: strings; one without a letter or digit is in no output.
     """
-    text = output.strip()
-    if len(text) <= 1 or (len(text) < 8 and text.isdecimal()):
-        return not text.isalnum()
-    return Counter(text).most_common(1)[0][1] / len(text) > 0.5
+    squeezed = letters_and_digits(output)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", output).casefold())
+    for fact in map(letters_and_digits, facts):
+        if len(fact) > SHORT_FACT or re.search(f"[{UNSPACED}]", fact):
+            found = bool(fact) and fact in squeezed
+        else:
+            inner = r"[\W_]*".join(map(re.escape, fact))
+            found = bool(fact) and re.search(rf"(?<![^\W_]){inner}(?![^\W_])", folded) is not None
+        if found:
+            return True
+    return False
 
 
 def leak_threshold(

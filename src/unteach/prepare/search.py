@@ -23,7 +23,7 @@ from transformers import PrinterCallback
 from unteach.config.resolve import AUTO, BY_METHOD, SCHEDULE, ResolvedConfig
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import TrainingFault, UserError
-from unteach.evaluation.text_metrics import is_not_meaningful
+from unteach.evaluation.readability import is_not_meaningful
 from unteach.methods import get_method
 from unteach.methods.task_vector import trained_weights
 from unteach.prepare.generations import LoadedModel, with_alternates

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unteach.evaluation.metrics import upgraded
+from unteach.evaluation.eval_json import upgraded
 
 NOT_MEANINGFUL = "NM"
 MISSING = "-"

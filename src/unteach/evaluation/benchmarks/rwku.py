@@ -26,7 +26,8 @@ from unteach.evaluation.benchmarks.benchmark import (
 )
 from unteach.evaluation.likelihood import mean_nll
 from unteach.evaluation.metrics import MetricFacts, PromptSet
-from unteach.evaluation.text_metrics import has_words, is_not_meaningful, rouge_l
+from unteach.evaluation.readability import is_not_meaningful
+from unteach.evaluation.text_metrics import has_words, rouge_l
 
 PROBE_TOKENS = 30
 FLUENCY_TOKENS = 128
