@@ -132,7 +132,9 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
                 if not own:
                     own.append(Cell(model, "original", evaluation["models"]["original"]))
                 record = RunFolder(base / row.name).record()
-                own.append(Cell(model, row.name, evaluation["models"]["unlearned"], record))
+                sets = evaluation["models"]["unlearned"]
+                judged = evaluation.get("verdict") or "", evaluation.get("reasons") or ()
+                own.append(Cell(model, row.name, sets, record, *judged))
                 table = write_comparison(folder, [*cells, *own], evaluation)
                 cost_figure(folder, [*cells, *own])
             if source := reward_row(rows):

@@ -188,6 +188,7 @@ def evaluate_models(
                 fluency=FluencyModel(fluency, *inference.load(fluency)),
                 show_text=show_text,
                 folder=folder,
+                judged=reference is not None,
                 progress=stage.update,
             )
 

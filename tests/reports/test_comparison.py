@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -184,3 +185,19 @@ def test_the_figure_names_the_share_of_rlhf_and_is_sorted_by_time(priced, tmp_pa
     assert [bar[0] for bar in cost_bars(priced)] == ["ours (m)", "ours (n)", "full (m)"]
     assert cost_figure(tmp_path, priced[:2]) is None and not (tmp_path / "cost.png").exists()
     assert cost_figure(tmp_path, priced).read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_run_has_its_verdict_in_every_file(cells, tmp_path):
+    judged = [
+        cells[0],
+        *(replace(cell, verdict="collapsed", reasons=["a b"]) for cell in cells[1:]),
+    ]
+    table = write_comparison(tmp_path, judged, EVALUATION)
+    place = table.titles.index("verdict")
+    assert [row[place] for row in table.rows] == ["-", *["collapsed"] * (len(cells) - 1)]
+    assert "**collapsed**: a b" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "collapsed" in (tmp_path / "comparison.csv").read_text(encoding="utf-8")
+    content = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert content["cells"][1]["verdict"] == "collapsed" and content["cells"][1]["reasons"] == [
+        "a b"
+    ]

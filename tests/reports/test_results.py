@@ -58,7 +58,7 @@ def test_a_metric_that_compares_with_the_original_has_no_change(evaluation):
 
 
 def test_the_verdict_has_the_key_metric_of_each_prompt_set(evaluation):
-    assert Results(evaluation).verdict() == (
+    assert Results(evaluation).changes() == (
         "Leak rate: forget 100% -> 0%, forget (held out) 80% -> 20%; ROUGE-L recall: retain 0.80 ->"
         " 0.60; similarity to the original's answers: normal 0.93."
     )
@@ -67,7 +67,7 @@ def test_the_verdict_has_the_key_metric_of_each_prompt_set(evaluation):
 def test_the_verdict_admits_that_no_forget_set_was_scored():
     sets = {"normal": {"fluency": number(1.0)}}
     results = Results({"models": {"original": sets, "unlearned": sets}})
-    assert results.verdict().startswith("No forget set was scored")
+    assert results.changes().startswith("No forget set was scored")
     assert results.announcement() == "No forget set was scored"
 
 
@@ -78,8 +78,31 @@ def test_verdict_and_announcement_follow_the_headline(evaluation, rate):
             sets[name][rate] = sets[name].pop("leak_rate")
     results = Results(evaluation | {"headline": rate})
     title = capitalised(METRICS[rate].title)
-    assert results.verdict().startswith(f"{title}: forget 100% -> 0%, forget (held out) 80%")
+    assert results.changes().startswith(f"{title}: forget 100% -> 0%, forget (held out) 80%")
     assert results.announcement() == f"{title} down from 100% to 0%"
+
+
+@pytest.mark.parametrize(
+    ("word", "tone"),
+    [
+        ("forgotten", "good"),
+        ("forgotten with damage", "bad"),
+        ("not forgotten", "bad"),
+        ("collapsed", "bad"),
+    ],
+)
+def test_the_judgement_stands_before_the_numbers(evaluation, word, tone):
+    results = Results(evaluation | {"verdict": word, "reasons": ["a", "b"]})
+    assert results.judgement().startswith(f"{capitalised(word)}: ") and results.tone == tone
+    assert results.announcement() == f"{capitalised(word)}: leak rate down from 100% to 0%"
+    assert results.reason_lines == ["a", "b"]
+
+
+def test_without_a_model_before_there_is_no_verdict_and_the_reason_is_said(evaluation):
+    results = Results(evaluation | {"verdict": None, "reasons": ["nothing to compare with"]})
+    assert results.judgement() == "No verdict: nothing to compare with."
+    assert results.announcement() == "Leak rate down from 100% to 0%" and not results.reason_lines
+    assert Results(evaluation).judgement() == "" and Results(evaluation).tone == "flat"
 
 
 def test_titles_and_formats_come_from_the_file(evaluation):
@@ -87,7 +110,7 @@ def test_titles_and_formats_come_from_the_file(evaluation):
     facts = {**results.metrics, "leak_rate": {**results.metrics["leak_rate"], "title": "odd name"}}
     facts["leak_rate"]["format"] = ".3f"
     changed = Results({**results.content, "metrics": facts})
-    assert changed.verdict().startswith("Odd name: forget 1.000 -> 0.000")
+    assert changed.changes().startswith("Odd name: forget 1.000 -> 0.000")
 
 
 def test_a_trained_scorer_is_named_with_its_held_out_accuracy(evaluation):

@@ -75,7 +75,7 @@ def test_the_printed_table_keeps_the_most_important_metrics_that_fit(evaluation,
     text = printed(print_evaluation, evaluation, width=width)
     assert max(map(len, text.splitlines())) <= max(width, table.width)
     assert width == 40 or all(cell in text for row in table.rows for cell in row)
-    assert Results(evaluation).verdict() in " ".join(text.split())
+    assert Results(evaluation).changes() in " ".join(text.split())
 
 
 def test_at_80_characters_the_metrics_of_each_role_are_there(evaluation):

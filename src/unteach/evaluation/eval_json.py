@@ -50,12 +50,7 @@ def facts_of(
         wanted = [headline] if part.role == "forget" else []
         wanted += [metric for metric in metrics if part.role in metrics[metric].key_for]
         key = next((metric for metric in [*wanted, headline, *names] if metric in names), None)
-        facts[name] = {
-            "title": part.title,
-            "role": part.role,
-            "description": part.description,
-            "key_metric": key,
-        }
+        facts[name] = {**part.as_json(), "key_metric": key}
     return {
         "metrics": {metric: found.as_json() for metric, found in known.items()},
         "prompt_sets": facts,

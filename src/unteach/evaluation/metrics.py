@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unteach.evaluation import readability, text_metrics
 from unteach.evaluation.results import Interval, MetricResult, summarise
+from unteach.evaluation.verdict import FORGOTTEN_AT, HELD_AT
 
 if TYPE_CHECKING:
     from unteach.data.rows import Row
@@ -28,23 +29,51 @@ class PromptSet:
         role: `forget` must no longer be shown, `kept` must be kept, `normal` are prompts of
             everyday use.
         description: one phrase, for the report.
+        forgotten_at: of role `forget`: highest headline rate, as a share of the rate before, at
+            which the verdict counts it as forgotten; 1 for a set that does not decide.
+        held_at: of role `kept`: least share of its facts or words at which it counts as kept.
+        neighbours: of role `kept`: it is like the forget set, about other things, and no training
+            showed it.
     """
 
     title: str
     role: Role
     description: str = ""
+    forgotten_at: float = FORGOTTEN_AT
+    held_at: float = HELD_AT
+    neighbours: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The set's entry of `prompt_sets` in `eval.json`, without its key metric."""
+        found = {"title": self.title, "role": self.role, "description": self.description}
+        if self.role == "forget":
+            return {**found, "forgotten_at": self.forgotten_at}
+        kept = {"held_at": self.held_at, "neighbours": self.neighbours}
+        return {**found, **(kept if self.role == "kept" else {})}
 
 
 PROMPT_SETS: dict[str, PromptSet] = {
     "unlearned": PromptSet("forget", "forget", "forget rows that the model was trained on"),
-    "unseen": PromptSet("forget (held out)", "forget", "of the same kind, never trained on"),
+    "unseen": PromptSet(
+        "forget (held out)", "forget", "of the same kind, never trained on", forgotten_at=0.2
+    ),
     "other_facts": PromptSet(
         "other facts",
         "forget",
         "single facts of the same kind, not in the forget set and not implied by it",
+        forgotten_at=1.0,
+    ),
+    "neighbours": PromptSet(
+        "neighbours",
+        "kept",
+        "of the same kind about other things, never trained on",
+        held_at=0.9,
+        neighbours=True,
     ),
     "kept": PromptSet("retain", "kept", "retain rows that the model was trained on"),
-    "kept_unseen": PromptSet("retain (held out)", "kept", "to be kept, never trained on"),
+    "kept_unseen": PromptSet(
+        "retain (held out)", "kept", "to be kept, never trained on", neighbours=True
+    ),
     "retain": PromptSet("retain", "kept", "to be kept"),
     "normal": PromptSet("normal", "normal", "neutral prompts of everyday use"),
 }
@@ -274,6 +303,13 @@ METRICS: dict[str, Metric] = {
         description="share of the expected text that the model completes from the rest",
         **OVERLAP,
     ),
+    "readability": Metric(
+        title="readable",
+        description="share of answers that are not degenerate",
+        in_summary=True,
+        compare_on=("forget", "kept", "normal"),
+        **{**RATE, "higher_is_better": True},
+    ),
     "fluency": Metric(
         title="fluency (NLL)",
         short_title="fluency",
@@ -313,13 +349,6 @@ METRICS: dict[str, Metric] = {
         description="share of answers with more repetition than the 99th percentile of the original"
         " model's answers to everyday prompts, that loop, or that are empty or one character",
         **RATE,
-    ),
-    "readability": Metric(
-        title="readable",
-        description="share of answers that are not degenerate",
-        in_summary=True,
-        compare_on=("forget", "kept", "normal"),
-        **{**RATE, "higher_is_better": True},
     ),
     "similarity": Metric(
         title="similarity to the original's answers",

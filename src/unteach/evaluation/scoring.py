@@ -19,9 +19,15 @@ from unteach.evaluation.metrics import Answer, Scorer, is_forget_set, prompt_set
 from unteach.evaluation.readability import degeneration_limit, is_not_meaningful
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers, readability_scorers
+from unteach.evaluation.verdict import verdict
 from unteach.files.atomic import write_json, write_text_atomically
 
 ANSWER_TOKENS = 56
+NO_VERDICT = {
+    "verdict": None,
+    "reasons": ["no model before unlearning was evaluated, so there is nothing to compare with"],
+}
+"""What stands in `eval.json` in place of a verdict where a single model was evaluated."""
 Sets = Mapping[str, Sequence[Row]]
 
 
@@ -139,10 +145,11 @@ def score_models(
     fluency: FluencyModel,
     show_text: bool,
     folder: Path,
+    judged: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores the outputs of the model `original` and of others; writes `eval.json` and
-    `generations.jsonl`.
+    """Scores the outputs of the model `original` and of others; writes `eval.json`, with the
+    verdict, and `generations.jsonl`.
 
     Args:
         scenario: its name.
@@ -153,6 +160,7 @@ def score_models(
         fluency: the language model that gives the outputs' NLL.
         show_text: whether texts of forget sets are written.
         folder: where the files are written.
+        judged: whether `original` is the model before unlearning, so that there can be a verdict.
         progress: called with (done, of) sets.
 
     Returns:
@@ -197,6 +205,7 @@ def score_models(
         fluency_model=fluency.name,
         scorers={name: found.as_json() for name, found in by_metric.items() if name in used},
     )
+    evaluation |= verdict(evaluation) if judged else NO_VERDICT
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text_atomically(folder / "generations.jsonl", lines)
     write_json(folder / "eval.json", evaluation)

@@ -32,14 +32,16 @@ NUMBERS = ("value", "n", "ci_low", "ci_high", "higher_is_better")
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one method: its results by prompt set, and its `run.json` (empty for the
-    original).
+    """One model under one method: its results by prompt set, its `run.json` (empty for the
+    original), and the verdict on it with its reasons (none for the original and in older files).
     """
 
     model: str
     method: str
     sets: Sets
     run: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str = ""
+    reasons: Sequence[str] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -79,6 +81,8 @@ def comparison_table(cells: Sequence[Cell], results: Results, *, intervals: bool
     write = results.shown if intervals else results.value
     columns = [("", "model", [cell.model for cell in cells])]
     columns.append(("", "method", [cell.method for cell in cells]))
+    if any(cell.verdict for cell in cells):
+        columns.append(("", "verdict", [cell.verdict or MISSING for cell in cells]))
     for name, metric in comparison_columns(cells, results):
         found = [cell.sets.get(name, {}).get(metric) for cell in cells]
         if results.metrics[metric]["against_original"]:
@@ -90,7 +94,7 @@ def comparison_table(cells: Sequence[Cell], results: Results, *, intervals: bool
     columns += [("", title, texts) for title, texts in _costs(cells).items()]
     groups, header, by_column = zip(*columns, strict=True)
     rows = [list(row) for row in zip(*by_column, strict=True)]
-    return Table(list(header), rows, groups, text_columns=["model", "method", *NEEDS])
+    return Table(list(header), rows, groups, text_columns=["model", "method", "verdict", *NEEDS])
 
 
 def _costs(cells: Sequence[Cell]) -> dict[str, list[str]]:
@@ -118,13 +122,25 @@ def _costs(cells: Sequence[Cell]) -> dict[str, list[str]]:
 def as_csv(cells: Sequence[Cell]) -> str:
     """One line for each model, method, prompt set and metric, with every digit."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, PLACE + NUMBERS, extrasaction="ignore", lineterminator="\n")
+    fields = (*PLACE, *NUMBERS, "verdict")
+    writer = csv.DictWriter(out, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for cell in cells:
         for name, metrics in cell.sets.items():
             place = {"model": cell.model, "method": cell.method, "prompt_set": name}
+            place |= {"verdict": cell.verdict}
             writer.writerows({**place, "metric": m, **result} for m, result in metrics.items())
     return out.getvalue()
+
+
+def _verdicts(cells: Sequence[Cell]) -> list[str]:
+    """Lines of Markdown: each verdict with its first reasons, which decided it."""
+    lines = [
+        f"- {cell.model}, {cell.method}: **{cell.verdict}**: {'; '.join(cell.reasons[:3])}"
+        for cell in cells
+        if cell.verdict
+    ]
+    return ["", "Verdicts, with what decided them:", "", *lines] if lines else []
 
 
 def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[str, Any]) -> Table:
@@ -139,6 +155,7 @@ def write_comparison(folder: Path, cells: Sequence[Cell], evaluation: Mapping[st
         "In brackets: 95% intervals over rows. NM: not meaningful. Seconds: the training alone.\n",
         *([COST_NOTE] if set(NEEDS) & set(table.header) else []),
         *(f"- {title}: {text}" for title, text in results.scorers().items()),
+        *_verdicts(cells),
     ]
     write_text_atomically(folder / "comparison.md", "\n".join(parts).rstrip() + "\n")
     write_text_atomically(folder / "comparison.csv", as_csv(cells))

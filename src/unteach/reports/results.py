@@ -13,6 +13,14 @@ from typing import Any
 
 from unteach.evaluation.eval_json import upgraded
 
+MEANINGS = {
+    "forgotten": "the forget set is gone, and nothing that was measured was damaged",
+    "forgotten with damage": "the forget set is gone, and other things with it",
+    "not forgotten": "the model is not shown to have forgotten the forget set",
+    "collapsed": "the model has lost more than the forget set: it no longer answers other prompts"
+    " in its own language; do not use it",
+}
+"""What each verdict means, for those who read nothing else."""
 NOT_MEANINGFUL = "NM"
 MISSING = "-"
 Result = Mapping[str, Any]
@@ -57,7 +65,8 @@ class Change:
 
 class Results:
     """The content of an `eval.json`: `models` holds results by model, prompt set and metric,
-    `metrics` and `sets` what the file states about each, `headline` the rate that decides.
+    `metrics` and `sets` what the file states about each, `headline` the rate that decides,
+    `verdict` (empty in older files) and `reasons` the judgement.
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
@@ -65,6 +74,8 @@ class Results:
         self.models: Mapping[str, Sets] = self.content["models"]
         self.metrics: Mapping[str, Mapping[str, Any]] = self.content["metrics"]
         self.sets: Mapping[str, Mapping[str, Any]] = self.content["prompt_sets"]
+        self.verdict = str(self.content.get("verdict") or "")
+        self.reasons = [str(reason) for reason in self.content.get("reasons") or []]
         keys = [self.key_metric(name) for name in self.sets_of("forget")]
         self.headline = str(self.content.get("headline") or [*keys, ""][0])
 
@@ -167,20 +178,43 @@ class Results:
         others = [name for name, facts in self.metrics.items() if role in facts["compare_on"]]
         return [metric for metric in dict.fromkeys([*first, *others]) if metric in found]
 
+    def judgement(self) -> str:
+        """The verdict and what it means, or why there is none; empty for an older file."""
+        if self.verdict:
+            meaning = MEANINGS.get(self.verdict, "")
+            return f"{capitalised(self.verdict)}: {meaning}." if meaning else self.verdict
+        return f"No verdict: {'; '.join(self.reasons)}." if self.reasons else ""
+
+    @property
+    def tone(self) -> str:
+        """`good`, `bad` or `flat`, for the colour of the verdict."""
+        return {"": "flat", "forgotten": "good"}.get(self.verdict, "bad")
+
+    @property
+    def reason_lines(self) -> list[str]:
+        """The reasons of the verdict, one a line; none where there is no verdict."""
+        return self.reasons if self.verdict else []
+
     def announcement(self) -> str:
-        """The change of the headline rate on the first forget set, in a few words."""
+        """The verdict, and the change of the headline rate on the first forget set, in a few
+        words.
+        """
+        change = self._headline_change()
+        return f"{capitalised(self.verdict)}: {change}" if self.verdict else capitalised(change)
+
+    def _headline_change(self) -> str:
         both, rate = self.compared(), self.headline
         for name in self.sets_of("forget"):
             if (name, rate) in both:
-                title = capitalised(self.title(rate))
+                title = self.title(rate)
                 before, after = (self.value(rate, result) for result in both[name, rate])
                 if before == after:
                     return f"{title} unchanged at {after}"
                 down = both[name, rate][1]["value"] < both[name, rate][0]["value"]
                 return f"{title} {'down' if down else 'up'} from {before} to {after}"
-        return "No forget set was scored"
+        return "no forget set was scored"
 
-    def verdict(self) -> str:
+    def changes(self) -> str:
         """The key metric of each prompt set before and after, in one sentence."""
         both, parts = self.compared(), dict[str, list[str]]()
         for name in self.sets_of("forget", "kept", "normal"):

@@ -47,6 +47,8 @@ TRIAL = {
 POINT = {"step": NUMBER, "value": MAYBE, "ci_low": MAYBE, "ci_high": MAYBE}
 SHAPES: dict[str, Any] = {
     "eval.json": {
+        "verdict?": (str, type(None)),
+        "reasons?": [str],
         "models": {"*": {"*": {"*": METRIC_RESULT}}},
         "headline?": (str, type(None)),
         "metrics?": {"*": METRIC},

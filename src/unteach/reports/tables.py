@@ -132,10 +132,14 @@ def summary_table(results: Results, *, width: int | None = None) -> Table:
 
 
 def print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
-    """Prints the table and the verdict of an `eval.json`."""
+    """Prints the table of an `eval.json`, the verdict and what it rests on."""
     results = Results(evaluation)
     summary_table(results, width=console.width).print(console, "original -> unlearned model")
-    console.print(results.verdict(), highlight=False, markup=False)
+    lines = [results.changes()]
+    if judgement := results.judgement():
+        lines += ["", f"Verdict: {judgement}" if results.verdict else judgement]
+    for line in [*lines, *(f"- {reason}" for reason in results.reason_lines)]:
+        console.print(line, highlight=False, markup=False)
 
 
 def benchmark_table(evaluation: Mapping[str, Any]) -> Table:

@@ -1,0 +1,257 @@
+"""The verdict on a run, from its `eval.json` alone: has the model forgotten, and at what harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+Verdict = Literal["forgotten", "forgotten with damage", "not forgotten", "collapsed"]
+VERDICTS: tuple[Verdict, ...] = (
+    "forgotten",
+    "forgotten with damage",
+    "not forgotten",
+    "collapsed",
+)
+FORGOTTEN_AT = 0.05
+"""Highest headline rate after training, as a share of the rate before, at which a set counts as
+forgotten: one answer of twenty, which is what sampling and near misses of a judge leave.
+"""
+HELD_AT = 0.95
+"""Least share of the facts or words of the rows to keep that is still given. The trained rows of a
+retain set are the easiest to keep: losing one of twenty is a loss.
+"""
+SIMILAR_AT = 0.85
+"""Least mean similarity of answers to those of the original. 0.90 is reached by runs without
+damage; greedy answers of small models change their wording by rounding alone, for which 0.05 is
+left.
+"""
+READABLE_WITHIN = 0.02
+"""Most of the answers of a set, as a share, that may have become degenerate."""
+ROWS_OF_CHANCE = 1.5
+"""A loss of one row is no evidence, neither of damage nor of its absence: of few rows one is a
+large share. From the second on it counts.
+"""
+COLLAPSED_READABLE = 0.25
+"""Share of the answers to prompts of other things that have become degenerate, from which on it is
+the language that is lost.
+"""
+COLLAPSED_SIMILAR = 0.5
+"""Mean similarity to the original's answers under which everyday prompts are answered with other
+things: sentences about different things reach 0.1 to 0.3, one templated answer to all 0.31.
+"""
+COLLAPSED_NATS = 2.0
+"""Nats a token by which answers have become less likely to the fluency model (a perplexity 7.4
+times as high), from which on they are broken language that does not repeat itself.
+"""
+BASELINES = ("retrained", "never_knew")
+"""Models that never learnt the forget set: what they reach by chance is no knowledge."""
+Kind = Literal["collapsed", "shown", "damage", "missing", "gone", "held"]
+ORDER: tuple[Kind, ...] = ("collapsed", "shown", "damage", "missing", "gone", "held")
+
+
+class Finding(NamedTuple):
+    """What one number says, and the number in a sentence."""
+
+    kind: Kind
+    reason: str
+
+
+class Change(NamedTuple):
+    """A metric on a prompt set before and after, and its rows."""
+
+    before: float
+    after: float
+    n: int
+
+
+def verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """`verdict`, one of `VERDICTS`, and `reasons`, sentences with the numbers behind it, those that
+    decide first; the fields of that name in `eval.json`.
+
+    What was not measured is among the reasons and never counts as held.
+
+    Args:
+        evaluation: the content of an `eval.json`, with results of the models `original` and
+            `unlearned` and, where they were evaluated, of `BASELINES`.
+    """
+    found = sorted(_findings(evaluation), key=lambda finding: ORDER.index(finding.kind))
+    kinds = {finding.kind for finding in found}
+    word: Verdict = "forgotten"
+    if "collapsed" in kinds:
+        word = "collapsed"
+    elif "shown" in kinds or "gone" not in kinds:
+        word = "not forgotten"
+    elif "damage" in kinds:
+        word = "forgotten with damage"
+    return {"verdict": word, "reasons": [finding.reason for finding in found]}
+
+
+def _findings(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
+    sets: Mapping[str, Mapping[str, Any]] = evaluation["prompt_sets"]
+    forget, kept, normal = (
+        [name for name, facts in sets.items() if facts["role"] == role]
+        for role in ("forget", "kept", "normal")
+    )
+    headline, forgotten = str(evaluation.get("headline", "leak_rate")), False
+    for name in forget:
+        for finding in _forgotten(evaluation, name, headline):
+            forgotten = forgotten or finding.kind != "missing"
+            yield finding
+    if not forgotten:
+        yield Finding("shown", f"no forget set has a {_title(evaluation, headline)}")
+    for name in kept:
+        yield from _held(evaluation, name)
+    if not any(sets[name].get("neighbours") for name in kept):
+        yield Finding(
+            "missing",
+            "neighbours were not measured: nothing is known of prompts of the same kind about other"
+            " things",
+        )
+    for name in normal:
+        yield from _similar(evaluation, name)
+    if not normal:
+        yield Finding("missing", "everyday prompts were not measured")
+    yield from _all_readable(evaluation)
+    for name in sets:
+        yield from _likely(evaluation, name)
+
+
+def _change(evaluation: Mapping[str, Any], name: str, metric: str) -> Change | None:
+    models = evaluation["models"]
+    pair = [models.get(model, {}).get(name, {}).get(metric) for model in ("original", "unlearned")]
+    if any(result is None or result["value"] is None for result in pair):
+        return None
+    return Change(pair[0]["value"], pair[1]["value"], int(pair[1]["n"]))
+
+
+def _title(evaluation: Mapping[str, Any], metric: str) -> str:
+    return str(evaluation["metrics"].get(metric, {}).get("title", metric.replace("_", " ")))
+
+
+def _sentence(evaluation: Mapping[str, Any], name: str, metric: str, change: Change) -> str:
+    """The metric on the set before and after: "said facts, forget: 67% -> 0% of 30"."""
+    form = evaluation["metrics"].get(metric, {}).get("format", ".3g")
+    where = evaluation["prompt_sets"][name]["title"]
+    before, after = (format(value, form) for value in (change.before, change.after))
+    return f"{_title(evaluation, metric)}, {where}: {before} -> {after} of {change.n} rows"
+
+
+def _forgotten(evaluation: Mapping[str, Any], name: str, headline: str) -> Iterator[Finding]:
+    change = _change(evaluation, name, headline)
+    limit = evaluation["prompt_sets"][name].get("forgotten_at", FORGOTTEN_AT)
+    if change is None or limit >= 1:
+        return
+    text = _sentence(evaluation, name, headline, change)
+    if not change.before:
+        kind: Kind = "shown" if limit <= FORGOTTEN_AT else "missing"
+        yield Finding(kind, f"{text}; nothing was known before, so nothing shows forgetting")
+        return
+    chance = [
+        result["value"]
+        for model in BASELINES
+        if (result := evaluation["models"].get(model, {}).get(name, {}).get(headline))
+        and result["value"] is not None
+    ]
+    if change.after <= max([limit * change.before, *chance]):
+        yield Finding("gone", text)
+        return
+    level = f"{limit:.0%} of what was known"
+    level += f" or {max(chance):.0%} by chance" if chance else ""
+    yield Finding("shown", f"{text}, more than {level}")
+
+
+def _held(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    """Whether a set to keep is kept: by its facts, else by its words, else by the likeness of the
+    answers to the original's.
+    """
+    share = evaluation["prompt_sets"][name].get("held_at", HELD_AT)
+    where = evaluation["prompt_sets"][name]["title"]
+    words = _change(evaluation, name, "rouge_l_recall")
+    for metric in ("said_facts", "rouge_l_recall"):
+        change = _change(evaluation, name, metric)
+        few = change and words and 2 * change.n < words.n  # most rows name no facts
+        if change is None or not change.before or few:
+            continue
+        rate = evaluation["metrics"].get(metric, {}).get("interval") == "wilson"
+        lost = (change.before - change.after) * change.n
+        text = _sentence(evaluation, name, metric, change)
+        text += f", {change.after / change.before:.0%} of before"
+        if change.after >= share * change.before:
+            yield Finding("held", text)
+        elif rate and lost <= ROWS_OF_CHANCE:
+            yield Finding("missing", f"{text}: one row, too few to tell")
+        else:
+            yield Finding("damage", f"{text}, under {share:.0%}")
+        return
+    change = _change(evaluation, name, "similarity")
+    if change is None:
+        yield Finding("missing", f"what the model keeps of {where} was not measured")
+        return
+    text = f"{_title(evaluation, 'similarity')}, {where}: {change.after:.2f} of {change.n} rows"
+    less = change.after < SIMILAR_AT
+    yield Finding("damage", f"{text}, under {SIMILAR_AT}") if less else Finding("held", text)
+
+
+def _similar(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    change, where = (
+        _change(evaluation, name, "similarity"),
+        evaluation["prompt_sets"][name]["title"],
+    )
+    if change is None:
+        yield Finding("missing", f"likeness to the original's answers, {where}: not measured")
+        return
+    text = f"{_title(evaluation, 'similarity')}, {where}: {change.after:.2f} of {change.n} rows"
+    if change.after < COLLAPSED_SIMILAR:
+        yield Finding("collapsed", f"{text}, under {COLLAPSED_SIMILAR}")
+    elif change.after < SIMILAR_AT:
+        yield Finding("damage", f"{text}, under {SIMILAR_AT}")
+    else:
+        yield Finding("held", text)
+
+
+def _all_readable(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
+    """A finding for each set that lost readable answers or was not measured, one for the others."""
+    found = {name: _readable(evaluation, name) for name in evaluation["prompt_sets"]}
+    held = [name for name, finding in found.items() if finding.kind == "held"]
+    yield from (found[name] for name in found if name not in held)
+    if held:
+        rates = [evaluation["models"]["unlearned"][name]["readability"]["value"] for name in held]
+        titles = ", ".join(evaluation["prompt_sets"][name]["title"] for name in held)
+        within = f"within {100 * READABLE_WITHIN:.0f} points of before"
+        yield Finding("held", f"{min(rates):.0%} or more readable, {within}: {titles}")
+
+
+def _readable(evaluation: Mapping[str, Any], name: str) -> Finding:
+    change = _change(evaluation, name, "readability")
+    facts = evaluation["prompt_sets"][name]
+    if change is None:
+        return Finding("missing", f"readability of the answers, {facts['title']}: not measured")
+    text, lost = _sentence(evaluation, name, "readability", change), change.before - change.after
+    if lost <= READABLE_WITHIN:
+        return Finding("held", text)
+    if lost * change.n <= ROWS_OF_CHANCE:
+        return Finding("missing", f"{text}: one row, too few to tell")
+    if facts["role"] != "forget" and lost >= COLLAPSED_READABLE:
+        return Finding("collapsed", text)
+    return Finding("damage", f"{text}, {100 * lost:.0f} points fewer")
+
+
+def _likely(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    """Answers that became far less likely; more likely ones are left to readability."""
+    sets = evaluation["prompt_sets"]
+    change = _change(evaluation, name, "fluency")
+    if change is None:
+        return
+    others = [_change(evaluation, other, "fluency") for other in sets]
+    everyday = [
+        other.before
+        for other, place in zip(others, sets, strict=True)
+        if other and sets[place]["role"] == "normal"
+    ]
+    if change.after - max([change.before, *everyday]) > COLLAPSED_NATS:
+        forget = sets[name]["role"] == "forget"
+        text = _sentence(evaluation, name, "fluency", change)
+        yield Finding(
+            "damage" if forget else "collapsed",
+            f"{text}, more than {COLLAPSED_NATS:g} nats a token less likely",
+        )
