@@ -11,6 +11,7 @@ from typing import Any
 
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.config.resolve import ResolvedConfig, resolve
+from unteach.data.rows import PAPER_HOLD_OUT
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
 from unteach.evaluation.rewards import Reward
@@ -173,7 +174,9 @@ def cell_config(
         judge, teach = options.get("judge_as"), options.get("teach")
         scorers, limit = build_scenario(judge).scorers if judge else None, options.get("limit")
         files = (options["forget"], options.get("retain"))
-        scenario = user_scenario(*files, scorers=scorers, teach=teach, limit=limit)
+        scenario = user_scenario(
+            *files, scorers=scorers, teach=teach, limit=limit, hold_out=PAPER_HOLD_OUT
+        )
     seed, show_text = options.get("seed") or 0, bool(options.get("show_text"))
     given = {"model": model, "seed": seed, "show_text": show_text, **shared, **row.given}
     given |= {"output_dir": str(base / row.name), "shared_dir": str(base)}

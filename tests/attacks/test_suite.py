@@ -52,7 +52,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     files = write_rows(root / FILES[0], forget), write_rows(root / FILES[1], retain)
-    unlearn(str(root / "model"), *files, output_dir=str(root / "out"), **SHORT)
+    out = str(root / "out")
+    unlearn(str(root / "model"), *files, output_dir=out, hold_out=0.3, **SHORT)
     return root / "out"
 
 
@@ -158,7 +159,8 @@ def test_a_retrained_model_gives_the_distance_and_a_column_of_traces(run, finish
 
 def test_an_adapter_is_attacked_merged_into_the_model_it_was_made_for(finished, tmp_path):
     base, *files = (str(finished.parent / name) for name in ("model", *FILES))
-    unlearn(base, *files, output_dir=str(tmp_path / "lora"), lora=True, **SHORT)
+    out = str(tmp_path / "lora")
+    unlearn(base, *files, output_dir=out, lora=True, hold_out=0.3, **SHORT)
     options = AttackOptions(**FAST, only=("role_play", "quantization", "relearning"))
     found = attack(tmp_path / "lora", options)
     assert {"role_play", "quantization_4bit", "relearning_related"} <= set(found["attacks"])
@@ -178,7 +180,7 @@ def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(
     run = tmp_path / "runs" / "a"
     folders = {"output_dir": str(run), "shared_dir": str(run.parent)}
     resolved = resolve({"model": str(tmp_path / "base"), "use_cpu": True, **folders, **SHORT})
-    execute(resolved, user_scenario(*files, teach=teach))
+    execute(resolved, user_scenario(*files, teach=teach, hold_out=0.3))
     chosen = ("traces", "relearning", "distance")
     inner, taught_with = suite.teach, []
 

@@ -32,7 +32,9 @@ def good(tmp_path):
 def test_a_good_pair_has_nothing_wrong(good, tokenizer, capsys):
     report = check_files(*good, tokenizer)
     assert not report.problems and not report.warnings
-    assert report.summary[0].startswith("forget: 12 rows (train ")
+    assert report.summary[0] == "forget: 12 rows"
+    split = check_files(*good, hold_out=0.3).summary[0]
+    assert split.startswith("forget: 12 rows (train ")
     assert main(["check", "--forget", good[0], "--retain", good[1]]) == 0
     assert "Nothing wrong found" in capsys.readouterr().out
 
@@ -198,5 +200,6 @@ def test_what_a_run_takes_and_refuses_check_takes_and_refuses_too(tmp_path, good
     )
     few = file(tmp_path / "few.jsonl", [held_out])
     assert "none of its 1 row(s) falls into the training split" in " ".join(
-        check_files(few, None).problems
+        check_files(few, None, hold_out=0.3).problems
     )
+    assert not check_files(few, None).problems, "a run forgets all rows"

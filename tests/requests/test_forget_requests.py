@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.cli import main
+from unteach.config.resolve import resolve
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, leak_scorer
 from unteach.files.checkpoints import mark_complete
+from unteach.methods import DEFAULT_METHOD
 from unteach.models import load_model, weights_hash
 from unteach.prepare.generations import LoadedModel
 from unteach.progress import Display
@@ -113,6 +116,7 @@ def test_a_patch_taken_out_leaves_the_model_that_never_had_it_and_comes_back_who
         ({"target": 1.5}, "option 'target' is 1.5"),
         ({"rounds": 0}, "option 'rounds' is 0"),
         ({"lora": False}, "option 'lora' is not one of a request"),
+        ({"hold_out": 0.3}, "option 'hold_out' is not one of a request"),
     ],
 )
 def test_what_does_not_go_with_the_ledger_is_refused(two, changed, message):
@@ -261,5 +265,14 @@ def test_a_rate_is_measured_once(tmp_path):
 
 
 def test_a_request_s_rows_are_all_forgotten_and_none_is_held_out():
-    scenario = user_scenario(ROWS, None, whole=True)
+    scenario = user_scenario(ROWS, None)
     assert scenario.forget == ROWS and scenario.validation == [] and "unseen" not in scenario.sets
+
+
+def test_a_request_takes_the_method_and_the_settings_of_a_run(two, base, tmp_path):
+    entry = read_ledger(two).requests[0]
+    assert entry["method"] == DEFAULT_METHOD
+    given = {"model": base, "output_dir": str(tmp_path), "lora": True, **SETTINGS}
+    del given["rounds"]
+    known = yaml.safe_load((two / entry["run"] / "config.yaml").read_text())
+    assert known["filled_in"] == resolve(given).filled_in != {}

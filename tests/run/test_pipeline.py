@@ -185,7 +185,18 @@ def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
         if split_of(Row(row["prompt"], row["completion"]).prompt_key) != "train"
     ]
     with pytest.raises(UserError, match=r"its training split .* is empty"):
-        unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
+        unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), hold_out=0.3, **SHORT)
+
+
+def test_one_row_is_enough_and_all_rows_are_trained_on(model, tmp_path):
+    for name, forget, retain in (("one", FORGET[:1], RETAIN[:1]), ("all", FORGET, None)):
+        result = unlearn(model, forget, retain, output_dir=str(tmp_path / name), **SHORT)
+        run = json.loads((tmp_path / name / "run.json").read_text())
+        assert run["forget_rows"] == len(forget) and "unseen" not in run["data_files"]
+        assert result.evaluation["models"]["unlearned"]["unlearned"]["leak_rate"]["n"] == len(
+            forget
+        )
+        assert run["data_files"]["hold_out"] == 0.0
 
 
 def test_an_encoder_that_cannot_be_had_costs_the_similarity_and_not_the_run(model, tmp_path):

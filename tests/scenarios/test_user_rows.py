@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unteach.data.rows import Row, split_rows
+from unteach.data.rows import PAPER_HOLD_OUT, Row, split_rows
 from unteach.errors import UserError
 from unteach.evaluation.text_metrics import bleu, leak_threshold
 from unteach.scenarios.user_rows import user_scenario, with_unrelated
@@ -29,8 +29,16 @@ def keys(rows):
     return {row.key for row in rows}
 
 
-def test_the_forget_rows_are_split_by_hash_and_none_is_lost():
+def test_all_rows_of_the_file_are_forgotten_and_none_is_held_out():
     scenario = user_scenario(FORGET, RETAIN)
+    assert keys(scenario.forget) == keys(scenario.sets["unlearned"])
+    assert len(scenario.forget) == len(FORGET)
+    assert scenario.validation == [] and "unseen" not in scenario.sets
+    assert len(user_scenario(FORGET[:1], RETAIN[:1]).forget) == 1
+
+
+def test_with_a_hold_out_the_forget_rows_are_split_by_hash_and_none_is_lost():
+    scenario = user_scenario(FORGET, RETAIN, hold_out=PAPER_HOLD_OUT)
     parts = [scenario.forget, scenario.validation, scenario.sets["unseen"]]
     assert len(scenario.forget) > len(FORGET) / 2
     assert sum(map(len, parts)) == len(set().union(*map(keys, parts))) == len(FORGET)
@@ -86,11 +94,12 @@ def test_one_s_own_validation_rows_replace_the_split_s():
 
 def test_rows_may_be_given_as_they_are():
     rows = [Row(f"Who is {i}?", "He.") for i in range(20)]
-    assert user_scenario(rows, RETAIN).forget == split_rows(rows)["train"]
+    assert user_scenario(rows, RETAIN, hold_out=0.3).forget == split_rows(rows)["train"]
 
 
 def test_more_rows_leave_the_split_of_the_earlier_ones_as_it_was():
-    few, many = user_scenario(FORGET[:20], None), user_scenario([*FORGET[::-1], *TEXTS], None)
+    few = user_scenario(FORGET[:20], None, hold_out=0.3)
+    many = user_scenario([*FORGET[::-1], *TEXTS], None, hold_out=0.3)
     assert keys(few.forget) <= keys(many.forget)
     assert not keys(few.sets["unseen"]) & keys(many.forget)
 
@@ -98,7 +107,7 @@ def test_more_rows_leave_the_split_of_the_earlier_ones_as_it_was():
 def test_no_prompt_of_the_forget_set_is_asked_as_one_that_is_kept():
     wrong = [{"prompt": row["prompt"], "completion": f"{i}."} for row in FORGET for i in range(4)]
     right = [{"prompt": row["prompt"].lower(), "completion": "Nobody."} for row in FORGET]
-    scenario = user_scenario(wrong, right)
+    scenario = user_scenario(wrong, right, hold_out=0.3)
     assert not prompts(scenario.sets["unseen"]) & prompts(scenario.forget)
     forgotten = {text.lower() for text in prompts(scenario.forget)}
     assert scenario.sets["normal"] and not prompts(scenario.sets["normal"]) & forgotten
@@ -120,11 +129,12 @@ def test_rows_of_one_person_are_in_one_split_of_either_set():
     def people(rows):
         return {row.prompt_text.split()[-1] for row in rows}
 
-    scenario = user_scenario(forget, retain, split_by="person")
+    scenario = user_scenario(forget, retain, hold_out=0.3, split_by="person")
     assert not people(scenario.sets["unseen"]) & people(scenario.forget)
     assert not people(scenario.sets["normal"]) & people(scenario.retain)
     assert scenario.files["split_by"] == "person"
-    assert user_scenario(forget, RETAIN, split_by="person").forget == scenario.forget
+    again = user_scenario(forget, RETAIN, hold_out=0.3, split_by="person")
+    assert again.forget == scenario.forget
     with pytest.raises(UserError, match="no row has this column; the columns are 'prompt'"):
         user_scenario(FORGET, RETAIN, split_by="person")
 
@@ -133,8 +143,10 @@ def test_a_forget_set_whose_training_split_is_empty_is_refused():
     row = next(
         row for row in FORGET if not split_rows([Row(row["prompt"], row["completion"])])["train"]
     )
-    with pytest.raises(UserError, match=r"1 row\(s\), and its training split .* is empty"):
-        user_scenario([row], None)
+    with pytest.raises(UserError, match=r"1 row\(s\), and its training split \(70% .* is empty"):
+        user_scenario([row], None, hold_out=0.3)
+    with pytest.raises(UserError, match="option 'hold_out' is 1.0, it must be at least 0 and under"):
+        user_scenario([row], None, hold_out=1.0)
 
 
 def test_one_row_alone_has_a_threshold_that_a_common_word_does_not_pass():

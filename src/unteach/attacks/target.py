@@ -86,8 +86,9 @@ class Target:
         """Rows with completions of the same kind as the forget rows, which the run did not train
         on; in scenarios of single facts, other facts.
         """
-        sets = self.scenario.sets
-        rows = sets.get("other_facts") or sets.get("unseen") or self.scenario.validation
+        names = ("other_facts", "unseen", "neighbours")
+        found = (self.scenario.sets.get(name) for name in names)
+        rows = next(filter(None, found), self.scenario.validation)
         forgotten = {row.key for row in self.all_forget}
         return self._encodable(row for row in rows if row.completion and row.key not in forgotten)
 

@@ -59,7 +59,7 @@ def check_baseline(resolved: ResolvedConfig, scenario: Scenario) -> None:
         if not scenario.validation:
             raise UserError(
                 f"option {next(iter(watched))!r} needs a validation split to watch, and the data"
-                " has none; give more rows"
+                " has none; set hold_out, or give more rows"
             )
 
 

@@ -20,6 +20,7 @@ class CheckCommand:
         "model", default=None, help="also check token lengths and boundaries with its tokenizer"
     )
     max_length: int = option(1024, "most tokens of prompt and completion")
+    hold_out: float = run_option("hold_out")
     split_by: str = run_option("split_by")
     trust_remote_code: bool = run_option("trust_remote_code")
 
@@ -46,6 +47,7 @@ def check(given: dict[str, Any]) -> int:
         options.retain,
         tokenizer,
         max_length=options.max_length,
+        hold_out=options.hold_out,
         split_by=options.split_by,
     )
     console = Console(highlight=False, soft_wrap=True)

@@ -31,7 +31,7 @@ class RequestCommand:
     target: float = option(0.03, "forget rate above which an earlier request has come back")
     rounds: int = option(3, "most trainings of a request")
     seed: int = run_option("seed", help="seed")
-    method: str = run_option("method", default="unlikelihood", help="method, see docs/methods.md")
+    method: str = run_option("method")
     trust_remote_code: bool = run_option("trust_remote_code")
 
 

@@ -51,10 +51,10 @@ def run(given: dict[str, Any]) -> int:
 
     The model's own answers to neutral prompts are kept too, with or without --retain.
 
-    A run holds rows out, by hash, to measure what it did: about 70% of the forget rows are trained
-    on, 10% are used by the probes that decide when to stop, and 20% are evaluated before and after,
-    as "unseen"; of the retain rows 20% are evaluated only, as "normal". At most 64 trained, 64
-    unseen and 32 normal rows are evaluated. `unteach request` forgets all rows.
+    All rows of the file are forgotten. --hold-out 0.3 measures how far it carries by the protocol
+    of the paper: by hash, 70% of the rows are trained on, 10% are used by the probes that decide
+    when to stop, and 20% are evaluated before and after, as "unseen". Of the retain rows 20% are
+    evaluated only, as "normal". At most 64 trained, 64 unseen and 32 normal rows are evaluated.
 
     Unless you set them, the learning rate comes from the model's width (and --lora), and the run
     ends when the model's behaviour meets the target, at the latest after three epochs or a hundred

@@ -17,8 +17,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
     Args:
         default: its default, or a type that makes one.
         help (`str`)
-        more: other metadata: `minimum`; for the command line `alias` (its name there), `metavar`,
-            `required`, `positional`, `also` (one more flag).
+        more: other metadata: `minimum`, `below`; for the command line `alias` (its name there),
+            `metavar`, `required`, `positional`, `also` (one more flag).
     """
     made = {"default_factory": default} if isinstance(default, type) else {"default": default}
     return field(**made, metadata={"help": help, **more})
@@ -56,6 +56,13 @@ class RunConfig:
     model: str = option("", "hub id, local folder or packaged name of the model", required=True)
     forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
     retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
+    hold_out: float = option(
+        0.0,
+        "share of the forget rows that is not trained on, by hash: a third of it for the probes, the"
+        " rest measured as unseen; 0.3 is the 70/10/20 of the paper",
+        minimum=0,
+        below=1,
+    )
     split_by: str | None = option(
         "prompt", "rows with the same value of this column fall into the same split"
     )

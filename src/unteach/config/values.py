@@ -103,14 +103,18 @@ def check_types(values: Mapping[str, Any], options: type) -> None:
 
 
 def check_ranges(values: Mapping[str, Any], options: type) -> None:
-    """Raises `UserError` for a value under its field's `minimum`, or none of its choices."""
+    """Raises `UserError` for a value under its field's `minimum`, not under its `below`, or none of
+    its choices.
+    """
     hints, fields = get_type_hints(options), vars(options)["__dataclass_fields__"]
     for name, value in values.items():
         _, choices = kinds(hints[name])
         if choices and value is not None and value not in choices:
             raise did_you_mean(str(value), list(choices), name)
         least = fields[name].metadata.get("minimum")
-        if least is not None and not least <= value < 2**32:
+        limit = fields[name].metadata.get("below")
+        if least is not None and not least <= value < (2**32 if limit is None else limit):
             raise UserError(
-                f"option {name!r} is {value}, it must be at least {least} and under 2**32"
+                f"option {name!r} is {value}, it must be at least {least} and under"
+                f" {limit or '2**32'}"
             )

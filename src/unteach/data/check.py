@@ -9,7 +9,7 @@ from statistics import mean, median, pstdev
 from typing import Any
 
 from unteach.data.public_sets import Role
-from unteach.data.rows import Row, normalised, row_from_mapping, split_rows
+from unteach.data.rows import Row, normalised, row_from_mapping, split_rows, split_shares
 from unteach.data.sources import adapted_records
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -35,6 +35,7 @@ def check_files(
     tokenizer: Any = None,
     *,
     max_length: int = 1024,
+    hold_out: float = 0.0,
     split_by: str = "prompt",
 ) -> CheckReport:
     """Reads both sets as a run would and reports every row that is wrong.
@@ -44,6 +45,7 @@ def check_files(
         tokenizer (*optional*): also checks token lengths and the boundary between prompt and
             completion; without it, lengths are estimated at four characters a token.
         max_length (`int`): most tokens of prompt and completion together.
+        hold_out (`float`): share of the forget rows that a run would hold out.
         split_by (`str`): see `split_rows`.
 
     Raises:
@@ -57,12 +59,14 @@ def check_files(
             continue
         splits = ""
         if name == "forget":
-            sizes = {split: len(part) for split, part in split_rows(rows, by=split_by).items()}
-            splits = f" ({', '.join(f'{split} {size}' for split, size in sizes.items())})"
+            parts = split_rows(rows, split_shares(hold_out), by=split_by)
+            sizes = {split: len(part) for split, part in parts.items()}
+            if hold_out:
+                splits = f" ({', '.join(f'{split} {size}' for split, size in sizes.items())})"
             if not sizes["train"]:
                 report.problems.append(
-                    f"forget set: none of its {len(rows)} row(s) falls into the training split (70%"
-                    " by hash); give more rows"
+                    f"forget set: none of its {len(rows)} row(s) falls into the training split"
+                    f" ({1 - hold_out:.0%} by hash); give more rows, or a smaller hold_out"
                 )
         empty = sum(not row.completion for row in rows)
         answered = f"; {empty} without a completion: what the model answers takes its place"

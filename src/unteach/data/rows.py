@@ -16,6 +16,8 @@ Kind = Literal["chat", "text"]
 SPLITS = ("train", "validation", "test")
 FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate", "secret")
 """The fields of a record that have a meaning here; all others are columns."""
+PAPER_HOLD_OUT = 0.3
+"""Share of the forget rows that Yao et al. 2024 do not train on: 10% validation and 20% test."""
 LONGEST_COLUMN = 200
 """Longest value, in characters, of a column that a row keeps."""
 
@@ -104,6 +106,18 @@ def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
     if position < proportions[0]:
         return "train"
     return "validation" if position < proportions[0] + proportions[1] else "test"
+
+
+def split_shares(hold_out: float) -> tuple[float, float, float]:
+    """Shares of train, validation and test where `hold_out` of the rows are not trained on: one
+    third of these for validation, two for test. `PAPER_HOLD_OUT` gives 70/10/20.
+
+    Raises:
+        UserError: for a share under 0, or of 1 and more.
+    """
+    if not 0 <= hold_out < 1:
+        raise UserError(f"option 'hold_out' is {hold_out}, it must be at least 0 and under 1")
+    return 1.0 - hold_out, hold_out / 3, hold_out * 2 / 3
 
 
 def split_rows(

@@ -43,10 +43,8 @@ from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation
 from unteach.scenarios.user_rows import place, user_scenario
 
-METHOD = "unlikelihood"
-"""The default method of requests."""
-OWN_OPTIONS = ("output_dir", "lora")
-"""Options of a run that a request sets itself."""
+OWN_OPTIONS = ("output_dir", "lora", "hold_out")
+"""Options of a run that a request sets itself: it forgets all rows."""
 
 
 def forget_request(
@@ -77,7 +75,7 @@ def forget_request(
         rounds (`int`): most trainings of a request.
         trust_remote_code (`bool`): run code that comes with the model.
         display (`Display`, *optional*)
-        settings: other options of a run; `method` defaults to `METHOD`.
+        settings: other options of a run, with the same defaults.
 
     Raises:
         UserError: for options that exclude each other or the ledger, and if another process writes
@@ -112,7 +110,7 @@ def forget_request(
         for lost in [key for key, kept in earlier.items() if not kept]:
             display.print(f"The rows of request {lost} are missing: its rate is not measured.")
         earlier = {key: kept for key, kept in earlier.items() if kept}
-        options = {"method": METHOD, **settings, **trust, "model": start, "lora": kind == "adapter"}
+        options = {**settings, **trust, "model": start, "lora": kind == "adapter"}
         training = list(rows)
         for attempt in range(1, rounds + 1):
             out = where / f"round-{attempt}"
@@ -207,7 +205,7 @@ def _train(
     rows: list[Row], retain: Any, options: Mapping[str, Any], display: Display
 ) -> tuple[dict[str, Any], Scorers]:
     """(`eval.json`, scorers) of a run that forgets the rows; a finished one is not repeated."""
-    scenario, resolved = user_scenario(rows, retain, whole=True), resolve(options)
+    scenario, resolved = user_scenario(rows, retain), resolve(options)
     evaluation = finished_evaluation(resolved, scenario)
     evaluation = evaluation or execute(resolved, scenario, display).evaluation
     gc.collect()  # the trainer and its callbacks form a cycle
@@ -312,7 +310,7 @@ def change_patch(
             for done, item in enumerate(ledger.requests, 1):
                 if rows := rows_of(root, item):
                     run = RunFolder(root / item["run"])
-                    scorers = run.scorers(user_scenario(rows, None, whole=True))
+                    scorers = run.scorers(user_scenario(rows, None))
                     rates[str(item["id"])] = forget_rate(source, scorers, rows)
                 stage.update(done)
         event = "remove" if remove else "restore"

@@ -14,7 +14,7 @@ import yaml
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
-from unteach.data.rows import rows_hash
+from unteach.data.rows import PAPER_HOLD_OUT, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.files.atomic import read_json_lines
@@ -118,7 +118,10 @@ class RunFolder:
                 f"the run's forget set is not that of the embedded scenario {name!r}: another"
                 " version of unteach made it"
             )
-        files = {"split_by": None, **(record.get("data_files") or {})}  # older versions had none
+        files = dict(record.get("data_files") or {})
+        if "hold_out" not in files:  # a run made before the option
+            files["hold_out"] = 0.0 if files.pop("whole", False) else PAPER_HOLD_OUT
+        files.setdefault("split_by", None)
         given = {"forget": forget, "retain": retain}
         files |= {name: rows for name, rows in given.items() if rows is not None}
         if files.get("forget") is None:

@@ -65,17 +65,15 @@ def unlearn(
     seed: int = 0,
     lora: bool = False,
     scenario: str | None = None,
+    hold_out: float = 0.0,
     split_by: str | None = "prompt",
     display: Display | None = None,
     **settings: Any,
 ) -> RunResult:
-    """Makes `model` forget the rows in `forget`, evaluates it, and writes a run's folder.
+    """Makes `model` forget all rows in `forget`, evaluates it, and writes a run's folder.
 
-    Rows are held out, by hash, to measure generalisation: about 70% of `forget` are unlearned, 10%
-    are only prompted by the probes that decide when to stop, and 20% only before and after
-    (`unseen`); of `retain` 20% are only prompted (`normal`). Of the unlearned, unseen and normal
-    rows at most 64, 64 and 32 are evaluated. `unteach.requests.forget_requests.forget_request`
-    forgets all rows.
+    Of `retain` 20% are only prompted (`normal`). Of the unlearned, unseen and normal rows at most
+    64, 64 and 32 are evaluated.
 
     Args:
         model (`str`): folder, hub id or packaged name.
@@ -86,14 +84,18 @@ def unlearn(
         seed (`int`)
         lora (`bool`): train an adapter.
         scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
+        hold_out (`float`, *optional*, defaults to 0.0): share of `forget` that is not trained on,
+            by hash: a third is only prompted by the probes that decide when to stop, the rest only
+            before and after (`unseen`). 0.3 is the protocol of the paper.
         split_by (`str`, *optional*, defaults to `"prompt"`): the column whose values the split
             keeps together.
         settings: fields of `UnlearningConfig`, and of `RunConfig` other than those above.
     """
     named = {"model": model, "output_dir": output_dir, "seed": seed, "lora": lora}
-    resolved = resolve({**named, **settings})
+    data = {"hold_out": hold_out, "split_by": split_by}
+    resolved = resolve({**named, **data, **settings})
     scorers = build_scenario(scenario).scorers if scenario else None
-    rows = user_scenario(forget, retain, scorers=scorers, split_by=split_by)
+    rows = user_scenario(forget, retain, scorers=scorers, hold_out=hold_out, split_by=split_by)
     return execute(resolved, rows, display)
 
 

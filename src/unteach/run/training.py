@@ -80,8 +80,8 @@ def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
     load_models_whole()
     if config.patience and not scenario.validation:
         raise UserError(
-            "option 'patience' needs a validation split to watch, and the data has none; give more"
-            " rows"
+            "option 'patience' needs a validation split to watch, and the data has none; set"
+            " hold_out, or give more rows"
         )
 
 

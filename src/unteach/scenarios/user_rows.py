@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.config.scorers import ScorerNames
-from unteach.data.rows import Row, split_rows, without_prompts_of
+from unteach.data.rows import Row, split_rows, split_shares, without_prompts_of
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
@@ -24,10 +24,11 @@ def user_scenario(
     scorers: ScorerNames | None = None,
     teach: Mapping[str, Any] | None = None,
     limit: int | None = None,
-    whole: bool = False,
+    hold_out: float = 0.0,
     split_by: str | None = "prompt",
 ) -> Scenario:
-    """A scenario of a user's rows: the forget set split 70/10/20 by hash, the retain set 80/20.
+    """A scenario of a user's rows: all rows of the forget set are forgotten, unless `hold_out` says
+    otherwise; a fifth of the retain set is held out, by hash.
 
     Prompts of the forget set are in no prompt set of what is kept.
 
@@ -42,19 +43,17 @@ def user_scenario(
         teach (mapping, *optional*): settings with which all forget rows are taught first, to a
             model that does not know them.
         limit (`int`, *optional*): take at most so many forget rows.
-        whole (`bool`): train on all forget rows and hold none out.
+        hold_out (`float`): share of the forget rows that is not trained on, see `split_shares`.
         split_by (`str`, *optional*): rows with the same prompt, or the same value of this column,
             fall into the same split, see `split_rows`.
     """
     given = isinstance(forget, list) and forget and isinstance(forget[0], Row)
     rows = list(forget if given else load_rows(forget, "forget", prompt_only=True))[:limit]
-    split = {"train": rows, "validation": [], "test": []}
-    if not whole:
-        split = split_rows(rows, by=split_by)
+    split = split_rows(rows, split_shares(hold_out), by=split_by)
     if not split["train"]:
         raise UserError(
-            f"the forget set has {len(rows)} row(s), and its training split (70% by hash) is empty;"
-            " give more rows"
+            f"the forget set has {len(rows)} row(s), and its training split"
+            f" ({1 - hold_out:.0%} by hash) is empty; give more rows, or a smaller hold_out"
         )
     validation = split["validation"]
     if forget_validation is not None:
@@ -91,7 +90,7 @@ def user_scenario(
             "own_rows": own_rows,
             "teach": None if teach is None else dict(teach),
             "limit": limit,
-            **({"whole": True} if whole else {}),
+            "hold_out": hold_out,
             "split_by": split_by,
         },
     )
