@@ -180,7 +180,12 @@ def test_rlhf_s_reward_model_scores_all_rows_and_its_time_is_the_measure(folder)
         ("sft", {}, ["learning_rate=1e-4"], "option 'learning_rate' is one of unlearning"),
         ("sft", {}, ["--frozen-layers", "1"], "option 'frozen_layers' is one of unlearning"),
         ("sft", {}, ["patience=0"], "patience is 0"),
-        ("sft", {}, ["patience=2"], "needs a validation split to watch, and the data has none; set"),
+        (
+            "sft",
+            {},
+            ["patience=2"],
+            "needs a validation split to watch, and the data has none; set",
+        ),
         ("sft", {}, ["--lora"], "option 'lora' is one of unlearning"),
         ("ga", {"sft": {}}, [], "option 'stages' is for the baselines"),
     ],
