@@ -146,7 +146,7 @@ def test_a_forget_set_whose_training_split_is_empty_is_refused():
     with pytest.raises(UserError, match=r"1 row\(s\), and its training split \(70% .* is empty"):
         user_scenario([row], None, hold_out=0.3)
     with pytest.raises(
-        UserError, match="option 'hold_out' is 1.0, it must be at least 0 and under"
+        UserError, match=r"option 'hold_out' is 1\.0, it must be at least 0 and under"
     ):
         user_scenario([row], None, hold_out=1.0)
 

@@ -58,8 +58,8 @@ class RunConfig:
     retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
     hold_out: float = option(
         0.0,
-        "share of the forget rows that is not trained on, by hash: a third of it for the probes, the"
-        " rest measured as unseen; 0.3 is the 70/10/20 of the paper",
+        "share of the forget rows that is not trained on, by hash: a third of it for the probes,"
+        " the rest measured as unseen; 0.3 is the 70/10/20 of the paper",
         minimum=0,
         below=1,
     )
