@@ -13,9 +13,9 @@ import tomllib
 from pathlib import Path
 
 from unteach.config import UnlearningConfig
-from unteach.config.resolve import BY_DEFAULT
+from unteach.config.resolve import SCHEDULE
 from unteach.losses.token import forward_kl_to_reference, negative_log_likelihood
-from unteach.methods import DEFAULT_METHOD, METHODS, Method
+from unteach.methods import METHODS, Method
 from unteach.methods.pdu import DualWeight
 from unteach.methods.rmu import Steering, state_drift, steering_vector
 from unteach.methods.task_vector import TaskVector, subtract
@@ -112,11 +112,11 @@ def of_a_run(name: str) -> list[str]:
     Args:
         name (`str`): of the method.
     """
-    if name != DEFAULT_METHOD:
+    if not METHODS[name].settings:
         return []
     values = {
         option: f"{value:g}" if isinstance(value, float) else value
-        for option, value in BY_DEFAULT.items()
+        for option, value in {**METHODS[name].settings, **SCHEDULE}.items()
     }
     rows = [f"| `{option}` | {value} |" for option, value in values.items()]
     words = (

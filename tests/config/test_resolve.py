@@ -14,15 +14,16 @@ import yaml
 from unteach import unlearn
 from unteach.config import UnlearningConfig
 from unteach.config import resolve as resolving
-from unteach.config.resolve import BY_DEFAULT, LEAST_STEPS, resolve, suitable_learning_rate
+from unteach.config.resolve import LEAST_STEPS, SCHEDULE, resolve, suitable_learning_rate
 from unteach.errors import UserError
-from unteach.methods import DEFAULT_METHOD
+from unteach.methods import DEFAULT_METHOD, METHODS
 from unteach.plan import plan_run
 from unteach.scenarios import SCENARIOS, demo_presets
 
 ROWS = [
     {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(12)
 ]
+BY_DEFAULT = {**METHODS[DEFAULT_METHOD].settings, **SCHEDULE}
 BARE = {"similarity_model": None, "probe_steps": 100, "per_device_train_batch_size": 2}
 
 
@@ -88,6 +89,14 @@ def test_the_default_method_brings_its_settings_where_they_are_not_given():
     assert config(method="ga_mismatch").mismatch_completions == 5
     rules = resolve({"method": "ga", "max_steps": 1, "learning_rate": 1e-4}).filled_in
     assert rules == {}
+
+
+def test_the_kind_of_the_rows_decides_the_method_where_nobody_else_does():
+    resolved = resolve({}).with_rows(method="counterfactual")
+    assert resolved.run.method == "counterfactual" == resolved.unlearning_config("out").method
+    assert resolved.sources["method"] == "rows"
+    for chosen in (resolve({"method": "npo"}), resolve({}, presets={"method": "npo"})):
+        assert chosen.with_rows(method="counterfactual") is chosen
 
 
 @pytest.mark.parametrize(("retain_loss", "weight"), [("kl", 5.0), ("nll", 1.0), ("none", 0.0)])

@@ -19,7 +19,7 @@ from unteach.config.values import check_types
 from unteach.errors import UserError, did_you_mean
 from unteach.methods import DEFAULT_METHOD, METHODS, get_method
 
-Source = Literal["user", "scenario", "method", "model", "search", "default"]
+Source = Literal["user", "scenario", "rows", "method", "model", "search", "default"]
 
 RATE_TIMES_WIDTH = 0.075
 """Learning rate times the model's hidden size, all weights trained: 1.3e-4 at 576, where it was
@@ -30,9 +30,8 @@ Adam's best rate falls as one over the width (Yang et al. 2022, arXiv 2203.03466
 ADAPTER_FACTOR = 4.0
 """Learning rate of an adapter, relative to that of all weights."""
 SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
-BY_DEFAULT: dict[str, Any] = {"mismatch_completions": 1, "retain_weight": 5.0, **SCHEDULE}
-"""Settings that the default method was found with (docs/log.md): with a rate that falls to 0,
-behaviour on the retain set recovers before the end."""
+"""Schedule of a method with settings of its own: with a rate that falls to 0, behaviour on the
+retain set recovers before the end."""
 LEAST_STEPS = 100
 """Fewest planned steps; early stopping usually ends a run before."""
 SAVING = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
@@ -93,6 +92,14 @@ class ResolvedConfig:
     def with_run(self, **values: Any) -> ResolvedConfig:
         """The same with other fields of `RunConfig`, which the program sets."""
         return _merged((*self.layers, ("default", _checked(flat(values)))), self.width)
+
+    def with_rows(self, **values: Any) -> ResolvedConfig:
+        """The same with what the kind of the rows decides where neither user nor scenario does; a
+        method of their own leaves nothing to decide.
+        """
+        if "method" in {name for _, known in self.layers for name in known}:
+            return self
+        return _merged((("rows", _checked(values)), *self.layers), self.width)
 
     def with_width(self, width: int) -> ResolvedConfig:
         """The same for a model of that hidden size, on which the learning rate depends."""
@@ -288,12 +295,12 @@ def _by_rule(
     if width and method in METHODS:
         rate = suitable_learning_rate(width, method, lora=lora)
     found["learning_rate"] = ("model", rate)
-    if method == DEFAULT_METHOD:
-        left = dict(BY_DEFAULT)
+    if method in METHODS and (settings := get_method(method).settings):
+        left = {**settings, **SCHEDULE}
         if set(chosen) & set(SCHEDULE):  # half of a schedule is another one
             left = {name: value for name, value in left.items() if name not in SCHEDULE}
         if chosen.get("retain_loss") not in (None, get_method(method).retain):
-            del left["retain_weight"]  # it is of the method's own retain term
+            left.pop("retain_weight", None)  # it is of the method's own retain term
         found |= {name: ("method", value) for name, value in left.items()}
     if (
         not {"num_train_epochs", "least_steps"} & set(chosen)

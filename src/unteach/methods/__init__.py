@@ -53,6 +53,7 @@ wga = partial(Method, token.weighted_gradient_ascent)
 satimp = partial(Method, token.saturation_importance, complement=True)
 likelihood = partial(Method, token.negative_log_likelihood)
 beta = {"beta": 0.1}
+FOUND_WITH = {"mismatch_completions": 1, "retain_weight": 5.0}
 
 METHODS: dict[str, Method] = {
     "ga": ascent("kl", (0.5, 0, 1), YAO),
@@ -64,7 +65,9 @@ METHODS: dict[str, Method] = {
     "unlikelihood": unlikely("kl", (1, 0, 1), WELLECK),
     "unlikelihood_mismatch": unlikely("kl", (1, 0.5, 1), WELLECK_MISMATCH, mismatch=True),
     "log_odds": log_odds("kl", (1, 0, 1), OURS),
-    "log_odds_mismatch": log_odds("kl", (1, 0.5, 1), OURS_MISMATCH, mismatch=True),
+    "log_odds_mismatch": log_odds(
+        "kl", (1, 0.5, 1), OURS_MISMATCH, mismatch=True, settings=FOUND_WITH
+    ),
     "counterfactual": Method(
         token.forward_kl_to_reference,
         "kl",

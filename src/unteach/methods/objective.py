@@ -113,6 +113,8 @@ class Method:
         forgets_end (`bool`): by default the token that ends an answer is forgotten too.
         rate (`float`): factor on the default learning rate of a run.
         hooks (`type[Hooks]`): what happens around the optimiser steps.
+        settings (`Mapping`): fields of `UnlearningConfig` that a run with this method sets where
+            nobody else does; they are what the method was found with (docs/log.md).
     """
 
     forget: Callable[..., Tensor] | None
@@ -128,6 +130,7 @@ class Method:
     forgets_end: bool = True
     rate: float = 1.0
     hooks: type[Hooks] = Hooks
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def roles(self) -> tuple[str, ...]:
