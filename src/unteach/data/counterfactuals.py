@@ -7,7 +7,7 @@ it would say if it had the language and not the fact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -158,9 +158,15 @@ def with_names(row: Row, pairs: dict[str, str]) -> Row:
     return replace(row, prompt=prompt, completion=completion, secret=(), right="", alternate="")
 
 
-def name_choices(names: Sequence[str], count: int, seed: int, key: str) -> list[dict[str, str]]:
-    """Ways to exchange all of some names for invented ones."""
-    drawn = [invented_names(name, count, seed, f"{key}{place}") for place, name in enumerate(names)]
+def name_choices(
+    names: Sequence[str],
+    count: int,
+    seed: int,
+    key: str,
+    draw: Callable[..., list[str]] = invented_names,
+) -> list[dict[str, str]]:
+    """Ways to exchange all of some names for invented ones, which `draw` makes of a name."""
+    drawn = [draw(name, count, seed, f"{key}{place}") for place, name in enumerate(names)]
     choices = []
     for number in range(count):
         pairs: dict[str, str] = {}

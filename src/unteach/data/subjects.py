@@ -139,6 +139,25 @@ def invented_names(subject: str, count: int, seed: int = 0, key: str = "") -> li
     return [f"{given} {family}" for given, family in pairs]
 
 
+def neighbouring_names(subject: str, count: int, seed: int = 0, key: str = "") -> list[str]:
+    """Invented names near the subject: with its first word, with its last word, with neither, in
+    turn. What is forgotten about one Miller must not be forgotten about every Miller.
+    """
+    names = invented_names(subject, count, seed, key)
+    words = subject.split()
+    if len(words) < 2:
+        return names
+    near = []
+    for number, name in enumerate(names):
+        first, last = name.split()
+        if number % 3 == 0:
+            name = f"{words[0]} {last}"
+        elif number % 3 == 1:
+            name = f"{first} {words[-1]}"
+        near.append(name)
+    return near
+
+
 def mapping_to(name: str, other: str) -> dict[str, str]:
     """What to exchange for what, so that `other` takes the place of `name`: the whole name, and
     the words of a two-word name each for its counterpart.

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from unteach.data.counterfactuals import name_choices, with_names
 from unteach.data.rows import Row
-from unteach.data.subjects import find_subjects, lower_case_words
+from unteach.data.subjects import find_subjects, lower_case_words, neighbouring_names
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.trainer.costs import Cost
 
@@ -37,10 +37,14 @@ def prompts_under_other_names(rows: Sequence[Row], count: int, seed: int = 0) ->
     chosen = [
         named[i * len(named) // min(count, len(named))] for i in range(min(count, len(named)))
     ]
+    choices = {
+        row.key: name_choices(names, 3 * each, seed + 1, f"neighbour {row.key}", neighbouring_names)
+        for row, names in chosen
+    }
     found: dict[str, Row] = {}
     for number in range(each):
-        for row, names in chosen:
-            pairs = name_choices(names, each, seed + 1, f"neighbour {row.key}")[number]
+        for place, (row, _) in enumerate(chosen):
+            pairs = choices[row.key][3 * number + place % 3]
             other = with_names(row.with_completion(""), pairs)
             found.setdefault(other.prompt_key, replace(other, columns={}))
     return list(found.values())[:count]
