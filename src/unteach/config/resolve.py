@@ -27,8 +27,8 @@ found (docs/log.md), 1.8e-5 at 4,096.
 
 Adam's best rate falls as one over the width (Yang et al. 2022, arXiv 2203.03466).
 """
-ADAPTER_FACTOR = 4.0
-"""Learning rate of an adapter, relative to that of all weights."""
+ADAPTER_FACTOR, DIRECTED_FACTOR = 4.0, 4.0
+"""Learning rate of an adapter and of a directed update, relative to that of all weights."""
 SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
 """Schedule of a method with settings of its own: with a rate that falls to 0, behaviour on the
 retain set recovers before the end."""
@@ -55,16 +55,23 @@ ALIASES = {
 }
 
 
-def suitable_learning_rate(width: int, method: str, *, lora: bool) -> float:
+def suitable_learning_rate(width: int, method: str, *, lora: bool, directed: bool = False) -> float:
     """The learning rate of a run whose user names none, to two digits.
 
     Args:
         width (`int`): the model's hidden size.
         method (`str`): its `Method.rate` multiplies the rate.
         lora (`bool`): whether an adapter is trained.
+        directed (`bool`): whether the update is directed.
     """
-    rate = RATE_TIMES_WIDTH / width * (ADAPTER_FACTOR if lora else 1.0) * get_method(method).rate
+    rate = RATE_TIMES_WIDTH / width * _rate_factor(lora, directed) * get_method(method).rate
     return float(f"{rate:.2g}")
+
+
+def _rate_factor(lora: bool, directed: bool) -> float:
+    if directed:
+        return DIRECTED_FACTOR
+    return ADAPTER_FACTOR if lora else 1.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,8 @@ class ResolvedConfig:
         """What a rule set where neither user nor scenario did; the learning rate as its rule."""
         found: dict[str, Any] = {}
         if self.sources.get("learning_rate") == "model":
-            factor = ADAPTER_FACTOR if self.run.lora else 1.0
+            directed = self.training.get("update") == "directed"
+            factor = _rate_factor(self.run.lora, directed)
             found["learning_rate"] = {"times_width": RATE_TIMES_WIDTH * factor}
             if self.run.method in METHODS:
                 found["learning_rate"]["share"] = get_method(self.run.method).rate
@@ -291,10 +299,6 @@ def _by_rule(
     A learning rate of `None` waits for the model's width.
     """
     found: dict[str, tuple[Source, Any]] = {k: ("default", v) for k, v in SAVING.items()}
-    rate = None
-    if width and method in METHODS:
-        rate = suitable_learning_rate(width, method, lora=lora)
-    found["learning_rate"] = ("model", rate)
     if method in METHODS and (settings := get_method(method).settings):
         left = {**settings, **SCHEDULE}
         if set(chosen) & set(SCHEDULE):  # half of a schedule is another one
@@ -302,6 +306,11 @@ def _by_rule(
         if chosen.get("retain_loss") not in (None, get_method(method).retain):
             left.pop("retain_weight", None)  # it is of the method's own retain term
         found |= {name: ("method", value) for name, value in left.items()}
+    rate = None
+    if width and method in METHODS:
+        update = chosen.get("update", found.get("update", ("", "all"))[1])
+        rate = suitable_learning_rate(width, method, lora=lora, directed=update == "directed")
+    found["learning_rate"] = ("model", rate)
     if (
         not {"num_train_epochs", "least_steps"} & set(chosen)
         and (chosen.get("max_steps") or 0) <= 0

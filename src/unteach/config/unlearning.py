@@ -63,6 +63,10 @@ class UnlearningConfig(TrainingArguments):
         collapse_kl (`float`, *optional*, defaults to 3.0): a retain KL over this, in nats per
             token, in five steps in a row means that the model has collapsed: training ends, and the
             best probe's weights are kept. `None`: never.
+        update (`"all"` or `"directed"`, *optional*, defaults to `"all"`): what is trained: all
+            weights (or the given adapter's), or an adapter that reads only the directions in which
+            forget rows differ from what must be kept, see `unteach.trainer.directed`.
+        update_rank (`int`, *optional*, defaults to 16): directions of each linear layer.
         max_length (`int`, *optional*, defaults to 1024): most tokens of prompt and completion
             together.
         long_rows (`"error"`, `"truncate_prompt"` or `"drop"`, *optional*, defaults to `"error"`):
@@ -158,6 +162,11 @@ class UnlearningConfig(TrainingArguments):
     collapse_kl: float | None = field(
         default=3.0, metadata={"help": "retain KL that means collapse, nats per token"}
     )
+    update: Literal["all", "directed"] = field(
+        default="all",
+        metadata={"help": "all, or directed: only what sets the forget rows apart"},
+    )
+    update_rank: int = field(default=16, metadata={"help": "directed: directions of each layer"})
     max_length: int = field(default=1024, metadata={"help": "most tokens of prompt and completion"})
     long_rows: Literal["error", "truncate_prompt", "drop"] = field(
         default="error", metadata={"help": "what to do with longer rows"}

@@ -8,12 +8,19 @@ it would say if it had the language and not the fact.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from unteach.data.rows import Row
-from unteach.data.subjects import exchange, find_subjects, invented_names, mapping_to
+from unteach.data.subjects import (
+    exchange,
+    find_subjects,
+    invented_names,
+    mapping_to,
+    neighbouring_names,
+)
 from unteach.data.tokenization import EncodedRow, encode_row
 from unteach.errors import UserError
 
@@ -50,11 +57,14 @@ class Counterfactual:
             high information.
         names (`tuple[bool, ...]`): for each token whether it belongs to an exchanged name, which is
             no fact unless a secret holds it; empty where no name was exchanged.
+        near (`tuple`): (prompt ids, completion ids) of the row under names that share a word with
+            its own: what must be kept beside it.
     """
 
     contexts: tuple[Context, ...]
     fact: tuple[bool, ...] | None = None
     names: tuple[bool, ...] = ()
+    near: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 def token_spans(item: EncodedRow, tokenizer: Any) -> list[tuple[int, int]]:
@@ -141,7 +151,12 @@ def counterfactual(
         changed = [(before[1], after[0]) for before, after in pairwise(kept)]
         named = _overlapping(item, tokenizer, changed)
         contexts = _exchanged(row, item, tokenizer, names, count, seed)
-        return Counterfactual(contexts, facts, named)
+        near = []
+        for pairs in name_choices(names, count, seed + 1, row.key, neighbouring_names):
+            with suppress(UserError):  # prompt and completion became one token
+                other = encode_row(with_names(row, pairs), tokenizer, None)
+                near.append((other.prompt_ids, other.completion_ids))
+        return Counterfactual(contexts, facts, named, tuple(near))
     prompts = [other for other in others if other.prompt_key != row.prompt_key]
     step = max(1, len(prompts) // count)
     return Counterfactual(_prompted(row, item, tokenizer, prompts[::step][:count]), facts)

@@ -74,6 +74,8 @@ METHODS: dict[str, Method] = {
         (1, 0, 1),
         COUNTERFACTUAL,
         reference="counterfactual",
+        rate=0.75,
+        settings={"retain_weight": 3.0, "retain_per_forget": 2.0, "max_retain_kl": None},
     ),
     "npo": npo((1, 0, 1), NPO, parameters=beta, reference="logp"),
     "simnpo": simnpo((1, 0, 1), SIMNPO, parameters={"beta": 2.5, "gamma": 0}),

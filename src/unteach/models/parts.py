@@ -24,9 +24,19 @@ def without_adapter(model: Any) -> Any:
     return model.get_base_model() if adapted else model
 
 
-def adapter_off(model: Any) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a PEFT model computes what its base model does."""
-    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+@contextlib.contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """A context in which a PEFT model computes what its base model does. Parameters that are not
+    trained stay so, where PEFT would have all of the adapter's trained again.
+    """
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with model.disable_adapter():
+        yield
+    for parameter in fixed:
+        parameter.requires_grad_(False)
 
 
 def decoder(model: Any) -> nn.Module:

@@ -116,7 +116,8 @@ def train(
         costs: of the stages before.
     """
     run, folder, display = resolved.run, Path(resolved.run.output_dir), source.display
-    model, peft_config = source.model, adapter_config(run)
+    model: Any = source.model
+    peft_config = adapter_config(run)
     forget, retain = rows.forget, rows.retain
     facts: dict[str, Any] = {}
     frozen = [] if run.lora else freeze_lower_layers(model, run.frozen_layers)
@@ -146,11 +147,14 @@ def train(
         best = trainer.rule.best_step
         display.print(f"Stopped: {trainer.fault}. The weights of step {best} are kept.")
     unfreeze(frozen)
+    model = trainer.model
+    if config.update == "directed" and not run.lora:
+        model = model.merge_and_unload()
     facts |= training_facts(trainer, config, costs)
     facts |= {"forget_rows": len(forget), "retain_rows": len(retain)}
     kept = probe_file(folder, facts["kept_step"])
     drafts = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    return Trained(trainer.model, facts, drafts)
+    return Trained(model, facts, drafts)
 
 
 def probe_file(folder: Path, step: int) -> Path:

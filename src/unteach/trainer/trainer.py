@@ -34,6 +34,13 @@ from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.counterfactual import store_counterfactuals
+from unteach.trainer.directed import (
+    directed_adapter,
+    forget_segment,
+    freeze_directions,
+    kept_segments,
+    set_directions,
+)
 from unteach.trainer.reference import Reference, ReferenceModel, StoredReference, build_reference
 from unteach.trainer.rows import check_rows, counterfactuals_of, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
@@ -91,8 +98,12 @@ class UnlearningTrainer(Trainer):
             model = models.load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the model's tokenizer")
+        if peft_config is None and args.update == "directed":
+            peft_config = directed_adapter(args.update_rank)
         if peft_config is not None:
             model = _with_adapter(model, peft_config)
+        if args.update == "directed":
+            freeze_directions(model)
         if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
             raise UserError(
                 "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
@@ -107,7 +118,7 @@ class UnlearningTrainer(Trainer):
         self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
         self.counterfactuals: Sequence[Counterfactual] | None = None
-        if method.counterfactual:
+        if method.counterfactual or args.update == "directed":
             others = retain_dataset, args, processing_class
             self.counterfactuals = counterfactuals_of(forget_dataset, self.forget_rows, *others)
         for rows in (self.forget_rows, self.retain_rows):
@@ -291,7 +302,12 @@ class UnlearningTrainer(Trainer):
         with models.dropout_off(model):
             rows = {"forget": self.forget_rows, "retain": self.retain_rows}
             counterfactuals = None
-            if self.counterfactuals is not None:
+            if self.counterfactuals is not None and config.update == "directed":
+                rows_and_parts = zip(self.forget_rows, self.counterfactuals, strict=True)
+                forget = [forget_segment(*pair) for pair in rows_and_parts]
+                kept = kept_segments(self.retain_rows, self.counterfactuals)
+                set_directions(model, forget, kept, self.spec, self.collator)
+            if self.counterfactuals is not None and self.method.counterfactual:
                 counterfactuals = partial(
                     store_counterfactuals,
                     model=reference,

@@ -1,0 +1,244 @@
+"""Directed updates: an adapter that reads only what sets the forget rows apart.
+
+An update of all weights that changes what a model says about one name changes what it says about
+every other one: rows that are trained on are held by the retain term, all else moves along. Here
+each linear layer W becomes W + B A, where A is fixed before the first step and only B is trained.
+The rows of A are the directions of the layer's input in which forget tokens have most energy for a
+given energy of what must be kept (retain rows, and the forget prompts under other names): the
+generalised eigenvectors of the two second-moment matrices,
+
+    a_i = argmax (a^T F^T F a) / (a^T (K^T K + ridge I) a),   F, K: inputs (tokens, width)
+
+as linear discriminant analysis has them, scaled to unit energy over the forget tokens. Input
+covariances decide where an adapter acts in CorDA, too (Yang et al. 2024, arXiv 2406.05223), and
+what an edit must leave alone in ROME (Meng et al. 2022, arXiv 2202.05262).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unteach.data.counterfactuals import Counterfactual
+from unteach.data.packing import PADDING, Branch, Tree
+from unteach.data.stream import Collator
+from unteach.data.tokenization import EncodedRow
+from unteach.processes import all_reduce_tensor, process_shard
+from unteach.trainer.step import Batch, StepSpec, final_states
+
+RIDGE = 0.05
+"""Share of the mean energy of an input dimension that is added to every one of them."""
+FORGET_TOKENS, KEPT_TOKENS = 1024, 16384
+"""Most tokens of each kind that the directions are found from."""
+TOKENS_PER_BATCH = 2048
+MOMENT_BYTES = 2**31
+"""Most memory of the second moments of some layers, which are found together."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A row of tokens, of which those from `start` to `end` count."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+def forget_segment(row: EncodedRow, part: Counterfactual) -> Segment:
+    """The tokens of a forget row in which its name or its own prompt is at work: from the last
+    token in which its prompt differs from its contexts' on, up to the last token that is predicted.
+    """
+    whole = len(row.prompt_ids) + len(row.completion_ids) - 1
+    starts = [
+        len(row.prompt_ids) - 1 - _common_end(row.prompt_ids, context.prompt_ids)
+        for context in part.contexts
+    ]
+    end = whole
+    if part.fact is not None and any(part.fact):
+        last = max(number for number, fact in enumerate(part.fact) if fact)
+        end = min(whole, len(row.prompt_ids) + last)
+    return Segment(row.prompt_ids, row.completion_ids, max(0, min(starts, default=0)), end)
+
+
+def _common_end(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens the ends of two sequences have in common."""
+    shortest = min(len(first), len(second))
+    for count in range(shortest):
+        if first[-1 - count] != second[-1 - count]:
+            return count
+    return shortest
+
+
+def kept_segments(retain: Sequence[EncodedRow], parts: Sequence[Counterfactual]) -> list[Segment]:
+    """What must be kept: retain rows, and the forget rows under other names; all tokens but the
+    first, whose states are the same in every text.
+    """
+    pairs = [(row.prompt_ids, row.completion_ids) for row in retain]
+    for part in parts:
+        pairs += [(context.prompt_ids, context.completion_ids) for context in part.contexts]
+        pairs += part.near
+    return [Segment(*pair, 1, len(pair[0]) + len(pair[1]) - 1) for pair in pairs]
+
+
+def directions(forget: Tensor, kept: Tensor, rank: int) -> Tensor:
+    """The directions in which forget tokens stand out, shape (rank, width), the strongest first.
+
+    Args:
+        forget (`Tensor` of shape (tokens, width)): inputs of a layer on forget tokens.
+        kept (`Tensor` of shape (width, width)): mean of x x^T over the inputs on kept tokens.
+        rank (`int`): at most the number of forget tokens and the width count; rows beyond are 0.
+    """
+    width = kept.shape[0]
+    wide = torch.promote_types(forget.dtype, torch.float32)
+    forget, kept = forget.to(wide), kept.to(wide)
+    energy = kept.diagonal().mean().clamp_min(torch.finfo(wide).tiny)
+    ridge = torch.eye(width, dtype=wide, device=kept.device) * RIDGE * energy
+    solved = torch.cholesky_solve(forget.T, torch.linalg.cholesky(kept + ridge))
+    gram = forget @ solved / len(forget)
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    count = min(rank, len(values), width)
+    values, vectors = values[-count:].flip(0), vectors[:, -count:].flip(1)
+    found = (solved @ vectors).T / len(forget) ** 0.5
+    # a^T K a = values and a^T F^T F a / tokens = values^2: scaled to energy 1 on forget tokens
+    found = found / values.clamp_min(torch.finfo(wide).tiny)[:, None]
+    found = torch.where(values[:, None] > 1e-6 * values[0], found, 0.0)
+    return torch.cat([found, found.new_zeros(rank - count, width)])
+
+
+@torch.no_grad()
+def set_directions(
+    model: Any,
+    forget: Sequence[Segment],
+    kept: Sequence[Segment],
+    spec: StepSpec,
+    collator: Collator,
+) -> None:
+    """Sets the matrices A of an adapter whose B is zero, the same in every process.
+
+    Args:
+        model (`PeftModel`): with LoRA adapters named `default`.
+        forget, kept (`Sequence[Segment]`): tokens to act on, and to leave alone.
+        spec (`StepSpec`): precision of the forward pass.
+        collator (`Collator`): its `pad_id` fills rows.
+    """
+    plain = replace(spec, packed=False, compiled=None)
+    layers, device = adapted_layers(model), next(model.parameters()).device
+    forget, kept = _at_most(forget, FORGET_TOKENS), _at_most(kept, KEPT_TOKENS)
+    for group in _groups(layers):
+        own: dict[Any, list[Tensor]] = {layer: [] for layer in group}
+        moments = {
+            layer: torch.zeros(layer.in_features, layer.in_features, device=device)
+            for layer in group
+        }
+        count = torch.zeros(1)
+        with _recorded(group) as inputs:
+            for batch, used in _batches(forget, collator, device):
+                final_states(model, batch, plain)
+                for layer in group:
+                    own[layer].append(inputs[layer][used])
+            for batch, used in process_shard(_batches(kept, collator, device)):
+                final_states(model, batch, plain)
+                count += int(used.sum())
+                for layer in group:
+                    found = inputs[layer][used].float()
+                    moments[layer] += found.T @ found
+        tokens = float(_summed(count)[0])
+        for layer in group:
+            weight = layer.lora_A["default"].weight
+            moment = _summed(moments[layer]) / max(1.0, tokens)
+            weight.copy_(directions(torch.cat(own[layer]), moment, len(weight)))
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over processes, on the device of `values`."""
+    total = all_reduce_tensor(values.cpu())
+    assert total is not None
+    return total.to(values.device)
+
+
+def adapted_layers(model: Any) -> list[Any]:
+    """The linear layers that have an adapter, in the model's order."""
+    return [module for module in model.modules() if hasattr(module, "lora_A") and module.lora_A]
+
+
+def directed_adapter(rank: int) -> Any:
+    """PEFT's configuration of an adapter on all linear layers, to be added as it is."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def freeze_directions(model: Any) -> None:
+    """Leaves only the matrices B of the adapter to train."""
+    for layer in adapted_layers(model):
+        layer.lora_A["default"].weight.requires_grad_(False)
+
+
+def _at_most(segments: Sequence[Segment], tokens: int) -> list[Segment]:
+    """Whole segments at even distances, of about so many tokens together."""
+    total = sum(map(len, segments))
+    count = max(1, min(len(segments), int(len(segments) * tokens / max(1, total))))
+    return [segments[i * len(segments) // count] for i in range(count)]
+
+
+def _groups(layers: Sequence[Any]) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    size = 0
+    for layer in layers:
+        own = 4 * layer.in_features**2
+        if group and size + own > MOMENT_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(layer)
+        size += own
+    if group:
+        yield group
+
+
+@contextmanager
+def _recorded(layers: Sequence[Any]) -> Iterator[dict[Any, Tensor]]:
+    """The input of each layer in the latest forward pass."""
+    found: dict[Any, Tensor] = {}
+
+    def record(layer: nn.Module, arguments: Any) -> None:
+        found[layer] = arguments[0].detach()
+
+    handles = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(
+    segments: Sequence[Segment], collator: Collator, device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """(a batch of the segments' rows, which of its positions count, shape (rows, length))."""
+    order = sorted(range(len(segments)), key=lambda i: segments[i].end)
+    longest = max(len(s.prompt_ids) + len(s.completion_ids) for s in segments)
+    size = max(1, TOKENS_PER_BATCH // longest)
+    for first in range(0, len(order), size):
+        chosen = [segments[i] for i in order[first : first + size]]
+        trees = [Tree(s.prompt_ids, (Branch("retain", s.completion_ids),)) for s in chosen]
+        batch = collator.batch(trees, packed=False)
+        used = batch["tree"] != PADDING
+        place = torch.arange(used.shape[1])
+        for number, segment in enumerate(chosen):
+            used[number] &= (place >= segment.start) & (place < segment.end)
+        yield {name: tensor.to(device) for name, tensor in batch.items()}, used.to(device)
