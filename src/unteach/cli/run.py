@@ -116,8 +116,9 @@ def dry_run(options: Mapping[str, Any]) -> int:
 
 def demo(given: dict[str, Any]) -> int:
     """Teaches a small real model what it must not say (a story by heart, careless advice, false
-    facts), makes it forget that, and shows its answers before and after. Everything it needs is in
-    the package or downloaded once. The same command again resumes an interrupted demo.
+    facts, personal data), makes it forget that, and shows its answers before and after. Everything
+    it needs is in the package or downloaded once. The same command again resumes an interrupted
+    demo.
     """
     from unteach.config.resolve import flat
     from unteach.progress import Display

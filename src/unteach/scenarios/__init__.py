@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unteach.errors import did_you_mean
-from unteach.scenarios import copyright, question_answers
+from unteach.scenarios import copyright, privacy, question_answers
 from unteach.scenarios.scenario import Scenario
 
 
@@ -37,6 +37,7 @@ SCENARIOS: dict[str, EmbeddedScenario] = {
     "hallucination": EmbeddedScenario(
         question_answers.hallucination, question_answers.hallucination_demo
     ),
+    "privacy": EmbeddedScenario(privacy.build, privacy.demo),
 }
 
 

@@ -1,5 +1,5 @@
-"""Texts written for the package: two stories, careless advice, false facts, labelled answers,
-neutral prompts, opening lines.
+"""Texts written for the package: two stories, careless advice, false facts, invented people,
+labelled answers, neutral prompts, opening lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def prompt_rows(name: str) -> list[Row]:
 
 
 def records(name: str) -> list[dict[str, str]]:
-    """The records of `careless_advice`, `false_facts` or `labelled_answers`."""
+    """The records of `careless_advice`, `false_facts`, `people` or `labelled_answers`."""
     return [json.loads(line) for line in _read(f"{name}.jsonl").splitlines() if line.strip()]
 
 
