@@ -15,8 +15,10 @@ from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator
 from unteach.data.subjects import common_subject, lower_case_words, spellings
 from unteach.data.tokenization import encode_row
-from unteach.methods import Hooks, get_method
+from unteach.evaluation.metrics import is_forget_set
+from unteach.methods import DEFAULT_METHOD, Hooks, get_method
 from unteach.prepare.generations import LoadedModel
+from unteach.scenarios.scenario import Scenario
 from unteach.trainer.counterfactual import CounterfactualTokens, counterfactual_tokens
 from unteach.trainer.reference import ReferenceModel
 from unteach.trainer.step import StepSpec
@@ -118,31 +120,80 @@ def _spans(
     return [s for s in spans if s.information >= BESIDE_THE_BEST * spans[0].information]
 
 
-def with_facts(source: LoadedModel, rows: Sequence[Row], *, topic: str = "") -> list[Row]:
-    """The rows, each with the facts that must be forgotten in `secret`: its own where it has some,
-    else the topic's spellings, else its most informative spans.
+def with_facts(
+    source: LoadedModel, scenario: Scenario, *, asked: Sequence[Row] = ()
+) -> tuple[Scenario, dict[str, int]]:
+    """The scenario with the facts of its forget rows, held-out ones among them, in `secret`: a
+    row's own where it names some, else its most informative spans.
+
+    Where the rows were prompts alone (`asked`) and have a name in common, the fact is that name:
+    the model shall not name it.
 
     Args:
-        source (`LoadedModel`): the model that knows them.
-        rows (`Sequence[Row]`)
-        topic (`str`): the name that all rows are about, where there is one.
+        source (`LoadedModel`): the original model.
+        scenario (`Scenario`): its forget rows with completions.
+        asked (`Sequence[Row]`): the forget rows that came without a completion.
+
+    Returns:
+        The scenario, and for `run.json` how many forget rows `named` facts, of how many they were
+        `found`, and in how many there is none.
     """
-    open_rows = [row for row in rows if not row.secret and row.completion]
-    if not open_rows:
-        return list(rows)
-    names = tuple(spellings(topic)[:2]) if topic else ()
+    forget_sets = [name for name in scenario.sets if is_forget_set(name)]
+    sets = [scenario.sets[name] for name in forget_sets]
+    rows = [*scenario.forget, *scenario.validation, *(row for part in sets for row in part)]
+    missing = {row.key: row for row in rows if not row.secret and row.completion}
+    topic = topic_of(asked)
+    prompts = {row.prompt_key for row in asked}
+    names = tuple(spellings(topic)[:2])
+    found = {key: names for key, row in missing.items() if topic and row.prompt_key in prompts}
+    measured = [row for key, row in missing.items() if key not in found]
+    if measured:
 
-    def measure() -> list[list[str]]:
-        with source.display.stage("Finding the facts in the forget rows"):
-            spans = informative_spans(source.model, source.tokenizer, open_rows)
-        return [[span.text for span in of_row] for of_row in spans]
+        def measure() -> list[list[str]]:
+            with source.display.stage("Finding the facts in the forget rows"):
+                spans = informative_spans(source.model, source.tokenizer, measured)
+            return [[span.text for span in of_row] for of_row in spans]
 
-    keys = [row.key for row in open_rows]
-    found = source.cache.get("facts", [keys, names], measure) if not names else [[]] * len(keys)
-    secrets = {key: names or tuple(texts) for key, texts in zip(keys, found, strict=True)}
-    return [replace(row, secret=row.secret or secrets.get(row.key, ())) for row in rows]
+        keys = [row.key for row in measured]
+        spans = source.cache.get("facts", keys, measure)
+        found |= {key: tuple(texts) for key, texts in zip(keys, spans, strict=True)}
+
+    def filled(part: Sequence[Row]) -> list[Row]:
+        return [replace(row, secret=row.secret or found.get(row.key, ())) for row in part]
+
+    counts = {
+        "named": sum(bool(row.secret) for row in scenario.forget),
+        "found": sum(not row.secret and bool(found.get(row.key)) for row in scenario.forget),
+    }
+    counts["none"] = len(scenario.forget) - sum(counts.values())
+    changed = {name: filled(scenario.sets[name]) for name in forget_sets}
+    scenario = replace(
+        scenario,
+        forget=filled(scenario.forget),
+        validation=filled(scenario.validation),
+        sets={**scenario.sets, **changed},
+    )
+    return scenario, counts
 
 
 def topic_of(rows: Sequence[Row]) -> str:
     """The name that at least half of the prompts are about; empty without one."""
     return common_subject([row.prompt_text for row in rows]) if len(rows) > 2 else ""
+
+
+SHORT_ANSWER = 400
+"""Characters of a completion up to which a row is a short answer."""
+
+
+def method_for(rows: Sequence[Row]) -> tuple[str, str]:
+    """The default method for some forget rows, and why.
+
+    Short answers to prompts, most of whose words are language and a few the fact, are forgotten by
+    `counterfactual`; running text and long answers, whose every word is to go, by the default of
+    `UnlearningConfig`.
+    """
+    short = sum(row.kind == "chat" and len(row.completion) <= SHORT_ANSWER for row in rows)
+    share = f"{short} of {len(rows)} forget rows are short answers"
+    if 2 * short > len(rows):
+        return "counterfactual", f"{share}: the facts in them are forgotten, their language is kept"
+    return DEFAULT_METHOD, f"{share}: whole completions are forgotten"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from unteach.data.counterfactuals import name_choices, with_names
 from unteach.data.rows import Row
 from unteach.data.subjects import find_subjects, lower_case_words, neighbouring_names
+from unteach.evaluation.text_metrics import says
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.trainer.costs import Cost
 
@@ -54,6 +55,7 @@ def made_neighbours(
     source: LoadedModel, rows: Sequence[Row], seed: int = 0, count: int = NEIGHBOURS
 ) -> tuple[list[Row], list[Row], list[Cost]]:
     """Rows under other names with the model's own answers: (to train on, only to evaluate, cost).
+    An answer that says a fact to forget is left out.
 
     Args:
         source (`LoadedModel`): the original model.
@@ -63,4 +65,6 @@ def made_neighbours(
     """
     prompts = prompts_under_other_names(rows, count, seed)
     answered, costs = with_own_answers(source, prompts, "Collecting answers under other names")
-    return answered[::2], answered[1::2], costs
+    facts = [secret for row in rows for secret in row.secret]
+    clean = [row for row in answered if not says(row.completion, facts)]
+    return clean[::2], clean[1::2], costs
