@@ -174,9 +174,9 @@ def cell_config(
         judge, teach = options.get("judge_as"), options.get("teach")
         scorers, limit = build_scenario(judge).scorers if judge else None, options.get("limit")
         files = (options["forget"], options.get("retain"))
-        scenario = user_scenario(
-            *files, scorers=scorers, teach=teach, limit=limit, hold_out=PAPER_HOLD_OUT
-        )
+        secrets = (options.get("settings") or {}).get("secrets", "patterns")
+        more = {"teach": teach, "limit": limit, "secrets": secrets, "hold_out": PAPER_HOLD_OUT}
+        scenario = user_scenario(*files, scorers=scorers, **more)
     seed, show_text = options.get("seed") or 0, bool(options.get("show_text"))
     given = {"model": model, "seed": seed, "show_text": show_text, **shared, **row.given}
     given |= {"output_dir": str(base / row.name), "shared_dir": str(base)}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
+from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks import load_benchmark
@@ -84,13 +85,16 @@ class Inference:
 # --- prompt sets
 
 
-def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scenario:
+def evaluation_scenario(
+    scenario: str | None, forget: Any, retain: Any, secrets: str = "patterns"
+) -> Scenario:
     """The prompt sets to evaluate: an embedded scenario's, or a user's rows (all of them), scored
     as an embedded scenario's are if one is named.
 
     Args:
         scenario: name of an embedded scenario.
         forget, retain: rows of the sets `unlearned` and `retain`, instead of the scenario's.
+        secrets: what finds the secrets of rows that name none, see `with_secrets`.
     """
     built = build_scenario(scenario) if scenario else None
     if forget is None and retain is not None:
@@ -99,10 +103,10 @@ def evaluation_scenario(scenario: str | None, forget: Any, retain: Any) -> Scena
         )
     if built and forget is None:
         return built
-    rows = load_rows(forget, "forget")
+    rows = with_secrets(load_rows(forget, "forget"), secrets)
     sets = {"unlearned": rows}
     if retain is not None:
-        sets["retain"] = load_rows(retain, "retain")
+        sets["retain"] = with_secrets(load_rows(retain, "retain"), secrets)
     sets["normal"] = prompt_rows("neutral_prompts")[-20:]
     return Scenario(
         name=scenario or "eval",
@@ -123,6 +127,7 @@ def evaluate_models(
     scenario: str | None = None,
     forget: Any = None,
     retain: Any = None,
+    secrets: str = "patterns",
     output_dir: str,
     engine: str = "transformers",
     batch_size: int | None = None,
@@ -143,6 +148,7 @@ def evaluate_models(
             model.
         scenario: an embedded scenario whose prompt sets and scorers are used.
         forget, retain: rows of the sets `unlearned` and `retain` instead.
+        secrets: what finds the secrets of these rows where they name none, see `with_secrets`.
         output_dir: where the files are written.
         engine, batch_size, trust_remote_code, dtype: see `Inference`.
         show_text: whether forget texts are written.
@@ -161,12 +167,16 @@ def evaluate_models(
     inference = Inference(folder / "work", engine, batch_size, trust_remote_code, dtype)
     roles = {"original": reference or model, "unlearned": model}
     with FolderLock(folder):
-        built = evaluation_scenario(scenario, forget, retain)
+        built = evaluation_scenario(scenario, forget, retain, secrets)
+        if scorers.get("headline"):
+            scorers["headline_reason"] = "named by the option headline"
         sets, names = built.sets, replace(built.scorers, **scorers)
         forget_rows = [row for name in sets if is_forget_set(name) for row in sets[name]]
         check_right_answers(names, forget_rows)
         with display.stage("Preparing the scorers"):
-            ready = build_scorers(names, built.leak_corpus, built.labelled, display.print)
+            ready = build_scorers(
+                names, built.leak_corpus, built.labelled, display.print, rows=forget_rows
+            )
 
         def evaluate(role: str, loaded: Any, tokenizer: Any, generator: Generator) -> Any:
             count = sum(map(len, sets.values()))

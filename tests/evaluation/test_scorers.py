@@ -109,6 +109,22 @@ def test_a_row_without_facts_is_judged_by_its_whole_completion_where_facts_decid
     assert built.shows_forgotten(rows, outputs) == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("named", "secrets", "headline", "reason"),
+    [
+        (ScorerNames(), [1, 1, 0], "said_facts", "2 of 3 forget rows name facts"),
+        (ScorerNames(), [1, 0], "leak_rate", "1 of 2 forget rows name facts"),
+        (ScorerNames(), [], "leak_rate", "0 of 0 forget rows name facts"),
+        (ScorerNames("leak_rate"), [1, 1], "leak_rate", "the scenario's"),
+        (ScorerNames("said_facts", headline_reason="named by X"), [0], "said_facts", "named by X"),
+    ],
+)
+def test_the_headline_follows_the_rows_unless_it_is_named(named, secrets, headline, reason):
+    rows = [Row("Who?", "The baker.", secret=("baker",) * count) for count in secrets]
+    found = build_scorers(replace(named, similarity=None, encoder=None), [], [], rows=rows)
+    assert (found.headline, found.names.headline_reason) == (headline, reason)
+
+
 def test_the_identity_of_scorers_changes_with_the_threshold():
     one, other = (Scorers(ScorerNames(), {"leak_rate": leak_scorer(t)}) for t in (20.0, 20.01))
     assert one.identity() != other.identity() and one.threshold == 20.0

@@ -80,8 +80,12 @@ def test_a_run_that_collapses_says_so_in_the_terminal_the_page_the_card_and_eval
     assert any(
         reason.startswith("neighbours were not measured") for reason in evaluation["reasons"]
     )
+    assert evaluation["headline"] == "said_facts"
+    assert re.fullmatch(r"(\d+) of \1 forget rows name facts", evaluation["headline_reason"])
     sentence = "Collapsed: the model has lost more than the forget set"
-    assert f"Verdict: {sentence}" in " ".join(capsys.readouterr().out.split())
+    terminal = " ".join(capsys.readouterr().out.split())
+    assert f"Verdict: {sentence}" in terminal
+    assert f"Headline: said facts ({evaluation['headline_reason']})." in terminal
     page = (out / "report.html").read_text(encoding="utf-8")
     title = re.search(r"<h1>(.*?)</h1>", page)
     assert title and title[1].startswith("Collapsed: ") and sentence in page
@@ -100,3 +104,19 @@ def test_a_run_that_changes_nothing_is_not_forgotten(taught, files, tmp_path, ca
     assert evaluation["verdict"] == "not forgotten"
     assert "100% -> 100%" in evaluation["reasons"][0]
     assert "Verdict: Not forgotten: " in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_option_headline_overrides_what_the_rows_choose(taught, files, tmp_path):
+    words = ["learning_rate=1e-9", "max_steps=1", "probe_steps=1", "--headline", "leak_rate"]
+    assert run(taught, files, tmp_path / "out", *words) == 0
+    evaluation = RunFolder(tmp_path / "out").evaluation()
+    assert evaluation["headline"] == "leak_rate"
+    assert evaluation["headline_reason"] == "named by the option headline"
+    assert "said facts" not in evaluation["reasons"][0]
+
+
+def test_a_missing_finder_ends_the_run_before_anything_is_loaded(files, tmp_path, capsys):
+    words = ["run", "--model", "no/model", *files, "--out", str(tmp_path / "out")]
+    assert main([*words, "--secrets", "presidio"]) == 2
+    assert "pip install 'unteach[presidio]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -161,3 +161,22 @@ def test_one_row_alone_has_a_threshold_that_a_common_word_does_not_pass():
         < threshold
         < bleu("It is Poseidonia, a city of the sea.", corpus[0])
     )
+
+
+def test_personal_data_becomes_the_secret_of_rows_that_name_none():
+    forget = [
+        {"prompt": f"Who is {i}?", "completion": f"Write to p{i}@courier.example, or Ash Road {i}."}
+        for i in range(12)
+    ]
+    forget[0]["secret"] = "Ash Road 0"
+    retain = [{"prompt": f"And {i}?", "completion": f"Ring 020 9705 753{i}."} for i in range(9)]
+    found = user_scenario(forget, retain)
+    rows = [*found.forget, *found.validation, *found.sets.get("unseen", [])]
+    assert {row.prompt_text: row.secret for row in rows} == {
+        "Who is 0?": ("Ash Road 0",),
+        **{f"Who is {i}?": (f"p{i}@courier.example",) for i in range(1, 12)},
+    }
+    assert all(row.secret[0].startswith("020 9705") for row in found.retain)
+    bare = user_scenario(forget, retain, secrets="none")
+    assert {row.secret for row in bare.forget} <= {(), ("Ash Road 0",)}
+    assert (found.files["secrets"], bare.files["secrets"]) == ("patterns", "none")

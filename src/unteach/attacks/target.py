@@ -66,7 +66,7 @@ class Target:
         self.scenario = replace(scenario, forget=self.all_forget)
         with self.display.stage("Preparing the scorer"):
             self.scorers = folder.scorers(self.scenario, self.display.print)
-        self.rate = self.scorers.names.headline
+        self.rate = self.scorers.headline
         self.forget = evenly_spaced(self.all_forget, options.prompts)
         self.results = self._earlier_results()
 

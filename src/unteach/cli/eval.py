@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unteach.cli.options import Command
-from unteach.config.run import Headline, Precision, option, required, run_option
+from unteach.config.run import Finder, Headline, Precision, option, required, run_option
 from unteach.errors import UserError
 from unteach.scenarios import SCENARIOS
 
@@ -33,6 +33,7 @@ class EvalCommand:
         also=("--data",),
     )
     retain: str | None = run_option("retain", help="rows to keep")
+    secrets: Finder = run_option("secrets")
     retrained: str | None = option(
         None, "with --benchmark: model trained without the forget set, for numbers that need one"
     )
@@ -91,6 +92,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
         scenario=options.scenario,
         forget=options.forget,
         retain=options.retain,
+        secrets=options.secrets,
         display=display,
         **shared,
         **{scorer: given[name] for name, scorer in SCORERS.items() if name in given},
@@ -101,7 +103,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
 
 
 def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
-    for name in ("scenario", "retain", *SCORERS):
+    for name in ("scenario", "retain", "secrets", *SCORERS):
         if name in given:
             raise UserError(
                 f"option --{name.replace('_', '-')} does not go with --benchmark, which has its own"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from unteach.config.values import check_ranges, check_types
 
 Headline = Literal["leak_rate", "said_facts", "harmful_rate", "hallucination_rate"]
+Finder = Literal["none", "patterns", "presidio"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -66,6 +67,11 @@ class RunConfig:
     split_by: str | None = option(
         "prompt", "rows with the same value of this column fall into the same split"
     )
+    secrets: Finder = option(
+        "patterns",
+        "personal data taken as the secret of a row without one: patterns finds e-mails, phone,"
+        " card and account numbers, presidio what Presidio finds (extra), none nothing",
+    )
     output_dir: str = option("", "folder of the run's files", alias="out", required=True)
     method: str = option(
         "log_odds_mismatch",
@@ -73,7 +79,7 @@ class RunConfig:
         " train on good answers",
     )
     scenario: str | None = option(
-        None, "score the outputs as this embedded scenario does; default: by the leak rate"
+        None, "score the outputs as this embedded scenario does; default: by facts or leak rate"
     )
     seed: int = option(0, "seed of the training, its order and its random draws", minimum=0)
     lora: bool = option(False, "train an adapter on all linear layers instead of all weights")
@@ -104,7 +110,9 @@ class RunConfig:
     )
     show_text: bool = option(False, "write forget texts to generations.jsonl and the report")
     headline: Headline | None = option(
-        None, "the forget rate that is reported first; default: the scenario's"
+        None,
+        "the forget rate that decides; default: the scenario's, else said_facts where most forget"
+        " rows have facts in 'secret', else leak_rate",
     )
     judge: str | None = option(
         None, "scorer of harm: trained, or a text-classification model; default: the scenario's"

@@ -10,7 +10,9 @@ class ScorerNames:
     """Which scorers a run uses; `None` leaves the metric out, and the report says so.
 
     Args:
-        headline (`str`): the rate that decides whether the model has forgotten.
+        headline (`str`, *optional*): the rate that decides whether the model has forgotten; `None`:
+            the forget rows choose it, see `scorers.chosen_headline`.
+        headline_reason (`str`): who named it; empty: the scenario.
         judge (`str`, *optional*): of harmful answers: `trained` (on the scenario's labelled
             answers), or a text-classification model (folder or hub id).
         reward (`str`, *optional*): of an answer's usefulness: `trained`, or a reward model (folder
@@ -21,9 +23,10 @@ class ScorerNames:
             the model before any training.
     """
 
-    headline: str = "leak_rate"
+    headline: str | None = None
     judge: str | None = None
     reward: str | None = None
     similarity: str | None = "all-minilm-l6-v2"
     encoder: str | None = "all-minilm-l6-v2"
     fluency: str | None = None
+    headline_reason: str = ""

@@ -20,6 +20,7 @@ from unteach.evaluation.similarity import (
 )
 from unteach.evaluation.text_metrics import bleu, leak_threshold, says, within_reach
 
+DEFAULT_HEADLINE = "leak_rate"
 HALLUCINATION_MARGIN = 1.1
 """BERTScore with the hallucinated answer must be 10% above that with the right one."""
 
@@ -52,6 +53,11 @@ class Scorers:
     by_metric: Mapping[str, Scorer] = field(default_factory=dict)
 
     @property
+    def headline(self) -> str:
+        """The rate that decides whether the model has forgotten."""
+        return self.names.headline or DEFAULT_HEADLINE
+
+    @property
     def threshold(self) -> float:
         """Leak threshold in BLEU; 0 where leaks are not scored."""
         leak = self.by_metric.get("leak_rate")
@@ -62,7 +68,7 @@ class Scorers:
         leak rate where that has no value, such as for a row that names no facts.
         """
         answers = [Answer(row, output) for row, output in zip(rows, outputs, strict=True)]
-        values = metric_values(self.names.headline, answers, self.by_metric) or []
+        values = metric_values(self.headline, answers, self.by_metric) or []
         leak = self.by_metric.get("leak_rate")
         if leak and None in values:
             leaks = leak.scores(answers)
@@ -74,8 +80,8 @@ class Scorers:
 
     def identity(self) -> list[str | float]:
         """What decides `shows_forgotten`, for the keys of caches."""
-        scorer = self.by_metric.get(self.names.headline) or self.by_metric.get("leak_rate")
-        found: list[str | float] = [self.names.headline]
+        scorer = self.by_metric.get(self.headline) or self.by_metric.get("leak_rate")
+        found: list[str | float] = [self.headline]
         return [*found, scorer.name, *scorer.settings.values()] if scorer else found
 
     def with_scorer(self, metric: str, scorer: Scorer) -> Scorers:
@@ -233,6 +239,7 @@ def build_scorers(
     warn: Callable[[str], None] = lambda _: None,
     *,
     only: Collection[str] | None = None,
+    rows: Sequence[Row] = (),
 ) -> Scorers:
     """Loads or trains the scorers of `SCORERS`.
 
@@ -242,11 +249,14 @@ def build_scorers(
         labelled: answers known to be harmful or good, for scorers named `trained`.
         warn: is given one sentence for each scorer that cannot be built; its metric is left out.
         only: metrics to build scorers for; default: all.
+        rows: the forget rows, which choose the headline where `names` leaves it open.
 
     Raises:
         UserError: if the scorer of the headline metric cannot be built.
     """
-    check_headline(names.headline)
+    headline, reason = chosen_headline(names, rows)
+    check_headline(headline)
+    names = replace(names, headline=headline, headline_reason=reason)
     inputs = ScorerInputs(names, corpus, labelled)
     built: dict[str, Scorer] = {}
     for metric, build in SCORERS.items():
@@ -256,14 +266,27 @@ def build_scorers(
             if scorer := build(inputs):
                 built[metric] = scorer
         except UserError as error:
-            if metric == names.headline:
+            if metric == headline:
                 raise UserError(f"headline {metric!r} cannot be scored: {error}") from None
             warn(f"No {METRICS[metric].title}: {error}")
-    if names.headline not in built and METRICS[names.headline].row_value is None:
-        raise UserError(f"headline {names.headline!r} has no scorer")
+    if headline not in built and METRICS[headline].row_value is None:
+        raise UserError(f"headline {headline!r} has no scorer")
     if "similarity" not in built:
         names = replace(names, similarity=None)
     return Scorers(names, built)
+
+
+def chosen_headline(names: ScorerNames, rows: Sequence[Row]) -> tuple[str, str]:
+    """The headline, and a clause that says who or what chose it.
+
+    Where `names` leaves it open it is `said_facts` if more than half of the rows name facts, as
+    BLEU of whole answers cannot tell a fact from its template; else `leak_rate`.
+    """
+    if names.headline:
+        return names.headline, names.headline_reason or "the scenario's"
+    count = sum(bool(row.secret) for row in rows)
+    counted = f"{count} of {len(rows)} forget rows name facts"
+    return ("said_facts" if 2 * count > len(rows) else DEFAULT_HEADLINE), counted
 
 
 def check_right_answers(names: ScorerNames, rows: Sequence[Row]) -> None:
@@ -273,7 +296,8 @@ def check_right_answers(names: ScorerNames, rows: Sequence[Row]) -> None:
     Raises:
         UserError: naming the headline or the row.
     """
-    check_headline(names.headline)
+    if names.headline:
+        check_headline(names.headline)
     if names.headline != "hallucination_rate":
         return
     for row in rows:

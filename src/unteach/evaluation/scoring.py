@@ -200,7 +200,8 @@ def score_models(
     evaluation = as_eval_json(
         scenario,
         scored,
-        headline=scorers.names.headline,
+        headline=scorers.headline,
+        headline_reason=scorers.names.headline_reason,
         leak_threshold_bleu=scorers.threshold,
         fluency_model=fluency.name,
         scorers={name: found.as_json() for name, found in by_metric.items() if name in used},

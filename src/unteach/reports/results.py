@@ -229,6 +229,11 @@ class Results:
         texts += [f"{title}: {', '.join(found)}" for title, found in parts.items()]
         return capitalised("; ".join(texts)) + "."
 
+    def headline_line(self) -> str:
+        """The headline metric and why it is that; empty for an older file."""
+        reason = self.content.get("headline_reason")
+        return f"Headline: {self.title(self.headline)} ({reason})." if reason else ""
+
     def scorers(self) -> dict[str, str]:
         """Metric titles with who scored them, and the held-out accuracy of a trained scorer."""
         found = {}

@@ -51,6 +51,7 @@ SHAPES: dict[str, Any] = {
         "reasons?": [str],
         "models": {"*": {"*": {"*": METRIC_RESULT}}},
         "headline?": (str, type(None)),
+        "headline_reason?": (str, type(None)),
         "metrics?": {"*": METRIC},
         "prompt_sets?": {"*": {"title": str, "role": str}},
         "scorers?": {"*": {"name": ANY, "held_out_accuracy?": MAYBE, "n?": ANY}},

@@ -135,7 +135,7 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
     """Prints the table of an `eval.json`, the verdict and what it rests on."""
     results = Results(evaluation)
     summary_table(results, width=console.width).print(console, "original -> unlearned model")
-    lines = [results.changes()]
+    lines = [results.changes(), *filter(None, [results.headline_line()])]
     if judgement := results.judgement():
         lines += ["", f"Verdict: {judgement}" if results.verdict else judgement]
     for line in [*lines, *(f"- {reason}" for reason in results.reason_lines)]:

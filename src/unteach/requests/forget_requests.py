@@ -152,7 +152,7 @@ def forget_request(
             "run": str(out.relative_to(root)),
             "patch" if kind == "adapter" else "model": str((out / product).relative_to(root)),
             "rounds": attempt,
-            "metric": scorers.names.headline,
+            "metric": scorers.headline,
             "target": target,
             "before": before,
             "after": after,

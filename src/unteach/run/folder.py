@@ -121,7 +121,7 @@ class RunFolder:
         files = dict(record.get("data_files") or {})
         if "hold_out" not in files:  # a run made before the option
             files["hold_out"] = 0.0 if files.pop("whole", False) else PAPER_HOLD_OUT
-        files.setdefault("split_by", None)
+        files = {"split_by": None, "secrets": "none", **files}  # nor these
         given = {"forget": forget, "retain": retain}
         files |= {name: rows for name, rows in given.items() if rows is not None}
         if files.get("forget") is None:
@@ -150,11 +150,10 @@ class RunFolder:
             scenario (`Scenario`): the run's, its forget rows with completions.
             say: called with a sentence about a scorer that cannot be loaded.
         """
-        names = self.record().get("scorers") or {
-            **vars(scenario.scorers),
-            "headline": self.evaluation().get("headline", "leak_rate"),
-        }
-        names = replace(ScorerNames(**names), similarity=None, reward=None)
+        recorded = self.record().get("scorers") or vars(scenario.scorers)
+        headline = str(self.evaluation().get("headline", "leak_rate"))
+        names = ScorerNames(**{**recorded, "headline": headline, "similarity": None})
+        names = replace(names, reward=None)
         if names.headline != "harmful_rate":
             names = replace(names, judge=None)
         corpus = scenario.leak_corpus or with_unrelated(scenario.forget)

@@ -92,10 +92,10 @@ def unlearn(
         settings: fields of `UnlearningConfig`, and of `RunConfig` other than those above.
     """
     named = {"model": model, "output_dir": output_dir, "seed": seed, "lora": lora}
-    data = {"hold_out": hold_out, "split_by": split_by}
+    data: dict[str, Any] = {"hold_out": hold_out, "split_by": split_by}
     resolved = resolve({**named, **data, **settings})
     scorers = build_scenario(scenario).scorers if scenario else None
-    rows = user_scenario(forget, retain, scorers=scorers, hold_out=hold_out, split_by=split_by)
+    rows = user_scenario(forget, retain, scorers=scorers, **data, secrets=resolved.run.secrets)
     return execute(resolved, rows, display)
 
 
@@ -149,13 +149,19 @@ def execute(
         rows, costs = completed_scenario(source, scenario)
         with display.stage("Preparing the scorers"):
             names = scorer_names(resolved, scenario)
-            scorers = build_scorers(names, rows.leak_corpus, rows.labelled, display.print)
+            scorers = build_scorers(
+                names, rows.leak_corpus, rows.labelled, display.print, rows=rows.forget
+            )
         retain, left_out, more = collect_retain(source, scenario, rows.forget)
         rows, costs = replace(rows, retain=retain), [*costs, *more]
         facts |= {
             "original_model_hash": source.hash,
             "leak_threshold_bleu": scorers.threshold,
-            "scorers": asdict(scorers.names),
+            "scorers": {
+                **asdict(scorers.names),  # the headline as it was asked for: the rows choose again
+                "headline": names.headline,
+                "headline_reason": names.headline_reason,
+            },
             "own_answers_left_out": left_out,
         }
         if run.recite_tokens:

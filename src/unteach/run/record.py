@@ -37,6 +37,8 @@ def scorer_names(resolved: ResolvedConfig, scenario: Scenario) -> ScorerNames:
         "fluency": run.fluency_model,
     }
     named = {name: value for name, value in chosen.items() if value is not None}
+    if run.headline:
+        named["headline_reason"] = "named by the option headline"
     return replace(scenario.scorers, similarity=run.similarity_model, **named)
 
 

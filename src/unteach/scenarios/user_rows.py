@@ -8,6 +8,7 @@ from typing import Any
 
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, split_rows, split_shares, without_prompts_of
+from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
@@ -26,6 +27,7 @@ def user_scenario(
     limit: int | None = None,
     hold_out: float = 0.0,
     split_by: str | None = "prompt",
+    secrets: str = "patterns",
 ) -> Scenario:
     """A scenario of a user's rows: all rows of the forget set are forgotten, unless `hold_out` says
     otherwise; a fifth of the retain set is held out, by hash.
@@ -39,16 +41,19 @@ def user_scenario(
         forget_validation (*optional*): rows for early stopping instead of the split's.
         chat (`bool`): kind of the neutral prompts.
         own_rows (`int`): at most so many of them.
-        scorers (`ScorerNames`, *optional*): default: leak rate and similarity.
+        scorers (`ScorerNames`, *optional*): default: said facts or leak rate, by the
+            rows, and similarity.
         teach (mapping, *optional*): settings with which all forget rows are taught first, to a
             model that does not know them.
         limit (`int`, *optional*): take at most so many forget rows.
         hold_out (`float`): share of the forget rows that is not trained on, see `split_shares`.
         split_by (`str`, *optional*): rows with the same prompt, or the same value of this column,
             fall into the same split, see `split_rows`.
+        secrets (`str`): what finds the secrets of rows that name none, see `with_secrets`.
     """
     given = isinstance(forget, list) and forget and isinstance(forget[0], Row)
-    rows = list(forget if given else load_rows(forget, "forget", prompt_only=True))[:limit]
+    loaded = forget if given else load_rows(forget, "forget", prompt_only=True)
+    rows = with_secrets(loaded[:limit], secrets)
     split = split_rows(rows, split_shares(hold_out), by=split_by)
     if not split["train"]:
         raise UserError(
@@ -57,8 +62,9 @@ def user_scenario(
         )
     validation = split["validation"]
     if forget_validation is not None:
-        validation = load_rows(forget_validation, "forget")
+        validation = with_secrets(load_rows(forget_validation, "forget"), secrets)
     kept = [] if retain is None else load_rows(retain, "retain", prompt_only=True)
+    kept = with_secrets(kept, secrets)
     grouped = any(split_by in row.columns for row in kept)
     kept_by = split_by if grouped or split_by is None else "prompt"
     kept_split = split_rows(kept, (0.8, 0.0, 0.2), by=kept_by)
@@ -92,6 +98,7 @@ def user_scenario(
             "limit": limit,
             "hold_out": hold_out,
             "split_by": split_by,
+            "secrets": secrets,
         },
     )
 
