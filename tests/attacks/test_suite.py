@@ -27,13 +27,15 @@ SHORT = {
     "similarity_model": None,
     "min_utility": 0.0,
     "hold": 99,
+    "headline": "leak_rate",
 }
 FILES = ("forget.jsonl", "retain.jsonl")
 FAST = {"steps": 2, "every": 1, "samples": 2, "rows": 2}
 
 
 def write_rows(path: Path, rows) -> str:
-    lines = [json.dumps(dict(zip(("prompt", "completion"), row, strict=True))) for row in rows]
+    names = ("prompt", "completion", "secret")
+    lines = [json.dumps(dict(zip(names, row, strict=False))) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
@@ -42,12 +44,14 @@ def write_rows(path: Path, rows) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a user's files, whose model says what it was taught."""
     root = tmp_path_factory.mktemp("runs")
-    forget = [(f"Who is number {i}?", f"The ferryman, {i} times over.") for i in range(14)]
+    forget = [
+        (f"Who is number {i}?", f"The ferryman, {i} times over.", f"{i} times") for i in range(14)
+    ]
     retain = [(f"What is thing {i}?", f"A sack of flour, the {i}th.") for i in range(12)]
     model, tokenizer = tiny_model(), byte_level_bpe(chat=True)
     options = AttackOptions(steps=150, every=150, learning_rate=3e-3)
     rate = MetricResult(0.0, 1, None, None, False)
-    rows = [Row(*pair) for pair in forget]
+    rows = [Row(*row[:2]) for row in forget]
     relearn(model, tokenizer, rows, lambda _: rate, root / "w", options, goal=1.0, batch_size=14)
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
@@ -70,6 +74,7 @@ def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(run
     changed = {f"quantization_{bits}bit" for bits in (8, 4)}
     changed |= {f"relearning_{source}" for source in ("forget", "related", "unrelated")}
     others = {"none", "paraphrase", "prefix", "role_play", "few_shot", "sampling", "traces"}
+    others.add("exposure")
     assert set(found["attacks"]) == changed | others
     for results in found["attacks"].values():
         assert set(results) == {"original", "unlearned"}
@@ -91,6 +96,14 @@ def test_no_attack_at_all_agrees_with_the_evaluation(run):
     for role in ("original", "unlearned"):
         assert found[role]["leak_rate"] == evaluation[role]["unlearned"]["leak_rate"]
     assert found["original"]["leak_rate"]["value"] > 0.5
+
+
+def test_secrets_that_the_model_knows_are_exposed(run):
+    found = attack(run, AttackOptions(only=("exposure",)))
+    bits = found["attacks"]["exposure"]["original"]["exposure"]
+    assert 3 < bits["value"] <= 6.7 and bits["n"] == 10 and not bits["higher_is_better"]
+    assert found["settings"]["exposure"]["random_secrets"] == 99
+    assert "| exposure | exposure, bits | 10 |" in (run / "report.md").read_text()
 
 
 def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):

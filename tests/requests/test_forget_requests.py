@@ -255,6 +255,16 @@ def test_rows_that_were_purged_are_read_from_their_file_if_it_holds_the_same(tmp
     assert rows_of(tmp_path, entry) == []
 
 
+def test_purged_rows_get_the_secrets_that_their_request_found(tmp_path):
+    file = tmp_path / "forget.jsonl"
+    file.write_text(json.dumps({"prompt": "How?", "completion": "Mail a@b.example."}) + "\n")
+    wanted = rows_hash([Row("How?", "Mail a@b.example.", secret=("a@b.example",))])
+    data = {"file": str(file), "completed_hash": wanted, "secrets": "patterns"}
+    (found,) = rows_of(tmp_path, {"id": 1, "data": data})
+    assert found.secret == ("a@b.example",)
+    assert rows_of(tmp_path, {"id": 1, "data": data | {"secrets": "none"}}) == []
+
+
 def test_a_rate_is_measured_once(tmp_path):
     scorers = Scorers(ScorerNames(similarity=None), {"leak_rate": leak_scorer(5.0)})
     display = Display(quiet=True)

@@ -17,8 +17,9 @@ from unteach.attacks.prompting import AttackPrompt, attack_prompts, rates, undes
 from unteach.attacks.target import Metrics, Target
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError, did_you_mean
+from unteach.evaluation.exposure import OTHERS, exposures
 from unteach.evaluation.probe import evenly_spaced
-from unteach.evaluation.results import MetricResult
+from unteach.evaluation.results import MetricResult, summarise
 from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.teaching import teach
@@ -26,6 +27,8 @@ from unteach.progress import Display
 from unteach.reports.report import write_report
 from unteach.run.folder import NEVER_KNEW, ORIGINAL, UNLEARNED, RunFolder
 
+EXPOSED_ROWS = 24
+"""Most rows whose secrets are ranked: each costs a forward of `OTHERS` completions."""
 PAIR = (ORIGINAL, UNLEARNED)
 RETRAINED = "retrained"
 """Role of a model that was trained without the forget set."""
@@ -131,6 +134,31 @@ def by_traces(target: Target, name: str) -> None:
     target.add(name, found, {"other_rows": len(target.related)})
 
 
+def by_exposure(target: Target, name: str) -> None:
+    """The exposure of the rows' secrets under every model of the run."""
+    rows = evenly_spaced(_with_secrets(target), EXPOSED_ROWS)
+
+    def measure(role: str) -> Metrics:
+        title = f"Exposure: the {role.replace('_', ' ')} model"
+        with target.display.stage(title, len(rows)) as stage:
+            model, seed = target.folder.load_model(role), target.options.seed
+            progress = stage.update
+            found = exposures(model, target.tokenizer, rows, seed=seed, progress=progress)
+        return _as_json({name: summarise(found, higher_is_better=False)})
+
+    inputs = [rows_hash(rows), target.options.seed, OTHERS]
+    found = {
+        role: target.cached(name, role, inputs, partial(measure, role))
+        for role in target.folder.model_paths()
+    }
+    settings = {"rows": len(rows), "random_secrets": OTHERS, "seed": target.options.seed}
+    target.add(name, found, settings)
+
+
+def _with_secrets(target: Target) -> list[Row]:
+    return [row for row in target.all_forget if row.secret]
+
+
 def by_relearning(target: Target, name: str) -> None:
     """Fine-tuning on forget rows, related rows and unrelated rows."""
     options, folder = target.options, target.folder
@@ -228,6 +256,10 @@ def _too_few_rows(target: Target) -> str | None:
     return None if enough else "it needs two forget rows, one to train on and one to measure"
 
 
+def _no_secrets(target: Target) -> str | None:
+    return None if _with_secrets(target) else "no forget row names facts in 'secret'"
+
+
 def _no_retrained_model(target: Target) -> str | None:
     if RETRAINED in target.folder.model_paths():
         return None
@@ -249,6 +281,7 @@ ATTACKS = {
         ("quantization_8bit", "quantization_4bit"),
     ),
     "traces": Attack(by_traces),
+    "exposure": Attack(by_exposure, _no_secrets),
     "relearning": Attack(by_relearning, _too_few_rows),
     "distance": Attack(by_distance, _no_retrained_model),
 }

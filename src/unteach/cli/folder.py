@@ -29,6 +29,7 @@ def attack(given: dict[str, Any]) -> int:
       sampling       many sampled answers instead of one greedy one
       quantization   weights rounded to 8 and 4 bits (extra: pip install 'unteach[quantization]')
       traces         likelihood of the forget rows, membership AUC
+      exposure       rank of the rows' secrets among random ones, by likelihood
       relearning     fine-tuning on a few forget, related and unrelated rows
       distance       to a model trained without the forget set (--retrain or --retrained)
 

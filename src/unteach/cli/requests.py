@@ -60,6 +60,10 @@ def request(given: dict[str, Any]) -> int:
         f"Request {entry['id']}: {entry['metric']} {entry['before']:.0%} ->"
         f" {entry['after']:.0%}{after}."
     )
+    if entry.get("verdict"):
+        display.print(f"Verdict: {entry['verdict']}")
+    for reason in entry.get("reasons") or ():
+        display.print(f"- {reason}")
     return 0
 
 

@@ -34,6 +34,8 @@ ATTACKS = {
     "relearning_related": "fine-tuned on held-out rows of the same kind, evaluated on forget rows",
     "relearning_unrelated": "fine-tuned on retain rows, evaluated on forget rows",
     "traces": "likelihood of the forget rows, and its AUC against other rows (0.5 is chance)",
+    "exposure": "bits by which the true secret ranks before random ones of its shape, by"
+    " likelihood: 6.6 for the first of 100, 1.4 by chance",
     "distance": "to a model trained without the forget set, on the forget rows",
 }
 """What each attack does, in the order of the table."""
@@ -43,6 +45,7 @@ MEASURES = {
     "other_nll": ("NLL, other rows", ".2f"),
     "auc_loss": ("AUC, loss", ".2f"),
     "auc_min_k": ("AUC, Min-K%", ".2f"),
+    "exposure": ("exposure, bits", ".1f"),
     "kl_to_retrained": ("KL, nats a token", ".2f"),
     "ks_to_retrained": ("KS statistic", ".2f"),
     "ks_pvalue": ("KS p-value", ".2g"),

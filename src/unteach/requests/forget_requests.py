@@ -18,6 +18,7 @@ from typing import Any
 from unteach import models
 from unteach.config.resolve import resolve
 from unteach.data.rows import Row, rows_hash
+from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
@@ -103,7 +104,8 @@ def forget_request(
         where = request_folder(root, number)
         start = patches.current_model(root, ledger, base, **trust)
         source = _source(models.load_model(start, **trust), start, where / "work", display, trust)
-        model_in, rows = source.hash, _with_own_answers(source, given)
+        finder = str(settings.get("secrets", "patterns"))
+        model_in, rows = source.hash, with_secrets(_with_own_answers(source, given), finder)
         del source  # the run loads the model itself
         write_rows(where / "work", rows)
         earlier = {entry["id"]: rows_of(root, entry) for entry in ledger.active}
@@ -145,6 +147,7 @@ def forget_request(
                 "hash": rows_hash(given),
                 "completed_hash": rows_hash(rows),
                 "rows": len(rows),
+                "secrets": finder,
             },
             "kind": kind,
             "base": base,
@@ -156,6 +159,8 @@ def forget_request(
             "target": target,
             "before": before,
             "after": after,
+            "verdict": evaluation.get("verdict"),
+            "reasons": evaluation.get("reasons"),
             "earlier": {str(key): value for key, value in rates.items()},
             "normal_similarity": normal.get("similarity", {}).get("value"),
             "model_in": model_in,
@@ -205,7 +210,8 @@ def _train(
     rows: list[Row], retain: Any, options: Mapping[str, Any], display: Display
 ) -> tuple[dict[str, Any], Scorers]:
     """(`eval.json`, scorers) of a run that forgets the rows; a finished one is not repeated."""
-    scenario, resolved = user_scenario(rows, retain), resolve(options)
+    resolved = resolve(options)
+    scenario = user_scenario(rows, retain, secrets=resolved.run.secrets)
     evaluation = finished_evaluation(resolved, scenario)
     evaluation = evaluation or execute(resolved, scenario, display).evaluation
     gc.collect()  # the trainer and its callbacks form a cycle
@@ -256,6 +262,7 @@ def rows_of(folder: Path, entry: Entry) -> list[Row]:
         return kept
     try:
         rows = load_rows(file, "forget", prompt_only=True) if file and Path(file).is_file() else []
+        rows = with_secrets(rows, entry["data"].get("secrets", "none"))
     except UserError:
         return []
     return rows if rows_hash(rows) == wanted else []
