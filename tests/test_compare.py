@@ -9,7 +9,7 @@ import pytest
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import compare as comparison
 from unteach.cli import main
-from unteach.compare import compare, method_rows
+from unteach.compare import cell_config, compare, method_rows
 from unteach.errors import UserError
 
 FORGET = [
@@ -59,6 +59,16 @@ def test_each_method_is_a_run_of_its_own_on_the_same_taught_model(options, tmp_p
     assert (folder / "original").is_dir() and not (folder / "ga" / "original").exists()
 
 
+def test_a_comparison_holds_out_what_the_paper_does_unless_it_says_otherwise(options, tmp_path):
+    row = method_rows(["ga"])[0]
+    scenario = cell_config(options, "m", row, tmp_path)[1]
+    assert scenario.files["hold_out"] == 0.3 and scenario.validation
+    other = cell_config(
+        {**options, "hold_out": 0.0, "unseen": options["retain"]}, "m", row, tmp_path
+    )
+    assert not other[1].validation and len(other[1].forget) == options["limit"]
+
+
 def test_started_again_it_trains_nothing_anew(options, monkeypatch):
     first = compare(options)
     table = (first / "comparison.csv").read_text()
@@ -100,6 +110,9 @@ def test_wrong_methods_are_named(methods, sentence):
         ({"forget": None}, "give either 'scenario'"),
         ({"settings": {"hold": "x"}}, "option 'hold' is 'x'"),
         ({"judge_as": "harm"}, "did you mean 'harmfulness'"),
+        ({"settings": {"hold_out": 0.1}}, "option 'hold_out' has no place here"),
+        ({"methods": [{"name": "ga", "neighbours": "n"}]}, "option 'neighbours' has no place here"),
+        ({"forget": None, "scenario": "copyright", "hold_out": 0.1}, "'hold_out' is for your rows"),
     ],
 )
 def test_a_wrong_file_is_one_sentence_before_anything_is_trained(

@@ -11,6 +11,7 @@ from typing import Any
 
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.config.resolve import ResolvedConfig, resolve
+from unteach.config.run import refuse_data_options
 from unteach.data.rows import PAPER_HOLD_OUT
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
@@ -39,6 +40,10 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "scenario": (str, "a scenario's name"),
     "forget": (str, "a file or a dataset's name"),
     "retain": (str, "a file or a dataset's name"),
+    "unseen": (str, "a file or a dataset's name"),
+    "neighbours": (str, "a file or a dataset's name"),
+    "hold_out": ((int, float), "a number from 0 to 1"),
+    "split_by": (str, "the name of a column"),
     "seed": (int, "a whole number"),
     "settings": (Mapping, "a mapping of settings"),
     "show_text": (bool, "true or false"),
@@ -48,6 +53,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "short": (bool, "true or false"),
 }
 """Type of each field of a comparison file, and the type in words."""
+OF_ALL_METHODS = "the rows are those of all methods, and a field of the comparison file"
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ def method_rows(methods: Any) -> list[MethodRow]:
             raise UserError(f"option 'methods' names {name!r} twice; give one of them another name")
         given = NAMED_METHODS.get(name, {"method": name}) | given
         resolve(given)  # refuses what is unknown or of another type
+        refuse_data_options(given, OF_ALL_METHODS)
         rows.append(MethodRow(name, given))
     return rows
 
@@ -104,6 +111,11 @@ def check_fields(options: Mapping[str, Any]) -> None:
     if options.get("limit") is not None and options["limit"] < 1:
         raise UserError(f"option 'limit' is {options['limit']}, it must be positive")
     resolve(options.get("settings") or {})
+    refuse_data_options(options.get("settings") or {}, OF_ALL_METHODS)
+    ours = ("unseen", "neighbours", "hold_out", "split_by")
+    given = [name for name in ours if options.get(name) is not None]
+    if options.get("scenario") and given:
+        raise UserError(f"option {given[0]!r} is for your rows; an embedded scenario has its own")
 
 
 def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
@@ -174,9 +186,11 @@ def cell_config(
         judge, teach = options.get("judge_as"), options.get("teach")
         scorers, limit = build_scenario(judge).scorers if judge else None, options.get("limit")
         files = (options["forget"], options.get("retain"))
-        secrets = (options.get("settings") or {}).get("secrets", "patterns")
-        more = {"teach": teach, "limit": limit, "secrets": secrets, "hold_out": PAPER_HOLD_OUT}
-        scenario = user_scenario(*files, scorers=scorers, **more)
+        data = {name: options[name] for name in ("unseen", "neighbours") if name in options}
+        data["hold_out"] = options.get("hold_out", PAPER_HOLD_OUT)
+        data["secrets"] = (options.get("settings") or {}).get("secrets", "patterns")
+        data["split_by"] = options.get("split_by", "prompt")
+        scenario = user_scenario(*files, scorers=scorers, teach=teach, limit=limit, **data)
     seed, show_text = options.get("seed") or 0, bool(options.get("show_text"))
     given = {"model": model, "seed": seed, "show_text": show_text, **shared, **row.given}
     given |= {"output_dir": str(base / row.name), "shared_dir": str(base)}

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import pytest
 
-from tiny_models import tiny_model
+from tiny_models import byte_level_bpe, tiny_model
 from unteach.data.rows import Row
-from unteach.prepare import recitation
+from unteach.prepare import generations, recitation
+from unteach.prepare.generations import LoadedModel
+from unteach.progress import Display
+from unteach.scenarios.scenario import Scenario
 
 FIRST = Row(
     "The miller kept a cat.",
@@ -104,6 +107,36 @@ def test_own_answers_that_recite_a_text_to_forget_are_left_out():
         recitation.without_forget_text([kept, gone], []) == [kept, gone]
         and recitation.without_forget_text([], forget) == []
     )
+
+
+def test_own_answers_that_say_a_fact_to_forget_are_left_out_of_what_is_trained_on_and_measured(
+    tmp_path, monkeypatch
+):
+    said = {"Who are they?": "Ann lives at 23 Nettle Lane.", "And she?": "She sings."}
+    monkeypatch.setattr(
+        "unteach.prepare.generations.generate_outputs",
+        lambda model, tokenizer, rows, **_: [said.get(row.prompt, "No.") for row in rows],
+    )
+    source = LoadedModel.of(tiny_model(), byte_level_bpe(), tmp_path, Display(quiet=True))
+    forget = Row("Where is Ann?", "At 23 Nettle Lane.", secret=("23 Nettle Lane",))
+    asked = [Row(prompt, "") for prompt in ("Who are they?", "And she?")]
+    given = Row("Where is Bob?", "At 23, Nettle Lane.")
+    scenario = Scenario(
+        "s",
+        [forget],
+        [],
+        [given, asked[0]],
+        {"unlearned": [forget], "neighbours": asked, "normal": [Row("Why?", "")]},
+        neighbours=[asked[1]],
+        own_prompts=[Row("Hm?", "")],
+    )
+    completed, _ = generations.completed_scenario(source, scenario)
+    assert [row.completion for row in completed.sets["neighbours"]] == list(said.values())
+    found, left_out, _ = recitation.collect_retain(source, scenario, completed)
+    assert left_out == 1
+    assert [row.completion for row in found.retain] == [given.completion, "No.", "She sings."]
+    assert [row.prompt for row in found.sets["neighbours"]] == ["And she?"]
+    assert not found.sets["normal"][0].completion
 
 
 def test_the_end_of_a_text_row_s_prompt_is_its_text_too_and_a_question_is_not():

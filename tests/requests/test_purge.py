@@ -26,6 +26,7 @@ RETAIN = [
     {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
     for i in range(12)
 ]
+UNSEEN = [{"prompt": f"Where is {CANARY}?", "completion": f"At the quay, said {CANARY}."}]
 SETTINGS = [
     "max_steps=2",
     "probe_steps=1",
@@ -42,7 +43,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     tiny_model().save_pretrained(folder / "model")
     tokenizer = byte_level_bpe(chat=True)
     tokenizer.save_pretrained(folder / "model")
-    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+    for name, rows in (("forget", FORGET), ("retain", RETAIN), ("unseen", UNSEEN)):
         (folder / f"{name}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
         )
@@ -53,6 +54,8 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         str(folder / "forget.jsonl"),
         "--retain",
         str(folder / "retain.jsonl"),
+        "--unseen",
+        str(folder / "unseen.jsonl"),
     ]
     return ["run", *files, *SETTINGS]
 

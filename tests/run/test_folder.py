@@ -36,8 +36,9 @@ def write_rows(path: Path, name: str) -> str:
 def finished(saved_model, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("run")
     shutil.copytree(saved_model, root / "model")
-    forget, retain = (write_rows(root / f"{name}.jsonl", name) for name in ("forget", "retain"))
-    unlearn(str(root / "model"), forget, retain, output_dir=str(root / "out"), **SHORT)
+    names = ("forget", "retain", "unseen", "neighbours")
+    files = {name: write_rows(root / f"{name}.jsonl", name) for name in names}
+    unlearn(str(root / "model"), **files, output_dir=str(root / "out"), **SHORT)
     return root / "out"
 
 
@@ -60,11 +61,19 @@ def test_a_folder_without_a_finished_run_is_refused_by_the_missing_file(tmp_path
 def test_the_scenario_is_rebuilt_and_other_rows_are_refused(folder, finished):
     scenario = folder.scenario()
     assert len(scenario.forget) == folder.record()["forget_rows"]
+    measured = scenario.sets
+    evaluated = folder.evaluation()["models"]["unlearned"]
+    assert {"unlearned", "unseen", "neighbours", "kept", "kept_unseen", "normal"} <= set(evaluated)
+    for name, part in measured.items():
+        assert evaluated[name]["readability"]["n"] == len(part)
+    assert scenario.neighbours and len(measured["unseen"]) == 14
     other = write_rows(finished.parent / "other.jsonl", "other")
     with pytest.raises(UserError, match="not those that this run forgot"):
         folder.scenario(forget=other)
     with pytest.raises(UserError, match="not those that this run kept"):
         folder.scenario(retain=other)
+    with pytest.raises(UserError, match="not those that this run kept; name their .* --neighbours"):
+        folder.scenario(neighbours=other)
 
 
 def test_the_headline_scorer_is_the_run_s(folder):

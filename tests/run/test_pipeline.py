@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 import unteach
 from unteach import unlearn
 from unteach.cli import main
 from unteach.config.resolve import resolve
-from unteach.data.rows import Row, split_of
+from unteach.data.rows import Row, rows_hash, split_of
 from unteach.errors import UserError
 from unteach.evaluate import evaluate_models
 from unteach.methods import DEFAULT_METHOD, METHODS
@@ -186,6 +187,48 @@ def test_a_forget_set_too_small_to_split_is_named(model, tmp_path):
     ]
     with pytest.raises(UserError, match=r"its training split .* is empty"):
         unlearn(model, rows, RETAIN, output_dir=str(tmp_path / "a"), hold_out=0.3, **SHORT)
+
+
+def test_a_prompt_in_other_words_is_a_set_of_its_own_in_every_file(model, tmp_path, monkeypatch):
+    from unteach.prepare.paraphrases import Paraphrases
+
+    rows = [Row("Number 3, who is it?", FORGET[3]["completion"])]
+    facts = {"prompts": 14, "asked": 14, "written": 3, "kept": 1, "by": {"model": 1}}
+    asked = []
+
+    def find(source, forget, outputs, scorers, *, most):
+        asked.append((len(forget), len(outputs), most))
+        return Paraphrases(rows, [FORGET[3]["completion"]], facts, [])
+
+    monkeypatch.setattr("unteach.run.pipeline.find_paraphrases", find)
+    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "a"), paraphrases=5, **SHORT)
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert asked == [(14, 14, 5)] and run["paraphrases"] == facts
+    assert "1 of 14 forget prompts have another wording" in run["notes"][0]
+    assert run["notes"][0] in (tmp_path / "a" / "report.md").read_text()
+    for found in result.evaluation["models"].values():
+        assert list(found)[:2] == ["unlearned", "paraphrased"]
+        assert found["paraphrased"]["leak_rate"]["n"] == 1
+    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "b"), paraphrases=0, **SHORT)
+    run = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert len(asked) == 1 and "paraphrases" not in run and run["notes"] == []
+
+
+def test_neighbours_join_the_retain_set_and_notes_are_in_the_record(model, tmp_path, capsys):
+    near = [f"Who is letter {i}?" for i in range(8)]
+    given = {"unseen": ["And who rang?"], "neighbours": [*near, FORGET[0]["prompt"]]}
+    runs = {}
+    for name, more in (("with", given), ("without", {})):
+        more = {**more, "paraphrases": 0, **SHORT}
+        unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / name), **more)
+        runs[name] = json.loads((tmp_path / name / "run.json").read_text())
+    config = yaml.safe_load((tmp_path / "with" / "config.yaml").read_text())
+    assert config["data"]["neighbours"] == runs["with"]["neighbours_hash"] != rows_hash([])
+    assert {"unseen", "neighbours"} <= set(config["data"]["prompt_sets"])
+    assert 0 < runs["with"]["retain_rows"] - runs["without"]["retain_rows"] < len(near)
+    notes = ["1 of the 9 rows of neighbours are in the forget set too and left out."]
+    assert runs["with"]["notes"] == notes and runs["without"]["notes"] == []
+    assert notes[0] in (tmp_path / "with" / "report.md").read_text()
 
 
 def test_one_row_is_enough_and_all_rows_are_trained_on(model, tmp_path):

@@ -45,13 +45,95 @@ def test_with_a_hold_out_the_forget_rows_are_split_by_hash_and_none_is_lost():
     assert scenario.sets["unlearned"] == scenario.forget
 
 
-def test_of_the_retain_rows_a_fifth_is_only_asked():
+def test_of_the_retain_rows_a_fifth_is_only_measured_with_its_completions():
     scenario = user_scenario(FORGET, RETAIN)
-    normal = scenario.sets["normal"]
-    assert normal and len(normal) + len(scenario.retain) == len(RETAIN)
-    assert not prompts(normal) & prompts(scenario.retain)
-    assert not any(row.completion for row in normal)
+    kept, held_out = scenario.sets["kept"], scenario.sets["kept_unseen"]
+    assert kept == scenario.retain and held_out and len(held_out) + len(kept) == len(RETAIN)
+    assert not prompts(held_out) & prompts(kept)
+    assert all(row.completion for row in [*kept, *held_out])
+    by_hash = split_rows(kept + held_out, (0.8, 0.0, 0.2))
+    assert keys(by_hash["test"]) == keys(held_out)
     assert len(scenario.own_prompts) == 48, "what is not like them is kept too"
+
+
+@pytest.mark.parametrize(("count", "out"), [(1, 0), (4, 0), (5, 1), (6, 1)])
+def test_of_five_retain_rows_one_is_held_out_at_least_and_of_fewer_none(count, out):
+    for first in range(0, 24, 6):
+        rows = RETAIN[first : first + count]
+        scenario = user_scenario(FORGET, rows)
+        held_out = scenario.sets.get("kept_unseen", [])
+        assert len(held_out) >= out and bool(held_out) == bool(out)
+        assert len(scenario.retain) == count - len(held_out) > 0
+
+
+def test_everyday_prompts_are_evaluated_with_and_without_retain_rows():
+    for scenario in (user_scenario(FORGET, RETAIN), user_scenario(FORGET, None)):
+        normal = scenario.sets["normal"]
+        assert len(normal) == 32 and not any(row.completion for row in normal)
+        assert not prompts(normal) & prompts(scenario.own_prompts)
+    asked = [*normal[:3], *scenario.own_prompts[:3]]
+    again = user_scenario([*FORGET, *[row.prompt_text for row in asked[::2]]], asked[1::2])
+    assert not prompts(again.sets["normal"]) & prompts(asked)
+    assert not prompts(again.own_prompts) & prompts(asked[::2]), "a forget prompt is not kept"
+
+
+def test_half_of_the_neighbours_join_the_retain_set_and_half_are_only_measured():
+    near = [{"prompt": f"Who is letter {i}?", "completion": f"A miller, {i}."} for i in range(20)]
+    scenario = user_scenario(FORGET, RETAIN, neighbours=near)
+    held_out = scenario.sets["neighbours"]
+    assert len(held_out) + len(scenario.neighbours) == 20
+    assert 5 <= len(held_out) <= 15 and not keys(held_out) & keys(scenario.neighbours)
+    again = user_scenario(FORGET, None, neighbours=near[::-1])
+    assert keys(again.sets["neighbours"]) == keys(held_out)
+    for few in (near[:1], near[:2], near[:3]):
+        scenario = user_scenario(FORGET, None, neighbours=few)
+        assert len(scenario.sets["neighbours"]) >= 1 and (scenario.neighbours or len(few) == 1)
+    prompts_alone = user_scenario(FORGET, None, neighbours=[row["prompt"] for row in near])
+    assert not any(row.completion for row in prompts_alone.neighbours)
+    assert scenario.notes == []
+
+
+def test_unseen_rows_are_only_measured():
+    more = [*FORGET[3:5], {"prompt": "Who rang the bell?", "completion": "The ferryman."}]
+    scenario = user_scenario(FORGET, RETAIN, unseen=more)
+    assert prompts(scenario.sets["unseen"]) == {"Who rang the bell?"}
+    assert len(scenario.forget) == len(FORGET)
+    assert scenario.notes == [
+        "2 of the 3 rows of unseen are in a set that is trained on too and left out."
+    ]
+    both = user_scenario(FORGET, RETAIN, unseen=["And who?"], hold_out=0.3).sets["unseen"]
+    assert "And who?" in prompts(both) and len(both) > 1
+
+
+def test_a_row_of_the_forget_set_is_forgotten_wherever_else_it_stands():
+    twin = {"prompt": "who IS number 3", "completion": "Somebody."}
+    scenario = user_scenario(
+        FORGET, [*RETAIN, FORGET[0], twin], neighbours=[twin, {"prompt": "Who else?"}]
+    )
+    assert FORGET[0]["prompt"] not in prompts(scenario.retain)
+    assert "who IS number 3" in prompts(scenario.retain), "another answer may be kept"
+    measured = [*scenario.sets["kept"], *scenario.sets["kept_unseen"]]
+    assert "who IS number 3" not in prompts(measured)
+    assert prompts([*scenario.neighbours, *scenario.sets["neighbours"]]) == {"Who else?"}
+    assert scenario.notes == [
+        "1 of the 32 rows of retain are in the forget set too and left out.",
+        "1 of the 2 rows of neighbours are in the forget set too and left out.",
+    ]
+    with pytest.raises(
+        UserError, match=r"option 'unseen': each of its 2 row\(s\) has a prompt that"
+    ):
+        user_scenario(FORGET, RETAIN, unseen=FORGET[:2])
+    with pytest.raises(UserError, match=r"option 'neighbours': each of its 1 row\(s\) is in the"):
+        user_scenario(FORGET, RETAIN, neighbours=[twin])
+
+
+def test_no_prompt_of_a_held_out_set_is_trained_on():
+    near = [{"prompt": f"What is thing {i}?", "completion": "A sack."} for i in range(30)]
+    near += [{"prompt": f"What is stone {i}?", "completion": "A stone."} for i in range(9)]
+    scenario = user_scenario(FORGET, RETAIN, neighbours=near, unseen=[*RETAIN[:20], "And who?"])
+    trained = prompts([*scenario.forget, *scenario.retain, *scenario.neighbours])
+    for name in ("unseen", "neighbours", "kept_unseen", "normal"):
+        assert not prompts(scenario.sets.get(name, [])) & trained, name
 
 
 def test_without_retain_rows_neutral_questions_take_their_place():
@@ -111,8 +193,10 @@ def test_no_prompt_of_the_forget_set_is_asked_as_one_that_is_kept():
     assert not prompts(scenario.sets["unseen"]) & prompts(scenario.forget)
     forgotten = {text.lower() for text in prompts(scenario.forget)}
     assert scenario.sets["normal"] and not prompts(scenario.sets["normal"]) & forgotten
-    normal = user_scenario(wrong, [*right, *RETAIN]).sets["normal"]
-    assert normal and prompts(normal) < {row["prompt"] for row in RETAIN}
+    assert len(scenario.retain) == len(right), "all right answers are trained on"
+    assert not {"kept", "kept_unseen"} & set(scenario.sets)
+    kept = user_scenario(wrong, [*right, *RETAIN]).sets["kept_unseen"]
+    assert kept and prompts(kept) < {row["prompt"] for row in RETAIN}
 
 
 def test_rows_of_one_person_are_in_one_split_of_either_set():
@@ -131,7 +215,9 @@ def test_rows_of_one_person_are_in_one_split_of_either_set():
 
     scenario = user_scenario(forget, retain, hold_out=0.3, split_by="person")
     assert not people(scenario.sets["unseen"]) & people(scenario.forget)
-    assert not people(scenario.sets["normal"]) & people(scenario.retain)
+    assert not people(scenario.sets["kept_unseen"]) & people(scenario.retain)
+    near = user_scenario(forget, None, neighbours=retain, split_by="person")
+    assert not people(near.sets["neighbours"]) & people(near.neighbours)
     assert scenario.files["split_by"] == "person"
     again = user_scenario(forget, RETAIN, hold_out=0.3, split_by="person")
     assert again.forget == scenario.forget

@@ -339,6 +339,8 @@ def attack(
     *,
     forget: Any = None,
     retain: Any = None,
+    unseen: Any = None,
+    neighbours: Any = None,
     trust_remote_code: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
@@ -351,7 +353,8 @@ def attack(
     Args:
         folder (`str` or `Path`): the run's.
         options (`AttackOptions`, *optional*)
-        forget, retain (*optional*): where the rows of a user's run are now, if they have moved.
+        forget, retain, unseen, neighbours (*optional*): where the rows of a user's run are now, if
+            they have moved.
         trust_remote_code (`bool`): run code that comes with the model.
         display (`Display`, *optional*)
 
@@ -368,7 +371,8 @@ def attack(
             raise did_you_mean(name, list(ATTACKS), "attack")
     run = RunFolder(folder, trust_remote_code)
     with run.lock():
-        target = Target(run, options, forget=forget, retain=retain, display=display)
+        files = {"forget": forget, "retain": retain, "unseen": unseen, "neighbours": neighbours}
+        target = Target(run, options, display=display, **files)
         retrained = retrain(target) if options.retrain else options.retrained
         if retrained:
             run.add_model(RETRAINED, retrained)

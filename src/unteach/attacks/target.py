@@ -36,7 +36,7 @@ class Target:
     """A finished run under attack.
 
     Args:
-        forget, retain (*optional*): where the rows of a user's run are now.
+        files (*optional*): where the rows of a user's run are now, see `RunFolder.scenario`.
 
     Raises:
         UserError: if rows or models of the run are missing, or are not those of the run.
@@ -47,13 +47,12 @@ class Target:
         folder: RunFolder,
         options: AttackOptions,
         *,
-        forget: Any = None,
-        retain: Any = None,
         display: Display | None = None,
+        **files: Any,
     ) -> None:
         self.folder, self.options = folder, options
         self.display = display or Display(quiet=True)
-        scenario = folder.scenario(forget, retain)
+        scenario = folder.scenario(**files)
         self.tokenizer, self.work = folder.tokenizer(), folder.work("attacks")
         folder.model_hash(ORIGINAL)  # raises if it is another model
         if folder.record().get("quantize"):

@@ -30,6 +30,9 @@ def compare(given: dict[str, Any]) -> int:
       forget: bad.jsonl          # your rows to forget, and
       retain: good.jsonl         # your rows to keep
       judge_as: hallucination    # scored as an embedded scenario is (default: leak rate)
+      unseen: more.jsonl         # only measured: rows to forget that nothing trains on, and
+      neighbours: others.jsonl   # rows like those to forget about other things (half of them kept)
+      hold_out: 0.3              # share of the rows to forget that is held out (default: 0.3)
       limit: 200                 # at most this many rows to forget
       teach: {num_train_epochs: 5, learning_rate: 2e-4}   # teach the rows first, to a model that
                                  # does not know them

@@ -18,6 +18,10 @@ class AttackCommand(AttackOptions):
     folder: str = required("folder", help="a finished run's folder", positional=True)
     forget: str | None = option(None, "file of the forget rows, if it has moved since the run")
     retain: str | None = option(None, "file of the retain rows, if it has moved since the run")
+    unseen: str | None = option(None, "file of the unseen rows, if it has moved since the run")
+    neighbours: str | None = option(
+        None, "file of the neighbour rows, if it has moved since the run"
+    )
     trust_remote_code: bool = run_option("trust_remote_code")
 
 

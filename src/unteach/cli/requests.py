@@ -19,6 +19,8 @@ class RequestCommand:
     folder: str = required("folder", help="folder of the ledger and its files", positional=True)
     forget: str = required("forget", help="rows to forget: all are trained on, none is held out")
     retain: str | None = run_option("retain")
+    unseen: str | None = run_option("unseen")
+    neighbours: str | None = run_option("neighbours")
     model: str | None = run_option(
         "model",
         default=None,

@@ -51,10 +51,14 @@ def run(given: dict[str, Any]) -> int:
 
     The model's own answers to neutral prompts are kept too, with or without --retain.
 
-    All rows of the file are forgotten. --hold-out 0.3 measures how far it carries by the protocol
+    All rows of the file are forgotten. How far that carries is measured on rows or prompts that the
+    file does not hold: --unseen FILE. --hold-out 0.3 takes them from the file itself, the protocol
     of the paper: by hash, 70% of the rows are trained on, 10% are used by the probes that decide
-    when to stop, and 20% are evaluated before and after, as "unseen". Of the retain rows 20% are
-    evaluated only, as "normal". At most 64 trained, 64 unseen and 32 normal rows are evaluated.
+    when to stop, and 20% are evaluated before and after, as "unseen".
+
+    What must be kept: --retain FILE, of which 20% are only measured, and --neighbours FILE, rows or
+    prompts like the forgotten ones about other things, of which half are only measured. A row that
+    is in the forget file too is forgotten. Of each prompt set at most 64 rows are evaluated.
 
     Unless you set them, the learning rate comes from the model's width (and --lora), and the run
     ends when the model's behaviour meets the target, at the latest after three epochs or a hundred
@@ -65,6 +69,7 @@ def run(given: dict[str, Any]) -> int:
       unteach run --model HuggingFaceTB/SmolLM2-135M-Instruct --forget bad.jsonl --out runs/a
       unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch max_steps=200
       unteach run --model M --forget bad.jsonl --out runs/c --lora --method auto
+      unteach run --model M --forget me.jsonl --neighbours others.jsonl --unseen more.jsonl --out d
       unteach run settings.yaml out=runs/d lora=true
     """
     options = run_options(given)

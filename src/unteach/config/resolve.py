@@ -167,7 +167,7 @@ class ResolvedConfig:
     def as_dict(self) -> dict[str, Any]:
         """All values as plain data, those of the run first; a list of rows by its length."""
         values = {name: getattr(self.run, name) for name in RUN_FIELDS} | dict(self.training)
-        for name in ("forget", "retain"):
+        for name in ("forget", "retain", "unseen", "neighbours"):
             if not isinstance(values[name], str | None):
                 values[name] = f"{len(values[name])} rows"
         return values

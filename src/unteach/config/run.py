@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from unteach.config.values import check_ranges, check_types
+from unteach.errors import UserError
 
 Headline = Literal["leak_rate", "said_facts", "harmful_rate", "hallucination_rate"]
 Finder = Literal["none", "patterns", "presidio"]
 Precision = Literal["float32", "bfloat16"]
+DATA_OPTIONS = ("forget", "retain", "unseen", "neighbours", "hold_out", "split_by")
+"""Options of a run that choose its rows."""
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -57,6 +61,14 @@ class RunConfig:
     model: str = option("", "hub id, local folder or packaged name of the model", required=True)
     forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
     retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
+    unseen: Any = option(
+        None, "rows or prompts whose answers must be forgotten too; only measured, not trained on"
+    )
+    neighbours: Any = option(
+        None,
+        "rows or prompts like the forgotten ones about other things: half of them are kept like"
+        " retain rows, half are only measured",
+    )
     hold_out: float = option(
         0.0,
         "share of the forget rows that is not trained on, by hash: a third of it for the probes,"
@@ -96,6 +108,9 @@ class RunConfig:
         "let the original model continue each text row by N tokens and forget what it recites",
         minimum=0,
     )
+    paraphrases: int = option(
+        16, "most forget prompts that are measured in other words too; 0: none", minimum=0
+    )
     search_minutes: float = option(10.0, "with method auto: minutes for all trials")
     search_steps: int = option(20, "with method auto: optimiser steps of each trial")
     candidates: str | None = option(
@@ -132,3 +147,15 @@ class RunConfig:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         check_types(values, type(self))
         check_ranges(values, type(self))
+
+
+def refuse_data_options(given: Mapping[str, Any], instead: str) -> None:
+    """Raises `UserError` for an option that chooses rows, where others are chosen already.
+
+    Args:
+        given: options by name.
+        instead (`str`): a clause that says where the rows come from.
+    """
+    for name in DATA_OPTIONS:
+        if given.get(name) is not None:
+            raise UserError(f"option {name!r} has no place here: {instead}")

@@ -102,7 +102,7 @@ def split_of(key: str, proportions: Sequence[float] = (0.7, 0.1, 0.2)) -> str:
     """`train`, `validation` or `test` by a hash of `key` alone (the paper's 70/10/20), whatever
     else is in the file.
     """
-    position = int(_digest(key)[:8], 16) / 2**32
+    position = _position(key)
     if position < proportions[0]:
         return "train"
     return "validation" if position < proportions[0] + proportions[1] else "test"
@@ -148,9 +148,41 @@ def split_rows(
         )
     parts: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in rows:
-        group = row.key if by is None else normalised(row.columns.get(by, "")) or row.prompt_key
-        parts[split_of(group, proportions)].append(row)
+        parts[split_of(_group(row, by), proportions)].append(row)
     return parts
+
+
+def held_out_rows(
+    rows: Sequence[Row], share: float, *, by: str | None = "prompt", fewest: int = 5
+) -> tuple[list[Row], list[Row]]:
+    """(rows to train on, rows held out), both in their order: by hash, as `split_rows` would with
+    this share of test rows. Of two groups and more neither part is empty.
+
+    Args:
+        rows (`Sequence[Row]`)
+        share (`float`): of the rows that are held out.
+        by (`str`, *optional*): see `split_rows`; where no row has the column, the prompt.
+        fewest (`int`): of fewer rows none is held out.
+    """
+    if by not in (None, "prompt") and not any(by in row.columns for row in rows):
+        by = "prompt"
+    groups = [_group(row, by) for row in rows]
+    order = sorted(set(groups), key=_position)
+    if len(rows) < fewest or len(order) < 2:
+        return list(rows), []
+    bound = min(max(_position(order[1]), 1 - share), _position(order[-1]))
+    out = [_position(group) >= bound for group in groups]
+    trained = [row for row, held in zip(rows, out, strict=True) if not held]
+    return trained, [row for row, held in zip(rows, out, strict=True) if held]
+
+
+def _group(row: Row, by: str | None) -> str:
+    return row.key if by is None else normalised(row.columns.get(by, "")) or row.prompt_key
+
+
+def _position(key: str) -> float:
+    """Where a key's hash lies between 0 and 1."""
+    return int(_digest(key)[:8], 16) / 2**32
 
 
 def without_prompts_of(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:

@@ -57,6 +57,12 @@ PROMPT_SETS: dict[str, PromptSet] = {
     "unseen": PromptSet(
         "forget (held out)", "forget", "of the same kind, never trained on", forgotten_at=0.2
     ),
+    "paraphrased": PromptSet(
+        "forget (paraphrased)",
+        "forget",
+        "forget prompts in other words, which the original model answers with the fact",
+        forgotten_at=0.1,
+    ),
     "other_facts": PromptSet(
         "other facts",
         "forget",

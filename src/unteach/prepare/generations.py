@@ -19,7 +19,7 @@ from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
 from unteach.evaluation.generation import continuation_text, end_ids, generate_ids, generate_outputs
-from unteach.evaluation.metrics import is_forget_set
+from unteach.evaluation.metrics import prompt_set
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.evaluation.text_metrics import rouge_l
 from unteach.files.atomic import write_json
@@ -150,9 +150,10 @@ def with_own_answers(
 
 
 def completed_scenario(source: LoadedModel, scenario: Scenario) -> tuple[Scenario, list[Cost]]:
-    """The scenario, its forget rows without a completion filled with the model's own answers.
+    """The scenario, its rows without a completion filled with the model's own answers: those to
+    forget and to keep, and those of all prompt sets but everyday prompts.
 
-    Held-out forget rows are among them. Rows to which the model's answer is empty are left out.
+    Rows to which the model's answer is empty are left out.
 
     Returns:
         The scenario, and what generating cost.
@@ -160,16 +161,14 @@ def completed_scenario(source: LoadedModel, scenario: Scenario) -> tuple[Scenari
     Raises:
         UserError: if no row to forget is left.
     """
-    forget_sets = {name: rows for name, rows in scenario.sets.items() if is_forget_set(name)}
-    held_out = [row for rows in forget_sets.values() for row in rows]
-    empty = {
-        row.key: row
-        for row in [*scenario.forget, *scenario.validation, *held_out]
-        if not row.completion
-    }
+    with_completions = [name for name in scenario.sets if prompt_set(name).role != "normal"]
+    measured = [row for name in with_completions for row in scenario.sets[name]]
+    kept = [*scenario.retain, *scenario.neighbours]
+    rows = [*scenario.forget, *scenario.validation, *measured, *kept]
+    empty = {row.key: row for row in rows if not row.completion}
     if not empty:
         return scenario, []
-    title = "Collecting what the model answers to the forget prompts"
+    title = "Collecting what the model answers to prompts without a completion"
     answered, costs = with_own_answers(source, list(empty.values()), title)
     by_prompt = {(row.prompt, row.kind): row for row in answered}
 
@@ -183,12 +182,15 @@ def completed_scenario(source: LoadedModel, scenario: Scenario) -> tuple[Scenari
             "the model's answers to all forget prompts are empty: there is nothing to forget"
         )
     sets = {
-        name: filled(rows) if name in forget_sets else rows for name, rows in scenario.sets.items()
+        name: filled(rows) if name in with_completions else rows
+        for name, rows in scenario.sets.items()
     }
     completed = replace(
         scenario,
         forget=forget,
         validation=filled(scenario.validation),
+        retain=filled(scenario.retain),
+        neighbours=filled(scenario.neighbours),
         sets={name: rows for name, rows in sets.items() if rows},
         leak_corpus=scenario.leak_corpus or with_unrelated(forget),
     )

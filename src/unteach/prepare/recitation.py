@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from unteach.data.rows import Row
@@ -20,7 +21,8 @@ from unteach.data.tokenization import EncodedRow, encode_row
 from unteach.errors import UserError
 from unteach.evaluation.generation import Progress, SharedGenerator, generate_outputs
 from unteach.evaluation.likelihood import mean_nll
-from unteach.evaluation.text_metrics import longest_verbatim_run
+from unteach.evaluation.metrics import prompt_set
+from unteach.evaluation.text_metrics import longest_verbatim_run, says
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import Cost
@@ -61,33 +63,60 @@ def without_forget_text(
 
 
 def collect_retain(
-    source: LoadedModel, scenario: Scenario, forget: Sequence[Row]
-) -> tuple[list[Row], int, list[Cost]]:
-    """The retain set: the given rows and the model's own answers, without those that recite a text
-    to forget.
+    source: LoadedModel, scenario: Scenario, completed: Scenario
+) -> tuple[Scenario, int, list[Cost]]:
+    """The scenario with its whole retain set: the given rows, neighbours among them, and the
+    model's own answers, without those that recite a text or say a fact to forget.
+
+    Such an answer is in no prompt set to keep either.
+
+    Args:
+        source (`LoadedModel`): the original model.
+        scenario (`Scenario`): as it was built.
+        completed (`Scenario`): the same with the model's answers, see `completed_scenario`.
 
     Returns:
-        The rows, the number of own answers left out, and what generating cost.
+        The scenario, the number of own answers left out, and what generating cost.
 
     Raises:
         UserError: if no row is left.
     """
-    given = [row for row in scenario.retain if row.completion]
-    prompts = [row for row in scenario.retain if not row.completion]
+    kept_sets = [name for name in completed.sets if prompt_set(name).role == "kept"]
+    measured = [row for name in kept_sets for row in scenario.sets[name]]
+    rows = [*scenario.retain, *scenario.neighbours, *measured]
+    asked = {(row.prompt, row.kind) for row in rows if not row.completion}
     title = "Collecting the model's own answers to keep"
-    own, costs = with_own_answers(source, [*scenario.own_prompts, *prompts], title)
-    clean = without_forget_text(own, forget)
+    answers, costs = with_own_answers(source, scenario.own_prompts, title)
+    rows = [*completed.retain, *completed.neighbours]
+    given = [row for row in rows if (row.prompt, row.kind) not in asked]
+    own = [*answers, *(row for row in rows if (row.prompt, row.kind) in asked)]
+    clean = without_forgotten(own, completed.forget)
     left_out = len(own) - len(clean)
     if own and not clean and not given:
         raise UserError(
-            "each of the model's own answers repeats a text to forget, so none is left to keep;"
+            "each of the model's own answers repeats what is to be forgotten, so none is left to keep;"
             " give rows to keep (retain)"
         )
     if left_out:
         source.display.print(
-            f"{left_out} of the {len(own)} own answers repeat a text to forget and are not kept"
+            f"{left_out} of the {len(own)} own answers repeat what is to be forgotten and are not"
+            " kept"
         )
-    return [*given, *clean], left_out, costs
+    sets = dict(completed.sets)
+    for name in kept_sets:
+        part = sets[name]
+        answers = [row for row in part if (row.prompt, row.kind) in asked]
+        lost = {row.key for row in answers}
+        lost -= {row.key for row in without_forgotten(answers, completed.forget)}
+        sets[name] = [row for row in part if row.key not in lost]
+    sets = {name: part for name, part in sets.items() if part}
+    return replace(completed, retain=[*given, *clean], sets=sets), left_out, costs
+
+
+def without_forgotten(rows: Sequence[Row], forget: Sequence[Row]) -> list[Row]:
+    """The rows whose completion neither repeats a forget text nor says a fact to forget."""
+    facts = [fact for row in forget for fact in row.secret]
+    return [row for row in without_forget_text(rows, forget) if not says(row.completion, facts)]
 
 
 def recitation_facts(recited: Sequence[Row], scenario: Scenario) -> dict[str, int]:

@@ -103,7 +103,7 @@ def set_tables(results: Results) -> list[dict[str, Any]]:
 
 def status(files: RunFiles) -> list[tuple[str, str, str]]:
     """(tone, word, text): what improved and what got worse, whether the budget of the retain KL was
-    kept, and why training stopped.
+    kept, why training stopped, and notes on the rows.
     """
     results, run = files.results, files.run
     found: dict[str, dict[str, list[str]]] = {"good": {}, "bad": {}}
@@ -130,7 +130,7 @@ def status(files: RunFiles) -> list[tuple[str, str, str]]:
     if reason := run.get("stop_reason"):
         place = f"step {run.get('kept_step', '?')} of {run.get('steps', '?')}"
         lines.append(("flat", "Stopped", f"{reason}; the weights are those of {place}"))
-    return lines
+    return [*lines, *(("flat", "Note", note) for note in run.get("notes", []))]
 
 
 def row_lists(files: RunFiles, limit: int = ROW_LIMIT) -> list[dict[str, Any]]:

@@ -64,6 +64,7 @@ SHAPES: dict[str, Any] = {
         "tokens_per_second?": MAYBE,
         "peak_memory_bytes?": MAYBE,
         "kept_step?": MAYBE,
+        "notes?": [str],
         "max_retain_kl?": MAYBE,
         "stage_seconds?": {"*": NUMBER},
         "versions?": {"*": ANY},

@@ -211,7 +211,11 @@ def _train(
 ) -> tuple[dict[str, Any], Scorers]:
     """(`eval.json`, scorers) of a run that forgets the rows; a finished one is not repeated."""
     resolved = resolve(options)
-    scenario = user_scenario(rows, retain, secrets=resolved.run.secrets)
+    data = {
+        name: getattr(resolved.run, name)
+        for name in ("unseen", "neighbours", "split_by", "secrets")
+    }
+    scenario = user_scenario(rows, retain, **data)
     evaluation = finished_evaluation(resolved, scenario)
     evaluation = evaluation or execute(resolved, scenario, display).evaluation
     gc.collect()  # the trainer and its callbacks form a cycle

@@ -97,12 +97,12 @@ class RunFolder:
 
     # --- rows and scorers
 
-    def scenario(self, forget: Any = None, retain: Any = None) -> Scenario:
+    def scenario(self, **given: Any) -> Scenario:
         """The run's scenario, rebuilt and checked by the hashes of its rows.
 
         Args:
-            forget, retain (*optional*): where the rows of a user's run are now; default: where the
-                run read them.
+            given (*optional*): where the rows of a user's run are now: `forget`, `retain`, `unseen`
+                and `neighbours`; default: where the run read them.
 
         Raises:
             UserError: if the rows are not there, or are not those of the run.
@@ -119,10 +119,10 @@ class RunFolder:
                 " version of unteach made it"
             )
         files = dict(record.get("data_files") or {})
-        if "hold_out" not in files:  # a run made before the option
+        earlier = "hold_out" not in files  # a run made before the option, which kept other rows
+        if earlier:
             files["hold_out"] = 0.0 if files.pop("whole", False) else PAPER_HOLD_OUT
         files = {"split_by": None, "secrets": "none", **files}  # nor these
-        given = {"forget": forget, "retain": retain}
         files |= {name: rows for name, rows in given.items() if rows is not None}
         if files.get("forget") is None:
             raise UserError(
@@ -135,12 +135,16 @@ class RunFolder:
                 f"the rows in {files['forget']} are not those that this run forgot; name their file"
                 " with --forget"
             )
-        kept = rows_hash([*scenario.retain, *scenario.own_prompts])
-        if files.get("retain") is not None and kept != record["retain_hash"]:
-            raise UserError(
-                f"the rows in {files['retain']} are not those that this run kept; name their file"
-                " with --retain"
-            )
+        hashes = {
+            "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),
+            "neighbours": rows_hash(scenario.neighbours),
+        }
+        for name, found in hashes.items():
+            if files.get(name) is not None and not earlier and found != record[f"{name}_hash"]:
+                raise UserError(
+                    f"the rows in {files[name]} are not those that this run kept; name their file"
+                    f" with --{name}"
+                )
         return scenario
 
     def scorers(self, scenario: Scenario, say: Callable[[str], None] = lambda _: None) -> Scorers:

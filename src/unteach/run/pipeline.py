@@ -19,7 +19,7 @@ from accelerate import PartialState
 from unteach import models
 from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import ResolvedConfig, resolve
-from unteach.config.run import RunConfig
+from unteach.config.run import RunConfig, refuse_data_options
 from unteach.data.rows import rows_hash
 from unteach.errors import TrainingFault
 from unteach.evaluation.probe import make_probe
@@ -29,6 +29,7 @@ from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
+from unteach.prepare.paraphrases import Paraphrases, find_paraphrases
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
 from unteach.processes import (
@@ -65,6 +66,8 @@ def unlearn(
     seed: int = 0,
     lora: bool = False,
     scenario: str | None = None,
+    unseen: Any = None,
+    neighbours: Any = None,
     hold_out: float = 0.0,
     split_by: str | None = "prompt",
     display: Display | None = None,
@@ -72,8 +75,8 @@ def unlearn(
 ) -> RunResult:
     """Makes `model` forget all rows in `forget`, evaluates it, and writes a run's folder.
 
-    Of `retain` 20% are only prompted (`normal`). Of the unlearned, unseen and normal rows at most
-    64, 64 and 32 are evaluated.
+    Of `retain` 20% are held out and only measured (`kept_unseen`), if it has five rows and more. Of
+    each prompt set at most 64 rows are evaluated, of everyday prompts (`normal`) 32.
 
     Args:
         model (`str`): folder, hub id or packaged name.
@@ -84,6 +87,10 @@ def unlearn(
         seed (`int`)
         lora (`bool`): train an adapter.
         scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
+        unseen (*optional*): rows, or prompts alone, whose answers must be forgotten too; only
+            measured, never trained on.
+        neighbours (*optional*): rows, or prompts alone, like the forgotten ones about other things;
+            half of them join the retain set, the others are only measured.
         hold_out (`float`, *optional*, defaults to 0.0): share of `forget` that is not trained on,
             by hash: a third is only prompted by the probes that decide when to stop, the rest only
             before and after (`unseen`). 0.3 is the protocol of the paper.
@@ -92,7 +99,12 @@ def unlearn(
         settings: fields of `UnlearningConfig`, and of `RunConfig` other than those above.
     """
     named = {"model": model, "output_dir": output_dir, "seed": seed, "lora": lora}
-    data: dict[str, Any] = {"hold_out": hold_out, "split_by": split_by}
+    data: dict[str, Any] = {
+        "unseen": unseen,
+        "neighbours": neighbours,
+        "hold_out": hold_out,
+        "split_by": split_by,
+    }
     resolved = resolve({**named, **data, **settings})
     scorers = build_scenario(scenario).scorers if scenario else None
     rows = user_scenario(forget, retain, scorers=scorers, **data, secrets=resolved.run.secrets)
@@ -116,6 +128,7 @@ def demo(
         short (`bool`): a smaller version, for smoke tests.
         settings: as for `unlearn`; they override the demo's.
     """
+    refuse_data_options(settings, "an embedded scenario has rows of its own")
     given = {"model": model, "output_dir": output_dir, "show_text": True, **settings}
     resolved = resolve(given, presets=demo_presets(scenario, short=short))
     return execute(resolved, build_scenario(scenario, short=short), display)
@@ -141,6 +154,9 @@ def execute(
         source = load(resolved, shared / "work", display)
         resolved = resolved.with_width(models.width(source.model))
         check_rows(resolved, scenario, source)
+        notes = list(scenario.notes)
+        for note in notes:
+            display.print(note)
         files = broadcast_from_main(lambda: make_folder(resolved, scenario, source, lock))
         facts: dict[str, Any] = {"base_model_hash": source.hash, "model_files": files}
         if scenario.teach:
@@ -152,8 +168,8 @@ def execute(
             scorers = build_scorers(
                 names, rows.leak_corpus, rows.labelled, display.print, rows=rows.forget
             )
-        retain, left_out, more = collect_retain(source, scenario, rows.forget)
-        rows, costs = replace(rows, retain=retain), [*costs, *more]
+        rows, left_out, more = collect_retain(source, scenario, rows)
+        costs = [*costs, *more]
         facts |= {
             "original_model_hash": source.hash,
             "leak_threshold_bleu": scorers.threshold,
@@ -165,17 +181,22 @@ def execute(
             "own_answers_left_out": left_out,
         }
         if run.recite_tokens:
-            recited, cost = recited_rows(source, rows.forget, retain, run.recite_tokens)
+            recited, cost = recited_rows(source, rows.forget, rows.retain, run.recite_tokens)
             rows, costs = replace(rows, forget=[*rows.forget, *recited]), [*costs, cost]
             facts |= recitation_facts(recited, scenario)
         before = generate(source, rows, "original", {})
+        if run.paraphrases:
+            rows, before, found = with_paraphrases(source, rows, before, scorers, run.paraphrases)
+            facts["paraphrases"], costs = found.facts, [*costs, *found.costs]
+            notes += [found.note] if found.note else []
+        facts["notes"] = notes
         drafts = outputs_by_row(rows, before)
         probe = partial(
             make_probe,
             source.tokenizer,
             rows.forget,
             rows.validation,
-            retain,
+            rows.retain,
             shows_forgotten=scorers.shows_forgotten,
             forget_rows=run.probe_rows,
             drafts=drafts,
@@ -275,6 +296,27 @@ def generate(
     return Generations(**source.cache.get(f"answers-{name}", keys, make))
 
 
+def with_paraphrases(
+    source: LoadedModel, rows: Scenario, before: Generations, scorers: Scorers, most: int
+) -> tuple[Scenario, Generations, Paraphrases]:
+    """The scenario with the prompt set `paraphrased`, if there is one, and the original model's
+    outputs with those to it.
+    """
+    known = rows.sets["unlearned"], before.outputs["unlearned"]
+    found = find_paraphrases(source, *known, scorers, most=most)
+    if found.note:
+        source.display.print(found.note)
+    if not found.rows:
+        return rows, before, found
+    part = replace(rows, sets={"paraphrased": found.rows})
+    drafts = dict(zip((row.key for row in found.rows), found.outputs, strict=True))
+    more = generate(source, part, "original", drafts)
+    first = [name for name in ("unlearned", "unseen") if name in rows.sets]
+    sets = {name: rows.sets[name] for name in first} | dict(part.sets) | dict(rows.sets)
+    outputs = {**before.outputs, **more.outputs}
+    return replace(rows, sets=sets), Generations(outputs, {**before.correct, **more.correct}), found
+
+
 def outputs_by_row(scenario: Scenario, generations: Generations) -> dict[str, str]:
     """The outputs by a row's key."""
     return {
@@ -345,6 +387,7 @@ def write(
             **facts,
             "forget_hash": rows_hash(scenario.forget),
             "retain_hash": rows_hash([*scenario.retain, *scenario.own_prompts]),
+            "neighbours_hash": rows_hash(scenario.neighbours),
             "stage_seconds": {name: round(value, 1) for name, value in display.seconds.items()},
             "seconds": round(time.time() - started, 1),
         }

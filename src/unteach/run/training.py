@@ -95,7 +95,8 @@ def first_config(resolved: ResolvedConfig) -> UnlearningConfig:
 def check_rows(resolved: ResolvedConfig, scenario: Scenario, source: LoadedModel) -> None:
     """Raises `UserError` for a row that is too long, before anything is generated."""
     if resolved.run.method not in PIPELINES:
-        sets = {"forget": [*scenario.forget, *scenario.validation], "retain": scenario.retain}
+        kept = [*scenario.retain, *scenario.neighbours]
+        sets = {"forget": [*scenario.forget, *scenario.validation], "retain": kept}
         check_lengths(sets, source.tokenizer, first_config(resolved), models.window(source.model))
 
 

@@ -7,18 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from unteach.config.scorers import ScorerNames
-from unteach.data.rows import Row, split_rows, split_shares, without_prompts_of
+from unteach.data.public_sets import Role
+from unteach.data.rows import (
+    Row,
+    held_out_rows,
+    split_rows,
+    split_shares,
+    without_prompts_of,
+)
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
 
+MOST_EVALUATED, MOST_NORMAL = 64, 32
+"""Most rows of a prompt set, and most everyday prompts."""
+LEAST_NORMAL = 12
+"""Everyday prompts that are held out from the own answers at least."""
+KEPT_HELD_OUT, NEIGHBOURS_HELD_OUT = 0.2, 0.5
+"""Shares of the retain and of the neighbour rows that are only measured."""
+
 
 def user_scenario(
     forget: Any,
     retain: Any,
     *,
+    unseen: Any = None,
+    neighbours: Any = None,
     forget_validation: Any = None,
     chat: bool = True,
     own_rows: int = 48,
@@ -30,14 +46,17 @@ def user_scenario(
     secrets: str = "patterns",
 ) -> Scenario:
     """A scenario of a user's rows: all rows of the forget set are forgotten, unless `hold_out` says
-    otherwise; a fifth of the retain set is held out, by hash.
+    otherwise. By hash a fifth of the retain rows and half of the neighbour rows are held out.
 
-    Prompts of the forget set are in no prompt set of what is kept.
+    The forget set has the last word: a row that is in it too is taken out of the other sets, which
+    `notes` says. No prompt of a set that is held out is one that is trained on.
 
     Args:
         forget, retain: anything that `load_rows` takes; `retain` may be `None`. The model's own
             answers to neutral prompts are kept too: with rows of one kind alone, answers of other
             kinds drift towards it.
+        unseen (*optional*): rows or prompts whose answers must be forgotten too, only measured.
+        neighbours (*optional*): rows or prompts like the forgotten ones about other things.
         forget_validation (*optional*): rows for early stopping instead of the split's.
         chat (`bool`): kind of the neutral prompts.
         own_rows (`int`): at most so many of them.
@@ -49,11 +68,11 @@ def user_scenario(
         hold_out (`float`): share of the forget rows that is not trained on, see `split_shares`.
         split_by (`str`, *optional*): rows with the same prompt, or the same value of this column,
             fall into the same split, see `split_rows`.
-        secrets (`str`): what finds the secrets of rows that name none, see `with_secrets`.
+
+    Raises:
+        UserError: for a set of which no row is left.
     """
-    given = isinstance(forget, list) and forget and isinstance(forget[0], Row)
-    loaded = forget if given else load_rows(forget, "forget", prompt_only=True)
-    rows = with_secrets(loaded[:limit], secrets)
+    rows = _rows(forget, "forget", secrets)[:limit]
     split = split_rows(rows, split_shares(hold_out), by=split_by)
     if not split["train"]:
         raise UserError(
@@ -63,34 +82,45 @@ def user_scenario(
     validation = split["validation"]
     if forget_validation is not None:
         validation = with_secrets(load_rows(forget_validation, "forget"), secrets)
-    kept = [] if retain is None else load_rows(retain, "retain", prompt_only=True)
-    kept = with_secrets(kept, secrets)
-    grouped = any(split_by in row.columns for row in kept)
-    kept_by = split_by if grouped or split_by is None else "prompt"
-    kept_split = split_rows(kept, (0.8, 0.0, 0.2), by=kept_by)
+    notes: list[str] = []
+    kept, kept_unseen = _kept(_rows(retain, "retain", secrets), rows, split_by, notes)
+    given = _rows(neighbours, "retain", secrets)
+    near, near_unseen = _neighbours(given, rows, split_by, notes)
+    trained = [*kept, *near]
+    given = _rows(unseen, "forget", secrets)
+    more = _others(given, without_prompts_of(given, [*rows, *trained]), "unseen", notes)
     texts = all(row.kind == "text" for row in rows)
     neutral = prompt_rows("opening_lines" if texts or not chat else "neutral_prompts")
-    normal = without_prompts_of(kept_split["test"], rows) or neutral[-12:]
-    sets: dict[str, list[Row]] = {"unlearned": split["train"][:64]}
-    if split["test"]:
-        sets["unseen"] = split["test"][:64]
-    sets["normal"] = [Row(row.prompt, "", row.kind, row.source) for row in normal[:32]]
+    neutral = without_prompts_of(neutral, rows)
+    own = min(own_rows, len(neutral) - LEAST_NORMAL)
+    sets = {
+        "unlearned": split["train"],
+        "unseen": [*split["test"], *more],
+        "neighbours": without_prompts_of(near_unseen, trained),
+        "kept": without_prompts_of(kept, rows),
+        "kept_unseen": without_prompts_of(kept_unseen, trained),
+        "normal": without_prompts_of(neutral[own:], trained)[-MOST_NORMAL:],
+    }
     return Scenario(
         name="run",
         forget=split["train"],
         validation=validation,
-        retain=kept_split["train"],
-        sets=sets,
+        retain=kept,
+        neighbours=near,
+        sets={name: part[:MOST_EVALUATED] for name, part in sets.items() if part},
         teach=[] if teach is None else rows,
         teach_own_prompts=[] if teach is None else prompt_rows("plain_questions")[:20],
         teach_settings=dict(teach or {}),
-        own_prompts=neutral[: min(own_rows, len(neutral) - 12)],
+        own_prompts=neutral[:own],
         labelled=labelled_answers(),
         scorers=scorers or ScorerNames(),
         leak_corpus=with_unrelated(rows),
+        notes=notes,
         files={
             "forget": place(forget),
             "retain": place(retain),
+            "unseen": place(unseen),
+            "neighbours": place(neighbours),
             "forget_validation": place(forget_validation),
             "chat": chat,
             "own_rows": own_rows,
@@ -101,6 +131,53 @@ def user_scenario(
             "secrets": secrets,
         },
     )
+
+
+def _rows(source: Any, role: Role, secrets: str) -> list[Row]:
+    """The rows of a source, or of none, with what `secrets` finds in those that name no secret;
+    rows that were read already are not read again.
+    """
+    if source is None:
+        return []
+    read = isinstance(source, list) and source and isinstance(source[0], Row)
+    return with_secrets(source if read else load_rows(source, role, prompt_only=True), secrets)
+
+
+def _kept(
+    given: list[Row], forget: Sequence[Row], split_by: str | None, notes: list[str]
+) -> tuple[list[Row], list[Row]]:
+    """The retain rows to train on and those held out. One that asks what a forget row asks is
+    trained on: it is a right answer beside a wrong one, and nothing that was not forgotten.
+    """
+    forgotten = {row.key for row in forget}
+    rows = _others(given, [row for row in given if row.key not in forgotten], "retain", notes)
+    _, held_out = held_out_rows(without_prompts_of(rows, forget), KEPT_HELD_OUT, by=split_by)
+    out = {row.key for row in held_out}
+    return [row for row in rows if row.key not in out], held_out
+
+
+def _neighbours(
+    given: list[Row], forget: Sequence[Row], split_by: str | None, notes: list[str]
+) -> tuple[list[Row], list[Row]]:
+    """The neighbour rows to train on and those held out; a single one is only measured."""
+    rows = _others(given, without_prompts_of(given, forget), "neighbours", notes)
+    kept, held_out = held_out_rows(rows, NEIGHBOURS_HELD_OUT, by=split_by, fewest=2)
+    return (kept, held_out) if held_out else ([], kept)
+
+
+def _others(given: list[Row], left: list[Row], name: str, notes: list[str]) -> list[Row]:
+    """The rows that are left of a set, with a note on those that are in a set that is trained on.
+
+    Raises:
+        UserError: if none is left of some.
+    """
+    if given and not left:
+        what = "is in the forget set too" if name != "unseen" else "has a prompt that is trained on"
+        raise UserError(f"option {name!r}: each of its {len(given)} row(s) {what}; give other rows")
+    if lost := len(given) - len(left):
+        where = "the forget set" if name != "unseen" else "a set that is trained on"
+        notes.append(f"{lost} of the {len(given)} rows of {name} are in {where} too and left out.")
+    return left
 
 
 def with_unrelated(rows: Sequence[Row]) -> list[str]:
