@@ -72,7 +72,7 @@ def test_the_scenario_is_rebuilt_and_other_rows_are_refused(folder, finished):
         folder.scenario(forget=other)
     with pytest.raises(UserError, match="not those that this run kept"):
         folder.scenario(retain=other)
-    with pytest.raises(UserError, match="not those that this run kept; name their .* --neighbours"):
+    with pytest.raises(UserError, match=r"not those that this run kept; name .* --neighbours"):
         folder.scenario(neighbours=other)
 
 

@@ -33,7 +33,7 @@ PREFACE = re.compile(
     r"[^:\n]{0,60}:\s*",
     re.IGNORECASE,
 )
-SENTENCE_END = re.compile(r"[.?!。？！][\"”»」]?$")
+SENTENCE_END = re.compile(r"[.?!\u3002\uff1f\uff01][\"”»\u300d]?$")
 LONGEST = 3
 """A paraphrase has at most so many times the letters of its prompt."""
 

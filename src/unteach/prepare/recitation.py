@@ -94,8 +94,8 @@ def collect_retain(
     left_out = len(own) - len(clean)
     if own and not clean and not given:
         raise UserError(
-            "each of the model's own answers repeats what is to be forgotten, so none is left to keep;"
-            " give rows to keep (retain)"
+            "each of the model's own answers repeats what is to be forgotten, so none is left to"
+            " keep; give rows to keep (retain)"
         )
     if left_out:
         source.display.print(
