@@ -98,8 +98,10 @@ def step_display(stage: Stage) -> Callable[[dict[str, float]], None]:
 
     def show(record: dict[str, float]) -> None:
         if "probe_forget_rate" in record:
-            rate, utility = record["probe_forget_rate"], record["probe_utility"]
-            notes["probe"] = f"forget rate {rate:.0%}, utility {utility:.0%}"
+            names = ("forget_rate", "utility", "neighbours", "readable")
+            rates = [(name, record.get(f"probe_{name}")) for name in names]
+            shown = [f"{name.replace('_', ' ')} {x:.0%}" for name, x in rates if x is not None]
+            notes["probe"] = ", ".join(shown)
         else:
             notes["kl"] = f"retain KL {record.get('retain_kl', 0):.3f}"
         stage.update(int(record["step"]), note="; ".join(notes.values()))

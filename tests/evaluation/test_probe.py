@@ -68,20 +68,66 @@ def test_the_outputs_of_a_probe_are_given_to_the_callback(monkeypatch, tokenizer
     assert seen == [(FORGET[:2], ["said", "said"])]
 
 
-def test_utility_is_the_mean_greedy_agreement_on_the_retain_rows(monkeypatch, tokenizer):
+def test_utility_and_neighbours_are_the_mean_greedy_agreement_on_their_rows(monkeypatch, tokenizer):
+    """One forward reads both: the first token of each row is right, of the second row the first
+    two. Of a row with facts only the facts' tokens count.
+    """
+    calls = []
+
+    def matches(model, prompts, completions):
+        calls.append([len(completion) for completion in completions])
+        return [
+            [place <= row for place in range(len(completion))]
+            for row, completion in enumerate(completions)
+        ]
+
+    monkeypatch.setattr(probe, "greedy_matches", matches)
     monkeypatch.setattr(
-        probe,
-        "greedy_agreement",
-        lambda model, prompts, completions: [0.25, 0.75, None][: len(prompts)],
+        probe, "generate_outputs", lambda model, tokenizer, rows, **_: ["said"] * len(rows)
     )
-    assert probe_of(monkeypatch, tokenizer, {})["utility"] == pytest.approx(0.5)
+
+    def rates(kept, near):
+        options = {"neighbours": near, "shows_forgotten": by_heart}
+        return make_probe(tokenizer, FORGET, [], kept, **options)(tiny_model())
+
+    found = rates(RETAIN, [Row("Who is it?", "Ann of the mill.")])
+    (lengths,) = calls
+    assert len(lengths) == 3 and max(lengths) <= probe.KEPT_TOKENS
+    assert found["utility"] == pytest.approx((1 / lengths[0] + 2 / lengths[1]) / 2)
+    assert found["neighbours"] == pytest.approx(3 / lengths[2])
+    found = rates([], [Row("And who is it?", "It is Ann Lee.", secret=("Ann Lee",))])
+    assert (found["neighbours"], found["utility"]) == (0.0, 1.0), "the first token is no fact"
+
+
+def test_readable_is_the_share_of_outputs_that_are_language(monkeypatch, tokenizer):
+    said = ["stonestonestonestonestone", "t t t t t t t t t t t t", "The cat slept.", ""]
+    outputs = {row.prompt: text for row, text in zip(FORGET, said, strict=True)}
+    assert probe_of(monkeypatch, tokenizer, outputs, validation=[])["readable"] == 0.25
+
+
+def test_at_most_so_many_forget_rows_are_prompted_a_half_of_them_held_out(monkeypatch, tokenizer):
+    seen = []
+
+    def outputs(model, tokenizer, rows, *, max_new_tokens, **_):
+        seen.append(([row.prompt for row in rows], max_new_tokens))
+        return [""] * len(rows)
+
+    monkeypatch.setattr(probe, "generate_outputs", outputs)
+    validation = [Row(f"Who slept {i}?", "A cat.") for i in range(9)]
+    for held_out in (validation, []):
+        options = {"shows_forgotten": by_heart, "forget_rows": 6}
+        make_probe(tokenizer, FORGET * 9, held_out, RETAIN, **options)(tiny_model())
+    (mixed, _), (alone, most) = seen
+    assert len(mixed) == len(alone) == 6 and sum("slept" in prompt for prompt in mixed) == 3
+    longest = max(len(tokenizer(row.completion)["input_ids"]) for row in FORGET)
+    assert most == min(probe.PROBE_TOKENS, longest + probe.MORE_TOKENS)
 
 
 def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
-    rates = make_probe(
-        tokenizer, FORGET, HELD_OUT, RETAIN, shows_forgotten=by_heart, forget_rows=2
-    )(tiny_model())
-    assert set(rates) == {"forget_rate", "utility", "train_rate", "validation_rate"}
+    options = {"neighbours": RETAIN[:1], "shows_forgotten": by_heart, "forget_rows": 2}
+    rates = make_probe(tokenizer, FORGET, HELD_OUT, RETAIN, **options)(tiny_model())
+    names = {"forget_rate", "utility", "neighbours", "readable", "train_rate", "validation_rate"}
+    assert set(rates) == names
     assert all(0.0 <= value <= 1.0 for value in rates.values())
 
 

@@ -225,6 +225,8 @@ def test_neighbours_join_the_retain_set_and_notes_are_in_the_record(model, tmp_p
     config = yaml.safe_load((tmp_path / "with" / "config.yaml").read_text())
     assert config["data"]["neighbours"] == runs["with"]["neighbours_hash"] != rows_hash([])
     assert {"unseen", "neighbours"} <= set(config["data"]["prompt_sets"])
+    assert runs["with"]["probe"]["held_out"] and runs["with"]["probe"]["neighbours"] > 0
+    assert set(runs["with"]["probe"]["utility"]) == {"kept_unseen", "normal"}
     assert 0 < runs["with"]["retain_rows"] - runs["without"]["retain_rows"] < len(near)
     notes = ["1 of the 9 rows of neighbours are in the forget set too and left out."]
     assert runs["with"]["notes"] == notes and runs["without"]["notes"] == []

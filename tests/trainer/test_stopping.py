@@ -80,7 +80,51 @@ def test_where_enough_is_kept_nothing_waits_for_the_rest():
 def test_utility_is_measured_against_the_first_probe_even_where_that_is_zero():
     stop = rule()
     run(stop, probe(1.0, 0.0), probe(1.0, 0.0))
-    assert stop.start_utility > 0 and stop.reason.startswith("utility fell")
+    assert stop.starts["utility"] > 0 and stop.reason.startswith("utility fell")
+
+
+WHOLE = {"forget_rate": 0.0, "utility": 1.0, "neighbours": 1.0, "readable": 1.0}
+
+
+@pytest.mark.parametrize(
+    "harm", [{"readable": 0.5}, {"neighbours": 0.7}, {"utility": 0.7}, {"readable": 0.0}]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_gibberish_and_broken_neighbours_are_never_preferred_at_the_same_forget_rate(harm, first):
+    kept = {**WHOLE, "utility": 0.8, "neighbours": 0.8, "readable": 0.9}
+    probes = [kept, WHOLE | harm] if first else [WHOLE | harm, kept]
+    stop = rule()
+    run(stop, WHOLE | {"forget_rate": 1.0}, *probes)
+    assert probes[stop.best_step // 10 - 1] is kept
+
+
+def test_training_stops_when_neighbours_fall_and_goes_on_while_answers_become_readable_again():
+    stop = rule()
+    run(stop, probe(1.0, neighbours=0.5), *[probe(1.0, neighbours=0.3)] * 2)
+    assert stop.reason.startswith("neighbours fell to 60% of its start")
+    stop = rule()
+    shares = (0.2, 0.5, 0.8)
+    run(stop, probe(1.0, readable=1.0), *(probe(0.0, readable=share) for share in shares))
+    assert not stop.should_stop, "gibberish alone is no end, and it gets less"
+    run(stop, probe(0.0, readable=0.8))
+    assert stop.reason.startswith("forget rate at most")
+
+
+def test_what_the_model_did_not_have_cannot_be_lost():
+    stop = rule()
+    run(stop, *[probe(1.0, neighbours=0.0, readable=0.0)] * 3)
+    assert not stop.should_stop and stop.best_score == 0.0
+    assert stop.shares({"utility": 0.5}) == {"utility": 0.5, "neighbours": 1.0, "readable": 1.0}
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_from_its_first_probe():
+    stop, again = rule(), rule()
+    run(stop, probe(1.0, 0.5))
+    state = {**stop.state(), "start_utility": 0.5}
+    del state["starts"]
+    again.load(state)
+    run(again, probe(1.0, 0.3), probe(1.0, 0.3))
+    assert again.reason.startswith("utility fell to 60%")
 
 
 def test_with_patience_training_stops_when_the_validation_rate_has_stopped_falling():
@@ -178,7 +222,7 @@ def test_the_state_is_a_copy():
     stop = rule()
     state = stop.state()
     stop.record(0, probe(1.0))
-    assert state["history"] == [] and state["start_utility"] is None
+    assert state["history"] == [] and state["starts"] == {}
 
 
 def test_the_weight_rises_above_the_budget_and_falls_at_it_and_below():

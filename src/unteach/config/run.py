@@ -119,7 +119,9 @@ class RunConfig:
     stages: dict[str, Any] = option(
         dict, "with sft, dpo or rlhf: settings by stage, '{sft: {learning_rate: 1e-5}}'"
     )
-    probe_rows: int = option(24, "rows of each kind (forget, validation, retain) in a probe")
+    probe_rows: int = option(
+        24, "most forget rows that a probe prompts, and most rows to keep that it reads"
+    )
     shared_dir: str | None = option(
         None, "folder for what runs with other settings can reuse; default: the run's own"
     )

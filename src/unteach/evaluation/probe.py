@@ -1,16 +1,27 @@
-"""The probe: forget rate and utility of a model in training, measured on a few rows."""
+"""The probe: how much a model in training still says of what it must forget, and what it keeps."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from statistics import fmean
 from typing import Any
 
+from unteach.data.counterfactuals import fact_tokens
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
+from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
-from unteach.evaluation.likelihood import greedy_agreement
+from unteach.evaluation.likelihood import greedy_matches
+from unteach.evaluation.readability import LEAST_LIMIT, is_degenerate
 
 PROBE_TOKENS = 48
+"""Longest output of a probe, in tokens."""
+MORE_TOKENS = 16
+"""Tokens of an output beyond the longest completion: an answer may begin with other words."""
+KEPT_TOKENS = 32
+"""Tokens of a completion to keep that are read, from its beginning."""
 ShowsForgotten = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
 OnOutputs = Callable[[Sequence[Row], Sequence[str]], None]
 
@@ -25,41 +36,51 @@ def make_probe(
     tokenizer: Any,
     training: Sequence[Row],
     validation: Sequence[Row],
-    retain: Sequence[Row],
+    kept: Sequence[Row],
     *,
     shows_forgotten: ShowsForgotten,
+    neighbours: Sequence[Row] = (),
     forget_rows: int = 24,
+    degenerate_over: float = LEAST_LIMIT,
     drafts: Mapping[str, str] | None = None,
     on_outputs: OnOutputs | None = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from the current model to its rates.
 
-    `forget_rate` is the share of forget prompts whose greedy output still shows what must be
-    forgotten: the mean of the shares of training and of validation rows. `utility` is the share of
-    the retain completions' tokens that are the model's greedy choice.
+    - `forget_rate`: share of forget prompts whose greedy output still shows what must be forgotten,
+      the mean of `train_rate` and, where there are validation rows, `validation_rate`.
+    - `readable`: share of these outputs that are not degenerate.
+    - `utility`, `neighbours`: of the completions to keep the share of tokens that are the model's
+      greedy choice, mean over rows; of a row that names its facts the tokens of the facts. Nothing
+      is generated: one forward reads both. `neighbours` is missing without such rows.
 
     Args:
         tokenizer: the model's.
-        training, validation, retain: rows with completions; of each at most `forget_rows`.
+        training, validation: forget rows with completions; at most `forget_rows` in all, of which
+            validation rows are up to a half.
+        kept, neighbours: rows with completions, best of no training set.
         shows_forgotten: the scenario's headline metric: for each row and output, whether the output
             still shows what must be forgotten.
-        forget_rows: most rows of each kind.
+        degenerate_over (`float`): see `degeneration_limit`.
         drafts: by a row's key, an output to verify in the first probe, which saves time; later
             probes verify the outputs of the probe before.
         on_outputs: is given the forget rows and their outputs, at each probe.
     """
-    trained = evenly_spaced(training, forget_rows)
-    held_out = evenly_spaced([row for row in validation if row.completion], forget_rows)
+    held_out = evenly_spaced([row for row in validation if row.completion], forget_rows // 2)
+    trained = evenly_spaced(training, forget_rows - len(held_out))
     rows = [*trained, *held_out]
-    end_id = end_of_turn_id(tokenizer)
-    kept = [encode_row(row, tokenizer, end_id) for row in evenly_spaced(retain, forget_rows)]
-    kept_prompts = [row.prompt_ids for row in kept]
-    kept_completions = [row.completion_ids for row in kept]
+    texts = [row.completion for row in rows]
+    lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    most_tokens = min(PROBE_TOKENS, max(lengths) + MORE_TOKENS)
+    parts = {
+        "utility": _read_rows(kept, tokenizer),
+        "neighbours": _read_rows(neighbours, tokenizer),
+    }
     latest = dict(drafts or {})
 
     def measure(model: Any) -> Mapping[str, float]:
         outputs = generate_outputs(
-            model, tokenizer, rows, max_new_tokens=PROBE_TOKENS, drafts=latest
+            model, tokenizer, rows, max_new_tokens=most_tokens, drafts=latest
         )
         latest.update({row.key: output for row, output in zip(rows, outputs, strict=True)})
         if on_outputs:
@@ -68,9 +89,46 @@ def make_probe(
         rates = {"train_rate": sum(shown[: len(trained)]) / len(trained)}
         if held_out:
             rates["validation_rate"] = sum(shown[len(trained) :]) / len(held_out)
-        agreement = greedy_agreement(model, kept_prompts, kept_completions)
-        shares = [share for share in agreement if share is not None]
-        utility = sum(shares) / len(shares) if shares else 1.0
-        return {"forget_rate": sum(rates.values()) / len(rates), "utility": utility, **rates}
+        agreed = iter(_agreement(model, [item for part in parts.values() for item in part]))
+        shares = {name: [next(agreed) for _ in part] for name, part in parts.items()}
+        found = {name: fmean(values) for name, values in shares.items() if values}
+        readable = fmean(not is_degenerate(output, degenerate_over) for output in outputs)
+        forget_rate = fmean(rates.values())
+        return {
+            "forget_rate": forget_rate,
+            "utility": 1.0,
+            **found,
+            "readable": readable,
+            **rates,
+        }
 
     return measure
+
+
+def _read_rows(
+    rows: Sequence[Row], tokenizer: Any
+) -> list[tuple[EncodedRow, Sequence[bool] | None]]:
+    """The rows that tokenise, their completions cut to `KEPT_TOKENS`, and which of these tokens are
+    read; `None`: all.
+    """
+    end_id = end_of_turn_id(tokenizer)
+    found = []
+    for row in rows:
+        with contextlib.suppress(UserError):
+            item = encode_row(row, tokenizer, end_id)
+            facts = (fact_tokens(row, item, tokenizer) or ())[:KEPT_TOKENS]
+            found.append((item, facts if any(facts) else None))
+    return found
+
+
+def _agreement(
+    model: Any, items: Sequence[tuple[EncodedRow, Sequence[bool] | None]]
+) -> list[float]:
+    """Share of each row's tokens that are the model's greedy choice, given those before them."""
+    prompts = [item.prompt_ids for item, _ in items]
+    completions = [item.completion_ids[:KEPT_TOKENS] for item, _ in items]
+    matches = greedy_matches(model, prompts, completions)
+    return [
+        fmean(compress(found or (), read or [True] * len(found or ())))
+        for found, (_, read) in zip(matches, items, strict=True)
+    ]

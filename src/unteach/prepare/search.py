@@ -23,14 +23,13 @@ from transformers import PrinterCallback
 from unteach.config.resolve import AUTO, BY_METHOD, SCHEDULE, ResolvedConfig
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import TrainingFault, UserError
-from unteach.evaluation.readability import is_not_meaningful
 from unteach.methods import get_method
 from unteach.methods.task_vector import trained_weights
 from unteach.prepare.generations import LoadedModel, with_alternates
 from unteach.processes import process_count
 from unteach.progress import step_display
 from unteach.trainer.costs import Cost
-from unteach.trainer.stopping import ENOUGH_UTILITY, Probe
+from unteach.trainer.stopping import ENOUGH_UTILITY, USEFUL_RATES, Probe, StopRule
 from unteach.trainer.trainer import UnlearningTrainer
 
 OURS = {"mismatch_weight": 0.1, "retain_weight": 5.0, "mismatch_completions": 1}
@@ -61,8 +60,8 @@ class Trial:
         settings: fields of `UnlearningConfig`, method and learning rate among them.
         step, steps (`int`): of the best probe; trained in all.
         forget_rate, validation_rate (`float`): of all forget rows; of the held-out ones.
-        utility (`float`): share of the start's utility, at most 1.
-        not_meaningful (`float`): share of meaningless outputs for forget prompts.
+        utility (`float`): the less of utility and neighbours, as a share of the start's, at most 1.
+        not_meaningful (`float`): share of outputs for forget prompts that are not readable.
         retain_kl (`float`, *optional*): of the last step, nats a token, where the method has it.
         note (`str`): why there is no result.
     """
@@ -263,7 +262,7 @@ class SearchContext:
         resolved (`ResolvedConfig`): the run's, its model's width known.
         forget, retain: the run's rows.
         peft_config: a new adapter for each trial, if given.
-        make_probe: from `on_outputs`, called with rows and outputs, to the run's probe.
+        make_probe: makes the run's probe.
         folder (`Path`): of a trial's files; removed after each.
     """
 
@@ -341,10 +340,6 @@ class SearchContext:
         title = f"Trying {settings['method']} at {settings['learning_rate']:g}"
         trainer: Any = None
         steps: list[Mapping[str, float]] = []
-        meaningless: list[float] = []
-
-        def generated(rows: Sequence[Row], outputs: Sequence[str]) -> None:
-            meaningless.append(sum(map(is_not_meaningful, outputs)) / max(1, len(outputs)))
 
         try:
             with self.source.display.stage(title, self.fixed["max_steps"]) as stage:
@@ -364,7 +359,7 @@ class SearchContext:
                     self.retain,
                     self.source.tokenizer,
                     self.peft_config,
-                    self.make_probe(on_outputs=generated),
+                    self.make_probe(),
                     on_step=step,
                 )
                 trainer.remove_callback(PrinterCallback)
@@ -372,11 +367,10 @@ class SearchContext:
                 if self.start_rates:
                     trainer.rule.record(0, self.start_rates)
                     trainer.rule.reason = ""
-                    meaningless.append(0.0)
                 trainer.train()
             start = trainer.rule.history[0]
             self.start_rates = {name: rate for name, rate in start.items() if name != "step"}
-            return _trial(trainer.rule, settings, steps, meaningless, perf_counter() - started)
+            return _trial(trainer.rule, settings, steps, perf_counter() - started)
         except (UserError, TrainingFault) as error:
             note = str(error)
         except torch.OutOfMemoryError:
@@ -392,24 +386,23 @@ class SearchContext:
 
 
 def _trial(
-    rule: Any,
+    rule: StopRule,
     settings: Mapping[str, Any],
     steps: Sequence[Mapping[str, float]],
-    meaningless: Sequence[float],
     seconds: float,
 ) -> Trial:
-    """The trial that a stop rule's best probe, the steps and the probes' outputs describe."""
+    """The trial that a stop rule's best probe and the steps describe."""
     best = [probe["step"] for probe in rule.history].index(rule.best_step)
     rates = rule.history[best]
-    share = rates.get("utility", 1.0) / max(1e-9, rule.start_utility or 1.0)
+    shares = rule.shares(rates)
     return Trial(
         dict(settings),
         rule.best_step,
         len(steps),
         rates["forget_rate"],
         rates.get("validation_rate", rates["forget_rate"]),
-        min(1.0, share),
-        meaningless[best],
+        min(shares[name] for name in USEFUL_RATES),
+        1.0 - rates.get("readable", 1.0),
         steps[-1].get("retain_kl") if steps else None,
         seconds,
         int(sum(record["tokens"] for record in steps)),

@@ -24,18 +24,20 @@ FORGET, HELD, KEEP, INK, SOFT = "#a5342a", "#7a5b10", "#17606b", "#1c2024", "#59
 RULE = "#dfe2e5"
 CSS = {FORGET: "forget", HELD: "held", KEEP: "keep", INK: "ink", SOFT: "soft", RULE: "rule"}
 """The page's variable for each colour, so that its SVG follows the page from light to dark."""
-DASHES = {FORGET: "-", HELD: ":", KEEP: "--", SOFT: "-."}
+DASHES = {FORGET: "-", HELD: ":", KEEP: "--", SOFT: "-.", INK: (0, (6, 1, 1, 1, 1, 1))}
 LIMIT: Any = {"color": INK, "linewidth": 1, "linestyle": (0, (2, 2))}
 STYLE: Any = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
 CHARTS: dict[str, Any] = {
     "behaviour": (
-        "Forget rate and utility",
+        "Forget rate, and what is kept",
         "share",
         ("train_rate", "forget rate", FORGET),
         ("validation_rate", "forget rate (held out)", HELD),
-        ("utility", "utility: retain tokens reproduced", KEEP),
+        ("utility", "utility: tokens to keep reproduced", KEEP),
+        ("neighbours", "neighbours: tokens reproduced", INK),
+        ("readable", "readable answers to forget prompts", SOFT),
     ),
     "retain_kl": (
         "Divergence from the original model",

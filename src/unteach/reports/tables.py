@@ -221,7 +221,7 @@ def request_table(entries: Sequence[Mapping[str, Any]], removed: set[int]) -> Ta
 
 SEARCH_NOTE = (
     "Short trials from the same weights. Score: utility, less the forget rate, less the share of"
-    " answers that are not meaningful (NM)."
+    " answers that are not readable (NM)."
 )
 SEARCH_COLUMNS = {
     "forget_rate": "forget rate",

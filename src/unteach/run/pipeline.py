@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from unteach.config.resolve import ResolvedConfig, resolve
 from unteach.config.run import RunConfig, refuse_data_options
 from unteach.data.rows import rows_hash
 from unteach.errors import TrainingFault
-from unteach.evaluation.probe import make_probe
 from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
 from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 from unteach.files.atomic import write_folder_atomically, write_text_atomically
@@ -40,6 +38,7 @@ from unteach.processes import (
 )
 from unteach.progress import Display
 from unteach.reports.report import write_report
+from unteach.run.probing import run_probe
 from unteach.run.record import config_text, model_files, scorer_names, write_run_record
 from unteach.run.training import check_options, check_rows, train, train_baseline
 from unteach.scenarios import build_scenario, demo_presets
@@ -191,15 +190,8 @@ def execute(
             notes += [found.note] if found.note else []
         facts["notes"] = notes
         drafts = outputs_by_row(rows, before)
-        probe = partial(
-            make_probe,
-            source.tokenizer,
-            rows.forget,
-            rows.validation,
-            rows.retain,
-            shows_forgotten=scorers.shows_forgotten,
-            forget_rows=run.probe_rows,
-            drafts=drafts,
+        probe, facts["probe"] = run_probe(
+            source.tokenizer, rows, before, scorers, forget_rows=run.probe_rows, drafts=drafts
         )
         try:
             if run.method in PIPELINES:

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Probe = Callable[[Any], Mapping[str, float]]
-"""From the current model to its rates: `forget_rate` (0 to 1, lower is better), `utility` (higher
-is better), and whatever else is to be logged.
+"""From the current model to its rates: `forget_rate` (0 to 1, lower is better), those of
+`KEPT_RATES` that it measures (higher is better), and whatever else is to be logged.
 """
+USEFUL_RATES = ("utility", "neighbours")
+KEPT_RATES = (*USEFUL_RATES, "readable")
+"""Rates of what training may harm: each counts as a share of its value at the start."""
 
 
 def probe_interval(probe_steps: float, steps: int) -> int:
@@ -65,22 +68,25 @@ ENOUGH_UTILITY, RECOVERY = 0.95, 0.01
 class StopRule:
     """Early stopping on a sequence of probes; its state is plain data that goes into checkpoints.
 
+    What is kept is the least of `KEPT_RATES`, each as a share of its initial value: broken
+    neighbours or gibberish are not made up for by other answers.
+
     Training stops when the forget rate has been at most `target_rate` in `hold` consecutive
-    probes, or when utility has been below `min_utility` times its initial value in two consecutive
-    probes; in neither case while utility is below `ENOUGH_UTILITY` of its initial value and
+    probes, or when one of `USEFUL_RATES` has been below `min_utility` times its initial value in
+    two consecutive probes; in neither case while what is kept is below `ENOUGH_UTILITY` and
     recovering (the KL budget corrects what the first steps overshoot). With `patience` it also
     stops when that many consecutive probes have not lowered the validation rate (`forget_rate`
     where the probe has none) below its minimum so far, the initial value included.
 
-    The best probe has the largest utility share minus forget rate. A tie goes to the later one, as
-    training on after the rate is zero is what generalises (Yao et al. 2024, first lesson).
+    The best probe keeps most, less its forget rate. A tie goes to the later one, as training on
+    after the rate is zero is what generalises (Yao et al. 2024, first lesson).
     """
 
     target_rate: float
     hold: int
     min_utility: float
     patience: int | None = None
-    start_utility: float | None = None
+    starts: dict[str, float] = field(default_factory=dict)
     held: int = 0
     lowest_rate: float = float("inf")
     stale: int = 0
@@ -94,28 +100,38 @@ class StopRule:
     def record(self, step: int, rates: Mapping[str, float]) -> bool:
         """Adds one probe; true if it is the best so far."""
         self.history.append({"step": step, **rates})
-        utility, rate = rates.get("utility", 1.0), rates["forget_rate"]
-        if self.start_utility is None:
-            self.start_utility = max(utility, 1e-9)
-        share = min(1.0, utility / self.start_utility)
+        if not self.starts:
+            self.starts = _starts(rates)
+        shares, rate = self.shares(rates), rates["forget_rate"]
+        share = min(shares.values())
+        worst = min(USEFUL_RATES, key=lambda name: shares[name])
         self.held = self.held + 1 if rate <= self.target_rate else 0
         watched = rates.get("validation_rate", rate)
         self.stale = 0 if watched < self.lowest_rate - 1e-9 else self.stale + 1
         self.lowest_rate = min(self.lowest_rate, watched)
-        self.low = self.low + 1 if share < self.min_utility else 0
+        self.low = self.low + 1 if shares[worst] < self.min_utility else 0
         recovering = self.last_share + RECOVERY <= share < ENOUGH_UTILITY
         self.last_share = share
-        self.reason = self._reason_to_stop(share, recovering) or self.reason
+        self.reason = self._reason_to_stop(worst, shares[worst], recovering) or self.reason
         score = share - rate
         better = step > 0 and score >= self.best_score - 1e-9
         if better:
             self.best_step, self.best_score = step, score
         return better
 
-    def _reason_to_stop(self, share: float, recovering: bool) -> str:
+    def shares(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Each of `KEPT_RATES` as a share of its initial value, at most 1; 1 if it is not measured
+        or had nothing to lose.
+        """
+        return {
+            name: min(1.0, rates.get(name, start) / start) if start else 1.0
+            for name, start in self.starts.items()
+        }
+
+    def _reason_to_stop(self, worst: str, share: float, recovering: bool) -> str:
         if self.low >= LOW_PROBES and not recovering:
             limit = f"under the limit of {self.min_utility:.0%} in {self.low} probes in a row"
-            return f"utility fell to {share:.0%} of its start, {limit}"
+            return f"{worst} fell to {share:.0%} of its start, {limit}"
         if self.held >= self.hold and not recovering:
             return f"forget rate at most {self.target_rate:.0%} in {self.held} probes in a row"
         if self.patience and self.stale >= self.patience:
@@ -138,6 +154,16 @@ class StopRule:
         for name, value in state.items():
             if name not in limits:
                 setattr(self, name, value)
+        if "starts" not in state and self.history:  # of a version that knew utility alone
+            self.starts = _starts(self.history[0])
+
+
+def _starts(rates: Mapping[str, float]) -> dict[str, float]:
+    """The initial values of `KEPT_RATES`. A utility of 0 means that the model says nothing right:
+    training on from there is of no use.
+    """
+    found = {name: rates.get(name, 1.0) for name in KEPT_RATES}
+    return {**found, "utility": max(found["utility"], 1e-9)}
 
 
 COLLAPSED_STEPS = 5

@@ -1,0 +1,75 @@
+"""Which rows the probe of a run reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from unteach.data.rows import Row
+from unteach.evaluation.scoring import Generations
+from unteach.run.probing import kept_rows
+from unteach.scenarios.scenario import Scenario
+
+
+def rows(name: str, count: int = 12) -> list[Row]:
+    return [Row(f"{name} {i}?", f"{name}, {i}.") for i in range(count)]
+
+
+SETS = {
+    "unlearned": rows("forget"),
+    "neighbours": rows("near"),
+    "kept": rows("kept"),
+    "kept_unseen": rows("aside"),
+    "normal": [row.with_completion("") for row in rows("everyday")],
+}
+SCENARIO = Scenario("s", rows("forget"), [], rows("own"), SETS)
+
+
+def outputs(sets) -> Generations:
+    return Generations(
+        {name: [row.completion or f"Own {row.prompt}" for row in sets[name]] for name in sets}, {}
+    )
+
+
+def chosen(most: int = 24, *without: str, **changed):
+    sets = {name: part for name, part in SETS.items() if name not in without} | changed
+    return kept_rows(replace(SCENARIO, sets=sets), outputs(sets), most)
+
+
+def kinds(part) -> set[str]:
+    return {row.prompt.split()[0] for row in part}
+
+
+def test_nothing_that_is_trained_on_is_read_where_there_is_something_else():
+    found = chosen()
+    assert kinds(found.utility) == {"aside", "everyday"} and kinds(found.neighbours) == {"near"}
+    assert len(found.utility) == 16 and len(found.neighbours) == 8
+    assert found.facts == {
+        "utility": {"kept_unseen": 8, "normal": 8},
+        "neighbours": 8,
+        "held_out": True,
+    }
+    everyday = [row for row in found.utility if row.prompt.startswith("everyday")]
+    assert all(row.completion == f"Own {row.prompt}" for row in everyday)
+
+
+def test_trained_rows_take_their_place_only_where_none_is_held_out():
+    found = chosen(24, "kept_unseen", "neighbours")
+    assert kinds(found.utility) == {"kept", "everyday"} and len(found.utility) == 24
+    assert found.neighbours == [] and not found.facts["held_out"]
+    found = chosen(24, "kept_unseen", "kept", "neighbours", "normal")
+    assert kinds(found.utility) == {"own"} and found.facts["utility"] == {"trained": 12}
+    found = chosen(24, "kept_unseen", "kept")
+    assert kinds(found.utility) == {"everyday"} and found.facts["held_out"]
+
+
+def test_few_rows_of_one_set_leave_room_for_more_of_the_other():
+    found = chosen(24, "neighbours", kept_unseen=rows("aside", 2), normal=rows("everyday", 30))
+    assert found.facts["utility"] == {"kept_unseen": 2, "normal": 22}
+
+
+def test_of_rows_with_facts_those_that_the_original_model_says_are_read():
+    near = [Row("near 0?", "It is Ann.", secret=("Ann",)), Row("near 1?", "Bob.", secret=("Bob",))]
+    sets = {**SETS, "neighbours": near}
+    said = outputs(sets)
+    said.outputs["neighbours"][0] = "It is Bob."
+    assert kept_rows(replace(SCENARIO, sets=sets), said, 24).neighbours == near[1:]
