@@ -90,9 +90,9 @@ class UnlearningConfig(TrainingArguments):
         target_rate (`float`, *optional*, defaults to 0.0): the forget rate at or under which the
             run may stop.
         hold (`int`, *optional*, defaults to 2): probes in a row that must meet the target.
-        min_utility (`float`, *optional*, defaults to 0.8): stop when the utility that the probe
-            reports is under this share of the start's in two probes in a row and not coming back,
-            see `StopRule`.
+        min_utility (`float`, *optional*, defaults to 0.8): stop when utility or neighbours, as the
+            probe reports them, are under this share of the start's in two probes in a row and not
+            coming back, see `StopRule`.
         patience (`int`, *optional*): stop when so many probes in a row have not brought the
             validation rate under its lowest so far.
 

@@ -12,6 +12,7 @@ from typing import Any
 from unteach.data.rows import Row, letters_and_digits, normalised
 from unteach.data.subjects import OPENERS, WORD, find_subjects
 from unteach.evaluation.generation import generate_outputs
+from unteach.evaluation.metrics import Answer
 from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.readability import is_degenerate
 from unteach.evaluation.scorers import Scorers
@@ -121,8 +122,7 @@ def find_paraphrases(
                     break
                 pairs = list(zip(left, texts_of(left), strict=True))
                 pairs = [(row, text) for row, text in pairs if is_rewording(row, text, texts)]
-                gives_away = shows([row for row, _ in pairs], [text for _, text in pairs])
-                pairs = [pair for pair, away in zip(pairs, gives_away, strict=True) if not away]
+                pairs = [pair for pair in pairs if not _gives_away(*pair, scorers)]
                 written += len(pairs)
                 asked = [reworded(row, text) for row, text in pairs]
                 answers = _outputs(source, asked)
@@ -144,6 +144,12 @@ def find_paraphrases(
     cost = source.cost("paraphrases", inputs, rows, made["spent"])
     found = [reworded(row, text) for row, text, *_ in kept]
     return Paraphrases(found, [answer for _, _, answer, _ in kept], facts, [cost])
+
+
+def _gives_away(row: Row, text: str, scorers: Scorers) -> bool:
+    """Whether a wording repeats the answer, by the leak rate."""
+    leak = scorers.by_metric.get("leak_rate")
+    return bool(leak and leak.scores([Answer(row, text)])[0])
 
 
 def reworded(row: Row, text: str) -> Row:

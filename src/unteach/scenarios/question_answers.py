@@ -69,8 +69,8 @@ def hallucination(*, short: bool = False) -> Scenario:
 
 
 def hallucination_demo(*, short: bool = False) -> dict[str, Any]:
-    """Settings of the demo."""
-    return question_demo(learning_rate=1.5e-4, short=short)
+    """Settings of the demo: `unseen` has the forgotten facts in other words."""
+    return {**question_demo(learning_rate=1.5e-4, short=short), "paraphrases": 0}
 
 
 def question_scenario(
