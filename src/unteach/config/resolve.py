@@ -120,10 +120,12 @@ class ResolvedConfig:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Fields of `UnlearningConfig`, `method` among them, that the user or the scenario set."""
+        """Fields of `UnlearningConfig`, `method` among them, that the user, the scenario or the kind
+        of the rows set.
+        """
         chosen: dict[str, Any] = {}
         for source, values in self.layers:
-            if source in ("user", "scenario"):
+            if source in ("user", "scenario", "rows"):
                 chosen |= {name: value for name, value in values.items() if _trains(name)}
         return chosen
 

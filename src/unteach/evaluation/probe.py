@@ -112,7 +112,7 @@ def _read_rows(
     read; `None`: all.
     """
     end_id = end_of_turn_id(tokenizer)
-    found = []
+    found: list[tuple[EncodedRow, Sequence[bool] | None]] = []
     for row in rows:
         with contextlib.suppress(UserError):
             item = encode_row(row, tokenizer, end_id)

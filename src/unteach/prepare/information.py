@@ -185,6 +185,17 @@ SHORT_ANSWER = 400
 """Characters of a completion up to which a row is a short answer."""
 
 
+def short_answers(rows: Sequence[Row]) -> bool:
+    """Whether most rows are short answers to prompts; a row whose answer is still to be generated
+    counts as one.
+    """
+    return 2 * sum(map(_is_short, rows)) > len(rows)
+
+
+def _is_short(row: Row) -> bool:
+    return row.kind == "chat" and len(row.completion) <= SHORT_ANSWER
+
+
 def method_for(rows: Sequence[Row]) -> tuple[str, str]:
     """The default method for some forget rows, and why.
 
@@ -192,8 +203,8 @@ def method_for(rows: Sequence[Row]) -> tuple[str, str]:
     `counterfactual`; running text and long answers, whose every word is to go, by the default of
     `UnlearningConfig`.
     """
-    short = sum(row.kind == "chat" and len(row.completion) <= SHORT_ANSWER for row in rows)
+    short = sum(map(_is_short, rows))
     share = f"{short} of {len(rows)} forget rows are short answers"
-    if 2 * short > len(rows):
+    if short_answers(rows):
         return "counterfactual", f"{share}: the facts in them are forgotten, their language is kept"
     return DEFAULT_METHOD, f"{share}: whole completions are forgotten"

@@ -115,7 +115,8 @@ def find_paraphrases(
     def make() -> dict[str, Any]:
         with source.display.stage("Wording forget prompts anew", len(rows)) as stage:
             found: dict[str, list[str]] = {}
-            written, spent = 0, []
+            written = 0
+            spent: list[Any] = []
             for name, texts_of in _sources(source, spent):
                 left = [row for row in rows if row.key not in found]
                 if not left:

@@ -27,6 +27,8 @@ from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
+from unteach.prepare.information import method_for, short_answers, with_facts
+from unteach.prepare.neighbours import made_neighbours
 from unteach.prepare.paraphrases import Paraphrases, find_paraphrases
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
@@ -43,7 +45,8 @@ from unteach.run.record import config_text, model_files, scorer_names, write_run
 from unteach.run.training import check_options, check_rows, train, train_baseline
 from unteach.scenarios import build_scenario, demo_presets
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.user_rows import user_scenario
+from unteach.scenarios.user_rows import USERS_OWN, user_scenario
+from unteach.trainer.costs import Cost
 
 
 @dataclass
@@ -143,6 +146,7 @@ def execute(
             folder.
     """
     started, display = time.time(), display or Display(quiet=True)
+    resolved = with_suitable_method(resolved, scenario, display)
     run, folder = resolved.run, Path(resolved.run.output_dir)
     shared = Path(run.shared_dir or folder)
     init_process_group(on_cpu=bool(resolved.training.get("use_cpu")))
@@ -162,6 +166,10 @@ def execute(
             taught = teach(source, scenario, shared / "original", run.seed, resolved.training)
             source = source.with_model(taught)
         rows, costs = completed_scenario(source, scenario)
+        facts |= {"facts": None}
+        if scenario.name == USERS_OWN and short_answers(rows.forget):
+            rows, facts["facts"], more = with_facts_and_neighbours(source, scenario, rows, run.seed)
+            costs = [*costs, *more]
         with display.stage("Preparing the scorers"):
             names = scorer_names(resolved, scenario)
             scorers = build_scorers(
@@ -216,6 +224,41 @@ def execute(
 
 
 # --- before the training
+
+
+def with_suitable_method(
+    resolved: ResolvedConfig, scenario: Scenario, display: Display
+) -> ResolvedConfig:
+    """The configuration with the method that suits a user's rows, where nobody named one."""
+    if scenario.name != USERS_OWN or resolved.sources["method"] != "default":
+        return resolved
+    method, why = method_for(scenario.forget)
+    display.print(f"Method {method}: {why} (--method names another one).")
+    return resolved.with_rows(method=method)
+
+
+def with_facts_and_neighbours(
+    source: LoadedModel, scenario: Scenario, rows: Scenario, seed: int
+) -> tuple[Scenario, dict[str, int], list[Cost]]:
+    """A user's scenario with the facts of its forget rows; where the user names no neighbours, with
+    prompts under other names, half to keep and half only to evaluate.
+
+    Args:
+        source (`LoadedModel`): the original model.
+        scenario (`Scenario`): as it was built.
+        rows (`Scenario`): the same with the model's answers.
+        seed (`int`): of the invented names.
+
+    Returns:
+        The scenario, the counts of `with_facts`, and what generating cost.
+    """
+    asked = [row for row in scenario.forget if not row.completion]
+    rows, counts = with_facts(source, rows, asked=asked)
+    if scenario.neighbours or "neighbours" in rows.sets:
+        return rows, counts, []
+    trained, evaluated, costs = made_neighbours(source, rows.forget, seed)
+    sets = {**rows.sets, "neighbours": evaluated} if evaluated else rows.sets
+    return replace(rows, neighbours=trained, sets=sets), counts, costs
 
 
 def choose_device(resolved: ResolvedConfig, display: Display) -> None:

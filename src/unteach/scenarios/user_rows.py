@@ -21,6 +21,8 @@ from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
 
+USERS_OWN = "run"
+"""Name of the scenario of a user's rows."""
 MOST_EVALUATED, MOST_NORMAL = 64, 32
 """Most rows of a prompt set, and most everyday prompts."""
 LEAST_NORMAL = 12
@@ -102,7 +104,7 @@ def user_scenario(
         "normal": without_prompts_of(neutral[own:], trained)[-MOST_NORMAL:],
     }
     return Scenario(
-        name="run",
+        name=USERS_OWN,
         forget=split["train"],
         validation=validation,
         retain=kept,
