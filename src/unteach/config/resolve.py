@@ -120,8 +120,8 @@ class ResolvedConfig:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Fields of `UnlearningConfig`, `method` among them, that the user, the scenario or the kind
-        of the rows set.
+        """Fields of `UnlearningConfig`, `method` among them, that the user, the scenario or the
+        kind of the rows set.
         """
         chosen: dict[str, Any] = {}
         for source, values in self.layers:
