@@ -23,8 +23,9 @@ from unteach.trainer.counterfactual import CounterfactualTokens, counterfactual_
 from unteach.trainer.reference import ReferenceModel
 from unteach.trainer.step import StepSpec
 
-LEAST_SPAN = 3.0
-"""Nats of information from which on a run of tokens is a fact."""
+LEAST_SPAN = 2.0
+"""Nats of information from which on a run of tokens is a fact; what follows the first tokens of a
+fact that is known by heart tells little more, so a run is extended to whole words."""
 BESIDE_THE_BEST = 0.5
 """Share of the information of a row's best run that another one needs to be a fact, too."""
 ROWS_AT_ONCE = 32
