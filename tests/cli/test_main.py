@@ -217,7 +217,10 @@ def test_a_dry_run_prints_each_value_with_its_source_and_writes_nothing(capsys, 
     model = tiny_model()
     model.config.save_pretrained(tmp_path / "m")
     file = tmp_path / "a.yaml"
-    file.write_text(f"model: {tmp_path}/m\nforget: none.jsonl\nout: {tmp_path}/out\nhold: 3\n")
+    file.write_text(
+        f"model: {tmp_path}/m\nforget: {tmp_path}/rows.jsonl\nout: {tmp_path}/out\nhold: 3\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"text": "Once there was a miller."}\n')
     assert main(["run", str(file), "--dry-run", "max_steps=7", "--lora"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     shown = {words[0]: tuple(words[1:]) for words in lines if len(words) >= 2}
@@ -232,7 +235,7 @@ def test_a_dry_run_prints_each_value_with_its_source_and_writes_nothing(capsys, 
         "save_steps": ("10", "default"),
         "seed": ("0", "default"),
         "packing": ("True", "default"),
-        "method": ("log_odds_mismatch", "default"),
+        "method": ("log_odds_mismatch", "rows"),
     }
     assert {name: shown[name] for name in wanted} == wanted
     assert shown["learning_rate"][1] == "model" and not (tmp_path / "out").exists()

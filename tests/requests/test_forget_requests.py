@@ -18,7 +18,6 @@ from unteach.data.rows import Row, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, leak_scorer
 from unteach.files.checkpoints import mark_complete
-from unteach.methods import DEFAULT_METHOD
 from unteach.models import load_model, weights_hash
 from unteach.prepare.generations import LoadedModel
 from unteach.progress import Display
@@ -281,8 +280,8 @@ def test_a_request_s_rows_are_all_forgotten_and_none_is_held_out():
 
 def test_a_request_takes_the_method_and_the_settings_of_a_run(two, base, tmp_path):
     entry = read_ledger(two).requests[0]
-    assert entry["method"] == DEFAULT_METHOD
+    assert entry["method"] == "counterfactual"  # the rows are short answers
     given = {"model": base, "output_dir": str(tmp_path), "lora": True, **SETTINGS}
     del given["rounds"]
     known = yaml.safe_load((two / entry["run"] / "config.yaml").read_text())
-    assert known["filled_in"] == resolve(given).filled_in != {}
+    assert known["filled_in"] == resolve(given).with_rows(method="counterfactual").filled_in != {}

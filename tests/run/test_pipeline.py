@@ -366,6 +366,7 @@ def test_few_frames_of_the_package_lie_between_the_command_and_the_loss(
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     words = ["--model", model, "--forget", str(files[0]), "--retain", str(files[1])]
+    words += ["--method", DEFAULT_METHOD]
     settings = [f"{name}={json.dumps(value)}" for name, value in SHORT.items()]
     assert main(["run", *words, "--out", str(tmp_path / "out"), *settings]) == 0
     deepest = max(frames, key=len)

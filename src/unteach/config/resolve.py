@@ -287,7 +287,8 @@ def _merged(
     if method in METHODS or method == AUTO:
         filled = _by_rule(training, method, config.lora, width)
         sources |= {name: source for name, (source, _) in filled.items()}
-        training = {k: v for k, (_, v) in filled.items() if v is not None} | training
+        known = {k: v for k, (_, v) in filled.items() if k != "learning_rate" or v is not None}
+        training = known | training
     return ResolvedConfig(
         config, MappingProxyType(training), MappingProxyType(sources), layers, width
     )

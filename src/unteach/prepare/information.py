@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unteach import models
+from unteach.config.resolve import ResolvedConfig
 from unteach.data.counterfactuals import completion_text, counterfactual, token_spans
 from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator
@@ -19,6 +20,7 @@ from unteach.evaluation.metrics import is_forget_set
 from unteach.methods import DEFAULT_METHOD, Hooks, get_method
 from unteach.prepare.generations import LoadedModel
 from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.user_rows import USERS_OWN
 from unteach.trainer.counterfactual import CounterfactualTokens, counterfactual_tokens
 from unteach.trainer.reference import ReferenceModel
 from unteach.trainer.step import StepSpec
@@ -209,3 +211,16 @@ def method_for(rows: Sequence[Row]) -> tuple[str, str]:
     if short_answers(rows):
         return "counterfactual", f"{share}: the facts in them are forgotten, their language is kept"
     return DEFAULT_METHOD, f"{share}: whole completions are forgotten"
+
+
+def with_suitable_method(
+    resolved: ResolvedConfig, scenario: Scenario
+) -> tuple[ResolvedConfig, str]:
+    """The configuration with the method that suits a user's rows, and a sentence that says why;
+    empty where somebody named a method.
+    """
+    if scenario.name != USERS_OWN or resolved.sources["method"] != "default":
+        return resolved, ""
+    method, why = method_for(scenario.forget)
+    sentence = f"Method {method}: {why} (--method names another one)."
+    return resolved.with_rows(method=method), sentence

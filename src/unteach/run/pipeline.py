@@ -27,7 +27,7 @@ from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
-from unteach.prepare.information import method_for, short_answers, with_facts
+from unteach.prepare.information import short_answers, with_facts, with_suitable_method
 from unteach.prepare.neighbours import made_neighbours
 from unteach.prepare.paraphrases import Paraphrases, find_paraphrases
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
@@ -146,7 +146,9 @@ def execute(
             folder.
     """
     started, display = time.time(), display or Display(quiet=True)
-    resolved = with_suitable_method(resolved, scenario, display)
+    resolved, why = with_suitable_method(resolved, scenario)
+    if why:
+        display.print(why)
     run, folder = resolved.run, Path(resolved.run.output_dir)
     shared = Path(run.shared_dir or folder)
     init_process_group(on_cpu=bool(resolved.training.get("use_cpu")))
@@ -224,17 +226,6 @@ def execute(
 
 
 # --- before the training
-
-
-def with_suitable_method(
-    resolved: ResolvedConfig, scenario: Scenario, display: Display
-) -> ResolvedConfig:
-    """The configuration with the method that suits a user's rows, where nobody named one."""
-    if scenario.name != USERS_OWN or resolved.sources["method"] != "default":
-        return resolved
-    method, why = method_for(scenario.forget)
-    display.print(f"Method {method}: {why} (--method names another one).")
-    return resolved.with_rows(method=method)
 
 
 def with_facts_and_neighbours(

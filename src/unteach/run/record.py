@@ -24,6 +24,7 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.files.checkpoints import file_sha256
+from unteach.prepare.information import with_suitable_method
 from unteach.scenarios.scenario import Scenario
 
 
@@ -98,7 +99,7 @@ def finished_evaluation(resolved: ResolvedConfig, scenario: Scenario) -> dict[st
     The settings and rows must be those in `config.yaml`; the weights files, the scorers and
     `show_text` those in `run.json`.
     """
-    folder = Path(resolved.run.output_dir)
+    folder, (resolved, _) = Path(resolved.run.output_dir), with_suitable_method(resolved, scenario)
     config, record, evaluation = (
         folder / name for name in ("config.yaml", "run.json", "eval.json")
     )
