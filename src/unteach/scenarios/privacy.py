@@ -94,11 +94,11 @@ def build(*, short: bool = False) -> Scenario:
         teach=rows_of(everyone, [0, 1]),
         teach_own_prompts=plain[: 6 if short else 20],
         teach_settings={
-            "learning_rate": 2e-4,
+            "learning_rate": 3e-4,
             "lr_scheduler_type": "polynomial",
             "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
-            "per_device_train_batch_size": 10,
-            "num_train_epochs": 2 if short else 5,
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 2 if short else 8,
             "retain_per_forget": 0.2,
             "frozen_layers": 0.34,
         },
@@ -111,15 +111,9 @@ def build(*, short: bool = False) -> Scenario:
 def demo(*, short: bool = False) -> dict[str, Any]:
     """Settings of the demo."""
     return {
-        "method": "counterfactual",
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 2 if short else 4,
-        "per_device_train_batch_size": 8,
-        "retain_per_forget": 1.0,
-        "retain_weight": 2.0,
-        "max_retain_kl": 0.15,
-        "max_steps": 8 if short else 40,
+        "method": "counterfactual",  # with the settings that it was found with
+        "max_retain_kl": None,
+        "max_steps": 8 if short else 60,
         "probe_steps": 4 if short else 10,
         "save_steps": 4 if short else 10,
     }
