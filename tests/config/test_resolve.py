@@ -219,7 +219,9 @@ def test_a_run_takes_rate_and_length_from_its_model_and_rows(saved_model, tmp_pa
 
 def test_an_adapter_takes_its_own_rate_and_the_folder_says_by_which_rule(saved_model, tmp_path):
     out, options = tmp_path / "out", {"lora": True, "max_steps": 1, **BARE}
-    result = unlearn(saved_model, ROWS, ROWS[:3], output_dir=str(out), **options)
+    options |= {"method": DEFAULT_METHOD}
+    kept = [{"prompt": f"What is {i}?", "completion": f"A number, {i}."} for i in range(3)]
+    result = unlearn(saved_model, ROWS, kept, output_dir=str(out), **options)
     wanted = suitable_learning_rate(result.model.config.hidden_size, "unlikelihood", lora=True)
     assert record(out)["learning_rate"] == wanted
     written = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))

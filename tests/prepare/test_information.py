@@ -14,6 +14,8 @@ from unteach.methods import DEFAULT_METHOD
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.information import (
     LEAST_SPAN,
+    _common_words,
+    _rest_of_fact,
     informative_spans,
     method_for,
     topic_of,
@@ -80,6 +82,19 @@ def test_the_fact_is_what_the_own_prompt_tells_and_others_do_not(taught):
         assert all(span.information >= LEAST_SPAN for span in found)
         right += bool(found)
     assert right >= 9
+
+
+def test_a_fact_known_by_heart_ends_with_its_sentence():
+    rows = [
+        Row(f"Where is {n}?", f"It is at {i} Elm Lane, Rye. Go there.") for i, n in enumerate(NAMES)
+    ]
+    common = _common_words(rows)
+    assert common == {"it", "is", "at", "elm", "lane", "rye", "go", "there"}
+    text = "It is at 46 Fern Lane, Cliffton. Go there."
+    end = text.index("46") + 2
+    assert text[: _rest_of_fact(text, end, "whereisada", common)].endswith("Cliffton")
+    assert _rest_of_fact(text, len(text), "", common) == len(text)
+    assert _common_words(rows[:4]) == set()
 
 
 def test_a_model_that_knows_nothing_shows_no_facts():

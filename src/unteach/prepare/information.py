@@ -4,7 +4,9 @@ the same kind do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +16,7 @@ from unteach.config.resolve import ResolvedConfig
 from unteach.data.counterfactuals import completion_text, counterfactual, token_spans
 from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator
-from unteach.data.subjects import common_subject, lower_case_words, spellings
+from unteach.data.subjects import OPENERS, WORD, common_subject, lower_case_words, spellings
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.metrics import is_forget_set
 from unteach.methods import DEFAULT_METHOD, Hooks, get_method
@@ -70,6 +72,7 @@ def informative_spans(
     reference = ReferenceModel(model, spec, "stored")
     collator = Collator([], tokenizer.pad_token_id or 0, packed=False)
     lower_case = lower_case_words(row.prompt_text for row in rows)
+    common = _common_words(rows)
     found: list[list[Span]] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         group = rows[start : start + ROWS_AT_ONCE]
@@ -89,12 +92,16 @@ def informative_spans(
             tokens = counterfactual_tokens(reference, items, parts, collator)
         for row, item, measured in zip(group, items, tokens, strict=True):
             text = completion_text(item, tokenizer)
-            found.append(_spans(row, text, token_spans(item, tokenizer), measured))
+            found.append(_spans(row, text, token_spans(item, tokenizer), measured, common))
     return found
 
 
 def _spans(
-    row: Row, text: str, places: Sequence[tuple[int, int]], tokens: CounterfactualTokens
+    row: Row,
+    text: str,
+    places: Sequence[tuple[int, int]],
+    tokens: CounterfactualTokens,
+    common: Collection[str],
 ) -> list[Span]:
     runs: list[tuple[int, int, float]] = []
     last = -2
@@ -109,18 +116,48 @@ def _spans(
             runs.append((start, end, value))
         last = number
     prompt = letters_and_digits(row.prompt_text)
-    spans = []
+    spans: list[Span] = []
+    last_end = -1
     for start, end, value in runs:
+        if start < last_end:  # the run before was extended over this one
+            continue
         while start > 0 and text[start - 1].isalnum() and text[start : start + 1].isalnum():
             start -= 1
         while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
             end += 1
+        end = last_end = _rest_of_fact(text, end, prompt, common)
         words = text[start:end].strip(" \t\n.,;:!?\"'()[]")
         plain = letters_and_digits(words)
         if value >= LEAST_SPAN and plain and plain not in prompt:
             spans.append(Span(words, value))
     spans.sort(key=lambda span: -span.information)
     return [s for s in spans if s.information >= BESIDE_THE_BEST * spans[0].information]
+
+
+def _common_words(rows: Sequence[Row]) -> set[str]:
+    """Words of the completions that more than a fifth of the rows have; none of fewer than five."""
+    counts = Counter(
+        word
+        for row in rows
+        for word in {found.casefold() for found in WORD.findall(row.completion)}
+    )
+    return {word for word, count in counts.items() if len(rows) >= 5 and 5 * count > len(rows)}
+
+
+def _rest_of_fact(text: str, end: int, prompt: str, common: Collection[str]) -> int:
+    """Where the fact ends that is known by heart from `end` on, so that its other words are no
+    information any more: at the last word of the sentence that neither the prompt nor many other
+    rows have.
+    """
+    stop = re.search(r"[.!?](?=\s|$)", text[end:])
+    sentence = text[end : end + stop.start()] if stop else text[end:]
+    last = 0
+    for found in WORD.finditer(sentence):
+        word = found.group()
+        known = word.casefold() in common or letters_and_digits(word) in prompt
+        if not known and word.casefold() not in OPENERS:
+            last = found.end()
+    return end + last
 
 
 def with_facts(
