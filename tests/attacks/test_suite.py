@@ -101,9 +101,10 @@ def test_no_attack_at_all_agrees_with_the_evaluation(run):
 def test_secrets_that_the_model_knows_are_exposed(run):
     found = attack(run, AttackOptions(only=("exposure",)))
     bits = found["attacks"]["exposure"]["original"]["exposure"]
-    assert 3 < bits["value"] <= 6.7 and bits["n"] == 10 and not bits["higher_is_better"]
+    rows = RunFolder(run).record()["forget_rows"]
+    assert 1.44 < bits["value"] <= 6.7 and bits["n"] == rows and not bits["higher_is_better"]
     assert found["settings"]["exposure"]["random_secrets"] == 99
-    assert "| exposure | exposure, bits | 10 |" in (run / "report.md").read_text()
+    assert f"| exposure | exposure, bits | {rows} |" in (run / "report.md").read_text()
 
 
 def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):
@@ -260,7 +261,14 @@ def test_the_command_prints_the_table(run, capsys):
 
 def test_the_names_of_the_attacks_are_the_promised_ones():
     by_prompts = ["paraphrase", "prefix", "role_play", "few_shot", "sampling"]
-    assert list(ATTACKS) == [*by_prompts, "quantization", "traces", "relearning", "distance"]
+    assert list(ATTACKS) == [
+        *by_prompts,
+        "quantization",
+        "traces",
+        "exposure",
+        "relearning",
+        "distance",
+    ]
 
 
 def test_a_base_of_sixteen_bits_is_known_again(finished, tmp_path):
