@@ -220,11 +220,13 @@ def test_rows_that_have_moved_or_changed_are_named(run, tmp_path, finished):
     with pytest.raises(UserError, match=r"gone\.jsonl"):
         RunFolder(run).scenario()
     forget, retain = (str(finished.parent / name) for name in FILES)
-    assert len(RunFolder(run).scenario(forget).forget) > 5
+    assert len(RunFolder(run).scenario(forget=forget).forget) > 5
     with pytest.raises(UserError, match="are not those that this run forgot"):
-        RunFolder(run).scenario(retain)
+        RunFolder(run).scenario(forget=retain, retain=forget)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "Who else?", "completion": "Nobody else."}\n')
     with pytest.raises(UserError, match=r"not those that this run kept; .* with --retain"):
-        RunFolder(run).scenario(forget, forget)
+        RunFolder(run).scenario(forget=forget, retain=str(other))
     (run / "run.json").write_text(json.dumps(record | {"data_files": {"forget": None}}))
     with pytest.raises(UserError, match="name it with --forget"):
         RunFolder(run).scenario()

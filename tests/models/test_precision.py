@@ -71,12 +71,13 @@ def test_a_frozen_base_of_16_bits_trains_a_float32_adapter(tmp_path):
         {"prompt": f"Who rang bell {i}?", "completion": f"The ferryman rang it {i} times."}
         for i in range(6)
     ]
+    kept = [row | {"prompt": f"Who heard bell {i}?"} for i, row in enumerate(rows)]
     out = tmp_path / "out"
     short = {"max_steps": 2, "similarity_model": None, "min_utility": 0.0, "bf16": True}
     unlearn(
         str(tmp_path / "model"),
         rows,
-        rows,
+        kept,
         output_dir=str(out),
         lora=True,
         dtype="bfloat16",
@@ -90,7 +91,7 @@ def test_a_frozen_base_of_16_bits_trains_a_float32_adapter(tmp_path):
         unlearn(
             str(tmp_path / "model"),
             rows,
-            rows,
+            kept,
             output_dir=str(tmp_path / "other"),
             dtype="bfloat16",
             **short,
