@@ -308,6 +308,8 @@ def _by_rule(
             left = {name: value for name, value in left.items() if name not in SCHEDULE}
         if chosen.get("retain_loss") not in (None, get_method(method).retain):
             left.pop("retain_weight", None)  # it is of the method's own retain term
+        if "num_train_epochs" in chosen:
+            left.pop("least_steps", None)
         found |= {name: ("method", value) for name, value in left.items()}
     rate = None
     if width and method in METHODS:
@@ -315,7 +317,7 @@ def _by_rule(
         rate = suitable_learning_rate(width, method, lora=lora, directed=update == "directed")
     found["learning_rate"] = ("model", rate)
     if (
-        not {"num_train_epochs", "least_steps"} & set(chosen)
+        not {"num_train_epochs", "least_steps"} & {*chosen, *found}
         and (chosen.get("max_steps") or 0) <= 0
     ):
         found["least_steps"] = ("default", LEAST_STEPS)

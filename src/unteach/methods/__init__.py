@@ -75,7 +75,13 @@ METHODS: dict[str, Method] = {
         COUNTERFACTUAL,
         reference="counterfactual",
         rate=0.75,
-        settings={"retain_weight": 3.0, "retain_per_forget": 2.0, "max_retain_kl": None},
+        settings={
+            "retain_weight": 3.0,
+            "retain_per_forget": 2.0,
+            "max_retain_kl": None,
+            "least_steps": 40,
+            "hold": 4,  # a bounded target: what is kept recovers while the rate falls
+        },
     ),
     "npo": npo((1, 0, 1), NPO, parameters=beta, reference="logp"),
     "simnpo": simnpo((1, 0, 1), SIMNPO, parameters={"beta": 2.5, "gamma": 0}),
