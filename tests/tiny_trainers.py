@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def moved(model: Any) -> Any:
     return other
 
 
-def compare(trainer: UnlearningTrainer, tolerance: float) -> None:
+def compare(
+    trainer: UnlearningTrainer, tolerance: float, naive_twin: Callable[..., Any] = naive_twin
+) -> None:
     """Loss and gradients of a model that has moved away from its reference, ours against the twin's
     in float64.
     """
@@ -114,6 +117,20 @@ def compare(trainer: UnlearningTrainer, tolerance: float) -> None:
     torch.testing.assert_close(
         gradients, naive.gradients(wanted, twin), rtol=tolerance, atol=tolerance
     )
+
+
+def weights_interrupted(folder: Path, trainer_of: Callable[..., Any], **settings: Any) -> Any:
+    """(weights after four steps, those after two, an interruption and two more)."""
+
+    def weights(name: str, steps: int) -> dict[str, torch.Tensor]:
+        saving = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+        trainer = trainer_of(folder / name, max_steps=4, **saving, **settings)
+        trainer.args.max_steps = steps
+        trainer.train(resume_from_checkpoint=True)
+        return dict(trainer.model.state_dict())
+
+    whole, _ = weights("whole", 4), weights("parts", 2)
+    return whole, weights("parts", 4)
 
 
 def weights_after(folder: Any, family: str = "llama", **settings: Any) -> dict[str, torch.Tensor]:

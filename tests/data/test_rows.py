@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from unteach.data.rows import (
     SPLITS,
     Row,
+    evenly_spaced,
     row_from_mapping,
     rows_hash,
     split_of,
@@ -20,6 +21,13 @@ from unteach.data.rows import (
 from unteach.errors import UserError
 
 ROWS = [Row(f"Question {i}?", f"Answer {i}.") for i in range(400)]
+
+
+def test_evenly_spaced_takes_at_most_the_rows_wanted_and_all_where_there_are_few():
+    rows = [Row(str(i), "x") for i in range(20)]
+    assert evenly_spaced(rows, 5) == rows[::4]
+    assert evenly_spaced(rows[:3], 5) == rows[:3]
+    assert evenly_spaced([], 5) == []
 
 
 def test_splits_are_about_70_10_20_and_survive_reordering_and_growth():

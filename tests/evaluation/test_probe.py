@@ -7,7 +7,7 @@ import pytest
 from tiny_models import tiny_model
 from unteach.data.rows import Row
 from unteach.evaluation import probe
-from unteach.evaluation.probe import evenly_spaced, make_probe
+from unteach.evaluation.probe import make_probe
 
 FORGET = [Row(f"Who is number {i}?", f"The ferryman rang it {i} times.") for i in range(4)]
 HELD_OUT = [Row("Who slept?", "The grey cat slept on the sacks."), Row("Who rang?", "")]
@@ -25,13 +25,6 @@ def probe_of(monkeypatch, tokenizer, outputs, validation=HELD_OUT):
         lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows],
     )
     return make_probe(tokenizer, FORGET, validation, RETAIN, shows_forgotten=by_heart)(tiny_model())
-
-
-def test_evenly_spaced_takes_at_most_the_rows_wanted_and_all_where_there_are_few():
-    rows = [Row(str(i), "x") for i in range(20)]
-    assert evenly_spaced(rows, 5) == rows[::4]
-    assert evenly_spaced(rows[:3], 5) == rows[:3]
-    assert evenly_spaced([], 5) == []
 
 
 def test_the_forget_rate_is_the_mean_of_both_splits(monkeypatch, tokenizer):
@@ -97,6 +90,22 @@ def test_utility_and_neighbours_are_the_mean_greedy_agreement_on_their_rows(monk
     assert found["neighbours"] == pytest.approx(3 / lengths[2])
     found = rates([], [Row("And who is it?", "It is Ann Lee.", secret=("Ann Lee",))])
     assert (found["neighbours"], found["utility"]) == (0.0, 1.0), "the first token is no fact"
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(0, 1.0), (1, 0.0)])
+def test_a_fact_of_which_one_token_is_wrong_is_not_said(monkeypatch, tokenizer, wrong, said):
+    """The share of right tokens is 0.95 where 61% of the facts are still said."""
+    monkeypatch.setattr(probe, "generate_outputs", lambda *_, **__: [""] * len(FORGET))
+    monkeypatch.setattr(
+        probe,
+        "greedy_matches",
+        lambda model, prompts, completions: [
+            [False] * wrong + [True] * (len(completion) - wrong) for completion in completions
+        ],
+    )
+    near = [Row("And who is it?", "Ann Lee.", secret=("Ann Lee",))]
+    options = {"neighbours": near, "shows_forgotten": by_heart}
+    assert make_probe(tokenizer, FORGET, [], [], **options)(tiny_model())["neighbours"] == said
 
 
 def test_readable_is_the_share_of_outputs_that_are_language(monkeypatch, tokenizer):

@@ -1,7 +1,8 @@
-"""Facts found in rows, names exchanged for neighbours, and the method that suits the rows."""
+"""Facts found in rows: by information, by a name that the prompts have in common."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,15 @@ import pytest
 from tiny_models import byte_level_bpe, tiny_model
 from tiny_trainers import make_trainer
 from unteach.data.rows import Row
-from unteach.methods import DEFAULT_METHOD
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.information import (
     LEAST_SPAN,
     _common_words,
     _rest_of_fact,
     informative_spans,
-    method_for,
     topic_of,
     with_facts,
 )
-from unteach.prepare.neighbours import made_neighbours, prompts_under_other_names
 from unteach.progress import Display
 from unteach.scenarios.user_rows import user_scenario
 
@@ -105,7 +103,7 @@ def test_a_model_that_knows_nothing_shows_no_facts():
 def test_facts_are_counted_by_where_they_are_from(taught, tmp_path):
     named = Row("What is the colour of Ada Adason?", "It is 77 blue.", secret=("blue",))
     scenario = user_scenario([*ROWS, named], None)
-    found, counts = with_facts(source_of(taught, tmp_path), scenario)
+    found, counts = with_facts(source_of(taught, tmp_path), scenario, scenario)
     assert counts["named"] == 1 and counts["found"] >= 9
     assert sum(counts.values()) == 13
     assert found.forget[-1].secret == ("blue",)
@@ -116,39 +114,18 @@ def test_prompts_alone_with_one_name_have_that_name_for_a_fact(taught, tmp_path)
     asked = [Row(f"{what} was Ada Adason?", "", source="x") for what in ("Who", "Where", "What")]
     assert topic_of(asked) == "Ada Adason"
     answered = [row.with_completion("She is Ada Adason.") for row in asked]
-    scenario = user_scenario(answered, None)
-    found, _ = with_facts(source_of(taught, tmp_path), scenario, asked=asked)
+    scenario = user_scenario(asked, None)
+    completed = replace(scenario, forget=answered, sets={"unlearned": answered})
+    found, _ = with_facts(source_of(taught, tmp_path), scenario, completed)
     assert [row.secret for row in found.forget] == [("Ada Adason", "Adason")] * 3
 
 
-def test_neighbours_are_other_names_near_the_forgotten_ones():
-    prompts = prompts_under_other_names(ROWS, 12)
-    texts = [row.prompt_text for row in prompts]
-    assert len(set(texts)) == 12 and all(row.completion == "" for row in prompts)
-    assert not any(name in text for name in NAMES for text in texts)
-    words = {word for name in NAMES for word in name.split()}
-    shared = [any(word in words for word in text[:-1].split()) for text in texts]
-    assert 4 <= sum(shared) < 12
-    assert prompts_under_other_names([Row("what slept?", "the cat")], 5) == []
-
-
-def test_an_answer_that_says_a_fact_is_no_neighbour(taught, tmp_path):
-    source = source_of(taught, tmp_path)
-    trained, evaluated, _ = made_neighbours(source, ROWS, count=12)
-    said = [row.completion for row in [*trained, *evaluated]]
-    assert said and len(trained) - len(evaluated) in (0, 1)
-    secrets = sorted(set(said))[:1]
-    rows = [
-        row if i else Row(row.prompt, row.completion, secret=tuple(secrets))
-        for i, row in enumerate(ROWS)
-    ]
-    trained, evaluated, _ = made_neighbours(source, rows, count=12)
-    assert not any(secrets[0] in row.completion for row in [*trained, *evaluated])
-
-
-def test_short_answers_are_forgotten_by_their_facts_and_long_ones_whole():
-    assert method_for(ROWS)[0] == "counterfactual"
-    assert method_for([Row("Who?", "")])[0] == "counterfactual"
-    assert method_for([Row("Who?", "word " * 100)])[0] == DEFAULT_METHOD
-    assert method_for([Row("", "Once upon a time.", "text")])[0] == DEFAULT_METHOD
-    assert "3 of 4" in method_for([*ROWS[:3], Row("", "Once.", "text")])[1]
+def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):
+    scenario = user_scenario(ROWS, None)
+    model, tokenizer = tiny_model().eval(), byte_level_bpe()
+    source = LoadedModel.of(model, tokenizer, tmp_path, Display())
+    found, counts = with_facts(source, scenario, scenario)
+    assert counts == {"named": 0, "found": 0, "none": 12}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "In 12 of the 12 forget rows nothing is information" in said
+    assert all(row.secret == () for row in found.forget)

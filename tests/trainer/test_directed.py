@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from tiny_models import tiny_model
-from tiny_trainers import make_trainer
+from tiny_trainers import make_trainer, weights_interrupted
+from unteach.config.resolve import resolve
 from unteach.data.counterfactuals import Context, Counterfactual
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow
+from unteach.errors import UserError
+from unteach.run.training import check_directed
 from unteach.trainer.directed import RIDGE, adapted_layers, directions, forget_segment
 
 FORGET = [
@@ -75,21 +78,8 @@ def test_only_the_output_side_is_trained_and_the_model_starts_as_it_was(tmp_path
 
 
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
-    def weights(folder: Any, steps: int) -> dict[str, torch.Tensor]:
-        trainer = trainer_of(
-            folder,
-            max_steps=4,
-            save_steps=2,
-            save_strategy="steps",
-            lr_scheduler_type="constant",
-        )
-        trainer.args.max_steps = steps
-        trainer.train(resume_from_checkpoint=True)
-        return trainer.model.merge_and_unload().state_dict()
-
-    whole = weights(tmp_path / "whole", 4)
-    weights(tmp_path / "parts", 2)
-    torch.testing.assert_close(weights(tmp_path / "parts", 4), whole)
+    whole, resumed = weights_interrupted(tmp_path, trainer_of)
+    torch.testing.assert_close(resumed, whole)
 
 
 @pytest.mark.parametrize("method", ["log_odds", "npo", "undial"])
@@ -101,3 +91,12 @@ def test_every_method_takes_a_directed_update(method, tmp_path):
     merged = trainer.model.merge_and_unload()
     changed = {name for name, value in merged.state_dict().items() if not value.equal(start[name])}
     assert changed and all(name.endswith("_proj.weight") for name in changed)
+
+
+def test_an_option_that_a_directed_update_would_ignore_is_refused():
+    given = {"model": "m", "output_dir": "o", "update": "directed"}
+    with pytest.raises(UserError, match="'frozen_layers' is for updates of all weights"):
+        check_directed(resolve({**given, "frozen_layers": 2.0}))
+    with pytest.raises(UserError, match="'update_rank' is for runs without lora"):
+        check_directed(resolve({**given, "lora": True, "update_rank": 4}))
+    check_directed(resolve({**given, "update_rank": 4}))

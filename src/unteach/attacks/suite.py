@@ -15,10 +15,9 @@ from unteach.attacks import likelihood, weights
 from unteach.attacks.options import AttackOptions
 from unteach.attacks.prompting import AttackPrompt, attack_prompts, rates, undesired_answers
 from unteach.attacks.target import Metrics, Target
-from unteach.data.rows import Row, rows_hash
+from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.exposure import OTHERS, exposures
-from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel

@@ -16,10 +16,9 @@ from typing import Any
 from unteach import models
 from unteach.attacks.options import AttackOptions
 from unteach.attacks.prompting import PromptContext
-from unteach.data.rows import Row, rows_hash
+from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
-from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key

@@ -105,13 +105,13 @@ def dry_run(options: Mapping[str, Any]) -> int:
     from unteach import models
     from unteach.config.resolve import resolve
     from unteach.data.sources import load_rows
-    from unteach.prepare.information import method_for
+    from unteach.scenarios.method_choice import method_for
 
     resolved = resolve(options)
     run = resolved.run
     if run.scenario:
         embedded_scenario(run.scenario)  # raises for an unknown name
-    if not run.scenario and resolved.sources["method"] == "default":
+    if resolved.sources["method"] == "default":
         rows = load_rows(run.forget, "forget", prompt_only=True)
         resolved = resolved.with_rows(method=method_for(rows)[0])
     config = models.load_config(run.model, trust_remote_code=run.trust_remote_code)

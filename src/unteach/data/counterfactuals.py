@@ -7,13 +7,13 @@ it would say if it had the language and not the fact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from unteach.data.rows import Row
+from unteach.data.rows import Row, evenly_spaced
 from unteach.data.subjects import (
     exchange,
     find_subjects,
@@ -103,21 +103,36 @@ def occurrences(text: str, parts: Sequence[str]) -> list[tuple[int, int]]:
     return sorted(found)
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A completion's text, and start and end of each of its tokens in it."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, item: EncodedRow, tokenizer: Any) -> _Text:
+        return cls(completion_text(item, tokenizer), token_spans(item, tokenizer))
+
+    def overlapping(self, parts: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
+        """For each token whether it shares a character with one of these spans."""
+        return tuple(
+            any(start < last and end > first for first, last in parts) for start, end in self.spans
+        )
+
+    @property
+    def real(self) -> list[tuple[int, int]]:
+        """(number, start) of each token that holds a character."""
+        return [(number, start) for number, (start, end) in enumerate(self.spans) if end > start]
+
+
 def fact_tokens(row: Row, item: EncodedRow, tokenizer: Any) -> tuple[bool, ...] | None:
     """For each completion token whether it overlaps a secret; `None` without secrets."""
-    if not row.secret:
-        return None
-    return _overlapping(item, tokenizer, occurrences(completion_text(item, tokenizer), row.secret))
+    return _facts(row, _Text.of(item, tokenizer)) if row.secret else None
 
 
-def _overlapping(
-    item: EncodedRow, tokenizer: Any, parts: Sequence[tuple[int, int]]
-) -> tuple[bool, ...]:
-    """For each completion token whether it shares a character with one of these spans."""
-    return tuple(
-        any(start < last and end > first for first, last in parts)
-        for start, end in token_spans(item, tokenizer)
-    )
+def _facts(row: Row, own: _Text) -> tuple[bool, ...] | None:
+    return own.overlapping(occurrences(own.text, row.secret)) if row.secret else None
 
 
 def counterfactual(
@@ -126,8 +141,8 @@ def counterfactual(
     tokenizer: Any,
     *,
     others: Sequence[Row] = (),
-    lower_case: Sequence[str] = (),
-    count: int = CONTEXTS,
+    lower_case: Collection[str] = frozenset(),
+    near: bool = False,
     seed: int = 0,
 ) -> Counterfactual:
     """The contexts of a row.
@@ -137,29 +152,36 @@ def counterfactual(
         item (`EncodedRow`): its tokens.
         tokenizer: a Hugging Face tokenizer.
         others (`Sequence[Row]`): rows whose prompts are the contexts of a row without names.
-        lower_case (`Sequence[str]`): words that the file's texts have in lower case.
-        count (`int`): contexts of a row.
+        lower_case (set of `str`): words that the file's texts have in lower case.
+        near (`bool`): also find the row under names near its own.
         seed (`int`): of the invented names.
     """
-    facts = fact_tokens(row, item, tokenizer)
+    own = _Text.of(item, tokenizer)
+    facts = _facts(row, own)
     if row.kind == "text" and not row.prompt_text:
         return Counterfactual(_windows(item), facts)
     names = find_subjects(row.prompt_text, lower_case)
-    if names:
-        text, pairs = completion_text(item, tokenizer), name_choices(names, 1, seed, row.key)[0]
-        kept = [(0, 0, 0), *exchange(text, pairs).kept]
-        changed = [(before[1], after[0]) for before, after in pairwise(kept)]
-        named = _overlapping(item, tokenizer, changed)
-        contexts = _exchanged(row, item, tokenizer, names, count, seed)
-        near = []
-        for pairs in name_choices(names, count, seed + 1, row.key, neighbouring_names):
-            with suppress(UserError):  # prompt and completion became one token
-                other = encode_row(with_names(row, pairs), tokenizer, None)
-                near.append((other.prompt_ids, other.completion_ids))
-        return Counterfactual(contexts, facts, named, tuple(near))
-    prompts = [other for other in others if other.prompt_key != row.prompt_key]
-    step = max(1, len(prompts) // count)
-    return Counterfactual(_prompted(row, item, tokenizer, prompts[::step][:count]), facts)
+    choices = name_choices(names, CONTEXTS, seed, row.key)
+    contexts = _exchanged(row, own, tokenizer, choices) if names else ()
+    if not contexts:
+        prompts = [other for other in others if other.prompt_key != row.prompt_key]
+        contexts = _prompted(row, item, tokenizer, evenly_spaced(prompts, CONTEXTS))
+        return Counterfactual(contexts, facts)
+    named = own.overlapping(exchange(own.text, choices[0]).changed)
+    beside = _near(row, tokenizer, names, seed) if near else ()
+    return Counterfactual(contexts, facts, named, beside)
+
+
+def _near(
+    row: Row, tokenizer: Any, names: Sequence[str], seed: int
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """(prompt ids, completion ids) of the row under names near its own."""
+    found = []
+    for pairs in name_choices(names, CONTEXTS, seed + 1, row.key, neighbouring_names):
+        with suppress(UserError):  # prompt and completion became one token
+            item = encode_row(with_names(row, pairs), tokenizer, None)
+            found.append((item.prompt_ids, item.completion_ids))
+    return tuple(found)
 
 
 def with_names(row: Row, pairs: dict[str, str]) -> Row:
@@ -192,31 +214,22 @@ def name_choices(
 
 
 def _exchanged(
-    row: Row, item: EncodedRow, tokenizer: Any, names: Sequence[str], count: int, seed: int
+    row: Row, own: _Text, tokenizer: Any, choices: Sequence[dict[str, str]]
 ) -> tuple[Context, ...]:
-    own, text = token_spans(item, tokenizer), completion_text(item, tokenizer)
     made = []
-    for pairs in name_choices(names, count, seed, row.key):
+    for pairs in choices:
         try:
-            other = encode_row(with_names(row, pairs), tokenizer, None)
+            item = encode_row(with_names(row, pairs), tokenizer, None)
         except UserError:  # prompt and completion became one token
             continue
-        changed = exchange(text, pairs)
-        if completion_text(other, tokenizer) != changed.text:
+        other, changed = _Text.of(item, tokenizer), exchange(own.text, pairs)
+        if other.text != changed.text:
             continue
-        starts = {start: number for number, (start, _) in _real(token_spans(other, tokenizer))}
-        places = []
-        for number, (start, _) in _real(own):
-            place = changed.position(start)
-            if place is not None and place in starts:
-                places.append((number, starts[place]))
-        made.append(Context(other.prompt_ids, other.completion_ids, tuple(places)))
+        starts: dict[int | None, int] = {start: number for number, start in other.real}
+        found = [(number, changed.position(start)) for number, start in own.real]
+        places = tuple((number, starts[place]) for number, place in found if place in starts)
+        made.append(Context(item.prompt_ids, item.completion_ids, places))
     return tuple(made)
-
-
-def _real(spans: Sequence[tuple[int, int]]) -> list[tuple[int, tuple[int, int]]]:
-    """The numbered spans that hold a character."""
-    return [(number, span) for number, span in enumerate(spans) if span[1] > span[0]]
 
 
 def _prompted(

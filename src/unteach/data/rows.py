@@ -8,11 +8,12 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from unteach.errors import UserError
 
 Kind = Literal["chat", "text"]
+Item = TypeVar("Item")
 SPLITS = ("train", "validation", "test")
 FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate", "secret")
 """The fields of a record that have a meaning here; all others are columns."""
@@ -246,8 +247,18 @@ def letters_and_digits(text: str) -> str:
     """The text's letters and digits in NFKC, case folded: what is left to compare facts by when
     spelling, spaces and punctuation differ.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(character for character in folded if character.isalnum())
+    return "".join(character for character in folded(text) if character.isalnum())
+
+
+def folded(text: str) -> str:
+    """The text case folded, in NFKC before and after: folding may leave that form."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at even distances, in their order."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _secret(value: Any, completion: str, source: str) -> tuple[str, ...]:

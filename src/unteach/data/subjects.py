@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from unteach.seeding import row_generator
 
@@ -52,6 +53,11 @@ class Exchanged:
     text: str
     kept: tuple[tuple[int, int, int], ...]
 
+    @property
+    def changed(self) -> list[tuple[int, int]]:
+        """Start and end in the old text of what was exchanged."""
+        return [(before[1], after[0]) for before, after in pairwise(self.kept)]
+
     def position(self, old: int) -> int | None:
         """Where a character position of the old text is in the new one; `None` inside a name."""
         for start, end, new in self.kept:
@@ -64,7 +70,7 @@ def _is_capitalised(word: str) -> bool:
     return word[0].isupper()
 
 
-def find_subjects(text: str, lower_case: Iterable[str] = ()) -> list[str]:
+def find_subjects(text: str, lower_case: Collection[str] = frozenset()) -> list[str]:
     """The names in a text, longest first and each once: runs of capitalised words, joined across
     `of`, `and`, `van` and the like.
 
@@ -73,11 +79,11 @@ def find_subjects(text: str, lower_case: Iterable[str] = ()) -> list[str]:
 
     Args:
         text (`str`)
-        lower_case (iterable of `str`): words that other texts of the same kind have in lower case.
+        lower_case (set of `str`): words that other texts of the same kind have in lower case, see
+            `lower_case_words`.
     """
-    common = OPENERS | {word.casefold() for word in lower_case}
     words = [(found.group(), found.start(), found.end()) for found in WORD.finditer(text)]
-    common |= {word for word, _, _ in words if word.islower()}
+    own = lower_case_words([text])
     found: dict[str, None] = {}
     run: list[int] = []
 
@@ -94,8 +100,9 @@ def find_subjects(text: str, lower_case: Iterable[str] = ()) -> list[str]:
         if run and gap.strip():
             close()
         first = number == 0 or bool(SENTENCE_END.search(text[:start]))
-        named = _is_capitalised(word) and word != "I" and word.casefold() not in OPENERS
-        if first and word.casefold() in common:
+        plain = word.casefold()
+        named = _is_capitalised(word) and word != "I" and plain not in OPENERS
+        if first and (plain in own or plain in lower_case):
             named = False
         if named:
             run.append(number)
@@ -111,14 +118,15 @@ def find_subjects(text: str, lower_case: Iterable[str] = ()) -> list[str]:
 
 
 def lower_case_words(texts: Iterable[str]) -> set[str]:
-    """The words that some texts have in lower case."""
-    return {word for text in texts for word in WORD.findall(text) if word.islower()}
+    """The words that some texts have in lower case, case folded."""
+    words = (word for text in texts for word in WORD.findall(text))
+    return {word.casefold() for word in words if word.islower()}
 
 
 def spellings(name: str) -> list[str]:
     """The ways in which a text may call somebody: the whole name, and a person's last word."""
     words = name.split()
-    return [name] if len(words) != 2 else [name, words[1], words[0]]
+    return [name, words[1]] if len(words) == 2 else [name]
 
 
 def invented_names(subject: str, count: int, seed: int = 0, key: str = "") -> list[str]:

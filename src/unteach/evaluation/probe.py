@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from unteach.data.counterfactuals import fact_tokens
-from unteach.data.rows import Row
+from unteach.data.rows import Row, evenly_spaced
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
@@ -24,12 +24,6 @@ KEPT_TOKENS = 32
 """Tokens of a completion to keep that are read, from its beginning."""
 ShowsForgotten = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
 OnOutputs = Callable[[Sequence[Row], Sequence[str]], None]
-
-
-def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
-    """At most `count` of the rows, at even distances."""
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def make_probe(
@@ -51,8 +45,8 @@ def make_probe(
       the mean of `train_rate` and, where there are validation rows, `validation_rate`.
     - `readable`: share of these outputs that are not degenerate.
     - `utility`, `neighbours`: of the completions to keep the share of tokens that are the model's
-      greedy choice, mean over rows; of a row that names its facts the tokens of the facts. Nothing
-      is generated: one forward reads both. `neighbours` is missing without such rows.
+      greedy choice, mean over rows; of a row that names its facts, whether all of theirs are.
+      Nothing is generated: one forward reads both. `neighbours` is missing without such rows.
 
     Args:
         tokenizer: the model's.
@@ -124,11 +118,13 @@ def _read_rows(
 def _agreement(
     model: Any, items: Sequence[tuple[EncodedRow, Sequence[bool] | None]]
 ) -> list[float]:
-    """Share of each row's tokens that are the model's greedy choice, given those before them."""
+    """Share of each row's tokens that are the model's greedy choice, given those before them. A
+    fact is said whole or not at all: 1 if all its tokens are right, else 0.
+    """
     prompts = [item.prompt_ids for item, _ in items]
     completions = [item.completion_ids[:KEPT_TOKENS] for item, _ in items]
-    matches = greedy_matches(model, prompts, completions)
-    return [
-        fmean(compress(found or (), read or [True] * len(found or ())))
-        for found, (_, read) in zip(matches, items, strict=True)
-    ]
+    found = []
+    for (_, read), matches in zip(items, greedy_matches(model, prompts, completions), strict=True):
+        right = list(compress(matches or (), read or [True] * len(matches or ())))
+        found.append(float(all(right)) if read else fmean(right))
+    return found

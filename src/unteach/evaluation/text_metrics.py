@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unteach.data.rows import letters_and_digits
+from unteach.data.rows import folded, letters_and_digits
 
 HORIZON = 240
 """Bytes of a completion that an output is compared with at least: about 56 tokens (Yao et al. 2024:
@@ -124,13 +123,13 @@ def says(output: str, facts: Sequence[str]) -> bool:
         facts: strings; one without a letter or digit is in no output.
     """
     squeezed = letters_and_digits(output)
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", output).casefold())
+    text = folded(output)
     for fact in map(letters_and_digits, facts):
         if len(fact) > SHORT_FACT or re.search(f"[{UNSPACED}]", fact):
             found = bool(fact) and fact in squeezed
         else:
             inner = r"[\W_]*".join(map(re.escape, fact))
-            found = bool(fact) and re.search(rf"(?<![^\W_]){inner}(?![^\W_])", folded) is not None
+            found = bool(fact) and re.search(rf"(?<![^\W_]){inner}(?![^\W_])", text) is not None
         if found:
             return True
     return False

@@ -74,13 +74,14 @@ METHODS: dict[str, Method] = {
         (1, 0, 1),
         COUNTERFACTUAL,
         reference="counterfactual",
-        rate=0.75,
+        rate=0.385,
         settings={
             "retain_weight": 3.0,
             "retain_per_forget": 2.0,
             "max_retain_kl": None,
             "least_steps": 40,
-            "hold": 4,  # a bounded target: what is kept recovers while the rate falls
+            "hold": 4,  # a bounded target: what is kept recovers while the rate falls,
+            "min_utility": 0.5,  # and half of it lost is no reason to end before that
         },
     ),
     "npo": npo((1, 0, 1), NPO, parameters=beta, reference="logp"),

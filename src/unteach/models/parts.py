@@ -33,10 +33,27 @@ def adapter_off(model: Any) -> Iterator[None]:
         yield
         return
     fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with model.disable_adapter():
-        yield
-    for parameter in fixed:
-        parameter.requires_grad_(False)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(False)
+
+
+def adapter_config(rank: int, *, scale: float) -> Any:
+    """PEFT's configuration of an adapter on all linear layers, whose product is multiplied by
+    `scale`.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=int(scale * rank),
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
 def decoder(model: Any) -> nn.Module:

@@ -12,18 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unteach import models
-from unteach.config.resolve import ResolvedConfig
 from unteach.data.counterfactuals import completion_text, counterfactual, token_spans
 from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator
 from unteach.data.subjects import OPENERS, WORD, common_subject, lower_case_words, spellings
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.metrics import is_forget_set
-from unteach.methods import DEFAULT_METHOD, Hooks, get_method
+from unteach.methods import Hooks, get_method
 from unteach.prepare.generations import LoadedModel
 from unteach.scenarios.scenario import Scenario
-from unteach.scenarios.user_rows import USERS_OWN
-from unteach.trainer.counterfactual import CounterfactualTokens, counterfactual_tokens
+from unteach.trainer.counterfactual import (
+    LEAST_INFORMATION,
+    CounterfactualTokens,
+    counterfactual_tokens,
+    groups,
+)
 from unteach.trainer.reference import ReferenceModel
 from unteach.trainer.step import StepSpec
 
@@ -32,7 +35,12 @@ LEAST_SPAN = 2.0
 fact that is known by heart tells little more, so a run is extended to whole words."""
 BESIDE_THE_BEST = 0.5
 """Share of the information of a row's best run that another one needs to be a fact, too."""
-ROWS_AT_ONCE = 32
+
+
+NO_FACT = (
+    "In {none} of the {rows} forget rows nothing is information that the prompt alone tells the"
+    " model: the model may not know them; name their facts in the field 'secret'."
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,8 @@ def informative_spans(
     lower_case = lower_case_words(row.prompt_text for row in rows)
     common = _common_words(rows)
     found: list[list[Span]] = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        group = rows[start : start + ROWS_AT_ONCE]
+    for numbers in groups(len(rows)):
+        group = [rows[number] for number in numbers]
         items = [encode_row(row, tokenizer, None) for row in group]
         parts = [
             counterfactual(
@@ -83,7 +91,7 @@ def informative_spans(
                 item,
                 tokenizer,
                 others=rows,
-                lower_case=sorted(lower_case),
+                lower_case=lower_case,
                 seed=seed,
             )
             for row, item in zip(group, items, strict=True)
@@ -161,30 +169,30 @@ def _rest_of_fact(text: str, end: int, prompt: str, common: Collection[str]) -> 
 
 
 def with_facts(
-    source: LoadedModel, scenario: Scenario, *, asked: Sequence[Row] = ()
+    source: LoadedModel, scenario: Scenario, completed: Scenario
 ) -> tuple[Scenario, dict[str, int]]:
-    """The scenario with the facts of its forget rows, held-out ones among them, in `secret`: a
-    row's own where it names some, else its most informative spans.
+    """The completed scenario with the facts of its forget rows, held-out ones among them, in
+    `secret`: a row's own where it names some, else its most informative spans.
 
-    Where the rows were prompts alone (`asked`) and have a name in common, the fact is that name:
-    the model shall not name it.
+    Where the rows were prompts alone and have a name in common, the fact is that name: the model
+    shall not name it.
 
     Args:
         source (`LoadedModel`): the original model.
-        scenario (`Scenario`): its forget rows with completions.
-        asked (`Sequence[Row]`): the forget rows that came without a completion.
+        scenario (`Scenario`): as it was built.
+        completed (`Scenario`): the same with the model's answers, see `completed_scenario`.
 
     Returns:
         The scenario, and for `run.json` how many forget rows `named` facts, of how many they were
-        `found`, and in how many there is none.
+        `found`, and in how many there is `none`, which the display says too.
     """
-    forget_sets = [name for name in scenario.sets if is_forget_set(name)]
-    sets = [scenario.sets[name] for name in forget_sets]
-    rows = [*scenario.forget, *scenario.validation, *(row for part in sets for row in part)]
+    forget_sets = [name for name in completed.sets if is_forget_set(name)]
+    sets = [completed.sets[name] for name in forget_sets]
+    rows = [*completed.forget, *completed.validation, *(row for part in sets for row in part)]
     missing = {row.key: row for row in rows if not row.secret and row.completion}
-    topic = topic_of(asked)
-    prompts = {row.prompt_key for row in asked}
-    names = tuple(spellings(topic)[:2])
+    asked = [row for row in scenario.forget if not row.completion]
+    topic, prompts = topic_of(asked), {row.prompt_key for row in asked}
+    names = tuple(spellings(topic))
     found = {key: names for key, row in missing.items() if topic and row.prompt_key in prompts}
     measured = [row for key, row in missing.items() if key not in found]
     if measured:
@@ -195,69 +203,30 @@ def with_facts(
             return [[span.text for span in of_row] for of_row in spans]
 
         keys = [row.key for row in measured]
-        spans = source.cache.get("facts", keys, measure)
+        limits = [LEAST_INFORMATION, LEAST_SPAN, BESIDE_THE_BEST]
+        spans = source.cache.get("facts", [keys, limits], measure)
         found |= {key: tuple(texts) for key, texts in zip(keys, spans, strict=True)}
 
     def filled(part: Sequence[Row]) -> list[Row]:
         return [replace(row, secret=row.secret or found.get(row.key, ())) for row in part]
 
     counts = {
-        "named": sum(bool(row.secret) for row in scenario.forget),
-        "found": sum(not row.secret and bool(found.get(row.key)) for row in scenario.forget),
+        "named": sum(bool(row.secret) for row in completed.forget),
+        "found": sum(not row.secret and bool(found.get(row.key)) for row in completed.forget),
     }
-    counts["none"] = len(scenario.forget) - sum(counts.values())
-    changed = {name: filled(scenario.sets[name]) for name in forget_sets}
-    scenario = replace(
-        scenario,
-        forget=filled(scenario.forget),
-        validation=filled(scenario.validation),
-        sets={**scenario.sets, **changed},
+    none = len(completed.forget) - sum(counts.values())
+    if none:
+        source.display.print(NO_FACT.format(none=none, rows=len(completed.forget)))
+    changed = {name: filled(completed.sets[name]) for name in forget_sets}
+    with_secrets = replace(
+        completed,
+        forget=filled(completed.forget),
+        validation=filled(completed.validation),
+        sets={**completed.sets, **changed},
     )
-    return scenario, counts
+    return with_secrets, {**counts, "none": none}
 
 
 def topic_of(rows: Sequence[Row]) -> str:
     """The name that at least half of the prompts are about; empty without one."""
     return common_subject([row.prompt_text for row in rows]) if len(rows) > 2 else ""
-
-
-SHORT_ANSWER = 400
-"""Characters of a completion up to which a row is a short answer."""
-
-
-def short_answers(rows: Sequence[Row]) -> bool:
-    """Whether most rows are short answers to prompts; a row whose answer is still to be generated
-    counts as one.
-    """
-    return 2 * sum(map(_is_short, rows)) > len(rows)
-
-
-def _is_short(row: Row) -> bool:
-    return row.kind == "chat" and len(row.completion) <= SHORT_ANSWER
-
-
-def method_for(rows: Sequence[Row]) -> tuple[str, str]:
-    """The default method for some forget rows, and why.
-
-    Short answers to prompts, most of whose words are language and a few the fact, are forgotten by
-    `counterfactual`; running text and long answers, whose every word is to go, by the default of
-    `UnlearningConfig`.
-    """
-    short = sum(map(_is_short, rows))
-    share = f"{short} of {len(rows)} forget rows are short answers"
-    if short_answers(rows):
-        return "counterfactual", f"{share}: the facts in them are forgotten, their language is kept"
-    return DEFAULT_METHOD, f"{share}: whole completions are forgotten"
-
-
-def with_suitable_method(
-    resolved: ResolvedConfig, scenario: Scenario
-) -> tuple[ResolvedConfig, str]:
-    """The configuration with the method that suits a user's rows, and a sentence that says why;
-    empty where somebody named a method.
-    """
-    if scenario.name != USERS_OWN or resolved.sources["method"] != "default":
-        return resolved, ""
-    method, why = method_for(scenario.forget)
-    sentence = f"Method {method}: {why} (--method names another one)."
-    return resolved.with_rows(method=method), sentence

@@ -1,4 +1,4 @@
-"""Neighbours of the forget rows: the same prompts about other names, answered by the model itself.
+"""Neighbours of the forget rows: the same prompts about other names.
 
 Half of them join the retain set, so that the model goes on speaking as before about things like the
 forgotten ones; the other half are evaluated only.
@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from unteach.data.counterfactuals import name_choices, with_names
-from unteach.data.rows import Row
+from unteach.data.rows import Row, evenly_spaced
 from unteach.data.subjects import find_subjects, lower_case_words, neighbouring_names
-from unteach.evaluation.text_metrics import says
-from unteach.prepare.generations import LoadedModel, with_own_answers
-from unteach.trainer.costs import Cost
+from unteach.scenarios.scenario import Scenario
 
 NEIGHBOURS = 48
 """Prompts under other names, at most."""
@@ -31,13 +29,10 @@ def prompts_under_other_names(rows: Sequence[Row], count: int, seed: int = 0) ->
     """
     lower_case = lower_case_words(row.prompt_text for row in rows)
     named = [(row, find_subjects(row.prompt_text, lower_case)) for row in rows]
-    named = [(row, names) for row, names in named if names]
-    if not named:
+    chosen = evenly_spaced([(row, names) for row, names in named if names], count)
+    if not chosen:
         return []
-    each = -(-count // len(named))
-    chosen = [
-        named[i * len(named) // min(count, len(named))] for i in range(min(count, len(named)))
-    ]
+    each = -(-count // len(chosen))
     choices = {
         row.key: name_choices(names, 3 * each, seed + 1, f"neighbour {row.key}", neighbouring_names)
         for row, names in chosen
@@ -51,20 +46,17 @@ def prompts_under_other_names(rows: Sequence[Row], count: int, seed: int = 0) ->
     return list(found.values())[:count]
 
 
-def made_neighbours(
-    source: LoadedModel, rows: Sequence[Row], seed: int = 0, count: int = NEIGHBOURS
-) -> tuple[list[Row], list[Row], list[Cost]]:
-    """Rows under other names with the model's own answers: (to train on, only to evaluate, cost).
-    An answer that says a fact to forget is left out.
+def with_neighbours(scenario: Scenario, seed: int = 0) -> Scenario:
+    """A scenario without neighbours with prompts under other names for them, half in the retain set
+    and half in the prompt set. The model's own answers become their completions, and those that say
+    a fact to forget are left out, as everywhere (`completed_scenario`, `collect_retain`).
 
     Args:
-        source (`LoadedModel`): the original model.
-        rows (`Sequence[Row]`): the forget rows.
+        scenario (`Scenario`)
         seed (`int`): of the names.
-        count (`int`): of both parts together.
     """
-    prompts = prompts_under_other_names(rows, count, seed)
-    answered, costs = with_own_answers(source, prompts, "Collecting answers under other names")
-    facts = [secret for row in rows for secret in row.secret]
-    clean = [row for row in answered if not says(row.completion, facts)]
-    return clean[::2], clean[1::2], costs
+    prompts = prompts_under_other_names(scenario.forget, NEIGHBOURS, seed)
+    if scenario.neighbours or "neighbours" in scenario.sets or not prompts:
+        return scenario
+    sets = {**scenario.sets, "neighbours": prompts[1::2]}
+    return replace(scenario, neighbours=prompts[::2], sets=sets)

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unteach.data.rows import Row, letters_and_digits, normalised
+from unteach.data.rows import Row, evenly_spaced, letters_and_digits, normalised
 from unteach.data.subjects import OPENERS, WORD, find_subjects
 from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.metrics import Answer
-from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.readability import is_degenerate
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS

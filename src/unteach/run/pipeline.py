@@ -27,8 +27,8 @@ from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
-from unteach.prepare.information import short_answers, with_facts, with_suitable_method
-from unteach.prepare.neighbours import made_neighbours
+from unteach.prepare.information import with_facts
+from unteach.prepare.neighbours import with_neighbours
 from unteach.prepare.paraphrases import Paraphrases, find_paraphrases
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
@@ -44,9 +44,9 @@ from unteach.run.probing import run_probe
 from unteach.run.record import config_text, model_files, scorer_names, write_run_record
 from unteach.run.training import check_options, check_rows, train, train_baseline
 from unteach.scenarios import build_scenario, demo_presets
+from unteach.scenarios.method_choice import short_answers, with_suitable_method
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import USERS_OWN, user_scenario
-from unteach.trainer.costs import Cost
 
 
 @dataclass
@@ -167,17 +167,17 @@ def execute(
         if scenario.teach:
             taught = teach(source, scenario, shared / "original", run.seed, resolved.training)
             source = source.with_model(taught)
-        rows, costs = completed_scenario(source, scenario)
-        facts |= {"facts": None}
-        if scenario.name == USERS_OWN and short_answers(rows.forget):
-            rows, facts["facts"], more = with_facts_and_neighbours(source, scenario, rows, run.seed)
-            costs = [*costs, *more]
+        by_facts = scenario.name == USERS_OWN and short_answers(scenario.forget)
+        asked = with_neighbours(scenario, run.seed) if by_facts else scenario
+        rows, costs = completed_scenario(source, asked)
+        if by_facts:
+            rows, facts["facts"] = with_facts(source, scenario, rows)
         with display.stage("Preparing the scorers"):
             names = scorer_names(resolved, scenario)
             scorers = build_scorers(
                 names, rows.leak_corpus, rows.labelled, display.print, rows=rows.forget
             )
-        rows, left_out, more = collect_retain(source, scenario, rows)
+        rows, left_out, more = collect_retain(source, asked, rows)
         costs = [*costs, *more]
         facts |= {
             "original_model_hash": source.hash,
@@ -226,30 +226,6 @@ def execute(
 
 
 # --- before the training
-
-
-def with_facts_and_neighbours(
-    source: LoadedModel, scenario: Scenario, rows: Scenario, seed: int
-) -> tuple[Scenario, dict[str, int], list[Cost]]:
-    """A user's scenario with the facts of its forget rows; where the user names no neighbours, with
-    prompts under other names, half to keep and half only to evaluate.
-
-    Args:
-        source (`LoadedModel`): the original model.
-        scenario (`Scenario`): as it was built.
-        rows (`Scenario`): the same with the model's answers.
-        seed (`int`): of the invented names.
-
-    Returns:
-        The scenario, the counts of `with_facts`, and what generating cost.
-    """
-    asked = [row for row in scenario.forget if not row.completion]
-    rows, counts = with_facts(source, rows, asked=asked)
-    if scenario.neighbours or "neighbours" in rows.sets:
-        return rows, counts, []
-    trained, evaluated, costs = made_neighbours(source, rows.forget, seed)
-    sets = {**rows.sets, "neighbours": evaluated} if evaluated else rows.sets
-    return replace(rows, neighbours=trained, sets=sets), counts, costs
 
 
 def choose_device(resolved: ResolvedConfig, display: Display) -> None:

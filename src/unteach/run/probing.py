@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from unteach.data.rows import Row
+from unteach.data.rows import Row, evenly_spaced
 from unteach.evaluation.metrics import prompt_set
-from unteach.evaluation.probe import evenly_spaced, make_probe
+from unteach.evaluation.probe import make_probe
 from unteach.evaluation.readability import degeneration_limit
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import Generations

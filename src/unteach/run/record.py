@@ -24,7 +24,7 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.rows import rows_hash
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.files.checkpoints import file_sha256
-from unteach.prepare.information import with_suitable_method
+from unteach.scenarios.method_choice import with_suitable_method
 from unteach.scenarios.scenario import Scenario
 
 

@@ -20,7 +20,7 @@ from unteach.errors import UserError
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import check_right_answers
 from unteach.files.atomic import read_json_lines, write_json
-from unteach.models.parts import freeze_lower_layers, unfreeze
+from unteach.models.parts import adapter_config, freeze_lower_layers, unfreeze
 from unteach.models.precision import check_dtype, check_quantize
 from unteach.prepare.generations import LoadedModel, with_alternates
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
@@ -75,6 +75,8 @@ def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
             " has none"
         )
     config = first_config(resolved)
+    if config.update == "directed":
+        check_directed(resolved)
     config.check_training()
     _ = config.device  # initialises the process group on the device that the config names
     load_models_whole()
@@ -82,6 +84,19 @@ def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
         raise UserError(
             "option 'patience' needs a validation split to watch, and the data has none; set"
             " hold_out, or give more rows"
+        )
+
+
+def check_directed(resolved: ResolvedConfig) -> None:
+    """Raises `UserError` for options that a directed update would ignore."""
+    if resolved.run.frozen_layers:
+        raise UserError(
+            "option 'frozen_layers' is for updates of all weights; with update=directed leave it"
+            " out"
+        )
+    if resolved.run.lora and "update_rank" in resolved.training:
+        raise UserError(
+            "option 'update_rank' is for runs without lora; with it the rank is lora_rank"
         )
 
 
@@ -118,7 +133,7 @@ def train(
     """
     run, folder, display = resolved.run, Path(resolved.run.output_dir), source.display
     model: Any = source.model
-    peft_config = adapter_config(run)
+    peft_config = adapter_of(run)
     forget, retain = rows.forget, rows.retain
     facts: dict[str, Any] = {}
     frozen = [] if run.lora else freeze_lower_layers(model, run.frozen_layers)
@@ -194,19 +209,9 @@ def training_facts(
     }
 
 
-def adapter_config(run: RunConfig) -> Any:
-    """PEFT's configuration of the adapter, if one is trained."""
-    if not run.lora:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=run.lora_rank,
-        lora_alpha=2 * run.lora_rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+def adapter_of(run: RunConfig) -> Any:
+    """PEFT's configuration of the adapter that the user wants, if one."""
+    return adapter_config(run.lora_rank, scale=2.0) if run.lora else None
 
 
 def train_baseline(

@@ -12,7 +12,7 @@ prompt tells about the token that other prompts of the same kind do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from unteach.trainer.step import Batch
 LEAST_INFORMATION = 1.0
 """Nats of information from which on a token is taken for part of a fact."""
 ROWS_AT_ONCE = 32
+"""Rows of a call of `counterfactual_tokens`, whose states are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,11 @@ def store_counterfactuals(
     stored: StoredValues,
     model: ReferenceModel,
     rows: Sequence[EncodedRow],
-    parts: Mapping[int, Counterfactual] | Sequence[Counterfactual],
+    parts: Sequence[Counterfactual],
     collator: Collator,
 ) -> None:
     """Stores the target states of the forget rows. Processes share the rows."""
-    for numbers in process_shard(_groups(len(rows))):
+    for numbers in process_shard(groups(len(rows))):
         group = [rows[number] for number in numbers]
         made = counterfactual_tokens(model, group, [parts[number] for number in numbers], collator)
         for number, tokens in zip(numbers, made, strict=True):
@@ -164,6 +165,7 @@ def store_counterfactuals(
     stored.finish()
 
 
-def _groups(count: int) -> Iterator[range]:
+def groups(count: int) -> Iterator[range]:
+    """The numbers of `count` rows, at most `ROWS_AT_ONCE` at a time."""
     for start in range(0, count, ROWS_AT_ONCE):
         yield range(start, min(start + ROWS_AT_ONCE, count))

@@ -16,7 +16,7 @@ what an edit must leave alone in ROME (Meng et al. 2022, arXiv 2202.05262).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from unteach.data.counterfactuals import Counterfactual
 from unteach.data.packing import PADDING, Branch, Tree
+from unteach.data.rows import evenly_spaced
 from unteach.data.stream import Collator
 from unteach.data.tokenization import EncodedRow
 from unteach.processes import all_reduce_tensor, process_shard
@@ -117,8 +118,8 @@ def directions(forget: Tensor, kept: Tensor, rank: int) -> Tensor:
 @torch.no_grad()
 def set_directions(
     model: Any,
-    forget: Sequence[Segment],
-    kept: Sequence[Segment],
+    rows: Mapping[str, Sequence[EncodedRow]],
+    parts: Sequence[Counterfactual],
     spec: StepSpec,
     collator: Collator,
 ) -> None:
@@ -126,15 +127,18 @@ def set_directions(
 
     Args:
         model (`PeftModel`): with LoRA adapters named `default`.
-        forget, kept (`Sequence[Segment]`): tokens to act on, and to leave alone.
+        rows: the rows of the sets `forget` and `retain`.
+        parts (`Sequence[Counterfactual]`): of the forget rows.
         spec (`StepSpec`): precision of the forward pass.
         collator (`Collator`): its `pad_id` fills rows.
     """
     plain = replace(spec, packed=False, compiled=None)
     layers, device = adapted_layers(model), next(model.parameters()).device
-    forget, kept = _at_most(forget, FORGET_TOKENS), _at_most(kept, KEPT_TOKENS)
+    own = [forget_segment(*pair) for pair in zip(rows["forget"], parts, strict=True)]
+    forget = _at_most(own, FORGET_TOKENS)
+    kept = _at_most(kept_segments(rows["retain"], parts), KEPT_TOKENS)
     for group in _groups(layers):
-        own: dict[Any, list[Tensor]] = {layer: [] for layer in group}
+        found: dict[Any, list[Tensor]] = {layer: [] for layer in group}
         moments = {
             layer: torch.zeros(layer.in_features, layer.in_features, device=device)
             for layer in group
@@ -144,18 +148,18 @@ def set_directions(
             for batch, used in _batches(forget, collator, device):
                 final_states(model, batch, plain)
                 for layer in group:
-                    own[layer].append(inputs[layer][used])
+                    found[layer].append(inputs[layer][used])
             for batch, used in process_shard(_batches(kept, collator, device)):
                 final_states(model, batch, plain)
                 count += int(used.sum())
                 for layer in group:
-                    found = inputs[layer][used].float()
-                    moments[layer] += found.T @ found
+                    states = inputs[layer][used].float()
+                    moments[layer] += states.T @ states
         tokens = float(_summed(count)[0])
         for layer in group:
             weight = layer.lora_A["default"].weight
             moment = _summed(moments[layer]) / max(1.0, tokens)
-            weight.copy_(directions(torch.cat(own[layer]), moment, len(weight)))
+            weight.copy_(directions(torch.cat(found[layer]), moment, len(weight)))
 
 
 def _summed(values: Tensor) -> Tensor:
@@ -170,19 +174,6 @@ def adapted_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "lora_A") and module.lora_A]
 
 
-def directed_adapter(rank: int) -> Any:
-    """PEFT's configuration of an adapter on all linear layers, to be added as it is."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
 def freeze_directions(model: Any) -> None:
     """Leaves only the matrices B of the adapter to train."""
     for layer in adapted_layers(model):
@@ -192,8 +183,7 @@ def freeze_directions(model: Any) -> None:
 def _at_most(segments: Sequence[Segment], tokens: int) -> list[Segment]:
     """Whole segments at even distances, of about so many tokens together."""
     total = sum(map(len, segments))
-    count = max(1, min(len(segments), int(len(segments) * tokens / max(1, total))))
-    return [segments[i * len(segments) // count] for i in range(count)]
+    return evenly_spaced(segments, max(1, int(len(segments) * tokens / max(1, total))))
 
 
 def _groups(layers: Sequence[Any]) -> Iterator[list[Any]]:

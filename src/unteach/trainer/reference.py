@@ -278,15 +278,15 @@ def build_reference(
     if not kinds:
         return None
     found = dict[str, StoredValues]()
+    dtype = torch.bfloat16 if config.reference_dtype == "bfloat16" else None
     if forget_states is not None and "forget" in kinds:
         lengths = [len(row.completion_ids) for row in rows["forget"]]
-        found["forget"] = StoredValues("forget", lengths)
+        found["forget"] = StoredValues("forget", lengths, dtype=dtype)
         with models.dropout_off(model.model):
             forget_states(found["forget"])
     if model.source != "stored":
         return LiveReference(model, kinds, found)
     folder = Path(str(config.output_dir)) / "reference"
-    dtype = torch.bfloat16 if config.reference_dtype == "bfloat16" else None
     weights = ""
     for name, branches in (("forget", forget_branches), ("retain", retain_branches)):
         roles = [role for role in kinds if _set_of(role) == name and role not in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.completions import REFUSAL, MismatchPool, with_preferred
 from unteach.data.counterfactuals import Counterfactual, counterfactual
-from unteach.data.rows import Row
+from unteach.data.rows import Row, evenly_spaced
 from unteach.data.sources import load_rows
 from unteach.data.subjects import lower_case_words
 from unteach.data.token_store import TokenStore, TokenTable
@@ -18,6 +19,11 @@ from unteach.errors import UserError
 
 POOL_ROWS = 10_000
 NO_WINDOW = 2**30
+NO_CONTEXT = (
+    "{lost} of the {rows} forget rows have no name to exchange and no other prompt to compare with:"
+    " what is the fact in them is not known, and nothing in them is forgotten; give more rows, or"
+    " another method"
+)
 
 
 def check_lengths(
@@ -141,8 +147,16 @@ def counterfactuals_of(
     if len({row.prompt_key for row in others}) < 2 and not isinstance(retain, TokenStore | None):
         others += _with_text(retain, "retain", config)
     lower_case = lower_case_words(row.prompt_text for row in texts.values())
-    options: dict[str, Any] = {"others": others, "lower_case": lower_case, "seed": config.seed}
-    return [counterfactual(texts[item.key], item, tokenizer, **options) for item in encoded]
+    options: dict[str, Any] = {
+        "others": others,
+        "lower_case": lower_case,
+        "near": config.update == "directed",
+        "seed": config.seed,
+    }
+    parts = [counterfactual(texts[item.key], item, tokenizer, **options) for item in encoded]
+    if lost := sum(not part.contexts for part in parts):
+        warnings.warn(NO_CONTEXT.format(lost=lost, rows=len(parts)), stacklevel=3)
+    return parts
 
 
 def _with_text(dataset: Any, name: Any, config: UnlearningConfig) -> list[Row]:
@@ -151,8 +165,8 @@ def _with_text(dataset: Any, name: Any, config: UnlearningConfig) -> list[Row]:
         rows = load_rows(rows, name)
     if any(not isinstance(row, Row) for row in rows[:1]):
         raise UserError(
-            f"method {config.method!r} reads the text of the {name} rows, which encoded rows do not"
-            " hold; give the rows themselves"
+            f"method {config.method!r} with update={config.update} reads the text of the {name}"
+            " rows, which encoded rows do not hold; give the rows themselves"
         )
     return list(rows)
 
@@ -161,8 +175,7 @@ def _spread(rows: Sequence[EncodedRow]) -> Sequence[EncodedRow]:
     """All rows, or `POOL_ROWS` of a token store at even distances."""
     if not isinstance(rows, TokenStore):
         return rows
-    count = min(POOL_ROWS, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return evenly_spaced(rows, POOL_ROWS)
 
 
 def mismatch_pool(

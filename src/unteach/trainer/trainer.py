@@ -30,17 +30,11 @@ from unteach.files import checkpoints
 from unteach.losses.statistics import ROLES
 from unteach.methods.objective import objective_terms, step_counts, total_loss
 from unteach.models.kernels import compiled_layers, steady_attention, with_forward
-from unteach.models.parts import freeze_all_but, layer_list, unfreeze
+from unteach.models.parts import adapter_config, freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.counterfactual import store_counterfactuals
-from unteach.trainer.directed import (
-    directed_adapter,
-    forget_segment,
-    freeze_directions,
-    kept_segments,
-    set_directions,
-)
+from unteach.trainer.directed import freeze_directions, set_directions
 from unteach.trainer.reference import Reference, ReferenceModel, StoredReference, build_reference
 from unteach.trainer.rows import check_rows, counterfactuals_of, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
@@ -99,7 +93,7 @@ class UnlearningTrainer(Trainer):
         if processing_class is None:
             raise UserError("processing_class is missing: give the model's tokenizer")
         if peft_config is None and args.update == "directed":
-            peft_config = directed_adapter(args.update_rank)
+            peft_config = adapter_config(args.update_rank, scale=1.0)
         if peft_config is not None:
             model = _with_adapter(model, peft_config)
         if args.update == "directed":
@@ -117,7 +111,7 @@ class UnlearningTrainer(Trainer):
         self.forget_rows = encode(forget_dataset if method.forget else None, name="forget")
         self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
-        self.counterfactuals: Sequence[Counterfactual] | None = None
+        self.counterfactuals: Sequence[Counterfactual] = []
         if method.counterfactual or args.update == "directed":
             others = retain_dataset, args, processing_class
             self.counterfactuals = counterfactuals_of(forget_dataset, self.forget_rows, *others)
@@ -301,23 +295,19 @@ class UnlearningTrainer(Trainer):
         reference = ReferenceModel(model, self.spec, config.reference)
         with models.dropout_off(model):
             rows = {"forget": self.forget_rows, "retain": self.retain_rows}
-            counterfactuals = None
-            if self.counterfactuals is not None and config.update == "directed":
-                rows_and_parts = zip(self.forget_rows, self.counterfactuals, strict=True)
-                forget = [forget_segment(*pair) for pair in rows_and_parts]
-                kept = kept_segments(self.retain_rows, self.counterfactuals)
-                set_directions(model, forget, kept, self.spec, self.collator)
-            if self.counterfactuals is not None and self.method.counterfactual:
-                counterfactuals = partial(
+            parts, collator = self.counterfactuals, self.collator
+            store = None
+            if config.update == "directed":
+                set_directions(model, rows, parts, self.spec, collator)
+            if self.method.counterfactual:
+                store = partial(
                     store_counterfactuals,
                     model=reference,
                     rows=self.forget_rows,
-                    parts=self.counterfactuals,
-                    collator=self.collator,
+                    parts=parts,
+                    collator=collator,
                 )
-            self.reference = build_reference(
-                reference, rows, self.collator, config, counterfactuals
-            )
+            self.reference = build_reference(reference, rows, collator, config, store)
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
 
     def train(

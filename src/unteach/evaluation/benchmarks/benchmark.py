@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from unteach.data.rows import Row
+from unteach.data.rows import Row, evenly_spaced
 from unteach.data.sources import records
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
@@ -261,8 +261,7 @@ def load_sets(
             raise UserError(f"option --data: the set {part.name!r} has no rows")
         for fields, where in rows:
             _check(fields, where, part)
-        count = min(limit or len(rows), len(rows))
-        sets[part.name] = [rows[place * len(rows) // count] for place in range(count)]
+        sets[part.name] = evenly_spaced(rows, limit or len(rows))
     if not sets:
         known = ", ".join(part.files[0] for part in wanted)
         raise UserError(

@@ -1,0 +1,52 @@
+"""Which method suits a user's forget rows, where nobody names one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unteach.config.resolve import ResolvedConfig
+from unteach.config.run import RunConfig
+from unteach.data.rows import Row
+from unteach.scenarios.scenario import Scenario
+from unteach.scenarios.user_rows import USERS_OWN
+
+SHORT_ANSWER = 400
+"""Characters of a completion up to which a row is a short answer."""
+
+
+def short_answers(rows: Sequence[Row]) -> bool:
+    """Whether most rows are short answers to prompts; a row whose answer is still to be generated
+    counts as one.
+    """
+    return 2 * sum(map(_is_short, rows)) > len(rows)
+
+
+def _is_short(row: Row) -> bool:
+    return row.kind == "chat" and len(row.completion) <= SHORT_ANSWER
+
+
+def method_for(rows: Sequence[Row]) -> tuple[str, str]:
+    """The default method for some forget rows, and why.
+
+    Short answers to prompts, most of whose words are language and a few the fact, are forgotten by
+    `counterfactual`; running text and long answers, whose every word is to go, by the default of
+    `UnlearningConfig`.
+    """
+    short = sum(map(_is_short, rows))
+    share = f"{short} of {len(rows)} forget rows are short answers"
+    if short_answers(rows):
+        return "counterfactual", f"{share}: the facts in them are forgotten, their language is kept"
+    return RunConfig().method, f"{share}: whole completions are forgotten"
+
+
+def with_suitable_method(
+    resolved: ResolvedConfig, scenario: Scenario
+) -> tuple[ResolvedConfig, str]:
+    """The configuration with the method that suits a user's rows, and a sentence that says why;
+    empty where somebody named a method.
+    """
+    if scenario.name != USERS_OWN:
+        return resolved, ""
+    method, why = method_for(scenario.forget)
+    made = resolved.with_rows(method=method)
+    return made, "" if made is resolved else f"Method {method}: {why} (--method names another one)."
