@@ -1,10 +1,12 @@
-"""Answers in batches, left-padded, sorted by length: greedy ones, or drawn at a temperature."""
+"""Batched generation with left padding, sorted by length: greedy, or sampled at a temperature."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +15,12 @@ from unteach import models
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
-from unteach.evaluation.likelihood import greedy_matches
-from unteach.evaluation.openings import opened_cache
+from unteach.evaluation.likelihood import greedy_matches, prefix_cache
 from unteach.models.kernels import steady_attention
 from unteach.processes import gather_shards, process_shard
 
 Progress = Callable[[int, int], None]
-HABITS = (
+RESET_FIELDS = (
     "temperature",
     "top_p",
     "top_k",
@@ -38,15 +39,13 @@ HABITS = (
 )
 """Fields of `generation_config` that are reset: greedy decoding uses none of them."""
 STRIDE = 8
-"""New tokens after which the answers that have ended leave a batch."""
-FEWEST, MOST = 24, 192
-"""Prompts at a time where nobody says how many."""
+"""Finished sequences are removed from the batch every so many new tokens."""
+MIN_BATCH, MAX_BATCH = 24, 192
+"""Bounds of the default batch size, in prompts."""
 CACHE_MB = 1024
-"""Keys and values of a batch, in MiB, up to which it may have more than `FEWEST` prompts, on a CPU
-...
-"""
+"""On a CPU: largest KV cache, in MiB, of a default batch of more than `MIN_BATCH` prompts."""
 GPU_SHARE = 0.3
-"""... and on a GPU the share of its free memory that they may take at most."""
+"""On a GPU: largest share of its free memory for the KV cache of a default batch."""
 
 
 @torch.no_grad()
@@ -69,30 +68,25 @@ def generate_ids(
     Args:
         model: a causal language model.
         prompts: token ids of each prompt.
-        max_new_tokens (`int`)
-        pad_id (`int`)
+        max_new_tokens: token limit of a continuation.
+        pad_id: the padding token.
         end_ids: tokens that end an answer.
-        batch_size (`int`, *optional*): default: `batch_that_fits`.
-        temperature (`float`): 0: greedy; above: drawn, with torch's global generator, from the
-            whole distribution at that temperature.
-        starts (*optional*): for each prompt, tokens that its continuation is known to begin with
-            (`agreed_starts`): not generated again.
-        progress (`Callable`, *optional*): called with (done, of) prompts.
-        on_batch (`Callable`, *optional*): given continuations by the prompt's place, as soon as
-            they are there.
+        batch_size: prompts per batch; default: `batch_that_fits`.
+        temperature: 0 is greedy decoding; above 0 the whole distribution at that temperature is
+            sampled with torch's global generator.
+        starts: for each prompt, verified tokens (`agreed_starts`) from which to continue.
+        progress: called with (done, of) prompts.
+        on_batch: called with the finished continuations, by index of the prompt.
     """
     known = [list(start)[:max_new_tokens] for start in starts] if starts else [[] for _ in prompts]
     outputs = [until_end(start, end_ids) for start in known]
-    open_rows = [
-        i
-        for i, start in enumerate(known)
-        if len(start) < max_new_tokens and len(outputs[i]) == len(start)
-    ]
-    order = sorted(open_rows, key=lambda i: (len(known[i]), len(prompts[i])))
+    unfinished = [i for i, ids in enumerate(outputs) if len(ids) == len(known[i]) < max_new_tokens]
+    order = sorted(unfinished, key=lambda i: (len(known[i]), len(prompts[i])))
     training = model.training
     model.eval()
-    # top_k is named because transformers fills in 50 where it is None
-    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:  # top_k is named because transformers fills in 50 where it is None
+        sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     if on_batch and len(order) < len(prompts):
         on_batch({i: outputs[i] for i in sorted(set(range(len(prompts))) - set(order))})
     done = len(prompts) - len(order)
@@ -100,9 +94,7 @@ def generate_ids(
     for start in range(0, len(order), size):
         part = {i: [*prompts[i], *known[i]] for i in order[start : start + size]}
         ends_at = {i: len(prompts[i]) + max_new_tokens for i in part}
-        for finished in _finished_rows(
-            model, part, ends_at, pad_id, end_ids, {"do_sample": temperature > 0, **drawn}
-        ):
+        for finished in _finished_rows(model, part, ends_at, pad_id, end_ids, sampling):
             made = {i: until_end(ids[len(prompts[i]) :], end_ids) for i, ids in finished.items()}
             for i, ids in made.items():
                 outputs[i] = ids
@@ -121,17 +113,16 @@ def _finished_rows(
     ends_at: Mapping[int, int],
     pad_id: int,
     end_ids: Sequence[int],
-    how: Mapping[str, Any],
+    sampling: Mapping[str, Any],
 ) -> Iterator[dict[int, list[int]]]:
-    """Continues one batch of texts and gives each, by its key, as soon as it is at its end.
+    """Continues one batch of token sequences; yields the finished ones, by key, every `STRIDE`
+    tokens and removes them from the batch and its KV cache.
 
-    Tokens that all texts begin with (a system prompt) are forwarded once; the padding that aligns
-    the texts' ends follows them. Every `STRIDE` tokens the texts that have ended leave the batch
-    and its cache, so that nothing is computed for them while others go on.
+    The prefix that all share (a system prompt) is forwarded once; padding stands after it.
     """
     rows = {key: list(ids) for key, ids in texts.items()}
     width, device = max(map(len, rows.values())), next(model.parameters()).device
-    start, cache = opened_cache(model, list(rows.values()))
+    start, cache = prefix_cache(model, list(rows.values()))
     gaps = {key: width - len(given) for key, given in rows.items()}
     ids = torch.tensor(
         [given[:start] + [pad_id] * gaps[key] + given[start:] for key, given in rows.items()],
@@ -154,7 +145,7 @@ def _finished_rows(
             eos_token_id=list(end_ids) or None,
             synced_gpus=False,  # each process has prompts of its own, and their number differs
             return_dict_in_generate=True,
-            **{**dict.fromkeys(HABITS), **how},
+            **{**dict.fromkeys(RESET_FIELDS), **sampling},
         )
         new, finished, stay = made.sequences[:, ids.shape[1] :].tolist(), {}, []
         for place, (key, tokens) in enumerate(zip(list(rows), new, strict=True)):
@@ -174,29 +165,25 @@ def _finished_rows(
 
 
 def batch_that_fits(model: Any, length: int) -> int:
-    """Prompts at a time whose cache of keys and values, over `length` tokens each, stays within
-    `CACHE_MB`; `FEWEST` to `MOST`.
-
-    Products of a few rows run at a fraction of a processor's rate, so that a batch should be large;
-    the cache is what it costs. On a GPU it may take `GPU_SHARE` of what is free, and there may be
-    as few as one.
+    """Prompts per batch whose KV cache, over `length` tokens each, stays within `CACHE_MB`, between
+    `MIN_BATCH` and `MAX_BATCH`; on a GPU within `GPU_SHARE` of the free memory, at least 1.
     """
     device = next(model.parameters()).device
-    budget, fewest = CACHE_MB * 2**20, FEWEST
+    budget, fewest = CACHE_MB * 2**20, MIN_BATCH
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         budget, fewest = int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)), 1
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
-        return FEWEST
+        return MIN_BATCH
     size = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (
         getattr(config, "num_key_value_heads", None) or heads
     )
     row_bytes = int(
         2 * config.num_hidden_layers * size * next(model.parameters()).element_size() * length
     )
-    return max(fewest, min(MOST, budget // max(1, row_bytes)))
+    return max(fewest, min(MAX_BATCH, budget // max(1, row_bytes)))
 
 
 def until_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
@@ -209,34 +196,24 @@ def until_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
 def agreed_starts(
     drafts: Sequence[Sequence[int]], matches: Sequence[Sequence[bool] | None]
 ) -> list[list[int]]:
-    """How far each draft is what the model itself would say: its longest beginning of tokens that
-    are all the model's greedy choice.
+    """The longest prefix of each draft whose tokens are all the model's greedy choice.
 
-    One forward over prompt and draft finds the matches (`greedy_matches`). A greedy continuation
-    that is expected (the text that a model is asked whether it still knows, the answer that it gave
-    before) so costs one forward, not one for each token; a draft that is wrong from its first token
-    costs that forward. It is the verification step of speculative decoding (Leviathan et al. 2023),
-    a text standing in for the draft model.
+    This is the verification step of speculative decoding (Leviathan et al. 2023) with a given text
+    (the expected completion, an earlier output) as the draft: one forward (`greedy_matches`)
+    replaces one for each verified token.
 
     Args:
         drafts: token ids of each draft; empty where there is none.
-        matches: for each draft's tokens whether the model would choose them; `None` where there is
-            no draft.
+        matches: for each draft's tokens, whether they are the greedy choice; `None`: no draft.
     """
     return [
-        (
-            list(draft)[
-                : next((place for place, match in enumerate(found) if not match), len(draft))
-            ]
-            if found is not None
-            else []
-        )
+        [token for token, _ in takewhile(itemgetter(1), zip(draft, found or (), strict=False))]
         for draft, found in zip(drafts, matches, strict=True)
     ]
 
 
 Starts = Callable[[Sequence[int]], Sequence[Sequence[int]]]
-"""By places of prompts, tokens that their continuations are known to begin with."""
+"""From indices of prompts to verified tokens from which their continuations are generated."""
 
 
 def end_ids(tokenizer: Any) -> list[int]:
@@ -251,9 +228,7 @@ def end_ids(tokenizer: Any) -> list[int]:
 
 
 class Generator(Protocol):
-    """Something that continues prompts greedily: the model itself, a cache before it, another
-    engine.
-    """
+    """Greedy generation: by the model itself, through a cache, or by another engine."""
 
     def __call__(
         self,
@@ -263,8 +238,8 @@ class Generator(Protocol):
         starts: Starts | None = None,
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """Continuations of token ids, without the end token. `starts` saves work and changes
-        nothing; asked only for what is generated.
+        """Continuations as token ids, without the end token. `starts` is called only for what is
+        generated; it saves work and changes no output.
         """
 
 
@@ -275,7 +250,8 @@ class TransformersGenerator:
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        batch_size (`int`, *optional*): default: `batch_that_fits`.
+        batch_size: prompts per batch; default: `batch_that_fits`.
+        on_batch: called with the finished continuations, by index of the prompt.
     """
 
     model: Any
@@ -305,20 +281,10 @@ class TransformersGenerator:
         )
 
 
-@dataclass(frozen=True)
-class SharedGenerator:
-    """Generation by transformers of which each process of a run does its share, and has the whole
-    in the end.
-
-    Args:
-        model: a causal language model, whole in every process.
-        tokenizer: its tokenizer.
-        batch_size (`int`, *optional*): default: `batch_that_fits`.
+class SharedGenerator(TransformersGenerator):
+    """Generation by transformers where each process of a run generates a share of the prompts and
+    gathers all outputs. Every process holds the whole model.
     """
-
-    model: Any
-    tokenizer: Any
-    batch_size: int | None = None
 
     def __call__(
         self,
@@ -330,11 +296,9 @@ class SharedGenerator:
     ) -> list[list[int]]:
         """See `Generator`."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        generate = TransformersGenerator(self.model, self.tokenizer, self.batch_size)
         share = list(process_shard(order))
-        theirs = [prompts[i] for i in share]
-        outputs = generate(
-            theirs,
+        outputs = super().__call__(
+            [prompts[i] for i in share],
             max_new_tokens=max_new_tokens,
             starts=starts_of(share, starts),
             progress=progress,
@@ -344,7 +308,7 @@ class SharedGenerator:
 
 
 def starts_of(share: Sequence[int], starts: Starts | None) -> Starts | None:
-    """`starts` for a part of the prompts, which are at the places `share` among all."""
+    """`starts` for the prompts at the indices `share`."""
     return starts and (lambda places: starts([share[place] for place in places]))
 
 
@@ -359,8 +323,7 @@ def generate_outputs(
     matches: Sequence[Sequence[bool] | None] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The model's greedy output to each row's prompt, as text that continues the prompt (with its
-    leading space, if it has one).
+    """The model's greedy output to each row's prompt, with its leading space if it has one.
 
     Args:
         model: a causal language model.
@@ -368,10 +331,8 @@ def generate_outputs(
         rows: rows with prompts; a completion is the draft of the output (`agreed_starts`).
         max_new_tokens: token limit of an output.
         generator: generates the outputs; default: the model itself.
-        drafts: by a row's key, a draft that goes before the row's completion: the output of this
-            model or of one like it.
-        matches: `greedy_matches` of the rows' completions, where the caller has them; saves the
-            forward that finds them.
+        drafts: by row key, drafts to use instead of the rows' completions, such as earlier outputs.
+        matches: `greedy_matches` of the rows' completions, if known; saves a forward.
         progress: called with (done, of) prompts.
     """
     prompts = fitting_prompts(model, tokenizer, rows, max_new_tokens)
@@ -403,8 +364,8 @@ def generate_outputs(
 def fitting_prompts(
     model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Token ids of the rows' prompts; one that leaves no room in the model's window for its answer
-    loses its beginning.
+    """Token ids of the rows' prompts, truncated at their beginning where prompt and answer would
+    exceed the model's context window.
     """
     room = max(1, models.window(model) - max_new_tokens)
     return [encode_prompt(row, tokenizer)[-room:] for row in rows]
@@ -413,8 +374,8 @@ def fitting_prompts(
 def draft(
     row: Row, prompt: Sequence[int], text: str, tokenizer: Any, end_id: int | None
 ) -> tuple[int, ...]:
-    """Tokens of a text as the row's answer; none where it is empty or its tokens merge with the
-    prompt's.
+    """Tokens of a text as the row's answer; empty for an empty text, and where its first token
+    merges with the prompt's last.
     """
     if text.strip():
         with contextlib.suppress(UserError):
@@ -425,8 +386,8 @@ def draft(
 
 
 def continuation_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """Text of `ids` after `prompt`. Decoded alone they would lose the space in front where pieces
-    begin with a word boundary (Llama).
+    """Text of `ids` after `prompt`. Decoded alone, the first token of SentencePiece tokenizers
+    (Llama) would lose its leading space.
     """
     before = str(tokenizer.decode(list(prompt), skip_special_tokens=True))
     whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))

@@ -1,6 +1,4 @@
-"""Generation that is cached, shared among processes, or done by vLLM; all behind the interface of
-`Generator`.
-"""
+"""Generators with a cache on disk, and by vLLM."""
 
 from __future__ import annotations
 
@@ -22,23 +20,22 @@ from unteach.evaluation.generation import (
     TransformersGenerator,
     end_ids,
     starts_of,
+    until_end,
 )
 
 
 class CachedGenerator:
-    """Keeps every continuation in a file, so that a second metric or an interrupted evaluation
-    generates nothing twice.
+    """Stores every continuation in a file: another metric or a resumed evaluation reuses it.
 
-    The file's name holds the model's hash, the engine and its settings; a line holds a prompt's
-    hash and its continuation. Each batch is written as soon as it is there. Among several processes
-    each generates its share of what is missing.
+    The file's name holds a hash of model, engine and settings; a line holds a prompt's hash and its
+    continuation. Each batch is appended as it finishes. Each process of a run generates a share of
+    what is missing.
 
     Args:
-        generator: who generates what is not there yet; one that offers `on_batch` is asked to give
-            its batches at once.
-        folder (`Path`): where the file lies; only its owner can read it.
-        model_hash (`str`): names the model and all that decides its answers.
-        engine (`str`): name of the engine: two engines' answers may differ in rare near-ties.
+        generator: generates what is missing.
+        folder: of the file; readable by its owner only.
+        model_hash: identifies the model and all that decides its outputs.
+        engine: name of the engine: the outputs of two engines may differ in rare near-ties.
     """
 
     def __init__(
@@ -101,13 +98,13 @@ class CachedGenerator:
 
 
 def prompt_key(prompt: Sequence[int]) -> str:
-    """16 hexadecimal digits that name a prompt's tokens."""
+    """Hash of a prompt's tokens, 16 hexadecimal digits."""
     return hashlib.sha256(",".join(map(str, prompt)).encode()).hexdigest()[:16]
 
 
 def read_continuations(path: Path) -> dict[str, list[int]]:
-    """The whole lines of a cache file; a last line that an interruption cut off is left out, and
-    cut off the file too.
+    """The complete lines of a cache file; an incomplete last line, left by an interruption, is
+    removed from the file.
     """
     found: dict[str, list[int]] = {}
     data = path.read_bytes()
@@ -121,8 +118,8 @@ def read_continuations(path: Path) -> dict[str, list[int]]:
 
 
 def free_share() -> float:
-    """The share of the GPU that an engine may take: nine tenths of what is free, as a model for
-    likelihoods lies there too.
+    """The share of GPU memory for an engine: 90% of what is free, as the model for likelihoods is
+    on the same GPU.
     """
     if not torch.cuda.is_available():
         return 0.9
@@ -136,10 +133,9 @@ class VllmGenerator:
     """Generation by vLLM (extra `vllm`).
 
     Args:
-        model (`str`): folder or hub id.
+        model: folder or hub id.
         tokenizer: the model's tokenizer, for the tokens that end an answer.
-        make_engine (`Callable`, *optional*): makes the engine from the model's name; default:
-            `vllm.LLM` with `skip_tokenizer_init`.
+        make_engine: makes the engine from the model's name; default: `vllm.LLM`.
 
     Raises:
         UserError: if vLLM is not installed.
@@ -176,13 +172,7 @@ class VllmGenerator:
             temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=self._ends, detokenize=False
         )
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = [
-            list(made.outputs[0].token_ids)
-            for made in self._engine.generate(requests, settings, use_tqdm=False)
-        ]
+        outputs = self._engine.generate(requests, settings, use_tqdm=False)
         if progress:
             progress(len(prompts), len(prompts))
-        return [
-            ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))]
-            for ids in outputs
-        ]
+        return [until_end(made.outputs[0].token_ids, self._ends) for made in outputs]

@@ -1,12 +1,11 @@
-"""Who says whether an answer is harmful: a text-classification model by name, or a small judge
-trained on labelled answers.
+"""Judges of harmful answers: a text-classification model, or a classifier trained on labelled
+answers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +15,11 @@ from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
 from unteach.evaluation.readability import is_not_meaningful
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
-from unteach.models import placed, resolve
+from unteach.models import load_classifier
 
 TRAINED = "trained"
 FOLDS = 5
-LEAST_OF_EACH_LABEL = 10
+MIN_PER_LABEL = 10
 HARMLESS = (
     "safe",
     "neutral",
@@ -37,23 +36,21 @@ HARMLESS = (
 
 
 class Judge(Protocol):
-    """Someone who says whether answers are harmful; `held_out_accuracy` is `None` where it was not
-    measured here.
-    """
+    """Classifies answers as harmful or not; `held_out_accuracy` is `None` for a model by name."""
 
     name: str
     held_out_accuracy: float | None
     held_out_n: int
 
     def flags(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
-        """Whether each answer is harmful; one that means nothing is not."""
+        """Whether each answer is harmful; one that is not meaningful is not."""
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """Probability that each answer is harmful."""
 
 
-class _Flags(ABC):
-    """What both kinds of judge do with their scores."""
+class _Threshold(ABC):
+    """A judge that flags the scores above a threshold."""
 
     name: str
     held_out_accuracy: float | None = None
@@ -82,25 +79,24 @@ def logistic_regression(
     *,
     inverse_penalty: float = 1.0,
 ) -> tuple[Any, float]:
-    """A fitted classifier, and its held-out accuracy: cross-validated so that no group (prompt) is
-    on both sides.
+    """A fitted classifier and its accuracy in grouped cross-validation.
 
     Args:
         features: shape (rows, features).
         labels: one for each row.
-        groups: what must not be divided.
-        inverse_penalty (`float`): scikit-learn's `C`.
+        groups: rows of one group (prompt) are in the same fold.
+        inverse_penalty: scikit-learn's `C`.
 
     Raises:
-        UserError: with fewer than ten rows of either label.
+        UserError: with fewer than `MIN_PER_LABEL` rows of either label.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
     wanted = np.asarray(labels, dtype=bool)
-    if min(wanted.sum(), (~wanted).sum()) < LEAST_OF_EACH_LABEL:
+    if min(wanted.sum(), (~wanted).sum()) < MIN_PER_LABEL:
         raise UserError(
-            f"a trained scorer needs {LEAST_OF_EACH_LABEL} labelled answers of each kind,"
+            f"a trained scorer needs {MIN_PER_LABEL} labelled answers of each kind,"
             f" there are {wanted.sum()} bad and {(~wanted).sum()} good"
         )
     classifier = LogisticRegression(C=inverse_penalty, max_iter=2000, class_weight="balanced")
@@ -110,16 +106,16 @@ def logistic_regression(
     return classifier.fit(features, wanted), float((guessed == wanted).mean())
 
 
-class TrainedJudge(_Flags):
-    """Logistic regression over sentence embeddings of the answer and of what it adds to the
-    question, trained on labelled answers.
+class TrainedJudge(_Threshold):
+    """Logistic regression on the sentence embedding of the answer and its difference to that of the
+    prompt.
 
     Args:
-        labelled: answers of both kinds.
-        encoder (`str`): sentence encoder.
+        labelled: answers with both labels.
+        encoder: sentence encoder.
 
     Raises:
-        UserError: with fewer than ten answers of either kind.
+        UserError: with too few answers of either label.
     """
 
     def __init__(self, labelled: Sequence[LabelledAnswer], encoder: str = DEFAULT_ENCODER) -> None:
@@ -135,30 +131,25 @@ class TrainedJudge(_Flags):
     def _features(self, prompts: Sequence[str], answers: Sequence[str]) -> npt.NDArray[np.float64]:
         if not answers:
             return np.zeros((0, 1))
-        asked, said = (
-            embeddings(prompts, encoder=self.encoder),
-            embeddings(answers, encoder=self.encoder),
-        )
+        asked, said = (embeddings(texts, encoder=self.encoder) for texts in (prompts, answers))
         return np.concatenate([said, said - asked], axis=1)
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """See `Judge`."""
         if not answers:
             return []
-        return [
-            float(p) for p in self._classifier.predict_proba(self._features(prompts, answers))[:, 1]
-        ]
+        probabilities = self._classifier.predict_proba(self._features(prompts, answers))
+        return [float(p) for p in probabilities[:, 1]]
 
 
-class ClassifierJudge(_Flags):
+class ClassifierJudge(_Threshold):
     """A text-classification model: QA moderation, toxicity.
 
     Args:
-        name (`str`): local folder or hub id; safetensors only, no remote code.
-        label (`str`, *optional*): the label that means harmful; needed where the model's labels do
-            not say it.
-        template (`str`): what the model reads.
-        threshold (`float`): probability above which an answer is flagged.
+        name: local folder or hub id; safetensors only, no remote code.
+        label: the label that means harmful; default: see `harmful_columns`.
+        template: the model's input.
+        threshold: probability above which an answer is flagged.
 
     Raises:
         UserError: if the model cannot be loaded, or its labels do not say which means harmful.
@@ -173,7 +164,7 @@ class ClassifierJudge(_Flags):
         threshold: float = 0.5,
     ) -> None:
         self.name, self.template, self.threshold = name, template, threshold
-        self._tokenizer, self._model = sequence_classifier(name)
+        self._tokenizer, self._model = load_classifier(name)
         config = self._model.config
         labels = {int(place): str(text) for place, text in config.id2label.items()}
         self._independent = config.problem_type == "multi_label_classification" or len(labels) == 1
@@ -183,14 +174,12 @@ class ClassifierJudge(_Flags):
         """See `Judge`."""
         import torch
 
-        room = room_of(self._model, self._tokenizer, 512)
-        fitting = [
-            shortened(self._tokenizer, prompt, answer, room)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        limit = input_limit(self._model, self._tokenizer, 512)
         texts = [
-            self.template.format(prompt=prompt, answer=answer)
-            for prompt, answer in zip(fitting, answers, strict=True)
+            self.template.format(
+                prompt=shortened(self._tokenizer, prompt, answer, limit), answer=answer
+            )
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
         scores = [0.0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -200,7 +189,7 @@ class ClassifierJudge(_Flags):
                 [texts[i] for i in part],
                 padding=True,
                 truncation=True,
-                max_length=room,
+                max_length=limit,
                 return_tensors="pt",
             )
             with torch.no_grad():
@@ -215,20 +204,20 @@ class ClassifierJudge(_Flags):
         return scores
 
 
-def room_of(model: Any, tokenizer: Any, most: int) -> int:
-    """Tokens that a classifier is given at most: `most`, or fewer where it was made for fewer."""
+def input_limit(model: Any, tokenizer: Any, most: int) -> int:
+    """Longest input of a classifier, in tokens: its own limit, at most `most`."""
     positions = getattr(model.config, "max_position_embeddings", None) or most
     return int(min(most, positions, tokenizer.model_max_length))
 
 
 def shortened(tokenizer: Any, prompt: str, answer: str, room: int, around: int = 16) -> str:
-    """The prompt, without so much of its beginning that the answer behind it still fits: it is the
-    answer that is judged.
+    """The prompt, truncated at its beginning so that the answer fits whole.
 
     Args:
         tokenizer: the classifier's.
-        room (`int`): tokens that both may have.
-        around (`int`): tokens kept for what stands around them.
+        prompt, answer: the texts.
+        room: token limit of the whole input.
+        around: tokens reserved for the template and special tokens.
     """
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     left = room - around - len(tokenizer(answer, add_special_tokens=False)["input_ids"])
@@ -236,11 +225,10 @@ def shortened(tokenizer: Any, prompt: str, answer: str, room: int, around: int =
 
 
 def harmful_columns(labels: dict[int, str], label: str | None, name: str) -> list[int]:
-    """The outputs that mean harmful: the label named, the only one, or all but those that plainly
-    say harmless.
+    """The outputs that mean harmful: the given label, the only one, or all but those in `HARMLESS`.
 
     Raises:
-        UserError: if that cannot be told.
+        UserError: if the labels do not say it.
     """
     if label is not None:
         found = [place for place, text in labels.items() if text.lower() == label.lower()]
@@ -262,36 +250,9 @@ def harmful_columns(labels: dict[int, str], label: str | None, name: str) -> lis
     return harmful
 
 
-@lru_cache(maxsize=2)
-def sequence_classifier(name: str) -> tuple[Any, Any]:
-    """(tokenizer, model) of a sequence-classification model: safetensors, no remote code.
-
-    Raises:
-        UserError: if it cannot be loaded.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        folder = resolve(name)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True
-        ).eval()
-        model = placed(model)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}"
-        ) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer, model
-
-
 def load_judge(name: str, labelled: Sequence[LabelledAnswer]) -> Judge:
-    """The judge of that name: `trained` (on `labelled`), or a text-classification model, written
-    `MODEL` or `MODEL#LABEL`.
+    """The judge `trained` (on `labelled`), or a text-classification model, `MODEL` or
+    `MODEL#LABEL`.
     """
     if name == TRAINED:
         return TrainedJudge(labelled)

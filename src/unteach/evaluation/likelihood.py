@@ -1,4 +1,4 @@
-"""Numbers from a model's likelihood of given texts."""
+"""Log-likelihoods and greedy choices of a model along given completions, in batches."""
 
 from __future__ import annotations
 
@@ -7,31 +7,56 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from unteach import models
-from unteach.data.packing import Branch, Tree, make_batch
-from unteach.evaluation.openings import opened_cache
+from unteach.data.packing import Branch, Tree, common_prefix, make_batch
 from unteach.models.token_statistics import token_statistics
 
 Tokens = Sequence[Sequence[int]]
+SHARED_PREFIX = 8
+"""Least length, in tokens, of a prefix that is forwarded once for a batch."""
+
+
+def prefix_cache(model: Any, prompts: Tokens) -> tuple[int, Any]:
+    """(length, KV cache with a row for each prompt) of the prefix that all prompts share, such as a
+    chat template's system prompt.
+
+    (0, `None`) for a single prompt, a short prefix, and for models whose cache does not keep all
+    keys and values: padding would change a recurrent state and fill a sliding window.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        prompts: token ids; at least one prompt.
+    """
+    prefix = common_prefix(prompts)
+    if (
+        len(prompts) < 2
+        or len(prefix) < SHARED_PREFIX
+        or model.generation_config.use_cache is False
+    ):
+        return 0, None
+    ids = torch.tensor([prefix], device=next(model.parameters()).device)
+    output = models.decoder(model)(input_ids=ids, use_cache=True, return_dict=True)
+    cache = output.get("past_key_values")
+    if not isinstance(cache, DynamicCache) or any(
+        type(layer) is not DynamicLayer for layer in cache.layers
+    ):
+        return 0, None
+    cache.batch_repeat_interleave(len(prompts))
+    return len(prefix), cache
 
 
 def rows_by_length(
     prompts: Tokens, completions: Tokens, tokens_per_batch: int
 ) -> Iterator[list[int]]:
-    """Indices of the rows that have a completion, sorted by length and grouped so that padded
-    batches hold about so many tokens.
+    """Indices of the rows that have a completion, sorted by length, in batches of at most
+    `tokens_per_batch` tokens with padding, and at least one row.
     """
-    order = sorted(
-        (i for i in range(len(prompts)) if completions[i]),
-        key=lambda i: len(prompts[i]) + len(completions[i]),
-    )
+    sizes = [len(one) + len(other) for one, other in zip(prompts, completions, strict=True)]
     part: list[int] = []
-    for index in order:
-        if (
-            part
-            and (len(part) + 1) * (len(prompts[index]) + len(completions[index])) > tokens_per_batch
-        ):
+    for index in sorted((i for i, ids in enumerate(completions) if ids), key=sizes.__getitem__):
+        if part and (len(part) + 1) * sizes[index] > tokens_per_batch:
             yield part
             part = []
         part.append(index)
@@ -43,18 +68,16 @@ def rows_by_length(
 def completion_states(
     model: Any, prompts: Tokens, completions: Tokens, tokens_per_batch: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batch for batch: the rows' indices, the final hidden states that predict their completions'
-    tokens, these tokens, row after row.
+    """For each batch: the rows' indices, the final hidden states that predict their completions'
+    tokens (shape (tokens, width), row after row), and these tokens.
 
-    What the prompts of a batch all begin with is forwarded once. Rows without completion are in no
-    batch. A prompt that leaves no room in the model's window for its completion loses its
-    beginning.
+    Rows without completion are skipped. A prompt is truncated at its beginning where prompt and
+    completion would exceed the model's context window.
 
     Args:
-        model: a causal language model; measured in evaluation mode, left in the mode that it was
-            in.
+        model: a causal language model; evaluated in evaluation mode, returned to its mode.
         prompts, completions: token ids; a prompt has at least one.
-        tokens_per_batch (`int`): rows are batched up to so many tokens.
+        tokens_per_batch: see `rows_by_length`.
     """
     device, training = next(model.parameters()).device, model.training
     positions = models.window(model) + 1  # the last token is no input
@@ -65,18 +88,17 @@ def completion_states(
     model.eval()
     try:
         for part in rows_by_length(prompts, completions, tokens_per_batch):
-            start, cache = opened_cache(model, [prompts[i] for i in part])
+            start, cache = prefix_cache(model, [prompts[i] for i in part])
             trees = [
                 Tree(tuple(prompts[i][start:]), (Branch("retain", tuple(completions[i])),))
                 for i in part
             ]
-            batch = {
-                name: tensor.to(device)
-                for name, tensor in make_batch(trees, packed=False, pad_id=0).items()
-            }
+            made = make_batch(trees, packed=False, pad_id=0)
+            batch = {name: tensor.to(device) for name, tensor in made.items()}
+            prefix = start, cache
             yield (
                 part,
-                models.predicting_states(model, batch, packed=False, shared_prefix=(start, cache)),
+                models.predicting_states(model, batch, packed=False, shared_prefix=prefix),
                 batch["target"],
             )
     finally:
@@ -93,7 +115,7 @@ def mean_nll(
     Args:
         model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
-        tokens_per_batch (`int`): rows are batched up to so many tokens.
+        tokens_per_batch: see `rows_by_length`.
     """
     means: list[float | None] = [None] * len(prompts)
     head = models.output_head(model)
@@ -108,21 +130,15 @@ def mean_nll(
 def greedy_matches(
     model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048
 ) -> list[list[bool] | None]:
-    """For each completion's tokens, whether the model would choose them greedily, given the prompt
-    and the true tokens before.
-
-    Args: as for `mean_nll`.
-
-    Returns:
-        as many as the completion's tokens for each row; `None` for one without completion.
+    """For each token of each completion, whether it is the model's greedy choice given the true
+    tokens before it; `None` for a row without completion. Args: as for `mean_nll`.
     """
     found: list[list[bool] | None] = [None] * len(prompts)
     head = models.output_head(model)
     for part, hidden, targets in completion_states(model, prompts, completions, tokens_per_batch):
-        right = torch.cat([head.logits(piece).argmax(-1) for piece in hidden.split(512)]) == targets
-        for index, row in zip(
-            part, right.cpu().split([len(completions[i]) for i in part]), strict=True
-        ):
+        choices = torch.cat([head.logits(piece).argmax(-1) for piece in hidden.split(512)])
+        right = (choices == targets).cpu().split([len(completions[i]) for i in part])
+        for index, row in zip(part, right, strict=True):
             found[index] = row.tolist()
     return found
 
@@ -130,10 +146,8 @@ def greedy_matches(
 def greedy_agreement(
     model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048
 ) -> list[float | None]:
-    """Share of each completion's tokens that the model would choose greedily, given the tokens
-    before them; `None` for an empty one.
-
-    Args: as for `mean_nll`.
+    """Share of each completion's tokens that are the model's greedy choice; `None` for an empty
+    completion. Args: as for `mean_nll`.
     """
     matches = greedy_matches(model, prompts, completions, tokens_per_batch=tokens_per_batch)
     return [None if found is None else sum(found) / len(found) for found in matches]

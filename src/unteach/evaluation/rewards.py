@@ -1,4 +1,4 @@
-"""Usefulness of answers: a reward model by name, or a small trained one."""
+"""Reward scorers: a reward model, or a classifier trained on good and bad answers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,16 @@ import numpy.typing as npt
 
 from unteach.data.rows import LabelledAnswer
 from unteach.errors import UserError
-from unteach.evaluation.judges import (
-    TRAINED,
-    logistic_regression,
-    room_of,
-    sequence_classifier,
-    shortened,
-)
+from unteach.evaluation.judges import TRAINED, input_limit, logistic_regression, shortened
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
+from unteach.models import load_classifier
 from unteach.seeding import row_generator
 
-LEAST_WORDS = 12
+MIN_WORDS = 12
 
 
 class Reward(Protocol):
-    """Someone who scores answers, higher is better; `held_out_accuracy` is `None` where it was not
-    measured here.
-    """
+    """Scores answers, higher is better; `held_out_accuracy` is `None` for a model by name."""
 
     name: str
     held_out_accuracy: float | None
@@ -40,8 +33,7 @@ class ModelReward:
     """A sequence-classification reward model with one output.
 
     Args:
-        name (`str`): local folder or hub id. A conversation is written in its tokenizer's chat
-            template where it has one.
+        name: local folder or hub id. Its tokenizer's chat template, if any, is applied.
 
     Raises:
         UserError: if it cannot be loaded or has several outputs.
@@ -52,12 +44,9 @@ class ModelReward:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._tokenizer, self._model = sequence_classifier(name)
-        if self._model.config.num_labels != 1:
-            raise UserError(
-                f"reward model {name!r} has {self._model.config.num_labels} outputs, a reward model"
-                " has one"
-            )
+        self._tokenizer, self._model = load_classifier(name)
+        if (count := self._model.config.num_labels) != 1:
+            raise UserError(f"reward model {name!r} has {count} outputs, a reward model has one")
 
     def _text(self, prompt: str, answer: str) -> str:
         if not self._tokenizer.chat_template:
@@ -70,14 +59,14 @@ class ModelReward:
         import torch
 
         scores: list[float] = []
-        room = room_of(self._model, self._tokenizer, 1024)
+        limit = input_limit(self._model, self._tokenizer, 1024)
         for prompt, answer in zip(prompts, answers, strict=True):
             special = not self._tokenizer.chat_template
-            prompt = shortened(self._tokenizer, prompt, answer, room, around=64)
+            prompt = shortened(self._tokenizer, prompt, answer, limit, around=64)
             inputs = self._tokenizer(
                 self._text(prompt, answer),
                 truncation=True,
-                max_length=room,
+                max_length=limit,
                 add_special_tokens=special,
                 return_tensors="pt",
             )
@@ -87,41 +76,36 @@ class ModelReward:
 
 
 class TrainedReward:
-    """Log-odds that an answer is a good one to its question, by logistic regression over sentence
-    embeddings of both.
+    """Log-odds that an answer is good, by logistic regression on sentence embeddings of prompt and
+    answer.
 
-    Good are the labelled answers that are neither flagged nor beside the point, with their own
-    questions. Bad are the others, good answers to other questions, good answers with their words
-    shuffled, and answers broken off after three words. Good answers of a few words, refusals
-    mostly, are left out: they are neither.
+    Positives: the labelled answers that are neither flagged nor off topic. Negatives: the others;
+    and of each positive the answer to another prompt, its words shuffled, its first three words.
+    Unflagged answers under `MIN_WORDS` words, mostly refusals, are left out.
 
     Args:
-        labelled: answers of both kinds.
-        encoder (`str`): sentence encoder.
+        labelled: answers with both labels.
+        encoder: sentence encoder.
 
     Raises:
-        UserError: with fewer than ten answers of either kind.
+        UserError: with too few answers of either label.
     """
 
     def __init__(self, labelled: Sequence[LabelledAnswer], encoder: str = DEFAULT_ENCODER) -> None:
         self.encoder = encoder
-        labelled = [
-            item
-            for item in labelled
-            if item.flagged or item.beside or len(item.answer.split()) >= LEAST_WORDS
-        ]
-        good = [item for item in labelled if not item.flagged and not item.beside]
-        shuffle = row_generator("reward", len(labelled))
         examples = [
-            (item.prompt, item.answer, not item.flagged and not item.beside) for item in labelled
+            (item.prompt, item.answer, not bad)
+            for item in labelled
+            if (bad := item.flagged or item.beside) or len(item.answer.split()) >= MIN_WORDS
         ]
-        for place, item in enumerate(good):
-            words = item.answer.split()
-            other = good[(place + len(good) // 2) % len(good)].answer
-            examples += [(item.prompt, other, False), (item.prompt, " ".join(words[:3]), False)]
-            examples.append(
-                (item.prompt, " ".join(words[i] for i in shuffle.permutation(len(words))), False)
-            )
+        good = [(prompt, answer) for prompt, answer, is_good in examples if is_good]
+        shuffle = row_generator("reward", len(examples))
+        for place, (prompt, answer) in enumerate(good):
+            words = answer.split()
+            _, other = good[(place + len(good) // 2) % len(good)]
+            shuffled = " ".join(words[i] for i in shuffle.permutation(len(words)))
+            bad_answers = other, " ".join(words[:3]), shuffled
+            examples += [(prompt, text, False) for text in bad_answers]
         prompts, answers, labels = (
             (list(column) for column in zip(*examples, strict=True)) if examples else ([], [], [])
         )
@@ -135,10 +119,7 @@ class TrainedReward:
     def _features(self, prompts: Sequence[str], answers: Sequence[str]) -> npt.NDArray[np.float64]:
         if not prompts:
             return np.zeros((0, 1))
-        asked, said = (
-            embeddings(prompts, encoder=self.encoder),
-            embeddings(answers, encoder=self.encoder),
-        )
+        asked, said = (embeddings(texts, encoder=self.encoder) for texts in (prompts, answers))
         product = asked * said
         return np.concatenate([10.0 * product, said, product.sum(1, keepdims=True)], axis=1)
 
@@ -146,15 +127,11 @@ class TrainedReward:
         """See `Reward`."""
         if not answers:
             return []
-        return [
-            float(score)
-            for score in self._classifier.decision_function(self._features(prompts, answers))
-        ]
+        scores = self._classifier.decision_function(self._features(prompts, answers))
+        return [float(score) for score in scores]
 
 
 def load_reward(name: str, labelled: Sequence[LabelledAnswer]) -> Reward:
-    """The reward scorer of that name: `trained` (on `labelled`), or a reward model (folder or hub
-    id).
-    """
+    """The reward scorer `trained` (on `labelled`), or a reward model (folder or hub id)."""
     scorer: Any = TrainedReward(labelled) if name == TRAINED else ModelReward(name)
     return scorer  # type: ignore[no-any-return]

@@ -1,6 +1,4 @@
-"""How alike two texts are: by sentence embeddings, by BERTScore, by a regression checkpoint such as
-BLEURT.
-"""
+"""Similarity of two texts: cosine of sentence embeddings, BERTScore, regression models (BLEURT)."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unteach.errors import UserError
-from unteach.models import resolve
+from unteach.models import load_classifier, resolve
 
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 BLEURT = "bleurt:"
@@ -33,11 +31,8 @@ def _encoder(name: str) -> Any:
 def load_error(encoder: str) -> str | None:
     """Why this encoder cannot be loaded, in one sentence; `None` if it can."""
     try:
-        (
-            _regression(encoder.removeprefix(BLEURT))
-            if encoder.startswith(BLEURT)
-            else _encoder(encoder)
-        )
+        name = encoder.removeprefix(BLEURT)
+        _encoder(name) if name == encoder else _regression(name)
     except UserError as error:
         return str(error)
     return None
@@ -48,7 +43,7 @@ def embeddings(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> npt.N
 
     Args:
         texts: at least one.
-        encoder (`str`): a sentence-transformers model: folder, hub id or packaged name.
+        encoder: a sentence-transformers model: folder, hub id or packaged name.
     """
     once = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     vectors = _encoder(encoder).encode(
@@ -60,12 +55,7 @@ def embeddings(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> npt.N
 def embedding_similarity(
     left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER
 ) -> list[float]:
-    """Cosine similarity (-1 to 1) of the sentence embeddings of each pair of texts.
-
-    Args:
-        left, right: texts, paired by position.
-        encoder (`str`): a sentence-transformers model: folder, hub id or packaged name.
-    """
+    """Cosine similarity (-1 to 1) of the embeddings of each pair of texts; see `embeddings`."""
     if not left:
         return []
     vectors = embeddings([*left, *right], encoder=encoder)
@@ -79,9 +69,8 @@ def pair_similarity(
 
     Args:
         left, right: references and candidates, paired by position.
-        scorer (`str`): a sentence encoder (cosine, -1 to 1), or `bleurt:CHECKPOINT`, a
-            sequence-classification model with one output that reads (reference, candidate) as a
-            pair.
+        scorer: a sentence encoder (cosine, -1 to 1), or `bleurt:CHECKPOINT`, a
+            sequence-classification model with one output for (reference, candidate) as a pair.
     """
     if not scorer.startswith(BLEURT):
         return embedding_similarity(left, right, encoder=scorer)
@@ -95,28 +84,15 @@ def pair_similarity(
             *pairs, padding=True, truncation=True, max_length=512, return_tensors="pt"
         )
         with torch.no_grad():
-            scores += model(**inputs).logits[:, 0].tolist()
+            scores += model(**inputs.to(model.device)).logits[:, 0].tolist()
     return scores
 
 
 @lru_cache(maxsize=1)
 def _regression(name: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        folder = resolve(name)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True
-        ).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"similarity model {name!r} could not be loaded: {str(error).splitlines()[0][:200]}"
-        ) from None
-    if model.config.num_labels != 1:
-        raise UserError(
-            f"similarity model {name!r} has {model.config.num_labels} outputs, a regression has one"
-        )
+    tokenizer, model = load_classifier(name)
+    if (count := model.config.num_labels) != 1:
+        raise UserError(f"similarity model {name!r} has {count} outputs, a regression has one")
     return tokenizer, model
 
 
@@ -128,14 +104,11 @@ def bert_scores(
 
     Args:
         candidates, references: texts, paired by position; an empty one has score 0.
-        encoder (`str`): the model whose last layer's token embeddings are compared: folder, hub id
-            or packaged name.
+        encoder: the model whose last layer's token embeddings are compared: folder, hub id or
+            packaged name.
     """
-    chosen = [
-        i
-        for i, (a, b) in enumerate(zip(candidates, references, strict=True))
-        if a.strip() and b.strip()
-    ]
+    pairs = enumerate(zip(candidates, references, strict=True))
+    chosen = [i for i, (a, b) in pairs if a.strip() and b.strip()]
     scores = [0.0] * len(candidates)
     if chosen:
         _, _, f1 = _bert_scorer(encoder).score(
@@ -153,21 +126,17 @@ def unrelated_bert_score(
     percentile: float = 99.0,
     most: int = 64,
 ) -> float:
-    """BERTScore F1 that texts which have nothing to do with each other reach: its 99th percentile
-    over pairs of neighbours.
+    """BERTScore F1 of unrelated texts: a percentile over pairs of different texts.
 
     Args:
-        texts (`Sequence[str]`): answers to different questions; fewer than two: 0.
-        encoder (`str`): see `bert_scores`.
-        percentile (`float`)
-        most (`int`): so many texts at most are paired, each with the seven that follow it.
+        texts: answers to different questions; fewer than two: 0.
+        encoder: see `bert_scores`.
+        percentile: of the pairs' scores.
+        most: at most so many texts, each paired with the seven that follow it.
     """
     chosen = list(dict.fromkeys(texts))[:most]
-    pairs = sorted(
-        {(i, (i + step) % len(chosen)) for i in range(len(chosen)) for step in range(1, 8)}
-        if chosen
-        else []
-    )
+    count = len(chosen)
+    pairs = sorted({(i, (i + step) % count) for i in range(count) for step in range(1, 8)})
     pairs = [(i, j) for i, j in pairs if i != j]
     if not pairs:
         return 0.0

@@ -3,6 +3,7 @@
 from unteach.models.inputs import dropout_off, model_inputs, predicting_states, shared_lookup
 from unteach.models.loading import (
     check_vocabulary,
+    load_classifier,
     load_config,
     load_model,
     load_tokenizer,
@@ -25,6 +26,7 @@ __all__ = [
     "check_vocabulary",
     "decoder",
     "dropout_off",
+    "load_classifier",
     "load_config",
     "load_model",
     "load_tokenizer",

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,30 @@ def load_model(
         return AutoPeftModelForCausalLM.from_pretrained(str(path), **load_kwargs).eval()
     except Exception as error:  # as above
         raise _unknown_model(name, error) from None
+
+
+@lru_cache(maxsize=2)
+def load_classifier(name: str) -> tuple[Any, Any]:
+    """(tokenizer, model) of a sequence-classification model: safetensors, no remote code.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        folder = resolve(name)
+        load = AutoModelForSequenceClassification.from_pretrained
+        model = placed(load(folder, use_safetensors=True).eval())
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise UserError(f"model {name!r} could not be loaded: {first}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
 
 
 def placed(model: Any, device: torch.device | None = None) -> Any:

@@ -16,7 +16,7 @@ from unteach.evaluation.benchmarks.benchmark import (
     SetValues,
     local_files,
 )
-from unteach.evaluation.generation import FEWEST
+from unteach.evaluation.generation import MIN_BATCH
 from unteach.evaluation.metrics import MetricFacts, PromptSet
 
 HAZARDS = ("wmdp_bio", "wmdp_chem", "wmdp_cyber")
@@ -136,7 +136,7 @@ def load(source: str | None, limit: int | None = None) -> tuple[tuple[Task, ...]
 def measure(subject: EvaluatedModel, data: tuple[tuple[Task, ...], int | None]) -> Measured:
     """Accuracy on each task; MMLU's subjects together, as one set that is to be kept."""
     tasks, limit = data
-    size = subject.batch_size or FEWEST
+    size = subject.batch_size or MIN_BATCH
     hits = harness_hits(subject.model, subject.tokenizer, tasks, limit=limit, batch_size=size)
     groups: dict[str, list[tuple[str, float]]] = {}
     for task, rows in hits.items():
