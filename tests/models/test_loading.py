@@ -73,8 +73,8 @@ def test_an_adapter_folder_loads_with_its_base(tmp_path):
     again = models.load_model(str(tmp_path / "adapter"))
     ids = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(again(ids).logits, tuned.eval()(ids).logits)
-    with models.adapter_off(again):
-        torch.testing.assert_close(again(ids).logits, base(ids).logits)
+    assert not hasattr(again, "peft_config")
+    assert all(parameter.requires_grad for parameter in again.parameters())
 
 
 @pytest.mark.real

@@ -2,6 +2,7 @@
 
 from unteach.models.inputs import dropout_off, model_inputs, predicting_states, shared_lookup
 from unteach.models.loading import (
+    adapter_chain,
     check_vocabulary,
     load_classifier,
     load_config,
@@ -22,6 +23,7 @@ from unteach.models.parts import (
 )
 
 __all__ = [
+    "adapter_chain",
     "adapter_off",
     "check_vocabulary",
     "decoder",

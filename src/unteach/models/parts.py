@@ -41,21 +41,6 @@ def adapter_off(model: Any) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def adapter_config(rank: int, *, scale: float) -> Any:
-    """PEFT's configuration of an adapter on all linear layers, whose product is multiplied by
-    `scale`.
-    """
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=rank,
-        lora_alpha=int(scale * rank),
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
 def decoder(model: Any) -> nn.Module:
     """The part of the model that ends in final hidden states, before the output layer."""
     base = without_adapter(model)

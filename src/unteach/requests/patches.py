@@ -18,31 +18,8 @@ from unteach.errors import UserError
 from unteach.files.atomic import write_folder_atomically
 from unteach.files.checkpoints import file_sha256, mark_complete, read_marker
 from unteach.files.folders import private_folder
+from unteach.models.adapters import WEIGHTS, is_adapter, stacked, write_sum
 from unteach.requests.ledger import Entry, Ledger
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-def _stacked(base: Any, patches: Sequence[Path]) -> tuple[Any, list[str]]:
-    """The base with all patches loaded and none merged, and their names in it."""
-    from peft import PeftModel
-
-    names = [f"patch{number}" for number in range(len(patches))]
-    model: Any = None
-    for name, path in zip(names, patches, strict=True):
-        if not (path / WEIGHTS).is_file():
-            raise UserError(f"patch {path} has no {WEIGHTS}")
-        try:
-            if model is None:
-                model = PeftModel.from_pretrained(base, path, adapter_name=name)
-            else:
-                model.load_adapter(path, adapter_name=name)
-        except Exception as error:  # readers of broken files raise many types
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(
-                f"patch {path} could not be loaded onto the base model ({reason})"
-            ) from None
-    return model, names
 
 
 @torch.no_grad()
@@ -52,34 +29,13 @@ def merged(base: str, patches: Sequence[Path], *, trust_remote_code: bool = Fals
     Always computed from the base: without a patch it is bit for bit the model that never had it.
 
     Raises:
-        UserError: for a base that is an adapter, and for a patch that is missing, broken or of
-            another model.
-    """
-    model = models.load_model(base, trust_remote_code=trust_remote_code)
-    if hasattr(model, "peft_config"):
-        raise UserError(f"model {base!r} is an adapter; merge it into its base model first")
-    if not patches:
-        return model
-    stacked, names = _stacked(model, patches)
-    return stacked.merge_and_unload(safe_merge=True, adapter_names=names).eval()
-
-
-@torch.no_grad()
-def write_sum(
-    base: str, patches: Sequence[Path], target: Path, *, trust_remote_code: bool = False
-) -> None:
-    """Writes the sum of the patches, at least one, as one adapter on the base; their ranks add up.
-
-    Raises:
         UserError: for a patch that is missing, broken or of another model.
     """
-    stacked, names = _stacked(models.load_model(base, trust_remote_code=trust_remote_code), patches)
-    stacked.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type="cat")
-    config = stacked.peft_config["default"]
-    config.base_model_name_or_path, config.inference_mode = models.resolve(base), True
-    write_folder_atomically(
-        target, lambda folder: stacked.save_pretrained(folder, selected_adapters=["default"])
-    )
+    model = models.load_model(base, trust_remote_code=trust_remote_code)
+    if not patches:
+        return model
+    whole, names = stacked(model, patches)
+    return whole.merge_and_unload(safe_merge=True, adapter_names=names).eval()
 
 
 def write_merged(
@@ -137,7 +93,7 @@ def current_model(
             )
         return str(model)
     paths = patch_paths(folder, ledger.active)
-    if not paths:
+    if not paths and not is_adapter(models.resolve(base)):
         return base
     start = private_folder(folder / "work") / "start"
     write_merged(base, paths, start, trust_remote_code=trust_remote_code)
@@ -155,6 +111,7 @@ def refresh_adapter(folder: Path, ledger: Ledger, *, trust_remote_code: bool = F
     if not paths:
         shutil.rmtree(target, ignore_errors=True)
         return
-    base = str(ledger.requests[0]["base"])
-    write_sum(base, paths, target, trust_remote_code=trust_remote_code)
+    root, own = models.adapter_chain(str(ledger.requests[0]["base"]))
+    model = models.load_model(root, trust_remote_code=trust_remote_code)
+    write_sum(model, root, [*own, *paths], target)
     mark_complete(target, state)

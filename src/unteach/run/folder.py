@@ -19,8 +19,10 @@ from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.files.atomic import read_json_lines
 from unteach.files.folders import FolderLock, private_folder
+from unteach.models.adapters import is_adapter, merged_adapter
 from unteach.models.precision import DTYPES
 from unteach.prepare.generations import GenerationCache
+from unteach.run.record import model_files
 from unteach.scenarios import SCENARIOS, build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import user_scenario, with_unrelated
@@ -239,10 +241,13 @@ class RunFolder:
             del self._models[next(iter(self._models))]
         model = self._read(role)
         digest = self._hashes.setdefault(role, models.weights_hash(model))
-        other = digest != self.record()["original_model_hash"]
-        if role == ORIGINAL and other and not self.record().get("quantize"):
+        record, place = self.record(), self.model_path(role)
+        other = digest != record["original_model_hash"] and not record.get("quantize")
+        if is_adapter(place):  # merging may round differently on another machine
+            other = other and record.get("model_files") != model_files(place)
+        if role == ORIGINAL and other:
             raise UserError(
-                f"the model in {self.model_path(role)} is not the one that this run started from"
+                f"the model in {place} is not the one that this run started from"
                 " (its hash differs)"
             )
         self._models[role] = model
@@ -254,15 +259,8 @@ class RunFolder:
             "trust_remote_code": self.trust_remote_code,
             "dtype": DTYPES[self.record().get("dtype", "float32")],
         }
-        if role == UNLEARNED and (Path(place) / "adapter_config.json").exists():
-            from peft import PeftModel
-
-            # the run's own base, whatever the adapter's configuration names
-            base = models.load_model(self.model_path(ORIGINAL), **load_kwargs)
-            model: Any = PeftModel.from_pretrained(base, place)
-        else:
-            model = models.load_model(place, **load_kwargs)
-        if hasattr(model, "merge_and_unload"):
-            # PEFT freezes the base, and relearning trains it
-            model = model.merge_and_unload().eval().requires_grad_(True)
-        return model
+        if role != UNLEARNED or not is_adapter(place):
+            return models.load_model(place, **load_kwargs)
+        # the run's own base, whatever the adapter's configuration names
+        root, _ = models.adapter_chain(self.model_path(ORIGINAL))
+        return merged_adapter(models.load_model(root, **load_kwargs), place)

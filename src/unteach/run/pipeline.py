@@ -25,6 +25,7 @@ from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
 from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
+from unteach.models.adapters import write_sum
 from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.prepare.information import with_facts
@@ -368,15 +369,12 @@ def write(
     run, folder, display = resolved.run, Path(resolved.run.output_dir), result.display
     shared = Path(run.shared_dir or folder)
     with display.stage("Saving the model and the report"):
-        if run.lora and scenario.teach:
-            for settings in result.model.peft_config.values():  # the base that it was trained on
-                settings.base_model_name_or_path = str((shared / "original").resolve())
-
-        def save(target: Path) -> None:
-            result.model.save_pretrained(target)
-            result.tokenizer.save_pretrained(target)
-
-        write_folder_atomically(folder / ("adapter" if run.lora else "model"), save)
+        taught = str((shared / "original").resolve()) if scenario.teach else None
+        if run.lora:
+            write_adapter(run, result, folder / "adapter", taught)
+        else:
+            write_folder_atomically(folder / "model", result.model.save_pretrained)
+        result.tokenizer.save_pretrained(folder / ("adapter" if run.lora else "model"))
         record = {
             "model": run.model,
             "scenario": scenario.name,
@@ -395,3 +393,22 @@ def write(
         }
         write_run_record(folder, record)
         write_report(folder)
+
+
+def write_adapter(run: RunConfig, result: LoadedModel, target: Path, taught: str | None) -> None:
+    """Writes the adapter; where the run's model was one already, the sum of the two, on its base.
+
+    Args:
+        run, result: of the run.
+        target (`Path`): the adapter's folder.
+        taught (`str`, *optional*): the folder of the model that the run has taught, its base then.
+    """
+    base, own = (taught, []) if taught else models.adapter_chain(run.model)
+    for settings in result.model.peft_config.values():
+        settings.base_model_name_or_path = base
+    write_folder_atomically(target, result.model.save_pretrained)
+    if own:
+        below = models.load_model(
+            base, dtype=DTYPES[run.dtype], trust_remote_code=run.trust_remote_code
+        )
+        write_sum(below, base, [*own, target], target)

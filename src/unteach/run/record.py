@@ -17,7 +17,7 @@ import torch
 import transformers
 import yaml
 
-from unteach import __version__
+from unteach import __version__, models
 from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import AUTO, CPU_FACTS, ResolvedConfig
 from unteach.config.scorers import ScorerNames
@@ -89,8 +89,12 @@ def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | 
 
 
 def model_files(model: str) -> dict[str, str]:
-    """Name and SHA-256 of each weights file of a local model; empty for a hub id."""
-    return {path.name: file_sha256(path) for path in sorted(Path(model).glob("*.safetensors"))}
+    """Name and SHA-256 of each weights file of a local model, an adapter's base included; empty for
+    a hub id.
+    """
+    base, adapters = models.adapter_chain(model)
+    found = [path for folder in (base, *adapters) for path in Path(folder).glob("*.safetensors")]
+    return {path.name: file_sha256(path) for path in sorted(found)}
 
 
 def finished_evaluation(resolved: ResolvedConfig, scenario: Scenario) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ from unteach.errors import UserError
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import check_right_answers
 from unteach.files.atomic import read_json_lines, write_json
-from unteach.models.parts import adapter_config, freeze_lower_layers, unfreeze
+from unteach.models.adapters import adapter_config
+from unteach.models.parts import freeze_lower_layers, unfreeze
 from unteach.models.precision import check_dtype, check_quantize
 from unteach.prepare.generations import LoadedModel, with_alternates
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
@@ -133,7 +134,7 @@ def train(
     """
     run, folder, display = resolved.run, Path(resolved.run.output_dir), source.display
     model: Any = source.model
-    peft_config = adapter_of(run)
+    peft_config = adapter_of(run, model)
     forget, retain = rows.forget, rows.retain
     facts: dict[str, Any] = {}
     frozen = [] if run.lora else freeze_lower_layers(model, run.frozen_layers)
@@ -209,9 +210,9 @@ def training_facts(
     }
 
 
-def adapter_of(run: RunConfig) -> Any:
-    """PEFT's configuration of the adapter that the user wants, if one."""
-    return adapter_config(run.lora_rank, scale=2.0) if run.lora else None
+def adapter_of(run: RunConfig, model: Any) -> Any:
+    """PEFT's configuration of the adapter on the model that the user wants, if one."""
+    return adapter_config(model, run.lora_rank, scale=2.0) if run.lora else None
 
 
 def train_baseline(

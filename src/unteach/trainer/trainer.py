@@ -29,8 +29,9 @@ from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
 from unteach.losses.statistics import ROLES
 from unteach.methods.objective import objective_terms, step_counts, total_loss
+from unteach.models.adapters import adapter_config
 from unteach.models.kernels import compiled_layers, steady_attention, with_forward
-from unteach.models.parts import adapter_config, freeze_all_but, layer_list, unfreeze
+from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.counterfactual import store_counterfactuals
@@ -93,7 +94,7 @@ class UnlearningTrainer(Trainer):
         if processing_class is None:
             raise UserError("processing_class is missing: give the model's tokenizer")
         if peft_config is None and args.update == "directed":
-            peft_config = adapter_config(args.update_rank, scale=1.0)
+            peft_config = adapter_config(model, args.update_rank, scale=1.0)
         if peft_config is not None:
             model = _with_adapter(model, peft_config)
         if args.update == "directed":
