@@ -277,6 +277,8 @@ def evaluate_benchmark(
         measured = inference.each(roles, evaluate)
         if not PartialState().is_main_process:
             return {}
+        if missing := "" if retrained else protocol.without_retrained():
+            display.print(missing)
         results = {role: protocol.results(found) for role, found in measured.items()}
         if compare and retrained:
             for role in ("original", "unlearned"):
@@ -289,10 +291,12 @@ def evaluate_benchmark(
             sets={name: protocol.prompt_set(name) for name in results["unlearned"]},
             names=roles,
             limit=limit,
+            notes=[missing] if missing else [],
         )
         write_text_atomically(folder / "generations.jsonl", _lines(measured, show_text))
         write_json(folder / "eval.json", evaluation)
-        write_text_atomically(folder / "benchmark.md", benchmark_table(evaluation).markdown())
+        table = benchmark_table(evaluation).markdown() + (missing and f"\n{missing}\n")
+        write_text_atomically(folder / "benchmark.md", table)
     return evaluation
 
 

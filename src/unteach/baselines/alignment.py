@@ -175,6 +175,7 @@ def align(
                 watch.probe_steps if watch else 10,
                 unwrap=trainer.accelerator.unwrap_model,
             )
+            give_back = models.set_aside_generation(trainer.model)
             history = _train(trainer, keeper)
             cost = _stage_cost(stage, config, keeper, tokens_seen(history), tokenizer, rows)
             done = {
@@ -182,7 +183,9 @@ def align(
                 "rule": keeper.rule.state() if watch else {},
                 "pairs": len(watch.validation) if watch else 0,
             }
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(target)
+            changed = trainer.accelerator.unwrap_model(trainer.model)
+            give_back(changed)
+            changed.save_pretrained(target)
             tokenizer.save_pretrained(target)
             mark_complete(target, done)
             del trainer, keeper

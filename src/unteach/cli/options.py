@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
@@ -119,7 +120,11 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> dict[str, Any]:
             flags = re.findall(r"--[a-z-]+", parser.format_usage())
             raise _unknown_option(word.partition("=")[0], ["--help", *flags], command.settings)
         parser.error(f"{word!r} is not an option")
-    return vars(found)
+    given = vars(found)
+    home = {
+        k: os.path.expanduser(v) for k, v in given.items() if isinstance(v, str) and v[:1] == "~"
+    }
+    return {**given, **home}  # a shell expands only some
 
 
 def _unknown_option(name: str, known: list[str], settings: bool) -> UserError:

@@ -17,6 +17,7 @@ from unteach.config.run import RunConfig
 from unteach.config.unlearning import UnlearningConfig
 from unteach.config.values import check_types
 from unteach.errors import UserError, did_you_mean
+from unteach.files.folders import local_path
 from unteach.methods import DEFAULT_METHOD, METHODS, get_method
 
 Source = Literal["user", "scenario", "rows", "method", "model", "search", "default"]
@@ -48,6 +49,9 @@ BY_METHOD = (
     "forget_end_of_turn",
 )
 """Fields of `UnlearningConfig` whose defaults are the method's."""
+
+PLACES = ("model", "output_dir", "shared_dir", "forget", "retain", "unseen", "neighbours")
+"""Fields whose values may be paths."""
 
 RUN_FIELDS = {item.name: item for item in fields(RunConfig)}
 ALIASES = {
@@ -213,8 +217,18 @@ def flat(given: Mapping[str, Any]) -> dict[str, Any]:
             name = ALIASES.get(key, key)
             if name in found:
                 raise UserError(f"option {key!r} is given twice; leave one of them out")
-            found[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            found[name] = _place(value) if name in PLACES else value
     return found
+
+
+def _place(value: Any) -> Any:
+    """The place with `~` expanded; a model's folder, or several files, by their absolute path."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return [
+            local_path(one) if os.path.isfile(os.path.expanduser(one)) else one for one in value
+        ]
+    return local_path(value) if isinstance(value, str) else value
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,10 @@ class RunConfig:
     seed: int = option(0, "seed of the training, its order and its random draws", minimum=0)
     lora: bool = option(False, "train an adapter on all linear layers instead of all weights")
     lora_rank: int = option(16, "rank of the adapter", minimum=1)
+    merge: bool = option(False, "with lora: write the whole model, the adapter merged")
+    gguf: bool = option(
+        False, "write model.gguf too, with llama.cpp's converter (LLAMA_CPP: its folder)"
+    )
     dtype: Precision = option("float32", "with lora: precision of the frozen weights")
     quantize: Literal["4bit"] | None = option(
         None, "with lora: frozen linear layers in 4 bits (QLoRA; needs a GPU)"
@@ -144,6 +148,11 @@ class RunConfig:
         None, "language model that scores fluency; default: the model before training"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")
+
+    @property
+    def writes_adapter(self) -> bool:
+        """Whether the run leaves `adapter/` instead of `model/`."""
+        return self.lora and not self.merge
 
     def __post_init__(self) -> None:
         values = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -325,7 +325,8 @@ class UnlearningConfig(TrainingArguments):
         from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
         try:
-            get_reporting_integration_callbacks(self.report_to)
+            for reporter in get_reporting_integration_callbacks(self.report_to):
+                reporter()  # raises where its package is not installed
             if any(name in str(self.optim) for name in NEED_THE_MODEL):
                 return
             kind, options = Trainer.get_optimizer_cls_and_kwargs(self)

@@ -20,24 +20,6 @@ from unteach.models.kernels import steady_attention
 from unteach.processes import gather_shards, process_shard
 
 Progress = Callable[[int, int], None]
-RESET_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "min_length",
-    "min_new_tokens",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "sequence_bias",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-"""Fields of `generation_config` that are reset: greedy decoding uses none of them."""
 STRIDE = 8
 """Finished sequences are removed from the batch every so many new tokens."""
 MIN_BATCH, MAX_BATCH = 24, 192
@@ -133,20 +115,21 @@ def _finished_rows(
         device=device,
     )
     while rows:
-        made = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            num_beams=1,
-            max_new_tokens=min(
-                STRIDE, max(ends_at[key] - len(given) for key, given in rows.items())
-            ),
-            pad_token_id=pad_id,
-            eos_token_id=list(end_ids) or None,
-            synced_gpus=False,  # each process has prompts of its own, and their number differs
-            return_dict_in_generate=True,
-            **{**dict.fromkeys(RESET_FIELDS), **sampling},
-        )
+        with models.neutral_generation(model):
+            made = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                num_beams=1,
+                max_new_tokens=min(
+                    STRIDE, max(ends_at[key] - len(given) for key, given in rows.items())
+                ),
+                pad_token_id=pad_id,
+                eos_token_id=list(end_ids) or None,
+                synced_gpus=False,  # each process has prompts of its own, and their number differs
+                return_dict_in_generate=True,
+                **sampling,
+            )
         new, finished, stay = made.sequences[:, ids.shape[1] :].tolist(), {}, []
         for place, (key, tokens) in enumerate(zip(list(rows), new, strict=True)):
             rows[key] = [*rows[key], *tokens][: ends_at[key]]

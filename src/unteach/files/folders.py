@@ -31,6 +31,17 @@ def private_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def local_path(name: str) -> str:
+    """The absolute path of a file or folder that is there, so that it means the same in every
+    working folder; `~` is the user's home. Another name (a hub id) stays as it is.
+    """
+    path = os.path.expanduser(name)
+    try:
+        return os.path.abspath(path) if os.path.exists(path) else path
+    except ValueError:  # a null character
+        return name
+
+
 def content_key(value: Any) -> str:
     """16 hexadecimal digits of a hash of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,8 +21,10 @@ from unteach.models.parts import (
     window,
     without_adapter,
 )
+from unteach.models.saving import SavedForm, neutral_generation, set_aside_generation
 
 __all__ = [
+    "SavedForm",
     "adapter_chain",
     "adapter_off",
     "check_vocabulary",
@@ -33,11 +35,13 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_inputs",
+    "neutral_generation",
     "output_head",
     "output_layer",
     "placed",
     "predicting_states",
     "resolve",
+    "set_aside_generation",
     "shared_lookup",
     "weights_hash",
     "width",

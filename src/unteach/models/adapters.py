@@ -25,6 +25,11 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
+def is_quantized(config: Any) -> bool:
+    """Whether a model's weights have fewer bits than they are computed with."""
+    return getattr(config, "quantization_config", None) is not None
+
+
 def read_adapter(folder: str | Path) -> Any:
     """PEFT's configuration of the adapter in a folder.
 
@@ -138,7 +143,8 @@ def _accepted(model: Any, targets: str | list[str]) -> bool:
 @torch.no_grad()
 def merged_adapter(model: Any, folder: str | Path) -> Any:
     """The model with the adapter in `folder` merged into its weights, as `AutoPeftModel` would load
-    it; its embedding grows where the adapter's tokenizer has more tokens.
+    it; its embedding grows where the adapter's tokenizer has more tokens. On quantised weights the
+    adapter stays apart.
 
     Raises:
         UserError: for an adapter that is not of this model, or is none of weights.
@@ -159,6 +165,8 @@ def merged_adapter(model: Any, folder: str | Path) -> Any:
             f"adapter {str(folder)!r} is of type {getattr(kind, 'value', kind)}, which changes no"
             " weights: unteach trains adapters of weights (LoRA and its kind)"
         )
+    if is_quantized(model.config):  # merged, it would be rounded with the weights
+        return tuned.eval()
     _untie(tuned.get_base_model())
     merged = tuned.merge_and_unload()
     if _ends(merged)[0].weight is not _ends(merged)[1].weight:

@@ -27,7 +27,7 @@ from unteach.data.token_store import TokenTable
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError, is_panic
 from unteach.files.checkpoints import file_sha256
-from unteach.models.adapters import CONFIG, base_of, is_adapter, merged_adapter
+from unteach.models.adapters import CONFIG, base_of, is_adapter, is_quantized, merged_adapter
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "1_Pooling/*"]
 
@@ -101,6 +101,17 @@ def _unknown_model(name: str, error: BaseException) -> UserError:
             f"model {name!r} brings code of its own; read it, and add --trust-remote-code if you"
             " trust it"
         )
+    if "safetensors" in str(error) and _pickled(name):
+        code = (
+            "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
+            f" n={name!r}; o='safetensors-model'; M.from_pretrained(n, use_safetensors=False,"
+            " dtype='auto').save_pretrained(o); T.from_pretrained(n).save_pretrained(o)"
+        )
+        return UserError(
+            f"model {name!r} holds its weights as .bin files, a format that can hold code, and"
+            " unteach loads safetensors only; convert it, if you trust it, and name the new folder:"
+            f' python -c "{code}"'
+        )
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if Path(name).is_dir():
         return UserError(
@@ -110,6 +121,14 @@ def _unknown_model(name: str, error: BaseException) -> UserError:
     return UserError(
         f"model {name!r} could not be loaded: it is no local folder, no packaged name"
         f" ({', '.join(PACKAGED)}), and the hub said: {first}"
+    )
+
+
+def _pickled(name: str) -> bool:
+    """Whether the weights of a folder, or a hub id whose files cannot be listed, may be .bin."""
+    folder = Path(name)
+    return not folder.is_dir() or (
+        any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
     )
 
 
@@ -155,6 +174,11 @@ def load_model(
         load = auto_class(config).from_pretrained
         model = load(path, use_safetensors=True, **load_kwargs).eval()
     except Exception as error:  # as above
+        if is_quantized(config):
+            raise UserError(
+                f"model {name!r} holds quantised weights, which cannot be loaded here"
+                f" ({' '.join(str(error).split())[:300]})"
+            ) from None
         raise _unknown_model(path, error) from None
     for folder in adapters:
         model = merged_adapter(model, folder)

@@ -25,7 +25,7 @@ from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.scorers import Scorers
 from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import read_json_lines, write_text_atomically
-from unteach.files.folders import FolderLock, private_folder
+from unteach.files.folders import FolderLock, local_path, private_folder
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.progress import Display
 from unteach.requests import patches
@@ -44,7 +44,7 @@ from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation
 from unteach.scenarios.user_rows import place, user_scenario
 
-OWN_OPTIONS = ("output_dir", "lora", "hold_out")
+OWN_OPTIONS = ("output_dir", "lora", "hold_out", "merge", "gguf")
 """Options of a run that a request sets itself: it forgets all rows."""
 
 
@@ -176,8 +176,9 @@ def _base(ledger: Ledger, model: str | None, full: bool) -> tuple[str, str]:
     kind = "full" if full else "adapter"
     if not ledger.requests and not model:
         raise UserError("option --model is missing: the first request of a folder names the model")
+    model = local_path(model) if model else model
     base = str(ledger.requests[0]["base"] if ledger.requests else model)
-    if model and model != base:
+    if model and model != local_path(base):
         raise UserError(
             f"option --model is {model!r}, but the requests of this folder are about {base!r}"
         )
@@ -359,4 +360,5 @@ def merge_patches(
             )
         base = str(ledger.requests[0]["base"])
         paths = patches.patch_paths(root, ledger.active)
-        patches.write_merged(base, paths, place, trust_remote_code=trust_remote_code)
+        trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        patches.write_merged(base, paths, place, own_dtype=True, **trust)

@@ -39,20 +39,27 @@ def merged(base: str, patches: Sequence[Path], *, trust_remote_code: bool = Fals
 
 
 def write_merged(
-    base: str, patches: Sequence[Path], target: Path, *, trust_remote_code: bool = False
+    base: str,
+    patches: Sequence[Path],
+    target: Path,
+    *,
+    own_dtype: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Writes the base with the patches merged as a full model that only its owner can read; does
-    nothing if `target` holds it already.
+    """Writes the base with the patches merged as a full model that only its owner can read, in
+    float32 or (`own_dtype`) in the base's form; does nothing if `target` holds it already.
     """
     state = {"base": base, "patches": [file_sha256(path / WEIGHTS) for path in patches]}
     if read_marker(target) == state:
         return
     tokenizer = models.load_tokenizer(base, trust_remote_code=trust_remote_code)
     model = merged(base, patches, trust_remote_code=trust_remote_code)
+    form = models.SavedForm.of(base, trust_remote_code=trust_remote_code)
+    form = form.rounded(model) if own_dtype else models.SavedForm()
 
     def save(folder: Path) -> None:
         private_folder(folder)
-        model.save_pretrained(folder)
+        form.save(model, folder)
         tokenizer.save_pretrained(folder)
         mark_complete(folder, state)
 

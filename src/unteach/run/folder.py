@@ -19,7 +19,7 @@ from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
 from unteach.files.atomic import read_json_lines
 from unteach.files.folders import FolderLock, private_folder
-from unteach.models.adapters import is_adapter, merged_adapter
+from unteach.models.adapters import is_adapter, is_quantized, merged_adapter
 from unteach.models.precision import DTYPES
 from unteach.prepare.generations import GenerationCache
 from unteach.run.record import model_files
@@ -230,6 +230,11 @@ class RunFolder:
             UserError: if the original model's weights are not those that the run started from.
         """
         model = copy.deepcopy(self._pristine(role))
+        if exact and is_quantized(model.config):
+            raise UserError(
+                "the run's model holds quantised weights, which relearning and quantization cannot"
+                " change: leave these attacks out with --only"
+            )
         return models.placed(model.float() if exact else model)
 
     def _pristine(self, role: str) -> Any:
@@ -247,8 +252,7 @@ class RunFolder:
             other = other and record.get("model_files") != model_files(place)
         if role == ORIGINAL and other:
             raise UserError(
-                f"the model in {place} is not the one that this run started from"
-                " (its hash differs)"
+                f"the model in {place} is not the one that this run started from (its hash differs)"
             )
         self._models[role] = model
         return model

@@ -41,6 +41,7 @@ from unteach.processes import (
 )
 from unteach.progress import Display
 from unteach.reports.report import write_report
+from unteach.run.gguf import write_gguf
 from unteach.run.probing import run_probe
 from unteach.run.record import config_text, model_files, scorer_names, write_run_record
 from unteach.run.training import check_options, check_rows, train, train_baseline
@@ -215,6 +216,10 @@ def execute(
                 write_run_record(folder, known)
             raise
         gc.collect()
+        form = models.SavedForm.of(run.model, trust_remote_code=run.trust_remote_code)
+        if not run.writes_adapter:
+            form = form.rounded(trained.model)
+        facts["saved_dtype"] = str(form.dtype).removeprefix("torch.")
         result = source.with_model(trained.model)
         facts |= {**trained.facts, "unlearned_model_hash": result.hash}
         after = generate(result, rows, "unlearned", drafts | trained.drafts)
@@ -222,7 +227,7 @@ def execute(
             scorers = scorers.with_scorer("utility_reward", reward_scorer(trained.reward))
         outputs = {"original": before, "unlearned": after}
         evaluation = broadcast_from_main(lambda: score(resolved, rows, result, outputs, scorers))
-        broadcast_from_main(lambda: write(resolved, scenario, result, facts, started))
+        broadcast_from_main(lambda: write(resolved, scenario, result, form, facts, started))
         return RunResult(result.model, result.tokenizer, folder, evaluation)
 
 
@@ -362,6 +367,7 @@ def write(
     resolved: ResolvedConfig,
     scenario: Scenario,
     result: LoadedModel,
+    form: models.SavedForm,
     facts: Mapping[str, Any],
     started: float,
 ) -> None:
@@ -370,11 +376,12 @@ def write(
     shared = Path(run.shared_dir or folder)
     with display.stage("Saving the model and the report"):
         taught = str((shared / "original").resolve()) if scenario.teach else None
-        if run.lora:
-            write_adapter(run, result, folder / "adapter", taught)
+        target = folder / ("adapter" if run.writes_adapter else "model")
+        if run.writes_adapter:
+            write_adapter(run, result, target, taught)
         else:
-            write_folder_atomically(folder / "model", result.model.save_pretrained)
-        result.tokenizer.save_pretrained(folder / ("adapter" if run.lora else "model"))
+            write_folder_atomically(target, lambda part: form.save(result.model, part))
+        result.tokenizer.save_pretrained(target)
         record = {
             "model": run.model,
             "scenario": scenario.name,
@@ -393,6 +400,9 @@ def write(
         }
         write_run_record(folder, record)
         write_report(folder)
+    if run.gguf:
+        with display.stage("Converting the model to GGUF"):
+            write_gguf(target)
 
 
 def write_adapter(run: RunConfig, result: LoadedModel, target: Path, taught: str | None) -> None:

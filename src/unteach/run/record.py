@@ -60,6 +60,7 @@ def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | 
         "seed": run.seed,
         "lora": run.lora,
         "lora_rank": run.lora_rank if run.lora else None,
+        **({"merge": True} if run.merge else {}),
         "quantize": run.quantize,
         "dtype": run.dtype,
         "frozen_layers": run.frozen_layers,

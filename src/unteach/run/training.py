@@ -27,6 +27,7 @@ from unteach.prepare.generations import LoadedModel, with_alternates
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
 from unteach.processes import broadcast_from_main, is_main_process, process_count
 from unteach.progress import step_display
+from unteach.run.model_check import check_model
 from unteach.run.record import scorer_names
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, total, unlearning_cost
@@ -54,6 +55,7 @@ class Trained:
 def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
     """Raises `UserError` for options and rows that no training takes, before anything is loaded."""
     run, baseline = resolved.run, resolved.run.method in PIPELINES
+    check_model(run)
     check_quantize(run.quantize, lora=run.lora)
     check_dtype(run.dtype, lora=run.lora, quantize=run.quantize)
     for option in ("quantize", "dtype"):
@@ -165,7 +167,7 @@ def train(
         display.print(f"Stopped: {trainer.fault}. The weights of step {best} are kept.")
     unfreeze(frozen)
     model = trainer.model
-    if config.update == "directed" and not run.lora:
+    if (config.update == "directed" and not run.lora) or (run.lora and run.merge):
         model = model.merge_and_unload()
     facts |= training_facts(trainer, config, costs)
     facts |= {"forget_rows": len(forget), "retain_rows": len(retain)}

@@ -193,6 +193,7 @@ class StepCallback(ProbeCallback):
         options: as in `ProbeCallback`.
 
     Attributes:
+        batch (`list[int]`): rows of a step and steps of the training, for a checkpoint's marker.
         reference_seconds (`float`, *optional*): time that the reference took before the first step.
     """
 
@@ -212,11 +213,12 @@ class StepCallback(ProbeCallback):
         self.hooks, self.take_means, self.on_step = hooks, take_means, on_step
         self.final_probe, self.watch = probe, CollapseWatch(config.collapse_kl)
         self.reference_seconds: float | None = None
+        self.batch: list[int] = []
         self._started = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
         """With the weight of the retain term and the steps of a collapse."""
-        own = {"collapsed_steps": self.watch.count, **self.hooks.state()}
+        own = {"collapsed_steps": self.watch.count, "batch": self.batch, **self.hooks.state()}
         return {**super().state(), **own}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -143,6 +143,7 @@ class UnlearningTrainer(Trainer):
             whole_model=lambda model: self.whole.of(model) if self.whole else nullcontext(model),
         )
         self.rule = self.steps.rule
+        self.steps.batch = [self.items_per_step, args.max_steps]
         caches = getattr(model.config, "use_cache", False)
         super().__init__(
             model=model,
@@ -331,6 +332,7 @@ class UnlearningTrainer(Trainer):
                 has kept weights. With such weights they are loaded and `fault` says why.
             UserError: for a checkpoint that is damaged or holds more than data.
         """
+        give_back = models.set_aside_generation(self._unwrapped())
         try:
             with self.accelerator.main_process_first():
                 checkpoint = self.steps.checkpoint(resume_from_checkpoint)
@@ -345,13 +347,16 @@ class UnlearningTrainer(Trainer):
             if self.is_world_process_zero():
                 checkpoints.remove_unfinished(self.output)
             raise
+        finally:
+            give_back(self._unwrapped())
 
     def _train_from(self, checkpoint: str | None, *arguments: Any) -> TrainOutput:
         """Trains from a checkpoint or from the start; `arguments` are further ones of `train`."""
         model, rule = self._unwrapped(), self.rule
+        state = checkpoints.marked_state(checkpoint) if checkpoint else {}
+        self._keep_batch(*state.get("batch") or self.steps.batch)
         with models.dropout_off(model):
             self.prepare()
-            state = checkpoints.marked_state(checkpoint) if checkpoint else {}
             self.steps.begin(state)
             ended = state and (rule.should_stop or state["step"] >= self.args.max_steps)
             if ended and self.steps.probe:
@@ -383,6 +388,28 @@ class UnlearningTrainer(Trainer):
             rule.best_step, rule.reason = self.state.global_step, reason
         self.steps.load_best(model, self.state.global_step)
         return result
+
+    def _keep_batch(self, items: int, steps: int) -> None:
+        """Takes the rows of a step and the number of steps from the training that is resumed, which
+        may have been begun with another number of processes.
+
+        Raises:
+            UserError: if the processes there are now cannot share that many rows.
+        """
+        if items == self.items_per_step:
+            return
+        args, processes = self.args, max(1, self.args.world_size)
+        at_once = args.per_device_train_batch_size * processes
+        if items % at_once:
+            raise UserError(
+                f"the training was begun with {items} rows a step, which {processes} process(es) of"
+                f" per_device_train_batch_size {args.per_device_train_batch_size} cannot make up:"
+                f" take another number of processes, or a size that divides {items / processes:g}"
+            )
+        args.gradient_accumulation_steps = items // at_once
+        self.accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+        self.items_per_step, args.max_steps = items, steps
+        self.steps.batch = [items, steps]
 
     def _take_whole(self) -> Any:
         """The model after training, whole in every process."""

@@ -111,6 +111,7 @@ class Benchmark:
         measure: evaluates one model on the data.
         against_retrained: from the values of a model, and of one retrained without the forget set,
             to further aggregates.
+        from_retrained: names of these.
         metrics: facts about its own metrics, beside those of `METRICS`.
         prompt_sets: its prompt sets; their roles decide which direction is better.
     """
@@ -118,8 +119,17 @@ class Benchmark:
     load: Callable[[str | None, int | None], Any]
     measure: Callable[[EvaluatedModel, Any], Measured]
     against_retrained: Callable[[Measured, Measured], Results] | None = None
+    from_retrained: tuple[str, ...] = ()
     metrics: Mapping[str, MetricFacts] = field(default_factory=dict)
     prompt_sets: Mapping[str, PromptSet] = field(default_factory=dict)
+
+    def without_retrained(self) -> str:
+        """A sentence that says which numbers a retrained model would give; empty for none."""
+        titles = " and ".join(self.facts()[name].title for name in self.from_retrained)
+        return titles and (
+            f"Missing: {titles}, which compare with a model trained without the forget set; name"
+            " one with --retrained."
+        )
 
     def facts(self) -> dict[str, MetricFacts]:
         """All metrics that the benchmark may use."""

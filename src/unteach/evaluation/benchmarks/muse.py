@@ -250,6 +250,7 @@ BENCHMARK = Benchmark(
     load,
     measure,
     against_retrained,
+    from_retrained=("privleak",),
     metrics={
         "privleak": MetricFacts(
             title="PrivLeak", higher_is_better=None, format=".1f", interval=None

@@ -363,6 +363,7 @@ BENCHMARK = Benchmark(
     load,
     measure,
     against_retrained,
+    from_retrained=("forget_quality", "truth_ratio_distance"),
     metrics={
         "probability": MetricFacts(
             title="probability", higher_is_better=False, opposite_elsewhere=True

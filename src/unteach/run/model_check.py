@@ -1,0 +1,103 @@
+"""What does not go together in a run's model and its options, found before weights are loaded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unteach import models
+from unteach.config.run import RunConfig
+from unteach.errors import UserError
+from unteach.models.adapters import adapter_targets, check_summable, is_quantized
+from unteach.models.loading import auto_class
+from unteach.run.gguf import find_converter
+
+
+def check_model(run: RunConfig) -> None:
+    """Raises `UserError` for a run's model that its options, its tokenizer or its own configuration
+    do not fit.
+    """
+    root, adapters = models.adapter_chain(run.model)
+    check_places(run, [root, *adapters])
+    check_product(run)
+    config = models.load_config(root, trust_remote_code=run.trust_remote_code)
+    tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
+    if not adapters:  # with an adapter the embedding grows to its tokenizer's size
+        check_padding(run.model, config, tokenizer)
+    if is_quantized(config):
+        check_quantized(run, adapters)
+    if run.lora:
+        if run.writes_adapter:
+            for folder in adapters:
+                check_summable(folder)
+        check_adaptable(config, trust_remote_code=run.trust_remote_code)
+
+
+def check_places(run: RunConfig, folders: list[str]) -> None:
+    """Raises `UserError` where the run would write over its model, or move it with a folder."""
+    out = Path(run.output_dir).expanduser().resolve()
+    for folder in folders:
+        place = Path(folder).resolve()
+        if Path(folder).is_dir() and (place == out or out in place.parents):
+            where = "is the folder of" if place == out else "holds"
+            raise UserError(
+                f"option --out: {run.output_dir} {where} the model: name another folder"
+            )
+
+
+def check_product(run: RunConfig) -> None:
+    """Raises `UserError` for options about what is written that exclude each other."""
+    if run.merge and not run.lora:
+        raise UserError("option 'merge' merges an adapter, and without --lora there is none")
+    if run.merge and run.quantize:
+        raise UserError(
+            "option 'merge': an adapter that is merged into weights of 4 bits is rounded with them;"
+            " leave merge or quantize out"
+        )
+    if run.gguf:
+        if run.writes_adapter:
+            raise UserError("option 'gguf' converts a whole model: with --lora add --merge")
+        find_converter()
+
+
+def check_padding(name: str, config: Any, tokenizer: Any) -> None:
+    """Raises `UserError` for a padding token for which the model has no embedding."""
+    text = config.get_text_config()
+    size = getattr(text, "vocab_size", None)
+    for owner, found in (("config.json", text), ("tokenizer", tokenizer)):
+        pad = getattr(found, "pad_token_id", None)
+        if size is not None and pad is not None and pad >= size:
+            raise UserError(
+                f"model {name!r}: its {owner} pads with token {pad}, but the model has {size}"
+                " embeddings; set pad_token to a token that it has, such as the end-of-sequence"
+                " token"
+            )
+
+
+def check_quantized(run: RunConfig, adapters: list[str]) -> None:
+    """Raises `UserError` for what cannot be done with weights that are quantised already."""
+    wrong = ""
+    if not run.lora:
+        wrong = "which cannot be trained themselves: add --lora"
+    elif run.merge:
+        wrong = "into which no adapter can be merged: leave --merge out"
+    elif run.quantize:
+        wrong = "so that option 'quantize' has nothing to do: leave it out"
+    elif adapters:
+        wrong = (
+            "with an adapter on them: name an adapter on the whole weights, or the weights alone"
+        )
+    if wrong:
+        raise UserError(f"model {run.model!r} holds quantised weights, {wrong}")
+
+
+def check_adaptable(config: Any, *, trust_remote_code: bool) -> None:
+    """Raises `UserError` if PEFT can adapt no layer of the model."""
+    with torch.device("meta"):
+        model = auto_class(config).from_config(
+            copy.deepcopy(config), trust_remote_code=trust_remote_code
+        )
+    adapter_targets(model)
