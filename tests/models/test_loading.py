@@ -48,7 +48,7 @@ def test_pickled_weights_are_refused(tmp_path):
     model = tiny_model()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match=r"as \.bin files.*use_safetensors=False"):
         models.load_model(str(tmp_path))
 
 
