@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from fuzz import Fuzzer
 from unteach.config.values import parse_settings, read_yaml
 from unteach.data.check import check_files
+from unteach.data.formats import SUFFIXES
 from unteach.data.rows import Row, row_from_mapping
-from unteach.data.sources import SUFFIXES, load_rows
+from unteach.data.sources import load_rows
 from unteach.errors import UserError
 
 FEW = settings(

@@ -191,7 +191,7 @@ def test_the_secret_is_no_part_of_the_key_and_a_part_of_the_rows_hash():
         ({"prompt": [], "completion": "x"}, "row 7: 'prompt' is an empty list"),
         (
             {"prompt": [{"role": "user"}], "completion": "x"},
-            "row 7: 'prompt' is a list, so each item must be a message",
+            "row 7: message 1 of 'prompt' must be a message",
         ),
         (
             {"prompt": "x", "completion": [{"role": "user", "content": "y"}]},
@@ -204,11 +204,11 @@ def test_the_secret_is_no_part_of_the_key_and_a_part_of_the_rows_hash():
         ),
         (
             {"prompt": [{"role": "user", "content": None}], "completion": "x"},
-            "row 7: the 'content' of a message in 'prompt' is NoneType",
+            "row 7: message 1 of 'prompt': 'content' is NoneType",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "text"}]}], "completion": "x"},
-            "row 7: the 'content' .* is list",
+            "row 7: message 1 of 'prompt' holds a part of type 'text'",
         ),
         (
             {"prompt": [{"role": "user", "content": " "}], "completion": "x"},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
-from unteach.data.rows import short_columns
+from unteach.data.columns import is_missing, short_columns
 
 Role = Literal["forget", "retain"]
 Fields = dict[str, Any]
@@ -15,6 +15,8 @@ Fields = dict[str, Any]
 def _flag(value: Any) -> bool:
     """A truth value, also as a table writes it: the word `False` is false."""
     if not isinstance(value, str):
+        if value not in (True, False):  # 0 and 1 too, but no null
+            raise ValueError(f"a flag is {type(value).__name__}, it must be true or false")
         return bool(value)
     words = {"true": True, "1": True, "false": False, "0": False}
     if value.strip().lower() not in words:
@@ -52,10 +54,8 @@ def _by_answer(
 
 
 def _truthfulqa(record: Mapping[str, Any], role: Role) -> list[Fields]:
-    question, best, wrong = (
-        record.get(name, record.get(name.lower().replace(" ", "_")))
-        for name in ("Question", "Best Answer", "Incorrect Answers")
-    )
+    question, best = record["question"], record["best_answer"]
+    wrong = record["incorrect_answers"]
     if role == "retain":
         return [{"prompt": question, "completion": best}]
     answers = wrong if isinstance(wrong, list) else str(wrong or "").split(";")
@@ -86,16 +86,12 @@ ADAPTERS: dict[tuple[str, ...], Adapter] = {
     ("prompt", *_SAFE, *_SAFE.values()): partial(_by_safety, **_SAFE),
     ("prompt", "response", "is_safe"): partial(_by_safety, response="is_safe"),
     tuple(_PREFERENCES.values()): partial(_by_answer, **_PREFERENCES),
-    ("Question", "Best Answer", "Incorrect Answers"): _truthfulqa,
     ("question", "best_answer", "incorrect_answers"): _truthfulqa,
     tuple(_HALUEVAL.values()): partial(_by_answer, **_HALUEVAL),
     ("question", "choices", "answer"): _wmdp,
-    ("question", "answer"): lambda record, role: [
-        {"prompt": record["question"], "completion": record["answer"]}
-    ],
 }
 """Known by their columns: PKU-SafeRLHF, BeaverTails, TRL's preference rows, TruthfulQA (file and
-hub), HaluEval QA, WMDP, TOFU, MUSE.
+hub), HaluEval QA, WMDP.
 """
 
 
@@ -109,19 +105,18 @@ def _secret_of(record: Fields, fields: Fields, role: Role) -> Fields:
     return {"secret": found} if found and (role == "forget" or inside) else {}
 
 
-def adapted(record: Fields, role: Role) -> list[Fields]:
-    """The record itself, or what a known public set's record holds for the role.
+def adapted(record: Fields, role: Role) -> list[Fields] | None:
+    """What a known public set's record holds for the role; `None` for any other record.
 
     Raises:
         TypeError, ValueError, LookupError, AttributeError: for a record that is not of the set
             that its columns name.
     """
-    if "completion" not in record:
-        for columns, adapter in ADAPTERS.items():
-            if all(column in record for column in columns):
-                rest = {name: value for name, value in record.items() if name not in columns}
-                return [
-                    short_columns(rest) | _secret_of(record, fields, role) | fields
-                    for fields in adapter(record, role)
-                ]
-    return [record]
+    for columns, adapter in ADAPTERS.items():
+        if all(column in record for column in columns) and not is_missing(record[columns[0]]):
+            rest = {name: value for name, value in record.items() if name not in columns}
+            return [
+                short_columns(rest) | _secret_of(record, fields, role) | fields
+                for fields in adapter(record, role)
+            ]
+    return None

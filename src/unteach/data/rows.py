@@ -10,17 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from unteach.data.columns import check_near_misses, check_prompt_alone, named, short_columns
+from unteach.data.conversations import read_messages
 from unteach.errors import UserError
 
 Kind = Literal["chat", "text"]
 Item = TypeVar("Item")
 SPLITS = ("train", "validation", "test")
-FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate", "secret")
-"""The fields of a record that have a meaning here; all others are columns."""
 PAPER_HOLD_OUT = 0.3
 """Share of the forget rows that Yao et al. 2024 do not train on: 10% validation and 20% test."""
-LONGEST_COLUMN = 200
-"""Longest value, in characters, of a column that a row keeps."""
 
 
 @dataclass(frozen=True)
@@ -192,49 +190,11 @@ def without_prompts_of(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.prompt_key not in taken]
 
 
-def _columns(fields: Mapping[str, Any]) -> str:
-    """The names of a record's columns. Where the header line is missing they are a row's own text,
-    which no message may carry.
-    """
-    if any(not isinstance(name, str) or len(name) > 40 or name.count(" ") > 3 for name in fields):
-        return f"{len(fields)} columns whose names read like text; is the header line missing?"
-    return ", ".join(repr(name) for name in list(fields)[:20]) or "none"
-
-
-def short_columns(record: Mapping[str, Any]) -> dict[str, str]:
-    """The record's columns beside `FIELDS` whose values are short strings, numbers or flags; a
-    `kind` other than `chat` and `text` is a column too.
-    """
-    found = {}
-    for name, value in record.items():
-        number = isinstance(value, int | float) and abs(value) < 1e300  # neither NaN nor endless
-        own = name not in FIELDS or (name == "kind" and value not in ("chat", "text"))
-        if isinstance(name, str) and own and (number or isinstance(value, str)):
-            text = str(value).strip()
-            if 0 < len(text) <= LONGEST_COLUMN and text.isprintable():
-                found[name] = text
-    return found
-
-
 def _messages(value: Any, field: str, source: str) -> tuple[tuple[str, str], ...]:
-    messages = []
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise UserError(
-                f"{source}: {field!r} is a list, so each item must be a message with 'role' and"
-                " 'content'"
-            )
-        if not isinstance(message["content"], str):
-            raise UserError(
-                f"{source}: the 'content' of a message in {field!r} is"
-                f" {type(message['content']).__name__}, it must be a string"
-            )
-        messages.append((str(message["role"]), message["content"]))
-    if not any(content.strip() for _, content in messages):
-        raise UserError(f"{source}: {field!r} is an empty list of messages, or they say nothing")
+    messages = tuple((item.role, item.content) for item in read_messages(value, field, source))
     for _, content in messages:
         _whole_characters(content, field, source)
-    return tuple(messages)
+    return messages
 
 
 def _text(value: Any, field: str, source: str) -> str:
@@ -314,7 +274,8 @@ def _kind(value: object, source: str) -> Kind:
 
 
 def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: bool = False) -> Row:
-    """A `Row` from TRL's `prompt` and `completion`, or `text`.
+    """A `Row` from TRL's `prompt` and `completion`, or `text`; `fields_of` makes these fields of
+    records of other shapes.
 
     Args:
         fields: one record; an optional field `kind` (`chat` or `text`) overrides the default (other
@@ -328,6 +289,7 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         UserError: on a missing, empty or wrongly typed field, naming it and the row.
     """
     kind = _kind(fields.get("kind", "chat"), source)
+    check_near_misses(fields, source)
     columns = short_columns(fields)
     if "prompt" not in fields and "text" in fields:
         text = _text(fields["text"], "text", source)
@@ -335,16 +297,17 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         return Row("", text, "text", source, secret=secret, columns=columns)
     if "prompt" not in fields:
         raise UserError(
-            f"{source}: column 'prompt' is missing (found: {_columns(fields)}); rows need 'prompt'"
+            f"{source}: column 'prompt' is missing (found: {named(fields)}); rows need 'prompt'"
             " and 'completion', or 'text'"
         )
     read = _messages if isinstance(fields["prompt"], list | tuple) else _text
     prompt = read(fields["prompt"], "prompt", source)
     if "completion" not in fields:
         if prompt_only:
+            check_prompt_alone(fields, source)
             secret = _secret(fields.get("secret"), "", source)
-            return Row(prompt, "", kind, source, secret=secret, columns=columns)
-        raise UserError(f"{source}: column 'completion' is missing (found: {_columns(fields)})")
+            return Row(prompt, "", kind, source, *_others(fields, source), secret, columns)
+        raise UserError(f"{source}: column 'completion' is missing (found: {named(fields)})")
     completion = fields["completion"]
     if isinstance(completion, list | tuple):
         messages = _messages(completion, "completion", source)
@@ -354,13 +317,18 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
                 " 'assistant'"
             )
         completion = messages[0][1]
+    completion = _text(completion, "completion", source)
+    secret = _secret(fields.get("secret"), completion, source)
+    return Row(prompt, completion, kind, source, *_others(fields, source), secret, columns)
+
+
+def _others(fields: Mapping[str, Any], source: str) -> tuple[str, str]:
+    """The fields `right` and `alternate`, empty where there is none."""
     right, alternate = (
         _text(fields[name], name, source) if fields.get(name) is not None else ""
         for name in ("right", "alternate")
     )
-    completion = _text(completion, "completion", source)
-    secret = _secret(fields.get("secret"), completion, source)
-    return Row(prompt, completion, kind, source, right, alternate, secret, columns)
+    return right, alternate
 
 
 def _digest(text: str) -> str:

@@ -1,181 +1,109 @@
-"""Sources of rows: a reader for each shape of file or data."""
+"""Sources of rows: files, saved data sets, hub data sets, and data in memory; one or several."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unteach.data.public_sets import Fields, Role, adapted
+from unteach.data.formats import READERS, SUFFIXES, OnError, Records, suffix_of
+from unteach.data.public_sets import Role
 from unteach.data.rows import Row, row_from_mapping
+from unteach.data.shapes import fields_of
 from unteach.errors import UserError
 
-Records = Iterator[tuple[Fields, str]]
-"""Pairs of a record's fields and its place, for messages."""
-OnError = Callable[[UserError], None]
-"""Takes the error of one row where reading is to go on with the next."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@[\w.-]+)?")
+SAVED = ("dataset_info.json", "dataset_dict.json")
+"""Files of a folder that `datasets` has saved."""
 
 
 def _raise(error: UserError) -> None:
     raise error
 
 
-def _decoded(raw: bytes, path: Path, first_line: int = 1) -> str:
-    try:
-        return raw.decode("utf-8-sig" if first_line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        line = first_line + raw[: error.start].count(b"\n")
-        raise UserError(
-            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 (wrong encoding);"
-            " save the file as UTF-8"
-        ) from None
+def names_a_source(item: Any) -> bool:
+    """Whether an item of a list is a file, a saved data set or a hub data set, and no prompt."""
+    if isinstance(item, Path):
+        return True
+    if not isinstance(item, str) or not item.strip() or "\n" in item or "\0" in item:
+        return False
+    one_word = not any(character.isspace() for character in item)
+    if one_word and (suffix_of(item) or HUB_NAME.fullmatch(item)):
+        return True
+    with contextlib.suppress(OSError, RuntimeError):
+        return _path(item).is_file() or _is_saved(_path(item))
+    return False
 
 
-def _text_of(path: Path) -> str:
-    raw = path.read_bytes()
-    if not raw.strip():
-        raise UserError(f"{path}: the file is empty")
-    return _decoded(raw, path)
+def several_sources(source: Any) -> list[str] | None:
+    """The names of several sources; `None` for a single one and for data in memory.
 
-
-def _parsed(text: str) -> Any:
-    """JSON; too deep nesting and too long numbers raise a `JSONDecodeError` too."""
-    try:
-        return json.loads(text)
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise
-        deep = isinstance(error, RecursionError)
-        message = "too deeply nested" if deep else "a number is too long"
-        raise json.JSONDecodeError(message, text, 0) from None
-
-
-def _json_lines(path: Path, on_error: OnError) -> Records:
-    """Line by line: the file may be larger than memory."""
-    empty = True
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            empty = empty and not raw.strip()
-            try:
-                line = _decoded(raw, path, number)
-                record = _parsed(line) if line.strip() else None
-            except json.JSONDecodeError as error:
-                reason = f"{error.msg} at column {error.colno}"
-                on_error(UserError(f"{where}: not valid JSON ({reason})"))
-            except UserError as error:
-                on_error(error)
-            else:
-                if isinstance(record, dict):
-                    yield record, where
-                elif line.strip():
-                    kind = type(record).__name__
-                    on_error(UserError(f"{where}: a row must be a JSON object, found {kind}"))
-    if empty:
-        raise UserError(f"{path}: the file is empty")
-
-
-def _json_array(path: Path, on_error: OnError) -> Records:
-    try:
-        records = _parsed(_text_of(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); one object a line is"
-            " .jsonl"
-        ) from None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path}: a .json file must hold one list of objects")
-    for number, record in enumerate(records, 1):
-        yield record, f"{path}, row {number}"
-
-
-def _table(path: Path, on_error: OnError) -> Records:
-    text = io.StringIO(_text_of(path), newline="")
-    reader = csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    try:
-        for record in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in record:
-                on_error(UserError(f"{where}: more cells than the header has columns"))
-            else:
-                yield {name: cell for name, cell in record.items() if cell is not None}, where
-    except csv.Error as error:
-        where = f"{path}, line {reader.line_num + 1}"
-        raise UserError(f"{where}: not a readable table ({error})") from None
-
-
-def _parquet(path: Path, on_error: OnError) -> Records:
-    import pyarrow.parquet
-
-    try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError, OverflowError, NotImplementedError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
-    for number, record in enumerate(records, 1):
-        yield record, f"{path}, row {number}"
-
-
-def sentences(text: str) -> list[str]:
-    """Sentences of running text: each ends after `.`, `!` or `?`, and closing quotes or brackets,
-    before white space.
+    Raises:
+        UserError: for a list of some names of sources and some prompts.
     """
-    ends = r".+?(?:[.!?][\"')\]]*(?=\s)|$)"
-    return [part.strip() for part in re.findall(ends, " ".join(text.split()))]
+    if not isinstance(source, list | tuple) or not source:
+        return None
+    found = [names_a_source(item) for item in source]
+    if all(found):
+        return [str(item) for item in source]
+    if any(found):
+        name = next(item for item, is_one in zip(source, found, strict=True) if is_one)
+        raise UserError(
+            f"the list holds {str(name)!r}, which is the name of a file or data set, beside rows or"
+            " prompts; give the one or the others"
+        )
+    return None
 
 
-def book_passages(
-    text: str, *, prompt_chars: int = 100, completion_chars: int = 200
-) -> list[tuple[str, str]]:
-    """(prompt, completion) passages of a book, after the extraction protocol of Yao et al. 2024.
-
-    A passage starts at a sentence start; its prompt is that sentence, cut at a word after at most
-    `prompt_chars` characters; its completion is what follows, to the end of the word at
-    `completion_chars`. Passages do not overlap. In a text with blank lines a passage does not cross
-    a paragraph unless the paragraph is too short.
+def place(source: Any) -> str | list[str] | None:
+    """Where rows can be read again: the absolute path of a file, a hub id as it is, a list of those
+    of several; `None` for rows that were given in Python.
     """
-    passages: list[tuple[str, str]] = []
-    rest = ""
-    for paragraph in re.split(r"\n\s*\n", text):
-        rest = f"{rest} {' '.join(paragraph.split())}".strip()
-        while first := sentences(rest)[:1]:
-            prompt = first[0]
-            if len(prompt) > prompt_chars:
-                prompt = prompt[:prompt_chars].rsplit(" ", 1)[0]
-            following = rest[len(prompt) :]
-            if len(following) < completion_chars:
-                break
-            end = re.search(r"\s|$", following[completion_chars:])
-            completion = following[: completion_chars + (end.start() if end else 0)]
-            passages.append((prompt, completion))
-            rest = " ".join(sentences(rest[len(prompt) + len(completion) :])[1:])
-    return passages
+    if isinstance(source, str | Path):
+        found = _path(source)
+        return str(found.resolve()) if found.exists() else str(source)
+    names = several_sources(source)
+    return None if names is None else [str(place(name)) for name in names]
 
 
-def _book(path: Path, on_error: OnError) -> Records:
-    passages = book_passages(_text_of(path))
-    if not passages:
-        size = "one passage of a prompt and 200 characters"
-        raise UserError(f"{path}: the text is too short for {size}")
-    for number, (prompt, completion) in enumerate(passages, 1):
-        fields = {"prompt": prompt, "completion": completion, "kind": "text"}
-        yield fields, f"{path}, passage {number}"
+def _path(source: str | Path) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # of no such user
+        return Path(source)
 
 
-READERS: dict[str, Callable[[Path, OnError], Records]] = {
-    ".jsonl": _json_lines,
-    ".json": _json_array,
-    ".csv": _table,
-    ".tsv": _table,
-    ".parquet": _parquet,
-    ".txt": _book,
-}
-SUFFIXES = tuple(READERS)
+# --- data sets
+
+
+def _is_saved(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in SAVED)
+
+
+def _saved(folder: Path, split: str, named: str) -> Records:
+    """Records of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` has written."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception as error:  # of many types, all for a damaged folder
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder}: not a readable saved data set ({reason})") from None
+    if isinstance(dataset, DatasetDict):
+        splits = list(dataset)
+        chosen = named or (split if split in splits else splits[0] if len(splits) == 1 else "")
+        if chosen not in splits:
+            raise UserError(
+                f"{folder} has no split {named or split!r}; name one of {', '.join(splits)}, as in"
+                f" {folder}@{splits[0]}"
+            )
+        dataset, folder = dataset[chosen], Path(f"{folder}[{chosen}]")
+    elif named:
+        raise UserError(f"{folder} has no splits; leave @{named} out")
+    for number, record in enumerate(dataset, 1):
+        yield dict(record), f"{folder}, row {number}"
 
 
 def _hub(name: str, split: str) -> Records:
@@ -212,7 +140,23 @@ def _hub(name: str, split: str) -> Records:
         yield dict(record), f"{rest}[{split}], row {number}"
 
 
+# --- data in memory
+
+
+def _table_rows(source: Any) -> Any:
+    """The rows of a table of pandas, polars or Arrow; anything else as it is."""
+    if hasattr(source, "columns") and hasattr(source, "to_dicts"):
+        return source.to_dicts()
+    if hasattr(source, "columns") and hasattr(source, "iloc"):
+        names = list(source.columns)
+        if len(set(names)) < len(names):
+            raise UserError("the table has two columns of one name; leave one of them out")
+        return source.to_dict("records")
+    return source.to_pylist() if hasattr(source, "to_pylist") else source
+
+
 def _in_memory(source: Any, on_error: OnError) -> Records:
+    source = _table_rows(source)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         names = ", ".join(map(repr, source)) if isinstance(source, Mapping) else ""
         raise UserError(
@@ -227,43 +171,59 @@ def _in_memory(source: Any, on_error: OnError) -> Records:
             on_error(UserError(f"row {number}: a row must be a dict or a prompt, found {kind}"))
 
 
+# --- any source
+
+
 def records(source: Any, split: str = "train", on_error: OnError = _raise) -> Records:
-    """(fields, where) of each record of a file, a Hugging Face dataset id or a list, with all its
-    columns.
-    """
+    """(fields, where) of each record of a source, with all its columns; see `load_rows`."""
     if not isinstance(source, str | Path):
-        return _in_memory(source, on_error)
+        names = several_sources(source)
+        if names is None:
+            yield from _in_memory(source, on_error)
+        for name in names or ():
+            yield from records(name, split, on_error)
+        return
     if "\0" in str(source):
         raise UserError(f"{str(source)!r}: a file's name cannot hold a null character")
-    path = Path(source)
-    if path.suffix in READERS and path.is_file():
-        return READERS[path.suffix](path, on_error)
-    if path.suffix in READERS or path.exists():
-        reason = (
-            f"not one of the formats {', '.join(SUFFIXES)}" if path.exists() else "no such file"
-        )
-        raise UserError(f"{path}: {reason}")
-    return _hub(str(source), split)
+    path = _path(source)
+    suffix = suffix_of(path.name)
+    if suffix and path.is_file():
+        yield from READERS[suffix](path, on_error)
+        return
+    whole, _, named = str(path).rpartition("@")
+    saved = path if _is_saved(path) else Path(whole or str(path))
+    if _is_saved(saved):
+        yield from _saved(saved, split, "" if saved == path else named)
+        return
+    if suffix or path.exists():
+        raise UserError(f"{path}: {_why_not(path)}")
+    yield from _hub(str(source), split)
+
+
+def _why_not(path: Path) -> str:
+    """Why there is nothing to read at a path."""
+    if not path.exists():
+        return "no such file"
+    formats = f"not one of the formats {', '.join(SUFFIXES)} (also as .gz)"
+    if not path.is_dir():
+        return formats
+    files = sorted(file.name for file in path.iterdir() if suffix_of(file.name))
+    if files:
+        return f"a folder; name its files, such as {path / files[0]}"
+    return f"a folder, {formats}, nor one that Dataset.save_to_disk has written"
 
 
 def adapted_records(
     source: Any, role: Role, split: str = "train", on_error: OnError = _raise
 ) -> Records:
-    """(fields, where) of each record, those of known public sets turned into `prompt` and
-    `completion`; see `load_rows`. By default the first error of a row is raised.
+    """(fields, where) of each row, those of records of other shapes turned into `prompt` and
+    `completion`, or `text`; see `load_rows`. By default the first error of a row is raised.
     """
     for record, where in records(source, split, on_error):
         try:
-            found = adapted(record, role)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            # the words of other errors may hold the row's text
-            reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-            on_error(
-                UserError(f"{where}: not a row of the public set that its columns name ({reason})")
-            )
-            continue
-        for fields in found:
-            yield fields, where
+            yield from fields_of(record, role, where)
+        except UserError as error:
+            on_error(error)
 
 
 def load_rows(
@@ -274,15 +234,16 @@ def load_rows(
     prompt_only: bool = False,
     limit: int | None = None,
 ) -> list[Row]:
-    """Rows from a file, a Hugging Face dataset id (`owner/name[:config][@split]`), a
-    `datasets.Dataset`, or a list of records or prompts.
+    """Rows from a file, a folder of `Dataset.save_to_disk`, a Hugging Face dataset id
+    (`owner/name[:config][@split]`), a `datasets.Dataset`, a DataFrame, a list of records or
+    prompts, or a list of several files and ids, whose rows come one after the other.
 
     Args:
         source: what to read; a `.txt` file is a book and is cut into passages.
         role (`"forget"` or `"retain"`): which answers of a known public set are meant (bad ones or
             good ones).
-        split (`str`): split of a hub dataset that names none; that of one with a single split is
-            taken anyhow.
+        split (`str`): split of a data set that names none; that of one with a single split is taken
+            anyhow.
         prompt_only (`bool`): accept rows without a completion.
         limit (`int`, *optional*): read at most so many rows.
 
@@ -298,3 +259,13 @@ def load_rows(
         name = source if isinstance(source, str | Path) else "the data"
         raise UserError(f"{name}: no rows for the {role} set")
     return rows[:limit]
+
+
+def name_of(source: Any) -> str | Sequence[str]:
+    """A source as settings name it: its file, files or hub id, or the number of its rows."""
+    if isinstance(source, str | Path):
+        return str(source)
+    names = several_sources(source)
+    if names is not None:
+        return names
+    return f"{len(source)} rows" if hasattr(source, "__len__") else "rows given in Python"

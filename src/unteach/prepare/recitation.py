@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from unteach.data.passages import book_passages, sentences
 from unteach.data.rows import Row
-from unteach.data.sources import book_passages, sentences
 from unteach.data.tokenization import EncodedRow, encode_row
 from unteach.errors import UserError
 from unteach.evaluation.generation import Progress, SharedGenerator, generate_outputs

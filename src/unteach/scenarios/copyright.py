@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from unteach.config.scorers import ScorerNames
+from unteach.data.passages import book_passages, sentences
 from unteach.data.rows import Row, split_rows
-from unteach.data.sources import book_passages, sentences
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import embedded_text, labelled_answers, prompt_rows
 
