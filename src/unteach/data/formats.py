@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from unteach.data.columns import KNOWN, plain_name
 from unteach.data.passages import book_passages, has_layout, text_passages
@@ -37,7 +37,7 @@ def _opened(path: Path) -> BinaryIO:
     """The file's bytes, those within a gzip archive unpacked."""
     with path.open("rb") as file:
         packed = file.read(2) == ARCHIVE
-    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+    return cast(BinaryIO, gzip.open(path, "rb") if packed else path.open("rb"))
 
 
 def _encoding(head: bytes) -> str:
@@ -212,7 +212,8 @@ def _delimiter(header: str, default: str) -> str:
             return 0
         return sum(plain_name(name) in KNOWN for name in names)
 
-    return max((default, *DELIMITERS), key=known)
+    delimiters: list[str] = [default, *DELIMITERS]
+    return max(delimiters, key=known)
 
 
 def _table(path: Path, on_error: OnError) -> Records:
