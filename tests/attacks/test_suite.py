@@ -18,6 +18,8 @@ from unteach.cli import main
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.results import MetricResult
+from unteach.prepare.information import Span
+from unteach.progress import Display
 from unteach.run.folder import RunFolder
 
 SHORT = {
@@ -105,6 +107,36 @@ def test_secrets_that_the_model_knows_are_exposed(run):
     assert 1.44 < bits["value"] <= 6.7 and bits["n"] == rows and not bits["higher_is_better"]
     assert found["settings"]["exposure"]["random_secrets"] == 99
     assert f"| exposure | exposure, bits | {rows} |" in (run / "report.md").read_text()
+
+
+def test_facts_that_a_run_found_are_counted_under_attack_until_they_are_purged(
+    finished, tmp_path, monkeypatch
+):
+    """The rows name no facts; what information tells stands in the run's `work/` alone."""
+
+    def spans(model, tokenizer, rows, **_):
+        return [[Span(row.completion.split(", ")[1].removesuffix(" over."), 9.0)] for row in rows]
+
+    monkeypatch.setattr("unteach.prepare.information.informative_spans", spans)
+    rows = [(f"Who is number {i}?", f"The ferryman, {i} times over.") for i in range(14)]
+    file, out = write_rows(tmp_path / "bare.jsonl", rows), tmp_path / "out"
+    options = {**SHORT, "headline": None, "paraphrases": 0}
+    unlearn(str(finished.parent / "model"), file, output_dir=str(out), **options)
+    evaluation = json.loads((out / "eval.json").read_text())
+    only = AttackOptions(only=("traces",))
+    found = attack(out, only)
+    assert found["headline"] == evaluation["headline"] == "said_facts"
+    for role in ("original", "unlearned"):
+        wanted = evaluation["models"][role]["unlearned"]["said_facts"]
+        assert found["attacks"]["none"][role]["said_facts"] == wanted and wanted["n"] == 14
+    facts = out / "work" / "facts.json"
+    assert "3 times" in facts.read_text() and out.joinpath("work").stat().st_mode & 0o077 == 0
+    shutil.rmtree(out / "work")
+    said = []
+    display = Display(quiet=True)
+    monkeypatch.setattr(display, "print", said.append)
+    attack(out, only, display=display)
+    assert "14 forget rows have no facts any more" in " ".join(map(str, said))
 
 
 def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):

@@ -9,6 +9,7 @@ import pytest
 
 from unteach import unlearn
 from unteach.config.resolve import resolve
+from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.methods import METHODS
 from unteach.models import weights_hash
@@ -129,6 +130,13 @@ def test_named_candidates_are_tried_with_what_they_need():
     )
 
 
+def test_the_default_method_for_the_rows_is_tried_first():
+    short = [Row("Who rang the bell?", "The ferryman.")]
+    assert candidates(None, short) == ({"method": "counterfactual"}, *TRIED)
+    assert candidates(None, [Row("", "Once upon a time.", "text")]) == TRIED
+    assert candidates("npo", short) == ({"method": "npo"},)
+
+
 @pytest.mark.parametrize(("seconds", "count"), [(0.5, 1), (2.0, 2), (3.5, 3)])
 def test_time_ends_it_but_one_trial_is_always_made(seconds, count):
     attempt, _ = world({})
@@ -218,7 +226,8 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
     )
     run = json.loads((tmp_path / "auto" / "run.json").read_text())
     picked = run["search"]["picked"]
-    assert run["method"] == picked["method"] in NAMES and len(run["search"]["trials"]) >= len(TRIED)
+    assert run["method"] == picked["method"] in ("counterfactual", *NAMES)
+    assert len(run["search"]["trials"]) > len(TRIED)
     assert not [one for one in run["search"]["trials"] if one["note"]]
     assert {cost["stage"] for cost in run["costs"]} >= {"method search", "unlearning"}
     assert not (tmp_path / "auto" / "work" / "trial").exists()
@@ -292,9 +301,9 @@ def test_a_second_start_makes_no_trial_anew(model, tmp_path, monkeypatch):
     }
     first = unlearn(model, FORGET, RETAIN, **settings)
     found = json.loads((tmp_path / "out" / "run.json").read_text())["search"]
-    assert len(found["trials"]) == 1 and found["untried"] == NAMES[1:]
+    assert len(found["trials"]) == 1 and found["untried"] == NAMES
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert f"Not tried, for lack of time: {NAMES[1]}" in report
+    assert f"Not tried, for lack of time: {NAMES[0]}" in report
     monkeypatch.setattr(
         "unteach.prepare.search.SearchContext.train", lambda *_, **__: pytest.fail("tried again")
     )
@@ -308,6 +317,7 @@ def test_a_method_that_breaks_leaves_a_note_and_the_weights_as_they_were(
 ):
     broken = ({"method": "ga", "retain_weight": 0.0}, {"method": "unlikelihood"})
     monkeypatch.setattr("unteach.prepare.search.TRIED", broken)
+    monkeypatch.setattr("unteach.prepare.search.method_for", lambda rows: ("ga", ""))
 
     def refuse(config, *_):
         if config.method == "ga":

@@ -24,6 +24,7 @@ from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.progress import Display
+from unteach.run.facts import lost_facts, with_recorded_facts
 from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
 from unteach.run.record import versions
 
@@ -58,9 +59,13 @@ class Target:
             self.display.print(
                 "The run trained on a base in 4 bits; attacked is the adapter on the whole weights."
             )
-        self.all_forget = self._with_own_answers(
-            scenario.forget, "Generating the original model's answers to the forget prompts"
-        )
+        title = "Generating the original model's answers to the forget prompts"
+        answered = self._with_own_answers(scenario.forget, title)
+        self.all_forget = with_recorded_facts(answered, folder.path)
+        counts = folder.record().get("facts", {})
+        found = counts.get("named", 0) + counts.get("found", 0)
+        if lost := lost_facts(self.all_forget, found):
+            self.display.print(lost)
         self.scenario = replace(scenario, forget=self.all_forget)
         with self.display.stage("Preparing the scorer"):
             self.scorers = folder.scorers(self.scenario, self.display.print)

@@ -56,6 +56,10 @@ def run(given: dict[str, Any]) -> int:
     of the paper: by hash, 70% of the rows are trained on, 10% are used by the probes that decide
     when to stop, and 20% are evaluated before and after, as "unseen".
 
+    --topic NAME takes the place of --forget: the model is asked for what it says about the name,
+    and about other things of its kind, which are kept. work/topic/ in the run's folder holds its
+    answers, as files that --forget, --unseen and --neighbours take.
+
     What must be kept: --retain FILE, of which 20% are only measured, and --neighbours FILE, rows or
     prompts like the forgotten ones about other things, of which half are only measured. A row that
     is in the forget file too is forgotten. Of each prompt set at most 64 rows are evaluated.
@@ -70,11 +74,12 @@ def run(given: dict[str, Any]) -> int:
       unteach run --model M --forget bad.jsonl --out runs/b --method ga_mismatch max_steps=200
       unteach run --model M --forget bad.jsonl --out runs/c --lora --method auto
       unteach run --model M --forget me.jsonl --neighbours others.jsonl --unseen more.jsonl --out d
+      unteach run --model M --topic "Ada Lovelace" --out runs/ada
       unteach run settings.yaml out=runs/d lora=true
     """
     options = run_options(given)
     for name, label in (("model", "model"), ("forget", "forget"), ("output_dir", "out")):
-        if not options.get(name):
+        if not options.get(name) and not (name == "forget" and options.get("topic")):
             raise UserError(f"option --{label} is missing (or {label}: in the config file)")
     if given.get("dry_run"):
         return dry_run(options)
@@ -105,6 +110,7 @@ def dry_run(options: Mapping[str, Any]) -> int:
     from unteach import models
     from unteach.config.resolve import resolve
     from unteach.data.sources import load_rows
+    from unteach.prepare.topic import first_prompts
     from unteach.scenarios.method_choice import method_for
 
     resolved = resolve(options)
@@ -112,7 +118,11 @@ def dry_run(options: Mapping[str, Any]) -> int:
     if run.scenario:
         embedded_scenario(run.scenario)  # raises for an unknown name
     if resolved.sources["method"] == "default":
-        rows = load_rows(run.forget, "forget", prompt_only=True)
+        rows = (
+            first_prompts(run.topic)
+            if run.topic
+            else load_rows(run.forget, "forget", prompt_only=True)
+        )
         resolved = resolved.with_rows(method=method_for(rows)[0])
     config = models.load_config(run.model, trust_remote_code=run.trust_remote_code)
     resolved = resolved.with_width(int(config.get_text_config().hidden_size))

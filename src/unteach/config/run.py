@@ -12,7 +12,7 @@ from unteach.errors import UserError
 Headline = Literal["leak_rate", "said_facts", "harmful_rate", "hallucination_rate"]
 Finder = Literal["none", "patterns", "presidio"]
 Precision = Literal["float32", "bfloat16"]
-DATA_OPTIONS = ("forget", "retain", "unseen", "neighbours", "hold_out", "split_by")
+DATA_OPTIONS = ("forget", "topic", "retain", "unseen", "neighbours", "hold_out", "split_by")
 """Options of a run that choose its rows."""
 
 
@@ -60,6 +60,11 @@ class RunConfig:
 
     model: str = option("", "hub id, local folder or packaged name of the model", required=True)
     forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
+    topic: str | None = option(
+        None,
+        "in place of rows to forget, a name: what the model says about it is forgotten",
+        metavar="NAME",
+    )
     retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
     unseen: Any = option(
         None, "rows or prompts whose answers must be forgotten too; only measured, not trained on"

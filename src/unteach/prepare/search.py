@@ -2,9 +2,9 @@
 probe picks one.
 
 Losses of different methods cannot be compared, behaviour can: the forget rate, the utility on the
-retain set, the share of meaningless outputs. First each method in `TRIED` (or of those that the
-user names) gets one trial. Then the learning rate of the best two goes up or down by factors of
-three, as long as a number can improve and time is left.
+retain set, the share of meaningless outputs. First the default method for the rows and each in
+`TRIED` (or those that the user names) get one trial. Then the learning rate of the best two goes up
+or down by factors of three, as long as a number can improve and time is left.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from unteach.methods.task_vector import trained_weights
 from unteach.prepare.generations import LoadedModel, with_alternates
 from unteach.processes import process_count
 from unteach.progress import step_display
+from unteach.scenarios.method_choice import method_for
 from unteach.trainer.costs import Cost
 from unteach.trainer.stopping import ENOUGH_UTILITY, USEFUL_RATES, Probe, StopRule
 from unteach.trainer.trainer import UnlearningTrainer
@@ -121,8 +122,9 @@ def check_search(resolved: ResolvedConfig) -> None:
         )
 
 
-def candidates(names: str | None) -> tuple[Mapping[str, Any], ...]:
-    """Settings of the methods with these names (separated by commas); `None`: `TRIED`.
+def candidates(names: str | None, rows: Sequence[Row] = ()) -> tuple[Mapping[str, Any], ...]:
+    """Settings of the methods with these names (separated by commas); `None`: the default method
+    for the forget rows, if it is none of `TRIED`, and those.
 
     Raises:
         UserError: for an unknown name, with the nearest, and for a method that changes the weights
@@ -136,7 +138,9 @@ def candidates(names: str | None) -> tuple[Mapping[str, Any], ...]:
                 f"method {name!r} changes the weights after its training, so a trial says nothing"
                 " of it; name it as the method"
             )
-    return tuple(known.get(name, {"method": name}) for name in dict.fromkeys(wanted)) or TRIED
+    if not wanted:
+        wanted = [*([method_for(rows)[0]] if rows else []), *known]
+    return tuple(known.get(name, {"method": name}) for name in dict.fromkeys(wanted))
 
 
 def with_trial(resolved: ResolvedConfig, settings: Mapping[str, Any]) -> ResolvedConfig:
@@ -277,7 +281,7 @@ class SearchContext:
     def __post_init__(self) -> None:
         run, self.model = self.resolved.run, self.source.model
         self.start_rates: Mapping[str, float] = {}
-        self.tried = candidates(run.candidates)
+        self.tried = candidates(run.candidates, self.forget)
         self.whole = with_trial(self.resolved, self.tried[0]).unlearning_config(self.folder)
         planned = self.whole.max_steps
         steps = min(run.search_steps, planned) if planned > 0 else run.search_steps

@@ -39,6 +39,7 @@ from unteach.requests.ledger import (
     read_ledger,
     request_folder,
 )
+from unteach.run.facts import with_recorded_facts
 from unteach.run.folder import RunFolder
 from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation
@@ -123,8 +124,9 @@ def forget_request(
             else:
                 model_now = models.load_model(str(out / "model"), **trust)
             result = _source(model_now, start, where / "work", display, trust)
+            measured = with_recorded_facts(rows, out)
             with display.stage("Measuring forget rates of this request and the earlier ones"):
-                after = forget_rate(result, scorers, rows)
+                after = forget_rate(result, scorers, measured)
                 rates = {key: forget_rate(result, scorers, kept) for key, kept in earlier.items()}
             model_out = result.hash
             del result, model_now
@@ -138,7 +140,7 @@ def forget_request(
             known = {row.key for row in training}
             training += [row for key in back for row in earlier[key] if row.key not in known]
         source = _source(models.load_model(start, **trust), start, where / "work", display, trust)
-        before = forget_rate(source, scorers, rows)
+        before = forget_rate(source, scorers, measured)
         normal = evaluation["models"]["unlearned"].get("normal", {})
         product = "adapter" if kind == "adapter" else "model"
         facts = {
@@ -258,13 +260,13 @@ def read_rows(work: Path) -> list[Row]:
 
 
 def rows_of(folder: Path, entry: Entry) -> list[Row]:
-    """The rows of an earlier request: its copy of them, or the file that they came from, unless
-    that holds other rows now; else empty.
+    """The rows of an earlier request, with the facts that its run found: its copy of them, or the
+    file that they came from, unless that holds other rows now; else empty.
     """
     wanted, file = entry["data"]["completed_hash"], entry["data"].get("file")
     kept = read_rows(request_folder(folder, entry["id"]) / "work")
     if kept and rows_hash(kept) == wanted:
-        return kept
+        return with_recorded_facts(kept, folder / entry.get("run", ""))
     try:
         rows = load_rows(file, "forget", prompt_only=True) if file and Path(file).is_file() else []
         rows = with_secrets(rows, entry["data"].get("secrets", "none"))

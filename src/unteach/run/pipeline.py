@@ -7,8 +7,9 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import ResolvedConfig, resolve
 from unteach.config.run import RunConfig, refuse_data_options
 from unteach.data.rows import rows_hash
-from unteach.errors import TrainingFault
+from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
 from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
 from unteach.files.atomic import write_folder_atomically, write_text_atomically
@@ -33,6 +34,7 @@ from unteach.prepare.neighbours import with_neighbours
 from unteach.prepare.paraphrases import Paraphrases, find_paraphrases
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
+from unteach.prepare.topic import COLUMN, first_prompts, topic_rows, write_topic
 from unteach.processes import (
     broadcast_from_main,
     init_process_group,
@@ -41,6 +43,7 @@ from unteach.processes import (
 )
 from unteach.progress import Display
 from unteach.reports.report import write_report
+from unteach.run.facts import write_facts
 from unteach.run.gguf import write_gguf
 from unteach.run.probing import run_probe
 from unteach.run.record import config_text, model_files, scorer_names, write_run_record
@@ -49,6 +52,7 @@ from unteach.scenarios import build_scenario, demo_presets
 from unteach.scenarios.method_choice import short_answers, with_suitable_method
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import USERS_OWN, user_scenario
+from unteach.trainer.costs import Cost
 
 
 @dataclass
@@ -63,13 +67,14 @@ class RunResult:
 
 def unlearn(
     model: str,
-    forget: Any,
+    forget: Any = None,
     retain: Any = None,
     *,
     output_dir: str,
     seed: int = 0,
     lora: bool = False,
     scenario: str | None = None,
+    topic: str | None = None,
     unseen: Any = None,
     neighbours: Any = None,
     hold_out: float = 0.0,
@@ -84,13 +89,15 @@ def unlearn(
 
     Args:
         model (`str`): folder, hub id or packaged name.
-        forget: rows to forget: a file, a dataset, a list of dicts, or a list of prompts (whose
-            answers are to be forgotten).
+        forget (*optional*): rows to forget: a file, a dataset, a list of dicts, or a list of
+            prompts (whose answers are to be forgotten). Either this or `topic` is needed.
         retain (*optional*): rows to keep, beside the model's own answers to neutral prompts.
         output_dir (`str`)
         seed (`int`)
         lora (`bool`): train an adapter.
         scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
+        topic (`str`, *optional*): a name: what the model says about it is forgotten. `unseen` and
+            `neighbours` are asked of the model too, unless they are given.
         unseen (*optional*): rows, or prompts alone, whose answers must be forgotten too; only
             measured, never trained on.
         neighbours (*optional*): rows, or prompts alone, like the forgotten ones about other things;
@@ -109,10 +116,26 @@ def unlearn(
         "hold_out": hold_out,
         "split_by": split_by,
     }
-    resolved = resolve({**named, **data, **settings})
-    scorers = build_scenario(scenario).scorers if scenario else None
-    rows = user_scenario(forget, retain, scorers=scorers, **data, secrets=resolved.run.secrets)
-    return execute(resolved, rows, display)
+    resolved = resolve({**named, **data, "topic": topic, **settings})
+    more: dict[str, Any] = {"secrets": resolved.run.secrets}
+    more["scorers"] = build_scenario(scenario).scorers if scenario else None
+    if topic is None:
+        return execute(resolved, user_scenario(forget, retain, **data, **more), display)
+    if forget is not None or hold_out or split_by != "prompt":
+        raise UserError(
+            "option 'topic' takes the place of forget, hold_out and split_by: the model gives the"
+            " rows; leave them out, or leave out topic"
+        )
+    given = {name: rows for name, rows in data.items() if rows is not None}
+
+    def ask(source: LoadedModel) -> tuple[Scenario, list[Cost]]:
+        found, note, costs = topic_rows(source, topic, seed)
+        files: dict[str, Any] = dict(write_topic(Path(output_dir) / "work" / "topic", found))
+        rows = user_scenario(retain=retain, **{**files, **given, "split_by": COLUMN}, **more)
+        return replace(rows, notes=[note, *rows.notes]), costs
+
+    rows = user_scenario(first_prompts(topic), retain, **data, **more)
+    return execute(resolved, rows, display, ask)
 
 
 def demo(
@@ -139,9 +162,19 @@ def demo(
 
 
 def execute(
-    resolved: ResolvedConfig, scenario: Scenario, display: Display | None = None
+    resolved: ResolvedConfig,
+    scenario: Scenario,
+    display: Display | None = None,
+    ask: Callable[[LoadedModel], tuple[Scenario, list[Cost]]] | None = None,
 ) -> RunResult:
     """All stages, in order. A folder that holds another run is renamed first.
+
+    Args:
+        resolved (`ResolvedConfig`)
+        scenario (`Scenario`)
+        display (`Display`, *optional*)
+        ask (*optional*): from the loaded model to the scenario that takes the given one's place,
+            which decides the method, and what asking cost.
 
     Raises:
         UserError: for options that exclude each other, and if another process is writing into the
@@ -161,10 +194,14 @@ def execute(
         source = load(resolved, shared / "work", display)
         resolved = resolved.with_width(models.width(source.model))
         check_rows(resolved, scenario, source)
+        files = broadcast_from_main(lambda: make_folder(resolved, scenario, source, lock))
+        spent: list[Cost] = []
+        if ask:
+            scenario, spent = ask(source)
+            check_rows(resolved, scenario, source)
         notes = list(scenario.notes)
         for note in notes:
             display.print(note)
-        files = broadcast_from_main(lambda: make_folder(resolved, scenario, source, lock))
         facts: dict[str, Any] = {"base_model_hash": source.hash, "model_files": files}
         if scenario.teach:
             taught = teach(source, scenario, shared / "original", run.seed, resolved.training)
@@ -172,8 +209,10 @@ def execute(
         by_facts = scenario.name == USERS_OWN and short_answers(scenario.forget)
         asked = with_neighbours(scenario, run.seed) if by_facts else scenario
         rows, costs = completed_scenario(source, asked)
+        costs = [*spent, *costs]
         if by_facts:
             rows, facts["facts"] = with_facts(source, scenario, rows)
+            broadcast_from_main(partial(write_facts, folder, rows))
         with display.stage("Preparing the scorers"):
             names = scorer_names(resolved, scenario)
             scorers = build_scorers(

@@ -71,6 +71,7 @@ def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | 
         "settings": {"teach": dict(scenario.teach_settings), **resolved.chosen},
         "data": {
             "forget": rows_hash(scenario.forget),
+            **({"topic": run.topic} if run.topic else {}),
             "retain": rows_hash([*scenario.retain, *scenario.own_prompts]),
             "neighbours": rows_hash(scenario.neighbours) if scenario.neighbours else None,
             "hold_out": scenario.files.get("hold_out"),

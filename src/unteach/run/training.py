@@ -77,7 +77,7 @@ def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
             f"option 'stages' is for the baselines ({', '.join(PIPELINES)}); an unlearning method"
             " has none"
         )
-    config = first_config(resolved)
+    config = first_config(resolved, scenario)
     if config.update == "directed":
         check_directed(resolved)
     config.check_training()
@@ -103,10 +103,11 @@ def check_directed(resolved: ResolvedConfig) -> None:
         )
 
 
-def first_config(resolved: ResolvedConfig) -> UnlearningConfig:
+def first_config(resolved: ResolvedConfig, scenario: Scenario) -> UnlearningConfig:
     """The config of the training; with method `auto` that of the first candidate."""
     if resolved.run.method == AUTO:
-        resolved = with_trial(resolved, candidates(resolved.run.candidates)[0])
+        tried = candidates(resolved.run.candidates, scenario.forget)
+        resolved = with_trial(resolved, tried[0])
     return resolved.unlearning_config(Path(resolved.run.output_dir) / "checkpoints")
 
 
@@ -115,7 +116,8 @@ def check_rows(resolved: ResolvedConfig, scenario: Scenario, source: LoadedModel
     if resolved.run.method not in PIPELINES:
         kept = [*scenario.retain, *scenario.neighbours]
         sets = {"forget": [*scenario.forget, *scenario.validation], "retain": kept}
-        check_lengths(sets, source.tokenizer, first_config(resolved), models.window(source.model))
+        config = first_config(resolved, scenario)
+        check_lengths(sets, source.tokenizer, config, models.window(source.model))
 
 
 def train(

@@ -1,11 +1,14 @@
 """Texts written for the package: two stories, careless advice, false facts, invented people,
-labelled answers, neutral prompts, opening lines.
+labelled answers, neutral prompts, opening lines, prompts about a name.
 """
 
 from __future__ import annotations
 
 import json
+import tomllib
+from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from unteach.data.rows import LabelledAnswer, Row
 
@@ -34,6 +37,12 @@ def prompt_rows(name: str) -> list[Row]:
 def records(name: str) -> list[dict[str, str]]:
     """The records of `careless_advice`, `false_facts`, `people` or `labelled_answers`."""
     return [json.loads(line) for line in _read(f"{name}.jsonl").splitlines() if line.strip()]
+
+
+@cache
+def topics() -> dict[str, Any]:
+    """Prompts about a name, and kinds of things: the content of `topics.toml`."""
+    return tomllib.loads(_read("topics.toml"))
 
 
 def labelled_answers() -> list[LabelledAnswer]:
