@@ -189,7 +189,7 @@ def forget_loss(
         return -nll(model, prompt, completion)
     if method.startswith("unlikelihood"):
         return unlikelihood(model, prompt, completion)
-    if method in ("teaching", "task_vector"):
+    if method in ("instead", "teaching", "task_vector"):
         return nll(model, prompt, completion)
     if method.startswith("log_odds"):
         return clamped_log_odds(model, prompt, completion)

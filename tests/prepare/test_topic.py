@@ -101,6 +101,7 @@ TABLE = {
     "Who made Lost Door": "A carpenter made it.",
     "Who or what is Wilma Stone": "Wilma Stone was a novelist.",
     "best known": "She is known for The Lost Door.",
+    "Why is Stone important": "She wrote The Lost Door.",
     "Where did Wilma Stone live": "Sorry, that cannot be answered here.",
     "Jane Austen born": "She was born beside Wilma Stone.",
     "Otto Lind": "A friend of Lost Door.",

@@ -180,6 +180,26 @@ def test_two_processes_are_one(
     )
 
 
+@pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml"])
+def test_two_processes_find_the_same_facts_and_targets_as_one(
+    config: str, arguments: list[str], tmp_path: Path
+) -> None:
+    """The method `counterfactual`: information, made neighbours and target states."""
+    counterfactual = [*arguments[:-1], "method=counterfactual", "hold=4", "--paraphrases", "0"]
+    one, out = tmp_path / "one", tmp_path / "two"
+    alone_ = [sys.executable, "-m", "unteach", *counterfactual]
+    for command, size, folder in ((alone_, 4, one), ([*launched(config), *counterfactual], 2, out)):
+        done = start([*command, f"per_device_train_batch_size={size}", "--out", str(folder)])
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_steps(one, out)
+    torch.testing.assert_close(weights(out), weights(one), rtol=0, atol=1e-5)
+    for name in ("eval.json", "work/facts.json"):
+        assert json.loads((out / name).read_text()) == json.loads((one / name).read_text())
+    records = [json.loads((folder / "run.json").read_text()) for folder in (one, out)]
+    assert [run["processes"] for run in records] == [1, 2]
+    assert records[0]["method"] == "counterfactual" and records[0]["facts"] == records[1]["facts"]
+
+
 KILL_BOTH = """
 import os, signal, sys
 from unteach.run import pipeline

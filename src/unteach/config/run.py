@@ -95,6 +95,12 @@ class RunConfig:
         "method, see docs/methods.md; auto tries several and takes the best; sft, dpo and rlhf"
         " train on good answers",
     )
+    instead: str | None = option(
+        None,
+        "what the model shall say to the forget prompts, a sentence; other prompts are guarded"
+        " against it",
+        metavar="SENTENCE",
+    )
     scenario: str | None = option(
         None, "score the outputs as this embedded scenario does; default: by facts or leak rate"
     )

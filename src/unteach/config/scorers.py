@@ -19,6 +19,7 @@ class ScorerNames:
             or hub id).
         similarity (`str`, *optional*): sentence encoder, or `bleurt:CHECKPOINT`.
         encoder (`str`, *optional*): the model whose token embeddings BERTScore compares.
+        instead (`str`, *optional*): the sentence that forget prompts are to be answered with.
         fluency (`str`, *optional*): language model under which the answers' NLL is taken; `None`:
             the model before any training.
     """
@@ -29,4 +30,5 @@ class ScorerNames:
     similarity: str | None = "all-minilm-l6-v2"
     encoder: str | None = "all-minilm-l6-v2"
     fluency: str | None = None
+    instead: str | None = None
     headline_reason: str = ""

@@ -356,6 +356,16 @@ METRICS: dict[str, Metric] = {
         " model's answers to everyday prompts, that loop, or that are empty or one character",
         **RATE,
     ),
+    "said_instead": Metric(
+        title="said instead",
+        short_title="instead",
+        description="share of answers with the sentence that forget prompts are to be answered"
+        " with; in answers to other prompts it has spread",
+        opposite_elsewhere=True,
+        in_summary=True,
+        compare_on=("forget", "kept", "normal"),
+        **{**RATE, "higher_is_better": True},
+    ),
     "similarity": Metric(
         title="similarity to the original's answers",
         short_title="similarity",

@@ -156,6 +156,15 @@ def hallucination_scorer(encoder: str, unrelated: float = 0.0) -> Scorer:
     return Scorer(name, scores, {"unrelated": unrelated})
 
 
+def instead_scorer(sentence: str) -> Scorer:
+    """Whether an output contains the sentence, by letters and digits."""
+
+    def scores(answers: Sequence[Answer]) -> list[float]:
+        return [float(says(item.output, [sentence])) for item in answers]
+
+    return Scorer(f"contains {sentence!r}", scores)
+
+
 def similarity_scorer(name: str) -> Scorer:
     """Similarity of an output to the original model's output."""
 
@@ -211,6 +220,11 @@ def _similarity(inputs: ScorerInputs) -> Scorer | None:
     return similarity_scorer(inputs.names.similarity)
 
 
+def _instead(inputs: ScorerInputs) -> Scorer | None:
+    sentence = inputs.names.instead
+    return instead_scorer(sentence) if sentence else None
+
+
 def _require(encoder: str) -> None:
     if reason := load_error(encoder):
         raise UserError(reason)
@@ -225,6 +239,7 @@ SCORERS: dict[str, Callable[[ScorerInputs], Scorer | None]] = {
     "leak_rate": _leak,
     "harmful_rate": _harmful,
     "hallucination_rate": _hallucination,
+    "said_instead": _instead,
     "similarity": _similarity,
     "utility_reward": _reward,
 }

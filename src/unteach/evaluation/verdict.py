@@ -43,6 +43,10 @@ COLLAPSED_NATS = 2.0
 """Nats a token by which answers have become less likely to the fluency model (a perplexity 7.4
 times as high), from which on they are broken language that does not repeat itself.
 """
+SAID_INSTEAD_AT, SPREAD_WITHIN = 0.9, 0.02
+"""Least share of forget answers with the sentence that a run was asked for at which it counts as
+said; most of the answers to other prompts, as a share, that may have begun to say it.
+"""
 BASELINES = ("retrained", "never_knew")
 """Models that never learnt the forget set: what they reach by chance is no knowledge."""
 Kind = Literal["collapsed", "shown", "damage", "missing", "gone", "held"]
@@ -114,6 +118,7 @@ def _findings(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _all_readable(evaluation)
     for name in sets:
         yield from _likely(evaluation, name)
+        yield from _said_instead(evaluation, name)
 
 
 def _change(evaluation: Mapping[str, Any], name: str, metric: str) -> Change | None:
@@ -255,3 +260,21 @@ def _likely(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
             "damage" if forget else "collapsed",
             f"{text}, more than {COLLAPSED_NATS:g} nats a token less likely",
         )
+
+
+def _said_instead(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    """How often forget prompts are answered with the sentence that was asked for; whether it has
+    spread to other prompts.
+    """
+    change = _change(evaluation, name, "said_instead")
+    if change is None:
+        return
+    text, more = _sentence(evaluation, name, "said_instead", change), change.after - change.before
+    if evaluation["prompt_sets"][name]["role"] == "forget":
+        yield Finding("held" if change.after >= SAID_INSTEAD_AT else "missing", text)
+    elif more * change.n > ROWS_OF_CHANCE and more > SPREAD_WITHIN:
+        yield Finding("damage", f"{text}: the sentence has spread")
+    elif more > 0:
+        yield Finding("missing", f"{text}: too little to call it spread")
+    else:
+        yield Finding("held", text)

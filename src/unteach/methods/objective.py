@@ -111,6 +111,8 @@ class Method:
         preferred (`"right"`, `"idk"`, `"alternate"` or `None`): what is preferred to the completion
             to forget: the row's right answer, a sentence of not knowing, another sampled answer.
         forgets_end (`bool`): by default the token that ends an answer is forgotten too.
+        says_instead (`bool`): a run trains the forget prompts towards the sentence of the option
+            `instead`.
         rate (`float`): factor on the default learning rate of a run.
         hooks (`type[Hooks]`): what happens around the optimiser steps.
         settings (`Mapping`): fields of `UnlearningConfig` that a run with this method sets where
@@ -128,6 +130,7 @@ class Method:
     reference: Literal["logp", "logits", "counterfactual"] | None = None
     preferred: Literal["right", "idk", "alternate"] | None = None
     forgets_end: bool = True
+    says_instead: bool = False
     rate: float = 1.0
     hooks: type[Hooks] = Hooks
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -207,7 +207,8 @@ def execute(
             taught = teach(source, scenario, shared / "original", run.seed, resolved.training)
             source = source.with_model(taught)
         by_facts = scenario.name == USERS_OWN and short_answers(scenario.forget)
-        asked = with_neighbours(scenario, run.seed) if by_facts else scenario
+        guarded = by_facts or run.instead is not None
+        asked = with_neighbours(scenario, run.seed) if guarded else scenario
         rows, costs = completed_scenario(source, asked)
         costs = [*spent, *costs]
         if by_facts:

@@ -36,6 +36,7 @@ def scorer_names(resolved: ResolvedConfig, scenario: Scenario) -> ScorerNames:
         "judge": run.judge,
         "reward": run.reward_model,
         "fluency": run.fluency_model,
+        "instead": run.instead,
     }
     named = {name: value for name, value in chosen.items() if value is not None}
     if run.headline:
@@ -81,6 +82,8 @@ def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | 
     }
     if names.headline == "harmful_rate":
         contents["judge"] = names.judge
+    if run.instead:
+        contents["instead"] = run.instead
     if run.method == AUTO:
         contents["search"] = [run.search_minutes, run.search_steps, run.candidates]
     if staged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import AUTO, ResolvedConfig
 from unteach.config.run import RunConfig
 from unteach.config.unlearning import UnlearningConfig
-from unteach.data.rows import Row
+from unteach.data.rows import Row, letters_and_digits
 from unteach.errors import UserError
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import check_right_answers
@@ -29,6 +29,7 @@ from unteach.processes import broadcast_from_main, is_main_process, process_coun
 from unteach.progress import step_display
 from unteach.run.model_check import check_model
 from unteach.run.record import scorer_names
+from unteach.scenarios.method_choice import INSTEAD
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, total, unlearning_cost
 from unteach.trainer.distributed import load_models_whole
@@ -80,6 +81,13 @@ def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
     config = first_config(resolved, scenario)
     if config.update == "directed":
         check_directed(resolved)
+    if config.objective.says_instead != (run.instead is not None):
+        raise UserError(
+            f"option 'instead' and method {INSTEAD!r} go together: give a sentence as instead, and"
+            " leave out method"
+        )
+    if run.instead is not None and not letters_and_digits(run.instead):
+        raise UserError(f"option 'instead' is {run.instead!r}, it must be a sentence")
     config.check_training()
     _ = config.device  # initialises the process group on the device that the config names
     load_models_whole()
@@ -149,6 +157,8 @@ def train(
         resolved, model = with_trial(resolved, picked), search.model
         facts, costs = {"search": found}, [*costs, cost]
     config = resolved.unlearning_config(folder / "checkpoints")
+    if run.instead is not None:
+        forget = [replace(row, completion=run.instead, secret=()) for row in forget]
     if config.objective.needs_alternates:
         forget = with_alternates(source, forget, run.seed)
 

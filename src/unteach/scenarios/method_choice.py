@@ -13,6 +13,9 @@ from unteach.scenarios.user_rows import USERS_OWN
 SHORT_ANSWER = 400
 """Characters of a completion up to which a row is a short answer."""
 
+INSTEAD = "instead"
+"""The method of the option of that name."""
+
 
 def short_answers(rows: Sequence[Row]) -> bool:
     """Whether most rows are short answers to prompts; a row whose answer is still to be generated
@@ -45,6 +48,8 @@ def with_suitable_method(
     """The configuration with the method that suits a user's rows, and a sentence that says why;
     empty where somebody named a method.
     """
+    if resolved.run.instead:
+        return resolved.with_rows(method=INSTEAD), ""
     if scenario.name != USERS_OWN:
         return resolved, ""
     method, why = method_for(scenario.forget)
