@@ -172,7 +172,7 @@ def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path
 def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, monkeypatch):
     first = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
     monkeypatch.setattr(
-        "unteach.run.pipeline.generate_sets", lambda *_, **__: pytest.fail("asked again")
+        "unteach.run.answers.generate_sets", lambda *_, **__: pytest.fail("asked again")
     )
     again = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
     assert first.evaluation == again.evaluation
@@ -376,7 +376,7 @@ def test_few_frames_of_the_package_lie_between_the_command_and_the_loss(
 def test_a_row_that_is_too_long_is_named_before_the_model_is_asked_anything(
     model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("unteach.run.pipeline.generate_sets", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("unteach.run.answers.generate_sets", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(UserError, match="row 15"):
         unlearn(
             model,

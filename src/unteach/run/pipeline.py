@@ -23,7 +23,7 @@ from unteach.config.run import RunConfig, refuse_data_options
 from unteach.data.rows import rows_hash
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
-from unteach.evaluation.scoring import FluencyModel, Generations, generate_sets, score_models
+from unteach.evaluation.scoring import FluencyModel, Generations, score_models
 from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.models.adapters import write_sum
@@ -31,7 +31,6 @@ from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.prepare.information import with_facts
 from unteach.prepare.neighbours import with_neighbours
-from unteach.prepare.paraphrases import Paraphrases, find_paraphrases
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
 from unteach.prepare.topic import COLUMN, first_prompts, topic_rows, write_topic
@@ -43,6 +42,7 @@ from unteach.processes import (
 )
 from unteach.progress import Display
 from unteach.reports.report import write_report
+from unteach.run.answers import generate, outputs_by_row, with_paraphrases
 from unteach.run.facts import write_facts
 from unteach.run.gguf import write_gguf
 from unteach.run.probing import run_probe
@@ -324,54 +324,6 @@ def make_folder(
 
 
 # --- after the training
-
-
-def generate(
-    source: LoadedModel, scenario: Scenario, name: str, drafts: Mapping[str, str]
-) -> Generations:
-    """The model's outputs for all prompt sets; `drafts` are verified, which saves time."""
-    sets = scenario.sets
-
-    def make() -> dict[str, Any]:
-        count = sum(map(len, sets.values()))
-        with source.display.stage(f"Prompting the {name} model", count) as stage:
-            found = generate_sets(
-                source.model, source.tokenizer, sets, drafts=drafts, progress=stage.update
-            )
-        return asdict(found)
-
-    keys = {set_name: [row.key for row in rows] for set_name, rows in sets.items()}
-    return Generations(**source.cache.get(f"answers-{name}", keys, make))
-
-
-def with_paraphrases(
-    source: LoadedModel, rows: Scenario, before: Generations, scorers: Scorers, most: int
-) -> tuple[Scenario, Generations, Paraphrases]:
-    """The scenario with the prompt set `paraphrased`, if there is one, and the original model's
-    outputs with those to it.
-    """
-    known = rows.sets["unlearned"], before.outputs["unlearned"]
-    found = find_paraphrases(source, *known, scorers, most=most)
-    if found.note:
-        source.display.print(found.note)
-    if not found.rows:
-        return rows, before, found
-    part = replace(rows, sets={"paraphrased": found.rows})
-    drafts = dict(zip((row.key for row in found.rows), found.outputs, strict=True))
-    more = generate(source, part, "original", drafts)
-    first = [name for name in ("unlearned", "unseen") if name in rows.sets]
-    sets = {name: rows.sets[name] for name in first} | dict(part.sets) | dict(rows.sets)
-    outputs = {**before.outputs, **more.outputs}
-    return replace(rows, sets=sets), Generations(outputs, {**before.correct, **more.correct}), found
-
-
-def outputs_by_row(scenario: Scenario, generations: Generations) -> dict[str, str]:
-    """The outputs by a row's key."""
-    return {
-        row.key: output
-        for name, rows in scenario.sets.items()
-        for row, output in zip(rows, generations.outputs[name], strict=True)
-    }
 
 
 def score(
