@@ -193,6 +193,27 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, f
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_training_resumed_with_other_processes_keeps_its_batch_and_its_rows(tmp_path):
+    """As where four processes become one: what a step holds is that of the first start."""
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    settings: dict[str, Any] = {**saving, "lr_scheduler_type": "constant"}
+    begun = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **settings}
+    whole = weights_after(tmp_path / "whole", **begun)
+    cut = make_trainer(tmp_path / "cut", tiny_model(dtype=torch.float64), **begun)
+    cut.args.max_steps = 2
+    cut.train(resume_from_checkpoint=True)
+    for size, step in ((3, "size that divides 4"), (1, "")):
+        other = {"per_device_train_batch_size": size, **settings}
+        again = make_trainer(tmp_path / "cut", tiny_model(dtype=torch.float64), **other)
+        if step:
+            with pytest.raises(UserError, match=f"begun with 4 rows a step.*{step}"):
+                again.train(resume_from_checkpoint=True)
+    again.train(resume_from_checkpoint=True)
+    assert again.args.gradient_accumulation_steps == again.items_per_step == 4
+    found = dict(again.model.state_dict())
+    torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-9)
+
+
 def test_training_stops_when_behaviour_has_held_and_not_on_the_loss(tmp_path):
     probe = CountingProbe([(1, 1), (0.5, 1), (0, 1), (0, 1), (0, 1)])
     trainer = make_trainer(tmp_path, probe=probe, max_steps=50, probe_steps=2, hold=2)

@@ -221,7 +221,7 @@ def test_through_the_command_line(tmp_path, saved, tofu_data, evaluate, monkeypa
 
 
 def test_texts_are_written_on_request_and_without_a_reference_there_is_one_column(
-    tmp_path, saved, tofu_data, evaluate, monkeypatch
+    tmp_path, saved, tofu_data, evaluate, monkeypatch, capsys
 ):
     monkeypatch.setattr(tofu, "ANSWER_TOKENS", 3)
     evaluation, lines = evaluate(
@@ -234,6 +234,10 @@ def test_texts_are_written_on_request_and_without_a_reference_there_is_one_colum
         "1",
         "--show-text",
     )
+    missing = "Missing: forget quality (p) and "
+    assert missing in " ".join(capsys.readouterr().out.split())
+    assert missing in (tmp_path / "out" / "benchmark.md").read_text()
+    assert evaluation["notes"][0].startswith(missing)
     assert evaluation["models"]["original"] == evaluation["models"]["unlearned"]
     assert "ferryman" in lines[0]["expected"] and "output" in lines[0]
     assert "original" not in (tmp_path / "out" / "benchmark.md").read_text()
