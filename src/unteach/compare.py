@@ -22,6 +22,7 @@ from unteach.reports.comparison import Cell, write_comparison
 from unteach.reports.figures import cost_figure
 from unteach.reports.results import Sets
 from unteach.run.folder import RunFolder
+from unteach.run.model_check import check_places
 from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation
 from unteach.scenarios import build_scenario, demo_presets
@@ -133,6 +134,7 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     rows, folder, given = method_rows(options["methods"]), Path(options["out"]), options["models"]
     models = [given] if isinstance(given, str) else list(given)
     cells: list[Cell] = []
+    check_places(folder, *map(str, models))
     with FolderLock(folder):
         for number, model in enumerate(models):
             base = folder / f"model-{number}" if len(models) > 1 else folder

@@ -23,9 +23,11 @@ from unteach.evaluation.scorers import build_scorers, check_right_answers
 from unteach.evaluation.scoring import FluencyModel, generate_sets, score_models
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.folders import FolderLock
+from unteach.models.adapters import is_adapter
 from unteach.models.precision import dtype_of
 from unteach.progress import Display
 from unteach.reports.tables import benchmark_table
+from unteach.run.model_check import check_places
 from unteach.scenarios import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
@@ -64,6 +66,11 @@ class Inference:
         """Generation by the engine, with a cache for each model."""
         inner: Generator = TransformersGenerator(model, tokenizer, self.batch_size)
         if self.engine == "vllm":
+            if is_adapter(models.resolve(name)):
+                raise UserError(
+                    f"engine vllm takes whole models, and {name!r} is an adapter: leave --engine"
+                    " out, or run with --merge"
+                )
             inner = VllmGenerator(models.resolve(name), tokenizer)
         return CachedGenerator(inner, self.work, models.weights_hash(model), self.engine)
 
@@ -166,6 +173,7 @@ def evaluate_models(
     display, folder = display or Display(quiet=True), Path(output_dir)
     inference = Inference(folder / "work", engine, batch_size, trust_remote_code, dtype)
     roles = {"original": reference or model, "unlearned": model}
+    check_places(folder, *roles.values())
     with FolderLock(folder):
         built = evaluation_scenario(scenario, forget, retain, secrets)
         if scorers.get("headline"):
@@ -261,6 +269,7 @@ def evaluate_benchmark(
         data_sets = protocol.load(data, limit)
     roles = {"original": reference or model, "unlearned": model}
     roles |= {"retrained": retrained} if retrained else {}
+    check_places(folder, *roles.values())
     kept: dict[str, Any] = {}  # the original model stays in memory for the others
 
     def evaluate(role: str, loaded: Any, tokenizer: Any, generator: Generator) -> Measured:

@@ -116,13 +116,13 @@ def model_shape(config: Any, *, lora_rank: int = 0) -> ModelShape:
     layers if it is over 0.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from unteach import models
+    from unteach.models.loading import auto_class
     from unteach.models.parts import layer_list
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = auto_class(config).from_config(config)
     model.tie_weights()
     head, body = models.output_layer(model).weight, model.get_input_embeddings().weight
     layers = layer_list(model)

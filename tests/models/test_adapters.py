@@ -11,6 +11,7 @@ import torch
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import models
 from unteach.errors import UserError
+from unteach.models import adapters
 from unteach.models.adapters import adapter_config, adapter_targets, check_summable, write_sum
 
 IDS = torch.tensor([[1, 2, 3, 400, 7]])
@@ -128,3 +129,11 @@ def test_an_adapter_goes_on_all_linear_layers_of_a_language_model():
     model = tiny_model()
     assert adapter_targets(model) == "all-linear"
     assert adapter_config(model, 4, scale=2.0).lora_alpha == 8
+
+
+def test_a_model_that_peft_can_adapt_nowhere_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(adapters, "_accepted", lambda model, targets: False)
+    with pytest.raises(
+        UserError, match=r"LlamaForCausalLM has no linear layer .* leave out --lora"
+    ):
+        adapter_targets(tiny_model())

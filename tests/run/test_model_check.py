@@ -55,11 +55,10 @@ def test_options_that_do_not_fit_are_refused(
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    before = sorted(model.iterdir())
     with pytest.raises(UserError, match=sentence):
         unlearn("model", ROWS, **{"output_dir": "out", **settings})
-    assert sorted(path.name for path in model.iterdir()) == sorted(
-        path.name for path in Path("model").iterdir()
-    )
+    assert sorted(model.iterdir()) == before
 
 
 def test_padding_without_an_embedding_is_refused(model, no_weights):
@@ -72,6 +71,15 @@ def test_padding_without_an_embedding_is_refused(model, no_weights):
         UserError, match=r"its tokenizer pads with token \d+, but the model has 512"
     ):
         unlearn(str(model), ROWS, output_dir=str(model.parent / "out"))
+
+
+def test_a_row_with_a_token_without_an_embedding_is_named(model, no_weights):
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens([f"<{i}>" for i in range(200)])
+    tokenizer.save_pretrained(model)
+    given = {"output_dir": str(model.parent / "out")}
+    with pytest.raises(UserError, match=r"its token '<199>' is number \d+, but the model has 512"):
+        unlearn(str(model), [*ROWS, {"prompt": "Who?", "completion": "It is <199>."}], **given)
 
 
 def test_quantised_weights_are_trained_by_an_adapter_alone(model):

@@ -41,6 +41,7 @@ from unteach.requests.ledger import (
 )
 from unteach.run.facts import with_recorded_facts
 from unteach.run.folder import RunFolder
+from unteach.run.model_check import check_places
 from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation
 from unteach.scenarios.user_rows import place, user_scenario
@@ -92,6 +93,7 @@ def forget_request(
             raise UserError(f"option {name!r} is not one of a request, which sets it itself")
     root, display = Path(folder), display or Display(quiet=True)
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    check_places(root, model)
     with FolderLock(root):
         ledger = open_ledger(root, display.print)
         base, kind = _base(ledger, model, full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,26 @@ import torch
 
 from unteach import models
 from unteach.config.run import RunConfig
+from unteach.data.rows import Row
+from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
 from unteach.models.adapters import adapter_targets, check_summable, is_quantized
 from unteach.models.loading import auto_class
 from unteach.run.gguf import find_converter
 
 
-def check_model(run: RunConfig) -> None:
-    """Raises `UserError` for a run's model that its options, its tokenizer or its own configuration
-    do not fit.
+def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> None:
+    """Raises `UserError` for a run's model that its options, its tokenizer, its own configuration
+    or the rows do not fit.
     """
     root, adapters = models.adapter_chain(run.model)
-    check_places(run, [root, *adapters])
+    check_places(run.output_dir, run.model, moved=True)
     check_product(run)
     config = models.load_config(root, trust_remote_code=run.trust_remote_code)
     tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
     if not adapters:  # with an adapter the embedding grows to its tokenizer's size
         check_padding(run.model, config, tokenizer)
+        check_tokens(config, tokenizer, rows)
     if is_quantized(config):
         check_quantized(run, adapters)
     if run.lora:
@@ -36,16 +40,19 @@ def check_model(run: RunConfig) -> None:
         check_adaptable(config, trust_remote_code=run.trust_remote_code)
 
 
-def check_places(run: RunConfig, folders: list[str]) -> None:
-    """Raises `UserError` where the run would write over its model, or move it with a folder."""
-    out = Path(run.output_dir).expanduser().resolve()
-    for folder in folders:
-        place = Path(folder).resolve()
-        if Path(folder).is_dir() and (place == out or out in place.parents):
-            where = "is the folder of" if place == out else "holds"
-            raise UserError(
-                f"option --out: {run.output_dir} {where} the model: name another folder"
-            )
+def check_places(output_dir: str | Path, *names: str | None, moved: bool = False) -> None:
+    """Raises `UserError` where files would be written over one of these models, its base included,
+    or (`moved`) would be moved with an earlier run's folder that holds it.
+    """
+    out = Path(output_dir).expanduser().resolve()
+    for name in filter(None, names):
+        root, adapters = models.adapter_chain(name)
+        for place in (Path(folder).resolve() for folder in (root, *adapters)):
+            if place.is_dir() and (place == out or (moved and out in place.parents)):
+                where = "is the folder of" if place == out else "holds"
+                raise UserError(
+                    f"option --out: {output_dir} {where} the model: name another folder"
+                )
 
 
 def check_product(run: RunConfig) -> None:
@@ -74,6 +81,24 @@ def check_padding(name: str, config: Any, tokenizer: Any) -> None:
                 f"model {name!r}: its {owner} pads with token {pad}, but the model has {size}"
                 " embeddings; set pad_token to a token that it has, such as the end-of-sequence"
                 " token"
+            )
+
+
+def check_tokens(config: Any, tokenizer: Any, rows: Iterable[Row]) -> None:
+    """Raises `UserError` for a row with a token for which the model has no embedding."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if size is None or len(tokenizer) <= size:
+        return
+    for row in rows:
+        ids = [
+            *encode_prompt(row, tokenizer),
+            *tokenizer(row.completion, add_special_tokens=False)["input_ids"],
+        ]
+        if max(ids) >= size:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{row.source or 'row ' + row.key}: its token {token!r} is number {max(ids)}, but"
+                f" the model has {size} embeddings: the tokenizer is not the model's"
             )
 
 

@@ -56,7 +56,8 @@ class Trained:
 def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
     """Raises `UserError` for options and rows that no training takes, before anything is loaded."""
     run, baseline = resolved.run, resolved.run.method in PIPELINES
-    check_model(run)
+    asked = (row for part in scenario.sets.values() for row in part)
+    check_model(run, [*scenario.forget, *scenario.retain, *scenario.neighbours, *asked])
     check_quantize(run.quantize, lora=run.lora)
     check_dtype(run.dtype, lora=run.lora, quantize=run.quantize)
     for option in ("quantize", "dtype"):
