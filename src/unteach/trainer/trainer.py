@@ -407,7 +407,6 @@ class UnlearningTrainer(Trainer):
                 f" take another number of processes, or a size that divides {items / processes:g}"
             )
         args.gradient_accumulation_steps = items // at_once
-        self.accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
         self.items_per_step, args.max_steps = items, steps
         self.steps.batch = [items, steps]
 
