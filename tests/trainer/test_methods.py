@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tiny_models import FAMILIES, byte_level_bpe, tiny_model
-from tiny_trainers import compare, make_trainer, moved, weights_after
+from tiny_trainers import compare, make_trainer, moved, naive_twin, weights_after
 from unteach.data.rows import Row
 from unteach.errors import UserError
 
@@ -43,6 +43,49 @@ def test_every_retain_term_goes_with_every_kind_of_method(method, retain, tmp_pa
     )
     assert trainer.weights["retain"] == (0 if retain == "none" else 1)
     compare(trainer, 1e-9)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_the_distance_of_states_equals_the_twin(family, packing, tmp_path):
+    """Beside the retain KL of each token ||h - h_ref||^2 / ||h_ref||^2 of the last layer."""
+    settings = {"method": "unlikelihood_mismatch", "packing": packing}
+    model = tiny_model(family, dtype=torch.float64)
+    trainer = make_trainer(tmp_path, model, state_weight=3.0, **settings)
+
+    def twin(trainer, model, reference):
+        plain = naive_twin(trainer, model, reference)
+        items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
+        rows = [trainer.retain_rows[index] for item in items for index in item.retain]
+        distances = []
+        for row in rows:
+            ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
+            places = range(len(row.prompt_ids) - 1, ids.shape[1] - 1)
+            last, known = (
+                each(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+                for each in (model, reference)
+            )
+            for place in places:
+                difference = last[place] - known[place].detach()
+                distances.append(difference.square().sum() / known[place].detach().square().sum())
+        return plain + 3.0 * trainer.weights["retain"] * sum(distances) / len(distances)
+
+    compare(trainer, 1e-9, twin)
+
+
+def test_the_distance_of_states_is_the_same_in_eight_batches_of_one(tmp_path):
+    settings = {"method": "unlikelihood_mismatch", "state_weight": 3.0, "max_steps": 2}
+    one = weights_after(tmp_path / "a", per_device_train_batch_size=8, **settings)
+    eight = weights_after(
+        tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings
+    )
+    torch.testing.assert_close(one, eight, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("retain", ["nll", "none"])
+def test_the_distance_of_states_needs_the_retain_kl(retain, tmp_path):
+    with pytest.raises(UserError, match=r"state_weight is 3.0, .* retain_loss=kl only"):
+        make_trainer(tmp_path, method="npo", retain_loss=retain, state_weight=3.0)
 
 
 @pytest.mark.parametrize("method", ["dpo_idk", "undial", "rmu"])

@@ -28,7 +28,7 @@ found (docs/log.md), 1.8e-5 at 4,096.
 
 Adam's best rate falls as one over the width (Yang et al. 2022, arXiv 2203.03466).
 """
-ADAPTER_FACTOR, DIRECTED_FACTOR = 4.0, 4.0
+ADAPTER_FACTOR, DIRECTED_FACTOR = 4.0, 10.0
 """Learning rate of an adapter and of a directed update, relative to that of all weights."""
 SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
 """Schedule of a method with settings of its own: with a rate that falls to 0, behaviour on the
@@ -299,7 +299,7 @@ def _merged(
     config = RunConfig(**run)
     method = training.get("method", DEFAULT_METHOD)
     if method in METHODS or method == AUTO:
-        filled = _by_rule(training, method, config.lora, width)
+        filled = _by_rule(training, method, config.lora, config.frozen_layers > 0, width)
         sources |= {name: source for name, (source, _) in filled.items()}
         known = {k: v for k, (_, v) in filled.items() if k != "learning_rate" or v is not None}
         training = known | training
@@ -309,7 +309,7 @@ def _merged(
 
 
 def _by_rule(
-    chosen: Mapping[str, Any], method: str, lora: bool, width: int | None
+    chosen: Mapping[str, Any], method: str, lora: bool, frozen: bool, width: int | None
 ) -> dict[str, tuple[Source, Any]]:
     """Fields of `UnlearningConfig` that nobody chose, each with what decides it and its value.
 
@@ -321,7 +321,10 @@ def _by_rule(
         if set(chosen) & set(SCHEDULE):  # half of a schedule is another one
             left = {name: value for name, value in left.items() if name not in SCHEDULE}
         if chosen.get("retain_loss") not in (None, get_method(method).retain):
-            left.pop("retain_weight", None)  # it is of the method's own retain term
+            for name in ("retain_weight", "state_weight"):  # of the method's own retain term
+                left.pop(name, None)
+        if frozen:  # layers are frozen in updates of all weights only
+            left.pop("update", None)
         if "num_train_epochs" in chosen:
             left.pop("least_steps", None)
         found |= {name: ("method", value) for name, value in left.items()}

@@ -28,6 +28,9 @@ class UnlearningConfig(TrainingArguments):
         retain_loss (`"kl"`, `"nll"`, `"states"` or `"none"`, *optional*): what holds the retain
             set; default is the method's. `states` is RMU's own. With another one than the method's,
             eps3 defaults to 1.
+        state_weight (`float`, *optional*, defaults to 0.0): with the retain KL, so much of the
+            squared distance of final hidden states from the reference's is added to it, see
+            `unteach.losses.token.state_distance`.
         beta, gamma (`float`, *optional*): parameters of the forget loss, where the method has them;
             defaults are the method's.
         steering_coefficient (`float`, *optional*, defaults to 6.5): RMU's c, the length of the
@@ -112,6 +115,9 @@ class UnlearningConfig(TrainingArguments):
     )
     retain_loss: Literal["kl", "nll", "states", "none"] | None = field(
         default=None, metadata={"help": "kl, nll or none; default: the method's"}
+    )
+    state_weight: float = field(
+        default=0.0, metadata={"help": "weight of the distance of states beside the retain KL"}
     )
     beta: float | None = field(
         default=None, metadata={"help": "parameter of the forget loss; default: the method's"}
@@ -268,7 +274,7 @@ class UnlearningConfig(TrainingArguments):
                 f"probe_steps is {self.probe_steps}, it must be a whole number of steps or, under"
                 " 1, a share of them"
             )
-        for name in ("least_steps", "learning_rate", "weight_decay"):
+        for name in ("state_weight", "least_steps", "learning_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, it must not be negative")
         if self.patience is not None and self.patience <= 0:

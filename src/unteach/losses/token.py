@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, relu
 
 from unteach.losses.statistics import TokenStatistics
@@ -81,6 +82,21 @@ def forward_kl_to_reference(tokens: TokenStatistics) -> Tensor:
     if tokens.kl is None:
         raise ValueError("the KL retain term needs token statistics computed with a reference")
     return tokens.kl
+
+
+def state_distance(states: Tensor, reference: Tensor) -> Tensor:
+    """||h - h_ref||^2 / ||h_ref||^2 of each token's final hidden state: (tokens,) from two tensors
+    of shape (tokens, hidden).
+
+    Where the reference is sure of a token the KL is flat: its gradient is next to nothing until
+    the token is nearly lost. The distance of states grows with the first step away. The distance is
+    RMU's retain term (Li et al. 2024), here of the last layer, relative, and beside the KL.
+    """
+    if states.dtype.itemsize < 4:
+        states = states.float()
+    known = reference.to(states.dtype)
+    tiny = torch.finfo(states.dtype).tiny
+    return (states - known).square().sum(-1) / known.square().sum(-1).clamp_min(tiny)
 
 
 def extra_loss(tokens: TokenStatistics) -> Tensor:

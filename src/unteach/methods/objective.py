@@ -113,6 +113,8 @@ class Method:
         forgets_end (`bool`): by default the token that ends an answer is forgotten too.
         says_instead (`bool`): a run trains the forget prompts towards the sentence of the option
             `instead`.
+        state_weight (`float`): added to a token's retain KL is so much of `losses.token`'s
+            `state_distance`, which is the token's extra loss.
         rate (`float`): factor on the default learning rate of a run.
         hooks (`type[Hooks]`): what happens around the optimiser steps.
         settings (`Mapping`): fields of `UnlearningConfig` that a run with this method sets where
@@ -131,6 +133,7 @@ class Method:
     preferred: Literal["right", "idk", "alternate"] | None = None
     forgets_end: bool = True
     says_instead: bool = False
+    state_weight: float = 0.0
     rate: float = 1.0
     hooks: type[Hooks] = Hooks
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -218,7 +221,12 @@ class Method:
             if value < 0 or (value == 0 and option == "beta" and self.level == "sequence"):
                 raise UserError(f"{option} is {value}, it must be positive")
             parameters[option] = float(value)
-        return replace(method, parameters=parameters)
+        if config.state_weight and method.retain != "kl":
+            raise UserError(
+                f"state_weight is {config.state_weight}, but it goes with retain_loss=kl only;"
+                " leave it out"
+            )
+        return replace(method, parameters=parameters, state_weight=config.state_weight)
 
 
 @dataclass(frozen=True)
@@ -262,6 +270,12 @@ def _forget_term(method: Method, roles: Mapping[str, RoleTokens]) -> tuple[Tenso
     return weighted_sum_and_count(values, torch.ones_like(values))
 
 
+def _retain_loss(method: Method) -> Callable[[TokenStatistics], Tensor] | None:
+    if method.retain is None or not method.state_weight:
+        return RETAIN_LOSSES[method.retain] if method.retain else None
+    return lambda t: forward_kl_to_reference(t) + method.state_weight * extra_loss(t)
+
+
 def objective_terms(
     method: Method, roles: Mapping[str, RoleTokens]
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -274,7 +288,7 @@ def objective_terms(
     if method.forget is not None and "forget" in roles:
         terms["forget"] = _forget_term(method, roles)
     mismatch = negative_log_likelihood if method.mismatch else None
-    retain = RETAIN_LOSSES[method.retain] if method.retain else None
+    retain = _retain_loss(method)
     for role, loss in (("mismatch", mismatch), ("retain", retain)):
         if loss is not None and role in roles:
             terms[role] = weighted_sum_and_count(loss(roles[role].statistics), roles[role].weights)

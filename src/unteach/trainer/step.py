@@ -16,6 +16,7 @@ from torch import Tensor
 from unteach import models
 from unteach.data.packing import PADDING
 from unteach.losses.statistics import ROLES, TokenStatistics
+from unteach.losses.token import state_distance
 from unteach.methods.objective import Hooks, Method, RoleTokens
 from unteach.models.kernels import CompiledLayers
 from unteach.models.parts import OutputHead, layer_outputs
@@ -111,6 +112,8 @@ def role_tokens(
             continue
         if role in by_kind["logp"]:
             statistics = replace(statistics, reference_logp=values[role])
+        if role == "retain" and role in known and spec.method.state_weight:
+            statistics = replace(statistics, extra=state_distance(hidden[tokens], known[role]))
         if inner is not None:
             loss = spec.hooks.state_loss(role, inner[tokens], by_kind["layer"].get(role))
             statistics = replace(statistics, extra=loss)
