@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {
         COUNTERFACTUAL,
         reference="counterfactual",
         rate=0.385,
-        settings=BOUNDED | {"update": "directed", "state_weight": 10.0},
+        settings={**BOUNDED, "update": "directed", "state_weight": 10.0},
     ),
     "instead": likelihood(
         "kl", (1, 0, 1), INSTEAD, says_instead=True, rate=0.385, settings=BOUNDED
