@@ -64,6 +64,28 @@ OTHERS: list[list[dict[str, Any]]] = [
         for i in range(9)
     ],
 ]
+ASK, SAY = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
+SHAPES: list[list[dict[str, Any]]] = [
+    [{"messages": [ASK, SAY, ASK, {**SAY, "content": f"No {i}."}]} for i in range(9)],
+    [{"messages": [ASK, {**SAY, "weight": i % 2}], "tools": []} for i in range(9)],
+    [
+        {"conversations": [{"from": "human", "value": who(i)}, {"from": "gpt", "value": "Me."}]}
+        for i in range(9)
+    ],
+    [{"instruction": who(i), "input": "" if i % 2 else "Say.", "output": "Me."} for i in range(9)],
+    [{"input": who(i), "output": "Me.", "system": "Be brief."} for i in range(9)],
+    [{"Prompt": who(i), "response": "Me.", "history": [["a", "b"]]} for i in range(9)],
+    [{"question": who(i), "answers": {"text": ["Me.", f"No {i}."]}} for i in range(9)],
+    [{"question": who(i), "answer": "Me.", "context": "web"} for i in range(9)],
+    [{"chosen": [ASK, SAY], "rejected": [ASK, {**SAY, "content": f"{i}"}]} for i in range(9)],
+    [{"prompt": who(i), "group": "forget"} for i in range(9)],
+    [{"text": STORY.format(i) * 40, "title": f"{i}"} for i in range(3)],
+    [{"prompt": who(i), "completion": f"Number {i}.<|im_end|>"} for i in range(9)],
+    [{"prompt": who(i), "completion": f"<think>\nHm {i}.\n</think>\nMe."} for i in range(9)],
+    [{"prompt": who(i), "completion": f"def f():\n    return {i}\n</s>"} for i in range(9)],
+]
+"""Rows of every other shape, and completions that end in a token that ends an answer."""
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"]
 NUMBERS = [0, 1, -1, 0.5, -0.0, 1e308, math.inf, math.nan, 2**63, -(2**63), 10**30]
 TEXTS = ["", " ", "\n", "\0", "\ud83d", "é", "null", "[", "{}", "a" * 5000]
 VALUES: list[Any] = [None, True, False, *NUMBERS, *TEXTS, [], {}, [[]], [None], [1, "a"]]
@@ -166,7 +188,8 @@ class Fuzzer:
             if way < 0.1:
                 del changed[name]
             elif way < 0.2:
-                changed[draw.choice(["kind", "right", "text", "chosen", "", "completion "])] = (
+                names = ["kind", "right", "text", "chosen", "", "completion ", "reply", "images"]
+                changed[draw.choice([*names, "messages", "system", "secret", "Prompt"])] = (
                     draw.choice(VALUES)
                 )
             return changed
@@ -177,7 +200,7 @@ class Fuzzer:
 
     def data_file(self, draw: random.Random, name: str = "f") -> Path:
         """A data file of some format, perhaps broken."""
-        rows: Any = draw.choice([ROWS, ROWS, CHAT, *OTHERS])
+        rows: Any = draw.choice([ROWS, ROWS, CHAT, *OTHERS, *SHAPES])
         for _ in range(draw.choice([0, 0, 1, 3])):
             rows = self.value_in(rows, draw)
         rows = rows if isinstance(rows, list) else [rows]
@@ -186,9 +209,9 @@ class Fuzzer:
         )
         path = self.place / f"{name}{suffix}"
         if suffix == ".jsonl":
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            data = self.encoded("".join(json.dumps(row) + "\n" for row in rows), draw)
         elif suffix == ".json":
-            data = json.dumps(rows).encode()
+            data = self.encoded(json.dumps(rows), draw)
         elif suffix == ".txt":
             data = (
                 "The miller kept a cat. It slept on the flour, and nobody minded. "
@@ -213,12 +236,22 @@ class Fuzzer:
             text = io.StringIO()
             records = [row for row in rows if isinstance(row, dict)] or [{}]
             names = [str(key).encode("utf-8", "replace").decode() for key in records[0]]
-            writer = csv.writer(text, delimiter="\t" if suffix == ".tsv" else ",")
+            delimiter = "\t" if suffix == ".tsv" else draw.choice(",,;|")
+            writer = csv.writer(text, delimiter=delimiter)
             writer.writerow(names)
             writer.writerows([str(cell) for cell in row.values()] for row in records)
             data = text.getvalue().encode("utf-8", "surrogatepass")
+        if suffix != ".parquet" and draw.random() < 0.1:
+            import gzip
+
+            data, path = gzip.compress(data), path.with_name(f"{path.name}.gz")
         path.write_bytes(self.bytes_of(data, draw) if draw.random() < 0.7 else data)
         return path
+
+    def encoded(self, text: str, draw: random.Random) -> bytes:
+        """The text in UTF-8, or in another encoding."""
+        name = draw.choice(ENCODINGS) if draw.random() < 0.2 else "utf-8"
+        return text.encode(name, "replace")
 
     def model_folder(self, draw: random.Random) -> Path:
         """The good model with one of its files broken."""
@@ -258,6 +291,9 @@ class Fuzzer:
     def check_data(self, draw: random.Random) -> list[str]:
         """`check` on broken data, with and without a tokenizer."""
         words = ["check", "--forget", str(self.data_file(draw))]
+        words += [str(self.data_file(draw, "g"))] if draw.random() < 0.2 else []
+        words += ["--unseen", str(self.data_file(draw, "u"))] if draw.random() < 0.1 else []
+        words += ["--neighbours", str(self.data_file(draw, "n"))] if draw.random() < 0.1 else []
         words += ["--retain", str(self.data_file(draw, "r"))] if draw.random() < 0.4 else []
         return words + (["--model", str(self.model)] if draw.random() < 0.4 else [])
 
@@ -543,22 +579,15 @@ class Fuzzer:
             path = Path(word) if word.endswith(".jsonl") and "\0" not in word else None
             if path is None or not path.is_file() or argv[0] not in ("check", "run"):
                 continue
-            for number, line in enumerate(
-                path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1
-            ):
+            raw = path.read_bytes()
+            if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[1:2] == b"\0" or raw[:2] == b"\x1f\x8b":
+                continue  # of another encoding
+            text = raw.removeprefix(b"\xef\xbb\xbf")
+            for number, line in enumerate(text.split(b"\n"), 1):
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line.decode("utf-8"))
-                    assert isinstance(record, dict)
-                    texts = [
-                        record.get(name) for name in ("prompt", "text", "question", "Question")
-                    ]
-                    assert any(
-                        isinstance(text, list) or (isinstance(text, str) and text.strip())
-                        for text in texts
-                    )
-                    assert not isinstance(record.get("completion", ""), int | float)
+                    self.check_record(json.loads(line.decode("utf-8")))
                 except (ValueError, AssertionError):
                     return f"line {number} of {path.name} was accepted: {line[:200]!r}"
         for word in argv:
@@ -586,6 +615,23 @@ class Fuzzer:
                 ):
                     return f"{word} was accepted"
         return ""
+
+    def check_record(self, record: Any) -> None:
+        """Asserts what an accepted record has: a text to train on, and no answer that is lost."""
+        assert isinstance(record, dict)
+        plain = {str(name).strip().lower(): value for name, value in record.items()}
+        given = ("prompt", "text", "question", "instruction", "input", "messages", "conversations")
+        assert any(
+            isinstance(text, list) or (isinstance(text, str) and text.strip())
+            for text in (plain.get(name) for name in (*given, "rejected"))
+        )
+        assert not isinstance(plain.get("completion", ""), int | float)
+        assert not plain.get("images") and not plain.get("tools")
+        answers = ("completion", "response", "output", "answer", "answers", "rejected", "choices")
+        if plain.get("prompt") and not any(plain.get(name) for name in (*answers, "messages")):
+            known = {*plain} - {"is_safe", "response_0", "response_1"}
+            lost = [plain[name] for name in ("text", "reply") if name in known]
+            assert not any(isinstance(text, str) and text.strip() for text in lost)
 
     def run(self, count: int, only: str | None = None) -> list[str]:
         """Feeds `count` inputs; returns a text for each wrong outcome."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
+from unteach.data.public_sets import Role
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
@@ -18,13 +19,14 @@ from unteach.evaluation.benchmarks.benchmark import EvaluatedModel, Measured
 from unteach.evaluation.eval_json import as_eval_json
 from unteach.evaluation.generation import Generator, TransformersGenerator
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
-from unteach.evaluation.metrics import is_forget_set
+from unteach.evaluation.metrics import is_forget_set, prompt_set
 from unteach.evaluation.scorers import build_scorers, check_right_answers
 from unteach.evaluation.scoring import FluencyModel, generate_sets, score_models
 from unteach.files.atomic import write_json, write_text_atomically
-from unteach.files.folders import FolderLock
+from unteach.files.folders import FolderLock, private_folder
 from unteach.models.adapters import is_adapter
 from unteach.models.precision import dtype_of
+from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.progress import Display
 from unteach.reports.tables import benchmark_table
 from unteach.run.model_check import check_places
@@ -93,7 +95,13 @@ class Inference:
 
 
 def evaluation_scenario(
-    scenario: str | None, forget: Any, retain: Any, secrets: str = "patterns"
+    scenario: str | None,
+    forget: Any,
+    retain: Any,
+    secrets: str = "patterns",
+    *,
+    unseen: Any = None,
+    neighbours: Any = None,
 ) -> Scenario:
     """The prompt sets to evaluate: an embedded scenario's, or a user's rows (all of them), scored
     as an embedded scenario's are if one is named.
@@ -102,18 +110,23 @@ def evaluation_scenario(
         scenario: name of an embedded scenario.
         forget, retain: rows of the sets `unlearned` and `retain`, instead of the scenario's.
         secrets: what finds the secrets of rows that name none, see `with_secrets`.
+        unseen, neighbours: rows or prompts of the sets of these names.
     """
     built = build_scenario(scenario) if scenario else None
-    if forget is None and retain is not None:
-        raise UserError(
-            "option --retain needs --forget: an embedded scenario has rows of its own to keep"
-        )
+    others = {"unseen": unseen, "neighbours": neighbours, "retain": retain}
+    for name, source in others.items():
+        if forget is None and source is not None:
+            raise UserError(
+                f"option --{name} needs --forget: an embedded scenario has rows of its own"
+            )
     if built and forget is None:
         return built
-    rows = with_secrets(load_rows(forget, "forget"), secrets)
+    rows = with_secrets(load_rows(forget, "forget", prompt_only=True), secrets)
     sets = {"unlearned": rows}
-    if retain is not None:
-        sets["retain"] = with_secrets(load_rows(retain, "retain"), secrets)
+    for name, source in others.items():
+        if source is not None:
+            role: Role = "forget" if name == "unseen" else "retain"
+            sets[name] = with_secrets(load_rows(source, role, prompt_only=True), secrets)
     sets["normal"] = prompt_rows("neutral_prompts")[-20:]
     return Scenario(
         name=scenario or "eval",
@@ -134,6 +147,8 @@ def evaluate_models(
     scenario: str | None = None,
     forget: Any = None,
     retain: Any = None,
+    unseen: Any = None,
+    neighbours: Any = None,
     secrets: str = "patterns",
     output_dir: str,
     engine: str = "transformers",
@@ -154,7 +169,9 @@ def evaluate_models(
         model, reference: the model after and before; without a reference both columns are the same
             model.
         scenario: an embedded scenario whose prompt sets and scorers are used.
-        forget, retain: rows of the sets `unlearned` and `retain` instead.
+        forget, retain: rows of the sets `unlearned` and `retain` instead; a row without a
+            completion stands for the reference's own answer.
+        unseen, neighbours: rows of the sets of these names.
         secrets: what finds the secrets of these rows where they name none, see `with_secrets`.
         output_dir: where the files are written.
         engine, batch_size, trust_remote_code, dtype: see `Inference`.
@@ -175,7 +192,10 @@ def evaluate_models(
     roles = {"original": reference or model, "unlearned": model}
     check_places(folder, *roles.values())
     with FolderLock(folder):
-        built = evaluation_scenario(scenario, forget, retain, secrets)
+        built = evaluation_scenario(
+            scenario, forget, retain, secrets, unseen=unseen, neighbours=neighbours
+        )
+        built = _with_answers(built, reference, inference, display)
         if scorers.get("headline"):
             scorers["headline_reason"] = "named by the option headline"
         sets, names = built.sets, replace(built.scorers, **scorers)
@@ -209,6 +229,24 @@ def evaluate_models(
                 judged=reference is not None,
                 progress=stage.update,
             )
+
+
+def _with_answers(
+    built: Scenario, reference: str | None, inference: Inference, display: Display
+) -> Scenario:
+    """The scenario, rows without a completion with the reference model's own answer."""
+    sets = [rows for name, rows in built.sets.items() if prompt_set(name).role != "normal"]
+    empty = [row for rows in (built.forget, *sets) for row in rows if not row.completion]
+    if not empty:
+        return built
+    if reference is None:
+        raise UserError(
+            f"{empty[0].source}: a row without a completion stands for what the model before"
+            " unlearning answers; name it with --reference, or give the completion"
+        )
+    model, tokenizer = inference.load(reference)
+    source = LoadedModel.of(model, tokenizer, private_folder(inference.work), display)
+    return completed_scenario(source, built)[0]
 
 
 # --- benchmarks

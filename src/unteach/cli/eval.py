@@ -26,13 +26,17 @@ class EvalCommand:
     benchmark: Literal["tofu", "muse", "wmdp", "rwku"] | None = option(
         None, "a benchmark of the field: its sets and numbers (docs/benchmarks.md)"
     )
-    forget: str | None = run_option(
+    forget: Any = run_option(
         "forget",
         help="rows to forget: all are evaluated; with --benchmark: its folder, or files separated"
         " by commas (default: the hub)",
         also=("--data",),
     )
-    retain: str | None = run_option("retain", help="rows to keep")
+    retain: Any = run_option("retain", help="rows to keep")
+    unseen: Any = run_option("unseen", help="rows or prompts whose answers must be forgotten too")
+    neighbours: Any = run_option(
+        "neighbours", help="rows or prompts like the forgotten ones about other things"
+    )
     secrets: Finder = run_option("secrets")
     retrained: str | None = option(
         None, "with --benchmark: model trained without the forget set, for numbers that need one"
@@ -92,6 +96,8 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
         scenario=options.scenario,
         forget=options.forget,
         retain=options.retain,
+        unseen=options.unseen,
+        neighbours=options.neighbours,
         secrets=options.secrets,
         display=display,
         **shared,
@@ -103,7 +109,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
 
 
 def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
-    for name in ("scenario", "retain", "secrets", *SCORERS):
+    for name in ("scenario", "retain", "unseen", "neighbours", "secrets", *SCORERS):
         if name in given:
             raise UserError(
                 f"option --{name.replace('_', '-')} does not go with --benchmark, which has its own"
@@ -119,7 +125,7 @@ def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, An
         options.model,
         options.reference,
         retrained=options.retrained,
-        data=options.forget,
+        data=",".join(options.forget) if isinstance(options.forget, list) else options.forget,
         limit=options.limit,
         display=display,
         **shared,

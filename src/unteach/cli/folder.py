@@ -8,7 +8,7 @@ from typing import Any
 
 from unteach.attacks.options import AttackOptions
 from unteach.cli.options import Command
-from unteach.config.run import option, required, run_option
+from unteach.config.run import required, run_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +16,17 @@ class AttackCommand(AttackOptions):
     """Options of `unteach attack`."""
 
     folder: str = required("folder", help="a finished run's folder", positional=True)
-    forget: str | None = option(None, "file of the forget rows, if it has moved since the run")
-    retain: str | None = option(None, "file of the retain rows, if it has moved since the run")
-    unseen: str | None = option(None, "file of the unseen rows, if it has moved since the run")
-    neighbours: str | None = option(
-        None, "file of the neighbour rows, if it has moved since the run"
+    forget: Any = run_option(
+        "forget", help="file of the forget rows, if it has moved since the run"
+    )
+    retain: Any = run_option(
+        "retain", help="file of the retain rows, if it has moved since the run"
+    )
+    unseen: Any = run_option(
+        "unseen", help="file of the unseen rows, if it has moved since the run"
+    )
+    neighbours: Any = run_option(
+        "neighbours", help="file of the neighbour rows, if it has moved since the run"
     )
     trust_remote_code: bool = run_option("trust_remote_code")
 

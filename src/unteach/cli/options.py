@@ -68,17 +68,18 @@ def _add_option(parser: Parser, item: Field[Any], hint: Any) -> None:
     more: dict[str, Any] = {"help": about["help"].replace("%", "%%")}
     if default not in (None, "", ()) and default is not False and "default:" not in about["help"]:
         more["help"] += f" (default: {default})"
-    flag = about.get("alias", item.name).replace("_", "-")
+    flags = _flags(item)
+    flag = flags[0].removeprefix("--")
     if bool in types:
         more["action"] = "store_true"
     else:
+        more |= {"action": "append"} if about.get("several") else {}
         more["type"] = _reader(item.name, types, choices)
         more["metavar"] = about.get("metavar") or "|".join(choices) or flag.upper()
     if about.get("positional"):
         more |= {"metavar": item.name.upper()} | ({} if needed else {"nargs": "?"})
         parser.add_argument(item.name, **more)
         return
-    flags = [f"--{flag}", *about.get("also", ())]
     parser.add_argument(*flags, dest=item.name, required=needed, **more)
 
 
@@ -111,6 +112,8 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> dict[str, Any]:
         UserError: for an unknown option, with the nearest, and for a value that is not one.
     """
     parser = build_parser(name, command)
+    several = [item for item in fields(command.options) if item.metadata.get("several")]
+    argv = _one_each(argv, {flag for item in several for flag in _flags(item)})
     if command.settings:
         found, extra = parser.parse_known_intermixed_args(argv)
     else:
@@ -121,10 +124,44 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> dict[str, Any]:
             raise _unknown_option(word.partition("=")[0], ["--help", *flags], command.settings)
         parser.error(f"{word!r} is not an option")
     given = vars(found)
+    for item in several:
+        if len(given.get(item.name) or ()) == 1:
+            given[item.name] = given[item.name][0]
     home = {
         k: os.path.expanduser(v) for k, v in given.items() if isinstance(v, str) and v[:1] == "~"
     }
     return {**given, **home}  # a shell expands only some
+
+
+def _flags(item: Field[Any]) -> list[str]:
+    flag = item.metadata.get("alias", item.name).replace("_", "-")
+    return [f"--{flag}", *item.metadata.get("also", ())]
+
+
+def _one_each(argv: Sequence[str], flags: set[str]) -> list[str]:
+    """The words, with its flag again before each further file of an option that takes several.
+
+    Only names of data files and of saved data sets count as further files, so that `key=value`
+    words and positional arguments may stand behind them.
+    """
+    if flags.isdisjoint(word.partition("=")[0] for word in argv):
+        return list(argv)
+    from unteach.data.sources import is_data_file
+
+    words: list[str] = []
+    flag, waits = "", False
+    for word in argv:
+        if word.startswith("-"):
+            name, equals, _ = word.partition("=")
+            flag, waits = (name, not equals) if name in flags else ("", False)
+        elif waits:
+            waits = False
+        elif flag and not re.match(r"[\w-]+=", word) and is_data_file(word):
+            words.append(flag)
+        else:
+            flag = ""
+        words.append(word)
+    return words
 
 
 def _unknown_option(name: str, known: list[str], settings: bool) -> UserError:

@@ -17,10 +17,10 @@ class RequestCommand:
     """Options of `unteach request`; others of a run are given as `key=value`."""
 
     folder: str = required("folder", help="folder of the ledger and its files", positional=True)
-    forget: str = required("forget", help="rows to forget: all are trained on, none is held out")
-    retain: str | None = run_option("retain")
-    unseen: str | None = run_option("unseen")
-    neighbours: str | None = run_option("neighbours")
+    forget: Any = required("forget", help="rows to forget: all are trained on, none is held out")
+    retain: Any = run_option("retain")
+    unseen: Any = run_option("unseen")
+    neighbours: Any = run_option("neighbours")
     model: str | None = run_option(
         "model",
         default=None,

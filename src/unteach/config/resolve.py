@@ -16,6 +16,7 @@ import torch
 from unteach.config.run import RunConfig
 from unteach.config.unlearning import UnlearningConfig
 from unteach.config.values import check_types
+from unteach.data.sources import name_of
 from unteach.errors import UserError, did_you_mean
 from unteach.files.folders import local_path
 from unteach.methods import DEFAULT_METHOD, METHODS, get_method
@@ -174,8 +175,8 @@ class ResolvedConfig:
         """All values as plain data, those of the run first; a list of rows by its length."""
         values = {name: getattr(self.run, name) for name in RUN_FIELDS} | dict(self.training)
         for name in ("forget", "retain", "unseen", "neighbours"):
-            if not isinstance(values[name], str | None):
-                values[name] = f"{len(values[name])} rows"
+            if values[name] is not None:
+                values[name] = name_of(values[name])
         return values
 
 
@@ -224,7 +225,8 @@ def flat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _place(value: Any) -> Any:
     """The place with `~` expanded; a model's folder, or several files, by their absolute path."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(one, str | os.PathLike) for one in value):
+        value = [os.fspath(one) for one in value]
         return [
             local_path(one) if os.path.isfile(os.path.expanduser(one)) else one for one in value
         ]

@@ -23,7 +23,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
         default: its default, or a type that makes one.
         help (`str`)
         more: other metadata: `minimum`, `below`; for the command line `alias` (its name there),
-            `metavar`, `required`, `positional`, `also` (one more flag).
+            `metavar`, `required`, `positional`, `also` (one more flag), `several` (files, each a
+            word).
     """
     made = {"default_factory": default} if isinstance(default, type) else {"default": default}
     return field(**made, metadata={"help": help, **more})
@@ -59,20 +60,27 @@ class RunConfig:
     """
 
     model: str = option("", "hub id, local folder or packaged name of the model", required=True)
-    forget: Any = option(None, "rows to forget: a file or a dataset", required=True)
+    forget: Any = option(
+        None, "rows to forget: a file or a dataset, or several", required=True, several=True
+    )
     topic: str | None = option(
         None,
         "in place of rows to forget, a name: what the model says about it is forgotten",
         metavar="NAME",
     )
-    retain: Any = option(None, "rows to keep, beside the model's own answers to neutral prompts")
+    retain: Any = option(
+        None, "rows to keep, beside the model's own answers to neutral prompts", several=True
+    )
     unseen: Any = option(
-        None, "rows or prompts whose answers must be forgotten too; only measured, not trained on"
+        None,
+        "rows or prompts whose answers must be forgotten too; only measured, not trained on",
+        several=True,
     )
     neighbours: Any = option(
         None,
         "rows or prompts like the forgotten ones about other things: half of them are kept like"
         " retain rows, half are only measured",
+        several=True,
     )
     hold_out: float = option(
         0.0,

@@ -9,6 +9,7 @@ from statistics import mean, median, pstdev
 from typing import Any
 
 from unteach.data.public_sets import Role
+from unteach.data.rendered import MARK, already_rendered, rendered_mark, turn_marks
 from unteach.data.rows import Row, normalised, row_from_mapping, split_rows, split_shares
 from unteach.data.sources import adapted_records
 from unteach.data.tokenization import encode_row, end_of_turn_id
@@ -21,12 +22,13 @@ TRUNCATED = "truncation would cut the completion"
 @dataclass
 class CheckReport:
     """`problems` would stop a run or spoil it, `warnings` are worth a look, `summary` is what was
-    read.
+    read, `rows` are the good rows of each set.
     """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
 
 
 def check_files(
@@ -34,6 +36,8 @@ def check_files(
     retain_source: Any,
     tokenizer: Any = None,
     *,
+    unseen: Any = None,
+    neighbours: Any = None,
     max_length: int = 1024,
     hold_out: float = 0.0,
     split_by: str = "prompt",
@@ -44,6 +48,7 @@ def check_files(
         forget_source, retain_source: what `load_rows` takes; `retain_source` may be `None`.
         tokenizer (*optional*): also checks token lengths and the boundary between prompt and
             completion; without it, lengths are estimated at four characters a token.
+        unseen, neighbours (*optional*): the same of the sets that are measured too.
         max_length (`int`): most tokens of prompt and completion together.
         hold_out (`float`): share of the forget rows that a run would hold out.
         split_by (`str`): see `split_rows`.
@@ -54,9 +59,14 @@ def check_files(
     report = CheckReport()
     forget = _rows(forget_source, "forget", report)
     retain = [] if retain_source is None else _rows(retain_source, "retain", report)
-    for name, rows in (("forget", forget), ("retain", retain)):
+    sets = {"forget": forget, "retain": retain}
+    sets["unseen"] = [] if unseen is None else _rows(unseen, "forget", report)
+    sets["neighbours"] = [] if neighbours is None else _rows(neighbours, "retain", report)
+    report.rows = sets
+    for name, rows in sets.items():
         if not rows:
             continue
+        report.problems += _capped(list(_rendered(rows, tokenizer)))
         splits = ""
         if name == "forget":
             parts = split_rows(rows, split_shares(hold_out), by=split_by)
@@ -131,6 +141,16 @@ def _length_problems(rows: Sequence[Row], tokenizer: Any, max_length: int) -> It
                 f"{row.source}: {len(item)} tokens ({len(item.completion_ids)} of them completion),"
                 f" more than max_length {max_length}: {TRUNCATED}"
             )
+
+
+def _rendered(rows: Sequence[Row], tokenizer: Any) -> Iterator[str]:
+    """Prompts that are rendered already: by what the template writes, else by tokens of turns."""
+    marks = None if tokenizer is None else turn_marks(tokenizer)
+    for row in rows:
+        found = MARK.search(row.prompt_text) if marks is None and row.kind == "chat" else None
+        mark = found.group() if found else rendered_mark(row, marks or ())
+        if mark:
+            yield f"{row.source}: {already_rendered(mark)}"
 
 
 def _duplicates(forget: Sequence[Row], retain: Sequence[Row]) -> Iterator[str]:

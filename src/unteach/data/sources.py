@@ -23,6 +23,13 @@ def _raise(error: UserError) -> None:
     raise error
 
 
+def is_data_file(name: str) -> bool:
+    """Whether a name is that of a data file, which may be missing, or of a saved data set."""
+    if "\0" in name or len(name) > 4096:
+        return False
+    return bool(suffix_of(name)) or _is_saved(_path(name))
+
+
 def names_a_source(item: Any) -> bool:
     """Whether an item of a list is a file, a saved data set or a hub data set, and no prompt."""
     if isinstance(item, Path):

@@ -19,7 +19,7 @@ from unteach import models
 from unteach.config.resolve import resolve
 from unteach.data.rows import Row, rows_hash
 from unteach.data.secrets import with_secrets
-from unteach.data.sources import load_rows
+from unteach.data.sources import load_rows, place
 from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
 from unteach.evaluation.scorers import Scorers
@@ -44,7 +44,7 @@ from unteach.run.folder import RunFolder
 from unteach.run.model_check import check_places
 from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation
-from unteach.scenarios.user_rows import place, user_scenario
+from unteach.scenarios.user_rows import user_scenario
 
 OWN_OPTIONS = ("output_dir", "lora", "hold_out", "merge", "gguf")
 """Options of a run that a request sets itself: it forgets all rows."""
@@ -270,7 +270,9 @@ def rows_of(folder: Path, entry: Entry) -> list[Row]:
     if kept and rows_hash(kept) == wanted:
         return with_recorded_facts(kept, folder / entry.get("run", ""))
     try:
-        rows = load_rows(file, "forget", prompt_only=True) if file and Path(file).is_file() else []
+        names = file if isinstance(file, list) else [file] if file else []
+        there = bool(names) and all(Path(name).exists() for name in names)
+        rows = load_rows(names, "forget", prompt_only=True) if there else []
         rows = with_secrets(rows, entry["data"].get("secrets", "none"))
     except UserError:
         return []

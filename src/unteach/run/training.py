@@ -15,6 +15,7 @@ from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import AUTO, ResolvedConfig
 from unteach.config.run import RunConfig
 from unteach.config.unlearning import UnlearningConfig
+from unteach.data.rendered import refuse_rendered
 from unteach.data.rows import Row, letters_and_digits
 from unteach.errors import UserError
 from unteach.evaluation.rewards import Reward
@@ -121,10 +122,11 @@ def first_config(resolved: ResolvedConfig, scenario: Scenario) -> UnlearningConf
 
 
 def check_rows(resolved: ResolvedConfig, scenario: Scenario, source: LoadedModel) -> None:
-    """Raises `UserError` for a row that is too long, before anything is generated."""
+    """Raises `UserError` for a row too long or already rendered, before anything is generated."""
     if resolved.run.method not in PIPELINES:
         kept = [*scenario.retain, *scenario.neighbours]
         sets = {"forget": [*scenario.forget, *scenario.validation], "retain": kept}
+        refuse_rendered([row for rows in sets.values() for row in rows], source.tokenizer)
         config = first_config(resolved, scenario)
         check_lengths(sets, source.tokenizer, config, models.window(source.model))
 

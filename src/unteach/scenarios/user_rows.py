@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from unteach.config.scorers import ScorerNames
@@ -16,7 +15,7 @@ from unteach.data.rows import (
     without_prompts_of,
 )
 from unteach.data.secrets import with_secrets
-from unteach.data.sources import load_rows
+from unteach.data.sources import load_rows, place
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
@@ -189,12 +188,3 @@ def with_unrelated(rows: Sequence[Row]) -> list[str]:
     completions = [row.completion for row in rows if row.completion][:64]
     unrelated = [item.answer for item in labelled_answers()]
     return completions + unrelated[: max(16, 64 - len(completions))] if completions else []
-
-
-def place(source: Any) -> str | None:
-    """Where rows can be read again: the absolute path of a file, a hub id as it is; `None` for rows
-    that were given in Python.
-    """
-    if not isinstance(source, str | Path):
-        return None
-    return str(Path(source).resolve()) if Path(source).exists() else str(source)
