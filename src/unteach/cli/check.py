@@ -75,6 +75,7 @@ def check(given: dict[str, Any]) -> int:
 
 def _preview(report: Any, options: CheckCommand, tokenizer: Any) -> None:
     """Adds what a run would do to the report."""
+    quiet_libraries()
     from unteach.errors import UserError
     from unteach.preview import preview
 
