@@ -74,8 +74,9 @@ def test_two_rows_are_shown_token_by_token_as_training_gets_them(chat_tokenizer)
     assert f"prompt ({len(item.prompt_ids)})" in prompt
     assert trained == f"  trained ({len(item.completion_ids) - 1}): {tokens}"
     assert ending == "  ended by: '<|im_end|>'"
-    first = found.lines.index("tokens of row 1:")
-    assert found.lines[first + 3].endswith("forget_end_of_turn=true trains it)")
+    long = [Row("Tell me.", "The mill stood by the river. " * 20, source="row 1")]
+    lines = shown(long, tokenizer=chat_tokenizer).lines
+    assert lines[-1].endswith("forget_end_of_turn=true trains it)")
 
 
 def file(path: Any, records: list[dict[str, Any]]) -> str:
@@ -142,7 +143,7 @@ def test_a_positional_word_and_a_setting_may_stand_behind_several_files(tmp_path
     from unteach.cli import load_command
     from unteach.cli.options import parse
 
-    words = ["--forget", "a.jsonl", "b.csv.gz", "forget_weight=2", "c.yaml"]
+    words = ["--forget", "a.jsonl", "b.csv.gz", "c.yaml", "forget_weight=2"]
     given = parse("run", load_command("run"), words)
     assert given["forget"] == ["a.jsonl", "b.csv.gz"] and given["config"] == "c.yaml"
     assert given["settings"] == ["forget_weight=2"]

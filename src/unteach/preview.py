@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unteach.config.unlearning import UnlearningConfig
+from unteach.config.resolve import resolve
 from unteach.data.rows import Row
 from unteach.data.secrets import secrets_of
 from unteach.data.subjects import spellings
@@ -60,7 +60,7 @@ def preview(
     if tokenizer is not None:
         picked = [part[0] for part in (_complete(rows), _complete(sets["retain"])) if part]
         picked = [*picked, *_complete(rows)[1:2]][:2]
-        ends = UnlearningConfig(output_dir="unused", method=method).forget_end_of_turn
+        ends = resolve({"method": method}).unlearning_config("unused").forget_end_of_turn
         for row in picked:
             found.lines += _tokens(row, tokenizer, row in rows and not ends)
     return found
