@@ -41,15 +41,16 @@ comment comments meta metadata info severity_level is_safe
 """.split()  # noqa: SIM905
 """Columns that a row of a prompt alone may have: they say of the prompt which one it is."""
 MEANT = {
-    "completion": """
-        reply continuation generation generated generated_text target label gold result assistant
-        bot model_output model_answer bad_answer bad_completion answer_text final_answer text chosen
-        rejected value summary body content
-    """.split(),  # noqa: SIM905
-    "prompt": "promt promts prompts human request inputs title questions instructions".split(),  # noqa: SIM905
-    "text": "content body passage document article story sentence paragraph texts".split(),  # noqa: SIM905
-    "messages": "message dialog dialogue chat turns chats".split(),  # noqa: SIM905
-    "secret": "secrets secret_text facts fact pii".split(),  # noqa: SIM905
+    "completion": (
+        *("reply", "continuation", "generation", "generated", "generated_text", "target", "label"),
+        *("gold", "result", "assistant", "bot", "model_output", "model_answer", "bad_answer"),
+        *("bad_completion", "answer_text", "final_answer", "text", "chosen", "rejected", "value"),
+        *("summary", "body", "content"),
+    ),
+    "prompt": ("promt", "promts", "prompts", "human", "request", "inputs", "questions"),
+    "text": ("content", "body", "passage", "document", "article", "story", "paragraph", "texts"),
+    "messages": ("message", "dialog", "dialogue", "chat", "turns", "chats"),
+    "secret": ("secrets", "secret_text", "facts", "fact", "pii"),
 }
 """Other names of a field."""
 LONGEST_COLUMN = 200
