@@ -51,7 +51,9 @@ def preview(
         UserError: for sets that a run refuses together.
     """
     found, rows = Preview(), sets["forget"]
-    others = {name: sets[name] or None for name in ("retain", "unseen", "neighbours")}
+    others: dict[str, Any] = {
+        name: sets[name] or None for name in ("retain", "unseen", "neighbours")
+    }
     retain = others.pop("retain")
     found.warnings += user_scenario(rows, retain, **others, **split, secrets=secrets).notes
     method, why = method_for(rows)
