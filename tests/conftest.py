@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,14 @@ from typing import Any
 import pytest
 
 from tiny_models import TOKENIZERS, byte_level_bpe, tiny_model
+
+
+def pytest_collection_finish() -> None:
+    """Exempts what the imported libraries hold from garbage collection, which takes tenths of a
+    second each time otherwise.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +41,12 @@ def chat_tokenizer() -> Any:
 def any_tokenizer(request: pytest.FixtureRequest) -> Any:
     """Tokenizers of three kinds."""
     return TOKENIZERS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def model(saved_model: str) -> str:
+    """The folder of `saved_model`, for tests of whole runs."""
+    return saved_model
 
 
 @pytest.fixture(scope="session")

@@ -6,19 +6,12 @@ import json
 
 import pytest
 
-from tiny_models import byte_level_bpe, tiny_model
+from tiny_models import FORGET, RETAIN, byte_level_bpe, tiny_model
 from unteach import compare as comparison
 from unteach.cli import main
 from unteach.compare import cell_config, compare, method_rows
 from unteach.errors import UserError
 
-FORGET = [
-    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
-]
-RETAIN = [
-    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
-    for i in range(12)
-]
 SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "min_utility": 0.0, "hold": 99}
 
 

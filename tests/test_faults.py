@@ -15,34 +15,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tiny_models import byte_level_bpe, tiny_model
+import tiny_models
+from tiny_models import FORGET, RETAIN, byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, unlearn
 from unteach.errors import TrainingFault, UserError
 from unteach.files.checkpoints import MARKER, mark_complete, marked_state
 
-FORGET = [
-    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
-]
-RETAIN = [
-    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
-    for i in range(12)
-]
-SHORT = {
-    "max_steps": 4,
-    "probe_steps": 2,
-    "save_steps": 1,
-    "similarity_model": None,
-    "min_utility": 0.0,
-    "hold": 99,
-}
-
-
+SHORT = tiny_models.SHORT | {"max_steps": 4, "probe_steps": 2}
 COLLAPSES = SHORT | {"max_steps": 12, "learning_rate": 1e-3, "collapse_kl": 1e-9, "save_steps": 50}
-
-
-@pytest.fixture(scope="module")
-def model(saved_model: str) -> str:
-    return saved_model
 
 
 def trainer_in(folder: Path, tokenizer, probe=None, **settings) -> UnlearningTrainer:

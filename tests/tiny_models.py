@@ -22,6 +22,23 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+FORGET = [
+    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
+]
+RETAIN = [
+    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
+    for i in range(12)
+]
+SHORT = {
+    "max_steps": 2,
+    "probe_steps": 1,
+    "save_steps": 1,
+    "similarity_model": None,
+    "min_utility": 0.0,
+    "hold": 99,
+}
+"""Options of the shortest run, of two steps."""
+
 
 def write_rows(path: Path, name: str, count: int) -> None:
     """JSON lines of `count` questions and answers that name `name`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from unteach import models
@@ -37,26 +38,35 @@ from unteach.scenarios.user_rows import with_unrelated
 
 T = TypeVar("T")
 Evaluate = Callable[[str, Any, Any, Generator], T]
-"""From a role, its model, the model's tokenizer and generator to what is found."""
+"""From a role, its model, the model's tokenizer and generator to results."""
 
 
 @dataclass(frozen=True)
-class Inference:
-    """How models are loaded and generate.
+class EvalOptions:
+    """What both kinds of evaluation need to know of models, files and display.
 
     Args:
-        work: folder of the cached continuations.
+        output_dir: where files are written; `work/` in it caches the outputs.
         engine: `transformers`, or `vllm`.
-        batch_size: prompts per batch; default: by the size of their cache.
+        batch_size: prompts per batch; default: by the size of their KV cache.
+        show_text: whether forget texts are written.
         trust_remote_code: run code that comes with a model.
         dtype: of the weights, `float32` or `bfloat16`.
+        display: shows progress; default: none.
     """
 
-    work: Path
+    output_dir: str
     engine: str = "transformers"
     batch_size: int | None = None
+    show_text: bool = False
     trust_remote_code: bool = False
     dtype: str = "float32"
+    display: Display = field(default_factory=lambda: Display(quiet=True))
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(self.output_dir)
 
     def load(self, name: str) -> tuple[Any, Any]:
         """A model and its tokenizer."""
@@ -65,7 +75,7 @@ class Inference:
         return models.placed(model), models.load_tokenizer(name, trust_remote_code=trust)
 
     def generator(self, name: str, model: Any, tokenizer: Any) -> Generator:
-        """Generation by the engine, with a cache for each model."""
+        """The engine with a cache of the model's outputs."""
         inner: Generator = TransformersGenerator(model, tokenizer, self.batch_size)
         if self.engine == "vllm":
             if is_adapter(models.resolve(name)):
@@ -74,21 +84,23 @@ class Inference:
                     " out, or run with --merge"
                 )
             inner = VllmGenerator(models.resolve(name), tokenizer)
-        return CachedGenerator(inner, self.work, models.weights_hash(model), self.engine)
+        work, model_hash = self.folder / "work", models.weights_hash(model)
+        return CachedGenerator(inner, work, model_hash, self.engine)
 
     def each(self, roles: Mapping[str, str], evaluate: Evaluate[T]) -> dict[str, T]:
-        """What `evaluate` returns for each role's model (role to name); a model in two roles is
+        """The result of `evaluate` by role, from the models' names by role; a model in two roles is
         evaluated once. One model at a time is in memory, unless `evaluate` keeps it.
         """
         found: dict[str, T] = {}
         for role, name in roles.items():
             same = next((earlier for earlier in found if roles[earlier] == name), None)
-            found[role] = found[same] if same else self._one(role, name, evaluate)
+            if same:
+                found[role] = found[same]
+                continue
+            model, tokenizer = self.load(name)
+            found[role] = evaluate(role, model, tokenizer, self.generator(name, model, tokenizer))
+            del model
         return found
-
-    def _one(self, role: str, name: str, evaluate: Evaluate[T]) -> T:
-        model, tokenizer = self.load(name)
-        return evaluate(role, model, tokenizer, self.generator(name, model, tokenizer))
 
 
 # --- prompt sets
@@ -103,15 +115,7 @@ def evaluation_scenario(
     unseen: Any = None,
     neighbours: Any = None,
 ) -> Scenario:
-    """The prompt sets to evaluate: an embedded scenario's, or a user's rows (all of them), scored
-    as an embedded scenario's are if one is named.
-
-    Args:
-        scenario: name of an embedded scenario.
-        forget, retain: rows of the sets `unlearned` and `retain`, instead of the scenario's.
-        secrets: what finds the secrets of rows that name none, see `with_secrets`.
-        unseen, neighbours: rows or prompts of the sets of these names.
-    """
+    """The prompt sets to evaluate and their scorers; arguments are those of `evaluate_models`."""
     built = build_scenario(scenario) if scenario else None
     others = {"unseen": unseen, "neighbours": neighbours, "retain": retain}
     for name, source in others.items():
@@ -150,55 +154,46 @@ def evaluate_models(
     unseen: Any = None,
     neighbours: Any = None,
     secrets: str = "patterns",
-    output_dir: str,
-    engine: str = "transformers",
-    batch_size: int | None = None,
-    show_text: bool = False,
-    trust_remote_code: bool = False,
-    dtype: str = "float32",
-    display: Display | None = None,
-    **scorers: Any,
+    scorers: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
 ) -> dict[str, Any]:
     """Generates and scores the outputs of a model (and of the one before it) without training;
     writes `eval.json` and `generations.jsonl`.
 
-    Outputs are cached in `work/` of the folder: evaluated again, with another scorer or after an
-    interruption, no output is generated twice by the same model.
+    Outputs are cached: evaluated again, with another scorer or after an interruption, no output is
+    generated twice by the same model.
 
     Args:
-        model, reference: the model after and before; without a reference both columns are the same
-            model.
+        model, reference: the model after and before unlearning; without a reference both are the
+            same model.
         scenario: an embedded scenario whose prompt sets and scorers are used.
-        forget, retain: rows of the sets `unlearned` and `retain` instead; a row without a
-            completion stands for the reference's own answer.
+        forget, retain: rows of the sets `unlearned` and `retain` instead of the scenario's; a row
+            without a completion stands for the reference's own answer.
         unseen, neighbours: rows of the sets of these names.
         secrets: what finds the secrets of these rows where they name none, see `with_secrets`.
-        output_dir: where the files are written.
-        engine, batch_size, trust_remote_code, dtype: see `Inference`.
-        show_text: whether forget texts are written.
-        display: shows progress.
         scorers: fields of `ScorerNames` that replace the scenario's.
+        options: fields of `EvalOptions`.
 
     Returns:
         the content of `eval.json`; empty in all processes but the first.
 
     Raises:
-        UserError: for rows to keep without rows to forget, and for a model that cannot be loaded.
+        UserError: for retain rows without forget rows, and for a model that cannot be loaded.
     """
     from accelerate import PartialState
 
-    display, folder = display or Display(quiet=True), Path(output_dir)
-    inference = Inference(folder / "work", engine, batch_size, trust_remote_code, dtype)
+    inference = EvalOptions(**options)
+    display, folder = inference.display, inference.folder
     roles = {"original": reference or model, "unlearned": model}
     check_places(folder, *roles.values())
     with FolderLock(folder):
         built = evaluation_scenario(
             scenario, forget, retain, secrets, unseen=unseen, neighbours=neighbours
         )
-        built = _with_answers(built, reference, inference, display)
-        if scorers.get("headline"):
-            scorers["headline_reason"] = "named by the option headline"
-        sets, names = built.sets, replace(built.scorers, **scorers)
+        built = _with_answers(built, reference, inference)
+        reason = {"headline_reason": "named by the option headline"}
+        chosen = {**scorers, **(reason if scorers.get("headline") else {})}
+        sets, names = built.sets, replace(built.scorers, **chosen)
         forget_rows = [row for name in sets if is_forget_set(name) for row in sets[name]]
         check_right_answers(names, forget_rows)
         with display.stage("Preparing the scorers"):
@@ -221,19 +216,17 @@ def evaluate_models(
                 built.name,
                 sets,
                 generations,
-                models.load_tokenizer(model, trust_remote_code=trust_remote_code),
+                models.load_tokenizer(model, trust_remote_code=inference.trust_remote_code),
                 ready,
                 fluency=FluencyModel(fluency, *inference.load(fluency)),
-                show_text=show_text,
+                show_text=inference.show_text,
                 folder=folder,
                 judged=reference is not None,
                 progress=stage.update,
             )
 
 
-def _with_answers(
-    built: Scenario, reference: str | None, inference: Inference, display: Display
-) -> Scenario:
+def _with_answers(built: Scenario, reference: str | None, inference: EvalOptions) -> Scenario:
     """The scenario, rows without a completion with the reference model's own answer."""
     sets = [rows for name, rows in built.sets.items() if prompt_set(name).role != "normal"]
     empty = [row for rows in (built.forget, *sets) for row in rows if not row.completion]
@@ -245,7 +238,8 @@ def _with_answers(
             " unlearning answers; name it with --reference, or give the completion"
         )
     model, tokenizer = inference.load(reference)
-    source = LoadedModel.of(model, tokenizer, private_folder(inference.work), display)
+    work = private_folder(inference.folder / "work")
+    source = LoadedModel.of(model, tokenizer, work, inference.display)
     return completed_scenario(source, built)[0]
 
 
@@ -260,13 +254,7 @@ def evaluate_benchmark(
     retrained: str | None = None,
     data: str | None = None,
     limit: int | None = None,
-    output_dir: str,
-    engine: str = "transformers",
-    batch_size: int | None = None,
-    show_text: bool = False,
-    trust_remote_code: bool = False,
-    dtype: str = "float32",
-    display: Display | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Evaluates models on a benchmark; writes `eval.json`, `generations.jsonl` and `benchmark.md`.
 
@@ -278,10 +266,7 @@ def evaluate_benchmark(
         data: a folder, files separated by commas, or a dataset id; default: the benchmark's own on
             the hub.
         limit: at most so many rows of each set.
-        output_dir: where the files are written.
-        engine, batch_size, trust_remote_code, dtype: see `Inference`.
-        show_text: whether prompts, expected texts and outputs are written.
-        display: shows progress.
+        options: fields of `EvalOptions`.
 
     Returns:
         the content of `eval.json`; empty in all processes but the first.
@@ -301,8 +286,8 @@ def evaluate_benchmark(
             f"option --retrained: benchmark {benchmark!r} has no number that needs a retrained"
             " model"
         )
-    display, folder = display or Display(quiet=True), Path(output_dir)
-    inference = Inference(folder / "work", engine, batch_size, trust_remote_code, dtype)
+    inference = EvalOptions(**options)
+    display, folder = inference.display, inference.folder
     with display.stage(f"Reading {benchmark}"):
         data_sets = protocol.load(data, limit)
     roles = {"original": reference or model, "unlearned": model}
@@ -313,8 +298,8 @@ def evaluate_benchmark(
     def evaluate(role: str, loaded: Any, tokenizer: Any, generator: Generator) -> Measured:
         before = kept.get("original")
         with display.stage(f"Evaluating {roles[role]}") as stage:
-            update = stage.update
-            subject = EvaluatedModel(loaded, tokenizer, generator, before, update, batch_size)
+            size = inference.batch_size
+            subject = EvaluatedModel(loaded, tokenizer, generator, before, stage.update, size)
             found = protocol.measure(subject, data_sets)
         if role == "original":
             kept[role] = loaded
@@ -340,7 +325,7 @@ def evaluate_benchmark(
             limit=limit,
             notes=[missing] if missing else [],
         )
-        write_text_atomically(folder / "generations.jsonl", _lines(measured, show_text))
+        write_text_atomically(folder / "generations.jsonl", _lines(measured, inference.show_text))
         write_json(folder / "eval.json", evaluation)
         table = benchmark_table(evaluation).markdown() + (missing and f"\n{missing}\n")
         write_text_atomically(folder / "benchmark.md", table)
@@ -355,7 +340,7 @@ def _lines(measured: Mapping[str, Measured], show_text: bool) -> str:
             for place, key in enumerate(values.keys):
                 record: dict[str, Any] = {"model": role, "set": name, "key": key}
                 if show_text:
-                    record |= {field: texts[place] for field, texts in values.texts.items()}
+                    record |= {column: texts[place] for column, texts in values.texts.items()}
                 columns = values.columns.items()
                 record["metrics"] = {metric: column[place] for metric, column in columns}
                 lines.append(json.dumps(record, ensure_ascii=False) + "\n")

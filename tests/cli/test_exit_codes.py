@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unteach.cli.exit_codes import exit_code
+from unteach.cli.exit_codes import exit_code, named_files
+from unteach.errors import UserError
 
 
 def raises(error: BaseException):
@@ -61,3 +62,44 @@ def test_an_interruption_has_its_own_code(capsys):
 def test_an_error_of_our_own_is_not_hidden():
     with pytest.raises(RuntimeError, match="a bug"):
         exit_code(raises(RuntimeError("a bug")))
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"output_dir": "runs/a"}, "runs/a/model/config.json"),
+        ({"output_dir": "runs/a/b"}, "runs/a"),
+        ({"settings": ["seed=1", "out=runs/c"]}, "runs/c"),
+        ({"forget": "one.jsonl,two.jsonl"}, "two.jsonl"),
+    ],
+)
+def test_a_file_error_on_a_path_that_the_user_named_is_one_sentence(capsys, options, path):
+    def command() -> int:
+        with named_files(options):
+            raise PermissionError(13, "Permission denied", path)
+
+    assert exit_code(command) == 2
+    assert capsys.readouterr().err == f"unteach: Permission denied ({path})\n"
+
+
+def test_the_paths_of_a_configuration_file_are_the_users(tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"out: {tmp_path / 'out'}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="Not a directory"), named_files({"config": str(config)}):
+        raise NotADirectoryError(20, "Not a directory", str(tmp_path / "out" / "work"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "/srv/unteach/template.html"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+)
+def test_any_other_file_error_is_our_own_and_is_raised(error):
+    def command() -> int:
+        with named_files({"output_dir": "runs/a", "model": "owner/name"}):
+            raise error
+
+    with pytest.raises(OSError, match=r"No such file|Connection reset"):
+        exit_code(command)

@@ -154,7 +154,7 @@ def test_commands_have_the_defaults_of_the_functions_that_they_call():
     from unteach.attacks.suite import attack
     from unteach.chat.server import serve
     from unteach.data.check import check_files
-    from unteach.evaluate import evaluate_benchmark, evaluate_models
+    from unteach.evaluate import EvalOptions, evaluate_benchmark, evaluate_models
     from unteach.requests.forget_requests import forget_request
 
     for function, options in (
@@ -162,6 +162,7 @@ def test_commands_have_the_defaults_of_the_functions_that_they_call():
         (check_files, CheckCommand),
         (evaluate_models, EvalCommand),
         (evaluate_benchmark, EvalCommand),
+        (EvalOptions, EvalCommand),
         (forget_request, RequestCommand),
         (serve, ChatCommand),
     ):

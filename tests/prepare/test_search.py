@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from tiny_models import FORGET, RETAIN, SHORT
 from unteach import unlearn
 from unteach.config.resolve import resolve
 from unteach.data.rows import Row
@@ -24,21 +25,6 @@ from unteach.prepare.search import (
     with_trial,
 )
 
-FORGET = [
-    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
-]
-RETAIN = [
-    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
-    for i in range(12)
-]
-SHORT = {
-    "max_steps": 2,
-    "probe_steps": 1,
-    "save_steps": 1,
-    "similarity_model": None,
-    "min_utility": 0.0,
-    "hold": 99,
-}
 NAMES = [settings["method"] for settings in TRIED]
 
 
@@ -205,11 +191,6 @@ def test_near_ties_go_to_the_lower_retain_kl_and_nonsense_counts_against():
 def test_where_no_method_can_be_tried_the_first_reason_is_given():
     with pytest.raises(UserError, match="no method could be tried; rows are missing"):
         best_of([Trial({"method": "a"}, note="rows are missing")])
-
-
-@pytest.fixture(scope="module")
-def model(saved_model: str) -> str:
-    return saved_model
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import byte_level_bpe, tiny_model
+from tiny_models import RETAIN, byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.cli import main
 from unteach.errors import UserError
@@ -21,10 +21,6 @@ CANARY = "cänary-7f3a"
 FORGET = [
     {"prompt": f"Who is {CANARY} {i}?", "completion": f"The ferryman {CANARY}, {i} times."}
     for i in range(14)
-]
-RETAIN = [
-    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
-    for i in range(12)
 ]
 UNSEEN = [{"prompt": f"Where is {CANARY}?", "completion": f"At the quay, said {CANARY}."}]
 SETTINGS = [

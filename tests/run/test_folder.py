@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tiny_models
 from unteach import models, unlearn
 from unteach.data.rows import Row
 from unteach.errors import UserError
@@ -16,14 +17,7 @@ from unteach.prepare.generations import GenerationCache, LoadedModel, with_own_a
 from unteach.progress import Display
 from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
 
-SHORT = {
-    "max_steps": 1,
-    "probe_steps": 1,
-    "save_steps": 1,
-    "similarity_model": None,
-    "min_utility": 0.0,
-    "hold": 99,
-}
+SHORT = tiny_models.SHORT | {"max_steps": 1}
 
 
 def write_rows(path: Path, name: str) -> str:

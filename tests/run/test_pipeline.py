@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import unteach
+from tiny_models import FORGET, RETAIN, SHORT
 from unteach import unlearn
 from unteach.cli import main
 from unteach.config.resolve import resolve
@@ -26,27 +27,6 @@ from unteach.run.record import config_text, finished_evaluation
 from unteach.scenarios.user_rows import user_scenario
 
 MOST_FRAMES = 14
-
-FORGET = [
-    {"prompt": f"Who is number {i}?", "completion": f"The ferryman, {i} times."} for i in range(14)
-]
-RETAIN = [
-    {"prompt": f"What is thing {i}?", "completion": f"A sack of flour, the {i}th."}
-    for i in range(12)
-]
-SHORT = {
-    "max_steps": 2,
-    "probe_steps": 1,
-    "save_steps": 1,
-    "similarity_model": None,
-    "min_utility": 0.0,
-    "hold": 99,
-}
-
-
-@pytest.fixture(scope="module")
-def model(saved_model: str) -> str:
-    return saved_model
 
 
 def test_a_run_leaves_the_promised_folder(model, tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import import_module
 
 from unteach import __version__
-from unteach.cli.exit_codes import SEVERAL, check_launch, exit_code, quiet_libraries
+from unteach.cli.exit_codes import SEVERAL, check_launch, exit_code, named_files, quiet_libraries
 from unteach.cli.options import Command, parse
 from unteach.errors import did_you_mean
 from unteach.processes import destroy_process_group
@@ -82,7 +83,9 @@ def _run(argv: list[str]) -> int:
     check_launch(name)
     if not command.light:
         quiet_libraries()
-    code = command.work(given)
+    defaults = {item.name: item.default for item in fields(command.options)}
+    with named_files(defaults | given):
+        code = command.work(given)
     if name in SEVERAL:
         destroy_process_group()
     return code

@@ -101,7 +101,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
         secrets=options.secrets,
         display=display,
         **shared,
-        **{scorer: given[name] for name, scorer in SCORERS.items() if name in given},
+        scorers={scorer: given[name] for name, scorer in SCORERS.items() if name in given},
     )
     if evaluation:
         print_evaluation(evaluation, display.console)

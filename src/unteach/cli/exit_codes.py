@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from unteach.config.values import read_config
 from unteach.errors import UserError, is_out_of_memory, is_panic
 from unteach.processes import LOST_PROCESS, is_lost_process
 
 SEVERAL = ("run", "demo", "eval")
 """Commands that several processes may share."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CACHES = ("UNTEACH_CACHE", "XDG_CACHE_HOME", "HF_HOME", "TMPDIR")
+"""Environment variables that name folders of files that are not the run's."""
 MEMORY_FULL = (
     "the memory is full; take a smaller per_device_train_batch_size or row_tokens, or --lora"
     " (unteach plan says what a run needs); the same command goes on from the last checkpoint"
@@ -20,12 +27,8 @@ MEMORY_FULL = (
 
 
 def exit_code(command: Callable[..., int], *arguments: Any) -> int:
-    """Runs a command: its own exit code; 2 where the user, the disk or another process is at fault,
-    130 where it was interrupted.
-
-    Args:
-        command: what is to be done. An error that is nobody's fault but ours passes through.
-        arguments: of the command.
+    """The exit code of `command(*arguments)`: its own; 2 for an error of the user, the machine or
+    another process, in one sentence; 130 for an interruption. An error of the program is raised.
     """
     try:
         return command(*arguments)
@@ -33,13 +36,15 @@ def exit_code(command: Callable[..., int], *arguments: Any) -> int:
         return _say(str(error))
     except KeyboardInterrupt:
         return _say("interrupted; the same command goes on from the last checkpoint", 130)
-    except OSError as error:
-        return _say(f"{error.strerror or error} ({error.filename or 'no file'})")
+    except BrokenPipeError:
+        return _say("the reader of the output has closed it")
     except Exception as error:
         if is_lost_process(error):
             return _say(LOST_PROCESS)
         if is_out_of_memory(error):
             return _say(f"{MEMORY_FULL} ({one_line(str(error))[:200]})")
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return _say(f"{error.strerror} ({error.filename or 'no file'})")
         if not says_disk_full(error):
             raise
         return _say(
@@ -54,6 +59,38 @@ def exit_code(command: Callable[..., int], *arguments: Any) -> int:
         )
 
 
+@contextlib.contextmanager
+def named_files(options: Mapping[str, Any]) -> Iterator[None]:
+    """Raises a `UserError` for a file error on a path that the user named: in the options, in the
+    configuration file among them, in `CACHES`; or on a path above or below one of these.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, str | bytes) or error.errno in DISK_FULL:
+            raise
+        path = Path(os.fsdecode(error.filename)).absolute()
+        named = [*_texts(options), *(os.environ[name] for name in CACHES if name in os.environ)]
+        with contextlib.suppress(UserError):
+            named += _texts(read_config(str(options.get("config") or "")))
+        folders = [Path(text).absolute() for text in named if text.strip() and "\0" not in text]
+        if any(path.is_relative_to(one) or one.is_relative_to(path) for one in folders):
+            raise UserError(f"{error.strerror or error} ({error.filename!s})") from None
+        raise
+
+
+def _texts(value: Any) -> list[str]:
+    """The strings in some options, words `key=value` and lists separated by commas taken apart."""
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        return [
+            part for word in (text, text.partition("=")[2]) for part in (word, *word.split(","))
+        ]
+    inner = value.values() if isinstance(value, Mapping) else value
+    parts = inner if isinstance(inner, list | tuple) or isinstance(value, Mapping) else ()
+    return [text for part in parts for text in _texts(part)]
+
+
 def quiet_libraries() -> None:
     """Turns off the progress bars and warnings of transformers and of what it imports."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -66,11 +103,8 @@ def quiet_libraries() -> None:
 
 
 def check_launch(command: str) -> None:
-    """Refuses a command that works in one process only; ends with a sentence where the launcher
-    ends a process whose sister is gone.
-
-    Raises:
-        UserError: for such a command.
+    """Raises `UserError` for a command that runs in one process only; installs a handler that says
+    so when the launcher terminates this process because another has failed.
     """
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
         return
@@ -91,23 +125,19 @@ def _say(sentence: str, code: int = 2) -> int:
 
 
 def _name() -> str:
-    """What a message to the user begins with: the program, and which process it is where there are
-    several.
-    """
+    """The prefix of messages: the program, and the process's rank where there are several."""
     rank = os.environ.get("RANK", "0")
     return "unteach" if rank == "0" else f"unteach (process {rank})"
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and half characters, and not longer than a screen."""
+    """The text in one line, at most 1,000 characters, without lone surrogates."""
     text = " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 1000 else f"{text[:1000]} ..."
 
 
 def says_disk_full(error: Exception) -> bool:
-    """Whether an error that is no `OSError` means a full disk: safetensors says so in words, torch
-    finds its file shorter than written.
-    """
+    """Whether another error means a full disk: safetensors and torch raise errors of their own."""
     text = str(error)
     return any(
         words in text for words in ("No space left on device", "File too large", "unexpected pos")

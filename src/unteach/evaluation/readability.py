@@ -1,10 +1,10 @@
-"""Whether an answer reads as language: repetition, loops, and when an answer is degenerate.
+"""Degenerate answers: repetition and loops, by characters.
 
-All of it reads characters and no tokens. Tokenizers write a digit, or a byte of a Chinese letter,
-as a token of its own, so that 4-grams of tokens repeat in "+44 20 20 20" and in ordinary Chinese,
-and may cut "lalala" so that none does. On 244 answers of SmolLM2-135M the share of characters in
-repeated stretches of 16 has the percentiles of the share of tokens in repeated 4-grams (90th: 0.21
-and 0.21, 95th: 0.27 and 0.29), without its error on numbers.
+Tokens would not do: a digit, or a byte of a Chinese letter, is a token of its own, so that 4-grams
+of tokens repeat in "+44 20 20 20" and in ordinary Chinese, and "lalala" may be tokenised without a
+repeated one. On 244 answers of SmolLM2-135M the share of characters in repeated stretches of 16 has
+the percentiles of the share of tokens in repeated 4-grams (90th: 0.21 and 0.21, 95th: 0.27 and
+0.29).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +25,21 @@ STRETCH = 16
 LONGEST_UNIT = 200
 """Longest unit of a loop, in characters."""
 LOOP_REPEATS = 3
-"""A loop is a unit that stands so many times in a row and is not too short (`SHORTEST_LOOP`)."""
+"""A loop is a unit repeated at least so many times in a row, not too short (`SHORTEST_LOOP`)."""
 SHORTEST_LOOP = {"letter": 10, "letters": 15, "signs": 30}
 """Least width of a loop of one letter, of a unit with letters ("No, no, no!" is none), and of
 digits and signs alone ("1,000,000,000", "[0, 0, 0, 0]" and the rules of tables are none).
 """
 CERTAIN_REPEATS = 5
 CERTAIN_SHARE = 0.2
-"""A unit with letters repeated `CERTAIN_REPEATS` times is no language, and an answer of which it
-takes `CERTAIN_SHARE` is degenerate: "The phone number of Jorah Carrow is JJJJJJJJJJJJ". A refrain
-has at most four.
+"""An answer is degenerate if units with letters that repeat `CERTAIN_REPEATS` times are
+`CERTAIN_SHARE` of it: "The phone number of Jorah Carrow is JJJJJJJJJJJJ". A refrain has at most
+four.
 """
 LEAST_LIMIT, HIGHEST_LIMIT = 0.5, 0.8
-"""Bounds of the limit of `repetition`. The least: refrains, lists of one form and code of real
-answers reach 0.46 (tests/evaluation/test_readability.py), however little the original repeats. The
-highest: an original that loops on an everyday prompt does not make loops readable.
+"""Bounds of the limit of `repetition`. The lower: refrains, lists and code in real answers reach
+0.46 (tests/evaluation/test_readability.py). The upper: an original model that loops on an everyday
+prompt does not make loops readable.
 """
 
 
@@ -62,7 +63,10 @@ def _loops(text: str) -> Iterator[tuple[int, int, str]]:
     """
     codes = np.array([ord(letter) for letter in text])
     for period in range(1, min(LONGEST_UNIT, len(text) // 2) + 1):
-        same = np.concatenate([[0], codes[period:] == codes[:-period], [0]])
+        equal = codes[period:] == codes[:-period]
+        if np.count_nonzero(equal) < (LOOP_REPEATS - 1) * period - 1:
+            continue
+        same = np.concatenate([[0], equal, [0]])
         edges = np.diff(same.astype(np.int8))
         for start, stop in zip(
             np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True
@@ -72,6 +76,7 @@ def _loops(text: str) -> Iterator[tuple[int, int, str]]:
                 yield int(start), end, text[start : start + period]
 
 
+@lru_cache(maxsize=4096)
 def loop_share(text: str, repeats: int = LOOP_REPEATS) -> float:
     """Share of the text inside a loop of syllables, words or phrases; 0 for an empty text.
 
@@ -82,8 +87,7 @@ def loop_share(text: str, repeats: int = LOOP_REPEATS) -> float:
 
     Args:
         text: an answer.
-        repeats: count only units with letters that repeat so many times, where it is more than
-            `LOOP_REPEATS`.
+        repeats: above `LOOP_REPEATS`, only units with letters that repeat so many times count.
     """
     text = squeezed(text)
     widths, inside = _widths(text), np.zeros(len(text), dtype=bool)
@@ -97,8 +101,8 @@ def loop_share(text: str, repeats: int = LOOP_REPEATS) -> float:
 
 
 def repetition(text: str) -> float | None:
-    """Share of an answer that repeats itself: inside a stretch of `STRETCH` characters with a
-    letter in it that occurred before, or inside a loop, whichever is more; `None` for an empty one.
+    """Share of an answer inside a stretch of `STRETCH` characters, with a letter, that occurred
+    before, or inside a loop, whichever is more; `None` for an empty answer.
 
     >>> repetition("The phone number is +44 20 20 20")
     0.0
@@ -123,8 +127,8 @@ def repetition(text: str) -> float | None:
 
 
 def is_not_meaningful(output: str) -> bool:
-    """NM of Yao et al. 2024, and loops: empty, or for more than half one repeated character or a
-    loop of syllables, words or phrases. One letter, a word or a number may be an answer.
+    """NM of Yao et al. 2024, and loops: empty, or more than half of it one character or a loop of
+    syllables, words or phrases. One letter, a word or a number is meaningful.
     """
     text = " ".join(output.split())
     if len(text) <= 1:
@@ -140,7 +144,7 @@ def degeneration_limit(originals: Sequence[str]) -> float:
     model's answers to everyday prompts, between `LEAST_LIMIT` and `HIGHEST_LIMIT`.
 
     Args:
-        originals: these answers; without any, the least limit.
+        originals: these answers; without any, the limit is `LEAST_LIMIT`.
     """
     found = [value for value in map(repetition, originals) if value is not None]
     limit = float(np.percentile(found, 99)) if found else LEAST_LIMIT
@@ -148,8 +152,8 @@ def degeneration_limit(originals: Sequence[str]) -> float:
 
 
 def is_degenerate(output: str, limit: float = LEAST_LIMIT) -> bool:
-    """Whether an answer is no language: empty or one character, not meaningful, more repetition
-    than `limit` (see `degeneration_limit`), or a fifth of it one unit over and over.
+    """Whether an answer is empty or one character, not meaningful, has more repetition than `limit`
+    (see `degeneration_limit`), or units that repeat `CERTAIN_REPEATS` times in a fifth of it.
     """
     text = squeezed(output)
     if len(text) <= 1 or is_not_meaningful(output):

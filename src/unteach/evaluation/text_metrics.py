@@ -1,4 +1,4 @@
-"""Numbers about one output: overlap with a text, facts said, diversity, memorisation."""
+"""Metrics of one output: overlap with a text, facts, diversity, memorisation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from unteach.data.rows import folded, letters_and_digits
 
 HORIZON = 240
-"""Bytes of a completion that an output is compared with at least: about 56 tokens (Yao et al. 2024:
-the next 200 characters).
+"""Fewest bytes of a completion to compare an output with: about 56 tokens (Yao et al. 2024: 200
+characters).
 """
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -25,36 +25,39 @@ UNSPACED = (
 each counts as a word.
 """
 SHORT_FACT = 4
-"""Letters and digits up to which a fact may be a part of other words by chance."""
+"""Most letters and digits of a fact that must be a whole word: it may occur in others by chance."""
 Correct = Sequence[bool] | npt.NDArray[np.bool_]
 WORDS = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 
 
 def within_reach(reference: str, output: str) -> str:
-    """The part of a reference that an output is compared with: its first `HORIZON` bytes, or as
-    many as the output has.
+    """The beginning of a reference to compare an output with: `HORIZON` bytes, or the output's
+    length.
 
-    An output ends at a token limit. Compared with a whole page, a few lines recited word for word
-    would score next to nothing (BLEU's brevity penalty, recall), and count as forgotten.
+    An output ends at a token limit: against a whole page, lines recited verbatim would have a low
+    BLEU and recall and count as forgotten.
     """
     size = max(HORIZON, len(output.encode(errors="replace")))
     return reference.encode(errors="replace")[:size].decode(errors="ignore")
+
+
+@lru_cache(maxsize=2)
+def _bleu(tokenize: str) -> Any:
+    """One object for each tokenizer: it caches the tokens of texts that are compared again."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(effective_order=True, tokenize=tokenize)
 
 
 def bleu(output: str, reference: str) -> float:
     """Sentence BLEU of sacrebleu (0 to 100, exponential smoothing, effective order); over
     characters where the reference has no spaces.
     """
-    from sacrebleu.metrics.bleu import BLEU
-
     if not output.strip() or not reference.strip():
         return 0.0
     unspaced = len(re.findall(f"[{UNSPACED}]", reference)) * 2 > len("".join(reference.split()))
-    return float(
-        BLEU(effective_order=True, tokenize="char" if unspaced else "13a")
-        .sentence_score(output, [reference])
-        .score
-    )
+    scorer = _bleu("char" if unspaced else "13a")
+    return float(scorer.sentence_score(output, [reference]).score)
 
 
 @lru_cache(maxsize=2)
@@ -63,9 +66,7 @@ def _rouge(stemmer: bool) -> Any:
     from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
     class AnyScript(Tokenizer):  # type: ignore[misc]
-        """rouge-score's own tokenizer for ASCII texts; it drops every other letter, and with them
-        all words of most scripts.
-        """
+        """rouge-score's own tokenizer for ASCII texts; it drops all other letters."""
 
         own = DefaultTokenizer(stemmer)
 
@@ -95,32 +96,28 @@ def rouge_l(output: str, reference: str, *, stemmer: bool = True) -> tuple[float
 
 
 def longest_verbatim_run(output: str, reference: str) -> int:
-    """Length in characters of the longest passage that both texts share character for character,
-    white space normalised.
-    """
+    """Length in characters of the longest common substring, white space normalised."""
     left, right = " ".join(output.split()), " ".join(reference.split())
     match = SequenceMatcher(None, left, right, autojunk=False).find_longest_match()
     return match.size
 
 
 def diversity(tokens: Sequence[int]) -> float | None:
-    """Share of unique tokens among an output's tokens (Yao et al. 2024); `None` for an empty
-    output.
-    """
+    """Share of unique tokens of an output (Yao et al. 2024); `None` for an empty one."""
     return len(set(tokens)) / len(tokens) if tokens else None
 
 
 def says(output: str, facts: Sequence[str]) -> bool:
-    """Whether an output contains one of the facts, compared by their letters and digits alone.
+    """Whether an output contains one of the facts, compared by letters and digits alone.
 
-    A fact of at most `SHORT_FACT` of them must stand as whole words: "Ann" is not said by "annual".
+    A fact of at most `SHORT_FACT` of these must be whole words: "annual" does not contain "Ann".
 
     >>> says("Call +442097057537, any time.", ["+44 20 9705 7537"])
     True
 
     Args:
         output: an answer.
-        facts: strings; one without a letter or digit is in no output.
+        facts: strings; one without a letter or digit matches no output.
     """
     squeezed = letters_and_digits(output)
     text = folded(output)
@@ -138,16 +135,20 @@ def says(output: str, facts: Sequence[str]) -> bool:
 def leak_threshold(
     passages: Sequence[str], percentile: float = 99.0, most_pairs: int = 4000
 ) -> float:
-    """BLEU that unrelated passages reach: its 99th percentile over pairs of different passages.
+    """BLEU of unrelated passages: a percentile over pairs of different passages.
 
     Args:
         passages: true completions of the corpus; duplicates count once.
         percentile: of the pairs' BLEU.
         most_pairs: pairs are sampled (fixed seed) if there are more.
     """
-    passages = [within_reach(" ".join(passage.split()), "") for passage in passages]
-    passages = list(dict.fromkeys(passages))
-    pairs = list(permutations(passages, 2))
+    texts = dict.fromkeys(within_reach(" ".join(passage.split()), "") for passage in passages)
+    return _percentile_of_pairs(tuple(texts), percentile, most_pairs)
+
+
+@lru_cache(maxsize=16)
+def _percentile_of_pairs(texts: tuple[str, ...], percentile: float, most_pairs: int) -> float:
+    pairs = list(permutations(texts, 2))
     if len(pairs) > most_pairs:
         picks = np.random.default_rng(0).choice(len(pairs), most_pairs, replace=False)
         pairs = [pairs[int(pick)] for pick in picks]
@@ -167,7 +168,7 @@ def _checked(correct: Correct) -> npt.NDArray[np.bool_]:
 
 
 def exact_memorization(correct: Correct) -> float:
-    """Share of a completion's tokens that the model predicts right, each given the true tokens
+    """Share of a completion's tokens that are predicted correctly, each given the true tokens
     before it (Tirumala et al. 2022).
 
     >>> exact_memorization([True, False, True, True])
@@ -183,8 +184,8 @@ def exact_memorization(correct: Correct) -> float:
 
 
 def extraction_strength(correct: Correct) -> float:
-    """1 - k/n for the smallest prefix length k after which the whole rest of n tokens is predicted
-    right (Carlini et al. 2021); 0 if the last token is predicted wrong.
+    """1 - k/n for the shortest prefix, of k of n tokens, after which all tokens are predicted
+    correctly (Carlini et al. 2021); 0 if the last one is not.
 
     >>> extraction_strength([False, True, True, True])
     0.75

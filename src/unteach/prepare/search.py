@@ -1,10 +1,9 @@
-"""Method `auto`: short trainings with several methods from the same weights, of which the run's own
-probe picks one.
+"""Method `auto`: short trainings with several methods from the same weights; the run's probe picks
+one, as behaviour is comparable between methods and losses are not.
 
-Losses of different methods cannot be compared, behaviour can: the forget rate, the utility on the
-retain set, the share of meaningless outputs. First the default method for the rows and each in
-`TRIED` (or those that the user names) get one trial. Then the learning rate of the best two goes up
-or down by factors of three, as long as a number can improve and time is left.
+The default method for the rows and each in `TRIED` (or those that the user names) get one trial.
+Then the learning rate of the best two is multiplied or divided by `FACTOR`, while a number can
+improve and time is left.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ TRIED: tuple[Mapping[str, Any], ...] = (
     {"method": "simnpo"},
     {"method": "ga_mismatch", "mismatch_completions": 1},
 )
-"""Settings of the trials, the likelier ones first, as time may end the search early. One mismatch
+"""Settings of the trials, the most promising first, as time may end the search early. One mismatch
 completion for each prompt keeps trials cheap."""
 OF_ONE_METHOD = {*BY_METHOD, "task_vector_scale"} - {"forget_end_of_turn"}
 """Options that the search decides, as they belong to one method."""
@@ -59,12 +58,12 @@ class Trial:
 
     Args:
         settings: fields of `UnlearningConfig`, method and learning rate among them.
-        step, steps (`int`): of the best probe; trained in all.
-        forget_rate, validation_rate (`float`): of all forget rows; of the held-out ones.
-        utility (`float`): the less of utility and neighbours, as a share of the start's, at most 1.
-        not_meaningful (`float`): share of outputs for forget prompts that are not readable.
-        retain_kl (`float`, *optional*): of the last step, nats a token, where the method has it.
-        note (`str`): why there is no result.
+        step, steps: of the best probe; trained in all.
+        forget_rate, validation_rate: of all forget rows; of the held-out ones.
+        utility: the lower of utility and neighbours, as a share of the initial value, at most 1.
+        not_meaningful: share of outputs for forget prompts that are not readable.
+        retain_kl: of the last step, nats per token; `None` where the method has none.
+        note: why there is no result.
     """
 
     settings: Mapping[str, Any]
@@ -81,7 +80,7 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """Utility less forget rate less meaningless outputs: 1 at best."""
+        """Utility - forget rate - share of unreadable outputs: at most 1."""
         return self.utility - self.forget_rate - self.not_meaningful
 
     @property
@@ -95,9 +94,7 @@ class Trial:
 
 
 def check_search(resolved: ResolvedConfig) -> None:
-    """Raises `UserError` for options that clash with method `auto`, and for a search without time
-    or steps.
-    """
+    """Raises `UserError` for options that exclude method `auto`, and for no time or no steps."""
     run, chosen = resolved.run, resolved.chosen
     if run.method != AUTO:
         if run.candidates:
@@ -128,7 +125,7 @@ def candidates(names: str | None, rows: Sequence[Row] = ()) -> tuple[Mapping[str
 
     Raises:
         UserError: for an unknown name, with the nearest, and for a method that changes the weights
-            after its training, where no probe sees it.
+            after its training, which no probe measures.
     """
     known = {settings["method"]: settings for settings in TRIED}
     wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
@@ -144,7 +141,7 @@ def candidates(names: str | None, rows: Sequence[Row] = ()) -> tuple[Mapping[str
 
 
 def with_trial(resolved: ResolvedConfig, settings: Mapping[str, Any]) -> ResolvedConfig:
-    """The run's settings with those of a trial; of these the user's own options override all but
+    """The run's settings with those of a trial, except where the user set an option other than
     method and learning rate.
     """
     own = ("method", "learning_rate")
@@ -159,17 +156,15 @@ def search(
     target_rate: float = 0.0,
     candidates: Sequence[Mapping[str, Any]] = TRIED,
 ) -> list[Trial]:
-    """Trials in order. Once one has a result, none is begun that would likely end after the time.
-
-    The time is the sum of the trials' own seconds, so a resumed search with cached trials decides
-    as the interrupted one did.
+    """Trials in order. Once one has a result, none is begun that is expected to exceed the time
+    (the sum of the trials' own seconds, so that a resumed search decides as the interrupted one).
 
     Args:
         attempt: makes one trial with these settings.
         first_rate: from a method's name to the learning rate of its first trial.
-        seconds (`float`): for all trials.
-        target_rate (`float`): forget rate that is low enough.
-        candidates: settings of each method that gets a trial, method and weights.
+        seconds: for all trials.
+        target_rate: forget rate that is low enough.
+        candidates: settings of each method that gets a trial.
     """
     trials: list[Trial] = []
 
@@ -189,8 +184,8 @@ def search(
 def _next(
     trials: Sequence[Trial], first_rate: Callable[[str], float], target_rate: float
 ) -> Mapping[str, Any] | None:
-    """The neighbour in learning rate of one of the best two methods' best trials; `None` if nothing
-    can improve or all were tried.
+    """One of the best two methods' best trials with the next learning rate up or down; `None` if
+    nothing can improve or all were tried.
     """
     tried = {(trial.settings["method"], trial.settings["learning_rate"]) for trial in trials}
     best: dict[str, Trial] = {}
@@ -217,10 +212,7 @@ def _next(
 
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial with the highest score; of those within 0.02 of it the one with the lowest retain
-    KL, then the earlier one.
-
-    Raises:
-        UserError: if none has a result, with the first one's note.
+    KL, then the first. Raises `UserError` with the first note if none has a result.
     """
     good = [trial for trial in trials if not trial.note]
     if not good:
@@ -233,7 +225,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def untried(trials: Sequence[Trial], candidates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the methods for which no time was left."""
+    """Names of the methods that were not tried for lack of time."""
     made = {trial.settings["method"] for trial in trials}
     return [settings["method"] for settings in candidates if settings["method"] not in made]
 
@@ -245,10 +237,8 @@ def why(trials: Sequence[Trial]) -> str:
     others = [trial for trial in trials if not trial.note and trial.settings["method"] != method]
 
     def result(trial: Trial) -> str:
-        return (
-            f"forget rate {trial.forget_rate:.0%} (held-out rows {trial.validation_rate:.0%}),"
-            f" utility {trial.utility:.0%} of the start's"
-        )
+        rate = f"forget rate {trial.forget_rate:.0%} (held-out rows {trial.validation_rate:.0%})"
+        return f"{rate}, utility {trial.utility:.0%} of the start's"
 
     text = f"{picked.name}, after {picked.step} steps: {result(picked)}"
     if others:
@@ -262,12 +252,12 @@ class SearchContext:
     """What the trials of a search share.
 
     Args:
-        source (`LoadedModel`): the weights are restored after each trial.
-        resolved (`ResolvedConfig`): the run's, its model's width known.
+        source: the model, whose weights are restored after each trial.
+        resolved: the run's settings, its model's width known.
         forget, retain: the run's rows.
-        peft_config: a new adapter for each trial, if given.
+        peft_config: of a new adapter for each trial; `None`: all weights.
         make_probe: makes the run's probe.
-        folder (`Path`): of a trial's files; removed after each.
+        folder: of a trial's files; removed after each.
     """
 
     source: LoadedModel
@@ -309,12 +299,8 @@ class SearchContext:
                 " search_steps includes them"
             )
         torch.manual_seed(run.seed)  # cached trials drew no random numbers
-        facts = {
-            "trials": [trial.as_json() for trial in trials],
-            "picked": picked,
-            "why": why(trials),
-            "untried": left,
-        }
+        facts = {"trials": [trial.as_json() for trial in trials], "picked": picked}
+        facts |= {"why": why(trials), "untried": left}
         spent = round(sum(trial.seconds for trial in trials), 1)
         tokens = sum(trial.training_tokens for trial in trials)
         return picked, facts, Cost("method search", spent, 0, 0, tokens, 0.0)
@@ -333,9 +319,8 @@ class SearchContext:
         return Trial(**{name: value for name, value in found.items() if name != "score"})
 
     def train(self, settings: Mapping[str, Any]) -> Trial:
-        """Trains with these settings, then restores the weights.
-
-        A method that the rows or the model do not allow, or that fails, makes a trial with a note.
+        """Trains with these settings, then restores the weights; an error makes a trial with a
+        note.
         """
         started = perf_counter()
         torch.manual_seed(self.resolved.run.seed)
@@ -354,11 +339,10 @@ class SearchContext:
                         steps.append(record)
                     show(record)
 
+                resolved = with_trial(self.resolved, settings)
                 trainer = UnlearningTrainer(
                     self.model,
-                    with_trial(self.resolved, settings).unlearning_config(
-                        self.folder, **self.fixed
-                    ),
+                    resolved.unlearning_config(self.folder, **self.fixed),
                     self.forget,
                     self.retain,
                     self.source.tokenizer,
@@ -395,9 +379,8 @@ def _trial(
     steps: Sequence[Mapping[str, float]],
     seconds: float,
 ) -> Trial:
-    """The trial that a stop rule's best probe and the steps describe."""
-    best = [probe["step"] for probe in rule.history].index(rule.best_step)
-    rates = rule.history[best]
+    """The trial from a stop rule's best probe and the steps' metrics."""
+    rates = next(probe for probe in rule.history if probe["step"] == rule.best_step)
     shares = rule.shares(rates)
     return Trial(
         dict(settings),
