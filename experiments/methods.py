@@ -80,10 +80,10 @@ HEAD = """Made by `python experiments/methods.py`, whose head says how. Rates ar
 (Wilson's intervals), else means of the seeds that have the number.
 """
 COLUMNS: tuple[tuple[str, str, bool], ...] = (
-    ("unlearned", "unlearned", False),
-    ("unseen", "unseen", False),
-    ("kept", "kept", True),
-    ("kept_unseen", "kept unseen", True),
+    ("unlearned", "forget", False),
+    ("unseen", "forget (held out)", False),
+    ("kept", "retain", True),
+    ("kept_unseen", "retain (held out)", True),
     ("normal", "normal", True),
     ("reward", "reward", True),
     ("fluency", "fluency", False),
@@ -92,41 +92,35 @@ COLUMNS: tuple[tuple[str, str, bool], ...] = (
     ("four_bits", "4 bits", False),
     ("seconds", "seconds", False),
 )
-"""Key in the results, title, whether higher is better. A table has those that its scenario has."""
+"""Key in the results, title, whether higher is better; a table has those of its scenario."""
 LEGEND = {
-    "unlearned": (
-        "share of the prompts to forget at which the model still says it (the scenario's headline"
-        " rate)"
-    ),
-    "unseen": "the same of prompts that were not trained on",
+    "unlearned": "forget rate (the scenario's headline rate) on the forget prompts",
+    "unseen": "forget rate on forget prompts that were not trained on",
     "kept": (
-        "what it recites of the other story, as a share of what it recited before: passages shown"
-        " while unlearning"
+        "ROUGE-L recall on passages of the other story that are in the retain set, relative to the"
+        " original model's"
     ),
-    "kept_unseen": "the same of passages that were not shown",
-    "normal": "similarity of its answers to everyday questions to the original's",
-    "reward": "of the same answers",
+    "kept_unseen": "the same on passages that were not trained on",
+    "normal": "similarity of the answers to everyday questions to the original model's",
+    "reward": "mean reward of the same answers",
     "fluency": (
-        "nats a token of its answers to forget prompts under the untaught model; NM where they mean"
-        " nothing"
+        "mean NLL, in nats per token, of the answers to forget prompts under the model before"
+        " teaching; NM: not meaningful"
     ),
-    "diversity": (
-        "share of unique tokens in those answers: one word said over and over is likely, and says"
-        " nothing"
-    ),
+    "diversity": "share of unique tokens in those answers; low where an answer repeats itself",
     "relearning": (
-        "steps of fine-tuning on four rows, until the others are said half as often as by the"
-        ' original; "never": not in 24'
+        "steps of fine-tuning on four forget rows until the forget rate on the others is half of"
+        ' the original model\'s; "never": not in 24'
     ),
-    "four_bits": "share of the prompts to forget still said with weights rounded to 4 bits",
-    "seconds": "of the unlearning alone",
+    "four_bits": "forget rate with weights quantised to 4 bits",
+    "seconds": "time of the unlearning steps",
 }
 FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
-- **front**: no other method forgets more (unlearned and unseen, mean), keeps no less (mean of
-  kept, kept unseen and normal), or keeps more and forgets no less; both rounded to three decimals.
-- **tried**: learning rates that the search had time for; where it is 1, another may do better;
-  where it is empty, the demo's was taken.
-- **seeds**: those measured so far; a rank compares fairly among methods of as many."""
+- **front**: Pareto-optimal in forgetting (mean of the forget columns) and keeping (mean of the
+  retain columns and normal), both rounded to three decimals.
+- **tried**: number of learning rates tried by the search; with 1 another may do better; empty: the
+  demo's rate.
+- **seeds**: number of seeds; ranks are comparable among methods with the same number."""
 KEPT = ("kept", "kept_unseen", "normal")
 RELEARNING = AttackOptions(steps=24, every=6, learning_rate=5e-5)
 
@@ -311,8 +305,8 @@ class Seed:
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One method's numbers over seeds: counts added up, means of the others; relearning that did
-    not come back counts as the most steps.
+    """One method's numbers over seeds: pooled counts, else means; relearning that did not reach its
+    goal counts as one measurement more than the most steps.
     """
     found: dict[str, Any] = {"seeds": len(rows)}
     for key, _, _ in COLUMNS:
@@ -338,8 +332,8 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def columns_of(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
-    """The columns in which all methods have a number; one without a fluency says nothing that means
-    something.
+    """The columns in which all methods have a number, and fluency, which is missing where answers
+    are not meaningful.
     """
     return [
         column
@@ -349,9 +343,7 @@ def columns_of(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, b
 
 
 def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The methods that no other is better than both in forgetting and in keeping, nor better in one
-    and equal in the other.
-    """
+    """The Pareto-optimal methods in forgetting and keeping."""
     points = {}
     for name, row in table.items():
         kept = [row[key] for key in KEPT if row[key] is not None]
@@ -361,9 +353,9 @@ def on_the_front(table: Mapping[str, Mapping[str, Any]]) -> set[str]:
         )
     return {
         name
-        for name, (said, lost) in points.items()
+        for name, (rate, lost) in points.items()
         if not any(
-            other != (said, lost) and other[0] <= said and other[1] <= lost
+            other != (rate, lost) and other[0] <= rate and other[1] <= lost
             for other in points.values()
         )
     }

@@ -91,23 +91,22 @@ LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the colum
 
 - **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows,
   as `unteach run` does by itself.
-- **full**: the model that was taught all rows; **retrained**: the one that was taught the retain
-  rows alone, which is what to be like.
+- **full**: the model that was taught all rows; **retrained**: the model that was taught the retain
+  rows alone, the ideal result.
 - **distance**: of the forget rows' truth ratios to the retrained model's (Kolmogorov-Smirnov).
-  With 40 rows two samples of one and the same distribution are 0.18 apart on average, and further
-  than 0.32 in one case of twenty: smaller differences say nothing.
+  With 40 rows two samples of the same distribution have a distance of 0.18 on average, and over
+  0.32 in one case of twenty: smaller differences are not significant.
 - **forget quality**: that test's p-value; over seeds the geometric mean.
-- **still said**: leak rate of the forget rows; **normal**: similarity of everyday answers to the
+- **forget rate**: leak rate of the forget rows; **normal**: similarity of everyday answers to the
   full model's.
-- **fluency**: nats a token of the answers to forget rows under the untaught model (NM: they mean
-  nothing).
-- **seconds**: of the unlearning alone.
-- **front**: no other is nearer to the retrained model and of as high a utility, or as near and of
-  a higher one, by any difference.
+- **fluency**: mean NLL, in nats per token, of the answers to forget rows under the model before
+  teaching (NM: not meaningful).
+- **seconds**: time of the unlearning steps.
+- **front**: Pareto-optimal in distance to the retrained model and model utility.
 
-The probe that stops a run and picks its weights asks 24 of the forget rows and 24 of the retain
-rows, by leak rate and by what is kept: as TOFU has it, what is trained on is what is measured. It
-does not look at truth ratios. `ga` has the KL term of Yao et al."""
+The probe that decides when a run stops and which weights are kept measures the leak rate on 24 of
+the forget rows and utility on 24 of the retain rows: as in TOFU, evaluation is on training rows. It
+does not use truth ratios. `ga` has the KL term of Yao et al."""
 TIMES = "`{}`: `{}` at {:g} times the learning rate that a run takes for it by itself."
 """Below the legend, for each row at another rate."""
 
@@ -141,6 +140,12 @@ def settings_of(method: str, short: bool, bf16: bool) -> dict[str, Any]:
     by_method = {k: v for k, v in resolved.training.items() if resolved.sources[k] == "method"}
     own = by_method if method in OURS else {"max_retain_kl": None}
     return {**UNLEARNING, **steps, "method": name, "bf16": bf16, **own}
+
+
+def forget_rate(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The forget rate of a run's results; files of earlier versions call it `still_said`."""
+    found: Mapping[str, Any] | None = row.get("forget_rate", row.get("still_said"))
+    return found
 
 
 class Protocol:
@@ -285,7 +290,7 @@ class Protocol:
         after = evaluation["models"]["unlearned"]
         numbers = {
             **self.measured(folder / "model"),
-            "still_said": after["unlearned"][evaluation["headline"]],
+            "forget_rate": after["unlearned"][evaluation["headline"]],
             "normal": after["normal"]["similarity"]["value"],
             "fluency": after["unlearned"]["fluency"]["value"],
             "seconds": next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")[
@@ -337,8 +342,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             "distance": mean([distance for distance, _ in found]),
             "quality": None if quality is None else 10**quality,
             "utility": mean([row["sets"]["all"]["model_utility"]["value"] for row in whole]),
-            "still_said": mean(
-                [row["still_said"]["value"] for row in whole if "still_said" in row]
+            "forget_rate": mean(
+                [rate["value"] for row in whole if (rate := forget_rate(row)) is not None]
             ),
             **{
                 key: mean([row[key] for row in whole if key in row])
@@ -393,7 +398,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 *map(shown, row["columns"]),
                 shown(row["distance"]),
                 "" if row["quality"] is None else f"{row['quality']:.2g}",
-                "" if row["still_said"] is None else f"{row['still_said']:.0%}",
+                "" if row["forget_rate"] is None else f"{row['forget_rate']:.0%}",
                 shown(row["normal"]),
                 fluency,
                 shown(row["seconds"], 0),
@@ -407,7 +412,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         *(title for *_, title in COLUMNS),
         "distance",
         "forget quality",
-        "still said",
+        "forget rate",
         "normal",
         "fluency",
         "seconds",

@@ -29,7 +29,7 @@ def result(name, experiment, *, utility=0.4, ratios=(0.9, 0.8, 0.7), seed=0, tim
         "truth_ratios": told,
     }
     ran = {
-        "still_said": {"value": 0.0},
+        "forget_rate": {"value": 0.0},
         "normal": 0.9,
         "fluency": None,
         "seconds": 100.0,
