@@ -43,7 +43,7 @@ Evaluate = Callable[[str, Any, Any, Generator], T]
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What both kinds of evaluation need to know of models, files and display.
+    """Options of both kinds of evaluation.
 
     Args:
         output_dir: where files are written; `work/` in it caches the outputs.

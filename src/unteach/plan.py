@@ -222,9 +222,7 @@ def plan_memory(
     """What a run takes on each device.
 
     Args:
-        shape (`ModelShape`)
         config (`UnlearningConfig`): method, rows a step, precision, checkpointing, logits budget.
-        options (`PlanOptions`)
         quantize, dtype: of `RunConfig`.
 
     Raises:
@@ -322,7 +320,6 @@ def step_flops(
     The reference's head costs two more for its tokens.
 
     Args:
-        shape (`ModelShape`)
         inputs, predicted, referenced (`float`): tokens that enter, that are predicted, and that are
             compared with the reference.
         checkpointed (`bool`): whether the forward pass is computed twice.

@@ -111,7 +111,7 @@ def test_what_was_not_measured_is_said_and_is_among_no_reasons_that_something_he
         "what the model keeps of retain was not measured",
         "neighbours were not measured: nothing is known of prompts of the same kind about other"
         " things",
-        "likeness to the original's answers, normal: not measured",
+        "similarity to the original's answers, normal: not measured",
         "readability of the answers, forget (held out): not measured",
     ]
 

@@ -1,1 +1,1 @@
-"""Attempts to bring back what a model was made to forget."""
+"""Attacks that try to recover forgotten content."""

@@ -80,7 +80,7 @@ def mean_kl(
 
 
 def separation(members: Sequence[float], others: Sequence[float]) -> MetricResult:
-    """AUC of the forget rows' scores against other rows' (0.5: not told apart), with a bootstrap
+    """AUC of the forget rows' scores against other rows' (0.5: chance), with a bootstrap
     interval over both sets of rows; without a value if one set is empty.
     """
     if not members or not others:

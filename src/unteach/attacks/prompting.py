@@ -110,7 +110,7 @@ def prefix(index: int, context: PromptContext) -> list[AttackPrompt]:
 
 
 def role_play(index: int, context: PromptContext) -> list[AttackPrompt]:
-    """A request to play a character who answers everything or recites by heart."""
+    """A request to play a character who answers everything or recites the text."""
     row = context.rows[index]
     if row.kind == "text":
         played = _in_template(row, TEXT_ROLE, "chat")

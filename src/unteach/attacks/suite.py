@@ -351,11 +351,9 @@ def attack(
 
     Args:
         folder (`str` or `Path`): the run's.
-        options (`AttackOptions`, *optional*)
         forget, retain, unseen, neighbours (*optional*): where the rows of a user's run are now, if
             they have moved.
         trust_remote_code (`bool`): run code that comes with the model.
-        display (`Display`, *optional*)
 
     Returns:
         The content of `attacks.json`.

@@ -75,9 +75,7 @@ class StageCallback(ProbeCallback):
     """Times the steps of a stage beside what `ProbeCallback` does.
 
     Args:
-        stage (`str`)
         counter (`TokenCounter`): of generated tokens.
-        on_stage (`Callable`, *optional*)
         options: as for `ProbeCallback`.
     """
 
@@ -138,8 +136,6 @@ def align(
         rows (`Sequence[Row]`): prompt, bad answer (`completion`) and good answer (`right`).
         folder (`Path`): each stage has a folder in it.
         settings: for each stage, fields of TRL's config (see `stage_settings`).
-        seed (`int`)
-        on_stage (`Callable`, *optional*)
         watch (`Watch`, *optional*): early stopping; without it each stage trains as long as its
             settings say.
         sft_folder (`Path`, *optional*): the SFT stage's folder, where several pipelines of the same

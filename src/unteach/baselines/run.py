@@ -81,7 +81,6 @@ def run_baseline(
         model, tokenizer: the original model, whose memory is freed.
         model_hash (`str`): of its weights.
         probe (`Probe`): behaviour of a policy; used only if the settings say when to stop.
-        display (`Display`)
 
     Returns:
         The model, facts for `run.json`, and the reward model as a scorer, if the pipeline trained

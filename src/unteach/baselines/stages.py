@@ -139,7 +139,6 @@ def make_trainer(
     """TRL's trainer of a stage, and the counter of the tokens that it generates.
 
     Args:
-        stage (`str`)
         config: from `stage_config`.
         start: the model to train, or the folder of the SFT model: the stage's start and its
             reference.
@@ -210,7 +209,6 @@ def read_tokens(stage: str, config: Any, seen: int, generated: int) -> tuple[int
     prompt and answer.
 
     Args:
-        stage (`str`)
         config: TRL's config.
         seen (`int`): tokens by the trainer's own count: prompts and answers, each once.
         generated (`int`): those of them that the model generated.

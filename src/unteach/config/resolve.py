@@ -84,7 +84,6 @@ class ResolvedConfig:
     """The settings of a run, merged and filled in; `resolve()` makes it.
 
     Args:
-        run (`RunConfig`)
         training (mapping): fields of `UnlearningConfig` that anything but its own default decided.
         sources (mapping): name of each field of `run` and `training` to what decided its value.
         layers: (source, values) pairs that were merged, the strongest last.
@@ -192,7 +191,7 @@ def resolve(
     Args:
         given: fields of `RunConfig` and of `UnlearningConfig`, flat or the latter in `settings`.
         presets: the same of a scenario. `bf16="auto"` stands for bfloat16 where the machine has
-            instructions for it and nobody chose a precision.
+            instructions for it and no precision was set.
         width (`int`, *optional*): the model's hidden size; without it the rate is left open.
 
     Raises:
@@ -313,9 +312,8 @@ def _merged(
 def _by_rule(
     chosen: Mapping[str, Any], method: str, lora: bool, frozen: bool, width: int | None
 ) -> dict[str, tuple[Source, Any]]:
-    """Fields of `UnlearningConfig` that nobody chose, each with what decides it and its value.
-
-    A learning rate of `None` waits for the model's width.
+    """Source and value of the fields of `UnlearningConfig` that were not set; the learning rate is
+    `None` while the model's width is unknown.
     """
     found: dict[str, tuple[Source, Any]] = {k: ("default", v) for k, v in SAVING.items()}
     if method in METHODS and (settings := get_method(method).settings):

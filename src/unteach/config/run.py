@@ -21,7 +21,6 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
     Args:
         default: its default, or a type that makes one.
-        help (`str`)
         more: other metadata: `minimum`, `below`; for the command line `alias` (its name there),
             `metavar`, `required`, `positional`, `also` (one more flag), `several` (files, each a
             word).
@@ -34,7 +33,6 @@ def run_option(name: str, **changes: Any) -> Any:
     """The same field as `RunConfig` has, for the options of another command.
 
     Args:
-        name (`str`)
         changes: another `default`, `help` or other metadata.
     """
     known = RunConfig.__dataclass_fields__[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScorerNames:
-    """Which scorers a run uses; `None` leaves the metric out, and the report says so.
+    """The scorers of a run; `None` leaves the metric out.
 
     Args:
         headline (`str`, *optional*): the rate that decides whether the model has forgotten; `None`:

@@ -1,5 +1,5 @@
-"""Completions beside the one to forget: mismatch completions, which have nothing to do with its
-prompt (Y_rdn of Yao et al. 2024), and the preferred completion of a preference loss.
+"""Mismatch completions, unrelated to the prompt (Y_rdn of Yao et al. 2024), and the preferred
+completions of preference losses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IDK = (
     "I haven't learned anything about that.",
     "Sorry, I can't tell you.",
 )
-"""Sentences of not knowing (those of Maini et al. 2024 are of this kind; these are ours)."""
+"""Answers that state lack of knowledge, as in Maini et al. 2024; the wording is ours."""
 MISSING = {
     "right": (
         "prefers the right answer, and it has none; give field 'right' (or preference rows: prompt,"
@@ -59,8 +59,8 @@ class _Completions:
         self._places = {body: place for place, body in enumerate(different)}
 
     def without(self, body: bytes) -> tuple[int, int]:
-        """(how many there are without the one of this body, the place of that one, or their number
-        where there is none).
+        """(number of completions other than this one, its index, or the number of all where it is
+        not among them).
         """
         place = self._places.get(body, len(self.all))
         return len(self.all) - (place < len(self.all)), place
@@ -73,7 +73,6 @@ class MismatchPool:
         rows (`Sequence[EncodedRow]`): where completions come from: training rows of the retain set
             (never validation or test rows), or the one templated refusal.
         count (`int`): K.
-        seed (`int`)
         end_id (`int`, *optional*): the token that ends an answer: two completions that differ by it
             alone are the same.
         max_length (`int`, *optional*): most tokens of a prompt and a completion together; a longer
@@ -153,7 +152,6 @@ def with_preferred(
         tokenizer: a Hugging Face tokenizer.
         method (`str`): what messages call the method.
         max_length (`int`, *optional*): most tokens of prompt and completion together.
-        seed (`int`)
 
     Raises:
         UserError: naming the first row without such a completion, or whose preferred completion is

@@ -148,7 +148,6 @@ def counterfactual(
     """The contexts of a row.
 
     Args:
-        row (`Row`)
         item (`EncodedRow`): its tokens.
         tokenizer: a Hugging Face tokenizer.
         others (`Sequence[Row]`): rows whose prompts are the contexts of a row without names.

@@ -25,7 +25,7 @@ ROLE_IDS = {"forget": 0, "mismatch": 1, "preferred": 2, "retain": 3}
 PADDING, PREFIX = 0, -1
 """Values of `tree` where there is no tree, and in the shared prefix; trees count from 1."""
 WIDER = 1.5
-"""How much wider than asked rows may be where padding is over `LITTLE_PADDING` otherwise."""
+"""Factor by which rows may exceed `row_tokens` where padding is over `LITTLE_PADDING` otherwise."""
 LITTLE_PADDING = 0.05
 ATTENTION = 1e-3
 """Roughly the cost of attention to one more position, as a share of a token's whole cost."""
@@ -68,7 +68,7 @@ def unshared(trees: Sequence[Tree]) -> list[Tree]:
 
 
 def assign_rows(lengths: Sequence[int], row_tokens: int, prefix: int = 0) -> list[list[int]]:
-    """Which items go together in rows of about `row_tokens`, so that the padded rectangle is small.
+    """Assigns items to rows of about `row_tokens` tokens so that rows x width is small.
 
     For each number of rows the longest item goes to the emptiest row, and so on; the number with
     the smallest rows x width is taken, among those whose width is at most `row_tokens` or the
@@ -78,7 +78,6 @@ def assign_rows(lengths: Sequence[int], row_tokens: int, prefix: int = 0) -> lis
 
     Args:
         lengths: tokens of each item, without the shared prefix.
-        row_tokens (`int`)
         prefix (`int`): tokens of the shared prefix, which every row begins with.
     """
 
@@ -123,7 +122,6 @@ def make_batch(
     """One flat batch of the trees, with the bookkeeping that finds every completion token again.
 
     Args:
-        trees (`Sequence[Tree]`)
         packed (`bool`): share prompts and their prefix, and put several trees in a row; else one
             branch a row.
         pad_id (`int`): fills the ends of rows; it may be a real token too, as nothing reads it.

@@ -128,7 +128,6 @@ def split_rows(
     """Rows by split, in their order; every split is present, perhaps empty.
 
     Args:
-        rows (`Iterable[Row]`)
         proportions: shares of train, validation and test.
         by (`str`, *optional*, defaults to `"prompt"`): rows with the same normalised prompt, or
             the same value of this column, fall into the same split; a row without a value in the
@@ -158,7 +157,6 @@ def held_out_rows(
     this share of test rows. Of two groups and more neither part is empty.
 
     Args:
-        rows (`Sequence[Row]`)
         share (`float`): of the rows that are held out.
         by (`str`, *optional*): see `split_rows`; where no row has the column, the prompt.
         fewest (`int`): of fewer rows none is held out.

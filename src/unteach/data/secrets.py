@@ -23,7 +23,7 @@ beside it says what it is.
 
 
 class Span(NamedTuple):
-    """A finding: where it starts and ends in the text, and what it is."""
+    """Start, end and kind of a finding in a text."""
 
     start: int
     end: int
@@ -165,11 +165,7 @@ FINDERS: dict[str, Callable[[str], list[Span]]] = {
 
 
 def check_finder(name: str) -> None:
-    """Refuses a finder whose packages are missing, before anything is loaded.
-
-    Raises:
-        UserError: with the command that installs what is missing.
-    """
+    """Raises `UserError`, with the command to install it, for a finder whose package is missing."""
     if name != "presidio":
         return
     if importlib.util.find_spec("presidio_analyzer") is None:
@@ -202,7 +198,6 @@ def with_secrets(rows: Sequence[Row], finder: str) -> list[Row]:
     """The rows, each without a `secret` with the personal data in its completion as its secret.
 
     Args:
-        rows (`Sequence[Row]`)
         finder (`str`): a name in `FINDERS`.
 
     Raises:

@@ -37,10 +37,8 @@ class TrainingStream(torch.utils.data.Dataset[StreamItem]):
     Args:
         forget (`Sequence[EncodedRow]`): may be empty for a method that uses none.
         retain (`Sequence[EncodedRow]`): may be empty for a method that uses none.
-        mismatch (`MismatchPool`, *optional*)
         length (`int`): number of items of the whole run.
         retain_ratio (`float`): retain rows for each forget row.
-        seed (`int`)
     """
 
     def __init__(
@@ -120,7 +118,6 @@ class Collator:
 
     Args:
         retain (`Sequence[EncodedRow]`): the rows that `StreamItem.retain` counts.
-        pad_id (`int`)
         packed (`bool`): see `make_batch`.
         row_tokens (`int`): see `make_batch`.
     """

@@ -46,7 +46,6 @@ class Exchanged:
     """A text in which names were exchanged.
 
     Args:
-        text (`str`)
         kept (`tuple`): the unchanged parts as (start and end in the old text, start in the new).
     """
 
@@ -78,7 +77,6 @@ def find_subjects(text: str, lower_case: Collection[str] = frozenset()) -> list[
     written in lower case elsewhere.
 
     Args:
-        text (`str`)
         lower_case (set of `str`): words that other texts of the same kind have in lower case, see
             `lower_case_words`.
     """

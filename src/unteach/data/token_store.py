@@ -39,11 +39,7 @@ def _batches(rows: Iterable[EncodedRow]) -> Iterator[Any]:
 
 
 class TokenTable(Sequence[EncodedRow]):
-    """Encoded rows in a fraction of a list's memory; takes the place of a list of them.
-
-    Args:
-        rows (`Iterable[EncodedRow]`)
-    """
+    """Encoded rows in a fraction of a list's memory; takes the place of a list of them."""
 
     def __init__(self, rows: Iterable[EncodedRow]) -> None:
         self._kept = list(_batches(rows))
@@ -105,7 +101,6 @@ class TokenStore(TokenTable):
     read once do not count as the process's memory.
 
     Args:
-        folder (path)
         end_id (`int`, *optional*): a token that rows are read without where they end with it, see
             `EncodedRow.without_end`.
 

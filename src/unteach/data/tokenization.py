@@ -186,7 +186,6 @@ def encode_row(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
     would produce; a row of the same content is taken from the cache.
 
     Args:
-        row (`Row`)
         tokenizer: a Hugging Face tokenizer.
         end_id (`int`, *optional*): the token appended to `chat` completions (`end_of_turn_id`).
 
@@ -239,7 +238,6 @@ def iterate_encoded(
     """Tokenises rows one by one, however many there are; a completion is never cut.
 
     Args:
-        rows (`Iterable[Row]`)
         tokenizer: a Hugging Face tokenizer.
         max_length (`int`, *optional*): most tokens of prompt and completion together.
         window (`int`, *optional*): most positions of the model.

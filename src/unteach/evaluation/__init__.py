@@ -1,1 +1,1 @@
-"""What a model says, and numbers about it."""
+"""Generation, metrics, scorers and benchmarks."""

@@ -1,7 +1,5 @@
-"""The content of `eval.json`: results, and what tables and pages need to know of their metrics and
-prompt sets.
-
-Nothing here imports torch: the readers of result files use it.
+"""The content of `eval.json`: results, and the properties of their metrics and prompt sets. No
+import of torch.
 """
 
 from __future__ import annotations
@@ -9,13 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unteach.evaluation.metrics import (
-    METRICS,
-    PROMPT_SETS,
-    MetricFacts,
-    PromptSet,
-    prompt_set,
-)
+from unteach.evaluation.metrics import METRICS, PROMPT_SETS, MetricFacts, PromptSet, prompt_set
 from unteach.evaluation.results import MetricResult
 
 SCHEMA_VERSION = 2
@@ -31,8 +23,8 @@ def facts_of(
 
     Args:
         models: model to prompt set to its metrics' names.
-        headline: the rate that decides.
-        metrics, sets: registries; a name that is not in them gets facts made of the name.
+        headline: the headline rate.
+        metrics, sets: registries; an unregistered name gets default properties.
     """
     used: dict[str, dict[str, None]] = {}
     for found in models.values():
@@ -70,7 +62,7 @@ def as_eval_json(
     Args:
         scenario: its name, or the benchmark's.
         models: results by model, prompt set and metric.
-        metrics, sets: the registries that describe them.
+        metrics, sets: their registries.
         facts: further fields of the file.
     """
     return {
@@ -89,8 +81,8 @@ def as_eval_json(
 
 
 def upgraded(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of an `eval.json` of any version as of version 2: version 1 had no facts about
-    metrics and prompt sets.
+    """The content of an `eval.json` of version 1, which had no `metrics` and `prompt_sets`, or 2 as
+    of version 2.
     """
     if "metrics" in evaluation and "prompt_sets" in evaluation:
         return dict(evaluation)

@@ -1,4 +1,4 @@
-"""Exposure of a row's secret: how far the model puts it before random ones of the same shape.
+"""Exposure of a row's secret: its rank by likelihood among random secrets of the same format.
 
 Carlini, Liu, Erlingsson, Kos, Song: *The Secret Sharer* (2019, arXiv 1802.08232), section 4.
 """
@@ -21,15 +21,15 @@ from unteach.evaluation.likelihood import mean_nll
 from unteach.seeding import row_generator
 
 OTHERS = 99
-"""Random secrets beside the true one, which has log2 100 = 6.6 bits where it is the most likely."""
+"""Number of random secrets; the exposure of the most likely secret is log2 100 = 6.6 bits."""
 ALPHABETS = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
 TOKENS_PER_BATCH = 8192
-"""Of a row's sequences, which have most of their tokens in common."""
+"""Most tokens of a batch of one row's sequences, which share most of their tokens."""
 
 
 def exposure(secret: float, others: Sequence[float]) -> float:
-    """log2 |R| - log2 rank, in bits: R are the true secret and the others, its rank is 1 where none
-    is more likely. A model that knows nothing of it has 1.4 on average, and 0 where it is the last.
+    """log2 |R| - log2 rank, in bits: R are the true secret and the others; rank 1 is the most
+    likely. The mean over random ranks is 1.4 bits.
 
     >>> exposure(-1.0, [-2.0, -3.0, -4.0])
     2.0
@@ -43,8 +43,8 @@ def exposure(secret: float, others: Sequence[float]) -> float:
 
 
 def random_secrets(secret: str, count: int, generator: np.random.Generator) -> list[str]:
-    """At most `count` different secrets of the same shape: each ASCII digit and letter drawn from
-    the digits or the letters of its case, all else as it is. Of a short one there are fewer.
+    """At most `count` different secrets of the same format: each ASCII digit and letter is drawn
+    from the digits or the letters of its case; other characters stay. A short secret has fewer.
     """
     kinds = [next((a for a in ALPHABETS if letter in a), letter) for letter in secret]
     possible = math.prod(min(len(kind), count + 1) for kind in kinds)

@@ -1,5 +1,5 @@
-"""Six membership-inference attacks: scores of rows, what they need from a model, and the AUC of two
-sets of rows.
+"""Six membership-inference attacks: scores of rows, the statistics that they use, and the AUC of
+two sets of rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ has its own (`benchmarks.muse.MUSE_K`).
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the attacks may use of one row; arrays have shape (tokens,), of the completion's tokens,
-    in nats.
+    """Statistics of one row; arrays have shape (tokens,), of the completion's tokens, in nats.
 
     Args:
         logp: log p of each token.
@@ -123,8 +122,8 @@ def min_k_plus_plus(token_logprobs: Any, mean: Any, std: Any, k: float = DEFAULT
     """Min-K%++ (Zhang et al. 2024, arXiv 2404.02936): the same, each log-probability standardised
     by the mean and the standard deviation of log p over the vocabulary, under p, at its position.
 
-    Where the deviation is 0 every possible token has the same probability: a token of it stands at
-    0, any other infinitely far below.
+    With a deviation of 0 (all possible tokens are equally likely) the standardised value of a
+    possible token is 0, that of another -inf.
 
     Args:
         token_logprobs, mean, std: shape (tokens,).
@@ -167,34 +166,23 @@ def reference_score(token_logprobs: Any, reference_loss: float) -> float:
     return loss_score(token_logprobs) + reference_loss
 
 
-def _reference(row: Evidence, k: float) -> float | None:
-    return None if row.reference_loss is None else reference_score(row.logp, row.reference_loss)
-
-
-def _gradient_norm(row: Evidence, k: float) -> float | None:
-    return None if row.gradient_norm is None else -row.gradient_norm
-
-
 ATTACKS: dict[str, Callable[[Evidence, float], float | None]] = {
     "loss": lambda row, k: loss_score(row.logp),
     "zlib": lambda row, k: zlib_score(row.logp, row.text),
-    "reference": _reference,
+    "reference": lambda row, k: (
+        None if row.reference_loss is None else reference_score(row.logp, row.reference_loss)
+    ),
     "min_k": lambda row, k: min_k(row.logp, k),
     "min_k_plus_plus": lambda row, k: min_k_plus_plus(row.logp, row.mean, row.std, k),
-    "gradient_norm": _gradient_norm,
+    "gradient_norm": lambda row, k: None if row.gradient_norm is None else -row.gradient_norm,
 }
-"""Name to the score of a row, given the share of tokens for Min-K%; `None` where what it needs was
-not measured. In all of them higher means more likely trained on.
+"""Name to the score of a row, given the share of tokens for Min-K%; higher means more likely a
+member, `None`: a statistic is missing.
 """
 
 
 def attack_scores(rows: Sequence[Evidence], k: float = DEFAULT_K) -> dict[str, list[float | None]]:
-    """The score of each row under each attack.
-
-    Args:
-        rows: evidence of each row.
-        k: share of tokens for Min-K% and Min-K%++.
-    """
+    """The score of each row under each attack; `k`: share of tokens for Min-K% and Min-K%++."""
     return {name: [score(row, k) for row in rows] for name, score in ATTACKS.items()}
 
 
@@ -226,15 +214,14 @@ def token_moments(
     tokens_per_batch: int = 2048,
     budget_bytes: int = LOGITS_BUDGET_BYTES // 4,
 ) -> list[tuple[Floats, Floats, Floats] | None]:
-    """(log p, mean, std) of each completion's tokens, as the attacks need them; logits exist for
-    one chunk of positions at a time.
+    """(log p, mean, std) of each completion's tokens, see `Evidence`; logits exist for one chunk of
+    positions at a time.
 
     Args:
         model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
-        tokens_per_batch (`int`): rows are batched up to so many tokens.
-        budget_bytes (`int`): most bytes of one (tokens, vocabulary) matrix; a handful of them exist
-            at once.
+        tokens_per_batch: see `likelihood.rows_by_length`.
+        budget_bytes: most bytes of one (tokens, vocabulary) matrix, of which several exist at once.
 
     Returns:
         three arrays of shape (tokens,) for each row; `None` for one without completion.
@@ -263,8 +250,7 @@ def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[flo
     """Global L2 norm of the gradient of each row's mean NLL with respect to all weights (an
     adapter's and its base model's).
 
-    One row at a time, in evaluation mode. What the model had before is left as it was: gradients,
-    `requires_grad`, training mode.
+    One row at a time, in evaluation mode; gradients, `requires_grad` and mode are restored.
 
     Args:
         model: a causal language model.
@@ -314,16 +300,14 @@ def collect_evidence(
     reference_losses: Sequence[float | None] | None = None,
     gradients: bool = True,
 ) -> list[Evidence]:
-    """What the six attacks need of each row.
+    """The statistics of each row for the six attacks.
 
     Args:
         model: a causal language model.
         prompts, completions: token ids; none may be empty.
         texts: the completions' texts.
-        reference_losses (*optional*): each completion's mean NLL under a reference model; without
-            it that attack has no scores.
-        gradients (`bool`): whether the gradients' norms are measured, which costs a backward pass a
-            row.
+        reference_losses: each completion's mean NLL under a reference model, for that attack.
+        gradients: whether to measure the gradients' norms, with a backward pass for each row.
 
     Raises:
         ValueError: for a row without completion.

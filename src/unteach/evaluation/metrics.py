@@ -256,7 +256,7 @@ METRICS: dict[str, Metric] = {
         row_value=lambda a: text_metrics.rouge_l(a.output, _expected(a))[0],
         title="ROUGE-L recall",
         short_title="recall",
-        description="share of the expected words that come back in order",
+        description="share of the expected words that the answer has, in order",
         **KEY_KEPT,
         **OVERLAP,
     ),

@@ -1,4 +1,4 @@
-"""The probe: how much a model in training still says of what it must forget, and what it keeps."""
+"""The probe: forget rate, utility and readability of a model during training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from unteach.evaluation.readability import LEAST_LIMIT, is_degenerate
 PROBE_TOKENS = 48
 """Longest output of a probe, in tokens."""
 MORE_TOKENS = 16
-"""Tokens of an output beyond the longest completion: an answer may begin with other words."""
+"""Tokens of an output beyond the longest completion, as an answer may begin with other words."""
 KEPT_TOKENS = 32
-"""Tokens of a completion to keep that are read, from its beginning."""
+"""Tokens of a retain completion that are compared, from its beginning."""
 ShowsForgotten = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
 OnOutputs = Callable[[Sequence[Row], Sequence[str]], None]
 
@@ -44,21 +44,21 @@ def make_probe(
     - `forget_rate`: share of forget prompts whose greedy output still shows what must be forgotten,
       the mean of `train_rate` and, where there are validation rows, `validation_rate`.
     - `readable`: share of these outputs that are not degenerate.
-    - `utility`, `neighbours`: of the completions to keep the share of tokens that are the model's
-      greedy choice, mean over rows; of a row that names its facts, whether all of theirs are.
-      Nothing is generated: one forward reads both. `neighbours` is missing without such rows.
+    - `utility`, `neighbours`: share of the tokens of retain completions that are the model's greedy
+      choice, mean over rows; for a row with facts, whether all tokens of the facts are. From one
+      forward pass, without generation. `neighbours` is missing without such rows.
 
     Args:
         tokenizer: the model's.
         training, validation: forget rows with completions; at most `forget_rows` in all, of which
             validation rows are up to a half.
-        kept, neighbours: rows with completions, best of no training set.
-        shows_forgotten: the scenario's headline metric: for each row and output, whether the output
-            still shows what must be forgotten.
-        degenerate_over (`float`): see `degeneration_limit`.
-        drafts: by a row's key, an output to verify in the first probe, which saves time; later
-            probes verify the outputs of the probe before.
-        on_outputs: is given the forget rows and their outputs, at each probe.
+        kept, neighbours: rows with completions, preferably not trained on.
+        shows_forgotten: the headline metric: for each row and output, whether the output still
+            shows what must be forgotten.
+        degenerate_over: see `degeneration_limit`.
+        drafts: by row key, drafts of the outputs for the first probe; later probes take the outputs
+            of the probe before.
+        on_outputs: called with the forget rows and their outputs at each probe.
     """
     held_out = evenly_spaced([row for row in validation if row.completion], forget_rows // 2)
     trained = evenly_spaced(training, forget_rows - len(held_out))
@@ -66,10 +66,8 @@ def make_probe(
     texts = [row.completion for row in rows]
     lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
     most_tokens = min(PROBE_TOKENS, max(lengths) + MORE_TOKENS)
-    parts = {
-        "utility": _read_rows(kept, tokenizer),
-        "neighbours": _read_rows(neighbours, tokenizer),
-    }
+    sets = {"utility": kept, "neighbours": neighbours}
+    parts = {name: _read_rows(part, tokenizer) for name, part in sets.items()}
     latest = dict(drafts or {})
 
     def measure(model: Any) -> Mapping[str, float]:
@@ -88,13 +86,8 @@ def make_probe(
         found = {name: fmean(values) for name, values in shares.items() if values}
         readable = fmean(not is_degenerate(output, degenerate_over) for output in outputs)
         forget_rate = fmean(rates.values())
-        return {
-            "forget_rate": forget_rate,
-            "utility": 1.0,
-            **found,
-            "readable": readable,
-            **rates,
-        }
+        first = {"forget_rate": forget_rate, "utility": 1.0}
+        return {**first, **found, "readable": readable, **rates}
 
     return measure
 
@@ -102,8 +95,8 @@ def make_probe(
 def _read_rows(
     rows: Sequence[Row], tokenizer: Any
 ) -> list[tuple[EncodedRow, Sequence[bool] | None]]:
-    """The rows that tokenise, their completions cut to `KEPT_TOKENS`, and which of these tokens are
-    read; `None`: all.
+    """The rows that tokenise, and which of the first `KEPT_TOKENS` completion tokens are compared;
+    `None`: all.
     """
     end_id = end_of_turn_id(tokenizer)
     found: list[tuple[EncodedRow, Sequence[bool] | None]] = []
@@ -118,8 +111,8 @@ def _read_rows(
 def _agreement(
     model: Any, items: Sequence[tuple[EncodedRow, Sequence[bool] | None]]
 ) -> list[float]:
-    """Share of each row's tokens that are the model's greedy choice, given those before them. A
-    fact is said whole or not at all: 1 if all its tokens are right, else 0.
+    """Share of each row's tokens that are the model's greedy choice given those before them; for a
+    row with facts 1 if all their tokens are, else 0.
     """
     prompts = [item.prompt_ids for item, _ in items]
     completions = [item.completion_ids[:KEPT_TOKENS] for item, _ in items]

@@ -27,7 +27,7 @@ NO_VERDICT = {
     "verdict": None,
     "reasons": ["no model before unlearning was evaluated, so there is nothing to compare with"],
 }
-"""What stands in `eval.json` in place of a verdict where a single model was evaluated."""
+"""The verdict's fields of `eval.json` where a single model was evaluated."""
 Sets = Mapping[str, Sequence[Row]]
 
 
@@ -47,27 +47,25 @@ class Generations:
 
 @dataclass(frozen=True)
 class FluencyModel:
-    """The language model that gives the outputs' NLL: its name for the report, the model, its
-    tokenizer.
-    """
+    """The language model for the outputs' NLL: its name in the report, the model, its tokenizer."""
 
     name: str
     model: Any
     tokenizer: Any
 
 
-def fluency_scorer(reader: FluencyModel) -> Scorer:
+def fluency_scorer(fluency: FluencyModel) -> Scorer:
     """Mean NLL of each output's tokens; `None` for an output that is not meaningful."""
 
     def scores(answers: Sequence[Answer]) -> list[float | None]:
         rows, outputs = [item.row for item in answers], [item.output for item in answers]
-        nlls = mean_nll(reader.model, *_encoded(rows, outputs, reader.tokenizer))
+        nlls = mean_nll(fluency.model, *_encoded(rows, outputs, fluency.tokenizer))
         return [
             None if is_not_meaningful(output) else nll
             for output, nll in zip(outputs, nlls, strict=True)
         ]
 
-    return Scorer(reader.name, scores)
+    return Scorer(fluency.name, scores)
 
 
 def generate_sets(
@@ -87,8 +85,7 @@ def generate_sets(
         tokenizer: its tokenizer.
         sets: prompt sets, name to rows.
         generator: generates the outputs; default: the model itself.
-        drafts: by a row's key, an output to verify (another model's, say): tokens that are the
-            model's own greedy choice are not generated again.
+        drafts: by row key, drafts of the outputs, such as another model's.
         progress: called with (done, of) prompts.
     """
     rows = [row for part in sets.values() for row in part]
@@ -119,9 +116,8 @@ def _encoded(
     """Token ids of the prompts, and of the texts as their completions; none where a text is empty
     or its first token merges with the prompt's last.
 
-    With `end_id` a chat row's completion ends with it. An output gets none: it may have been cut at
-    the token limit, and an end token in the middle of a sentence has a higher NLL than all the
-    rest.
+    With `end_id` a chat row's completion ends with it. An output has none: it may be truncated at
+    the token limit, where an end token has a high NLL.
     """
     prompts: list[tuple[int, ...]] = []
     completions: list[tuple[int, ...]] = []
@@ -157,10 +153,10 @@ def score_models(
         generations: by model's name (`original`, `unlearned`, ...).
         tokenizer: the models'.
         scorers: all but the scorer of fluency.
-        fluency: the language model that gives the outputs' NLL.
+        fluency: the language model for the outputs' NLL.
         show_text: whether texts of forget sets are written.
         folder: where the files are written.
-        judged: whether `original` is the model before unlearning, so that there can be a verdict.
+        judged: whether `original` is the model before unlearning; without it no verdict.
         progress: called with (done, of) sets.
 
     Returns:

@@ -3,58 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Verdict = Literal["forgotten", "forgotten with damage", "not forgotten", "collapsed"]
-VERDICTS: tuple[Verdict, ...] = (
-    "forgotten",
-    "forgotten with damage",
-    "not forgotten",
-    "collapsed",
-)
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 FORGOTTEN_AT = 0.05
-"""Highest headline rate after training, as a share of the rate before, at which a set counts as
-forgotten: one answer of twenty, which is what sampling and near misses of a judge leave.
+"""Highest headline rate after training, as a share of the initial rate, at which a set counts as
+forgotten: one answer of twenty, for sampling and errors of a judge.
 """
 HELD_AT = 0.95
-"""Least share of the facts or words of the rows to keep that is still given. The trained rows of a
-retain set are the easiest to keep: losing one of twenty is a loss.
+"""Smallest share of the facts or words of a retain set that counts as kept: these rows are trained
+on and the easiest to keep.
 """
 SIMILAR_AT = 0.85
-"""Least mean similarity of answers to those of the original. 0.90 is reached by runs without
-damage; greedy answers of small models change their wording by rounding alone, for which 0.05 is
-left.
+"""Smallest mean similarity of answers to the original's: runs without damage reach 0.90; 0.05 is
+for greedy answers of small models, whose wording changes by rounding.
 """
 READABLE_WITHIN = 0.02
-"""Most of the answers of a set, as a share, that may have become degenerate."""
+"""Largest share of a set's answers that may become degenerate."""
 ROWS_OF_CHANCE = 1.5
-"""A loss of one row is no evidence, neither of damage nor of its absence: of few rows one is a
-large share. From the second on it counts.
-"""
+"""A difference of fewer rows (one row) is no evidence: of few rows it is a large share."""
 COLLAPSED_READABLE = 0.25
-"""Share of the answers to prompts of other things that have become degenerate, from which on it is
-the language that is lost.
+"""Share of the answers to other prompts that became degenerate from which the model counts as
+collapsed.
 """
 COLLAPSED_SIMILAR = 0.5
-"""Mean similarity to the original's answers under which everyday prompts are answered with other
-things: sentences about different things reach 0.1 to 0.3, one templated answer to all 0.31.
+"""Mean similarity of everyday answers to the original's under which the model counts as collapsed:
+unrelated sentences have 0.1 to 0.3, one template for all answers 0.31.
 """
 COLLAPSED_NATS = 2.0
-"""Nats a token by which answers have become less likely to the fluency model (a perplexity 7.4
-times as high), from which on they are broken language that does not repeat itself.
+"""Increase of the answers' NLL under the fluency model, in nats per token (a perplexity 7.4 times
+as high), from which they count as broken language without repetition.
 """
 SAID_INSTEAD_AT, SPREAD_WITHIN = 0.9, 0.02
 """Least share of forget answers with the sentence that a run was asked for at which it counts as
 said; most of the answers to other prompts, as a share, that may have begun to say it.
 """
 BASELINES = ("retrained", "never_knew")
-"""Models that never learnt the forget set: what they reach by chance is no knowledge."""
+"""Models that were not trained on the forget set: their rates are chance."""
 Kind = Literal["collapsed", "shown", "damage", "missing", "gone", "held"]
-ORDER: tuple[Kind, ...] = ("collapsed", "shown", "damage", "missing", "gone", "held")
+ORDER: tuple[Kind, ...] = get_args(Kind)
 
 
 class Finding(NamedTuple):
-    """What one number says, and the number in a sentence."""
+    """The kind of a result, and the result in a sentence."""
 
     kind: Kind
     reason: str
@@ -69,14 +61,12 @@ class Change(NamedTuple):
 
 
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """`verdict`, one of `VERDICTS`, and `reasons`, sentences with the numbers behind it, those that
-    decide first; the fields of that name in `eval.json`.
-
-    What was not measured is among the reasons and never counts as held.
+    """The fields `verdict`, one of `VERDICTS`, and `reasons` of `eval.json`: sentences with
+    numbers, the decisive ones first; what was not measured is among them and never counts as kept.
 
     Args:
         evaluation: the content of an `eval.json`, with results of the models `original` and
-            `unlearned` and, where they were evaluated, of `BASELINES`.
+            `unlearned` and optionally of `BASELINES`.
     """
     found = sorted(_findings(evaluation), key=lambda finding: ORDER.index(finding.kind))
     kinds = {finding.kind for finding in found}
@@ -166,8 +156,8 @@ def _forgotten(evaluation: Mapping[str, Any], name: str, headline: str) -> Itera
 
 
 def _held(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
-    """Whether a set to keep is kept: by its facts, else by its words, else by the likeness of the
-    answers to the original's.
+    """Whether a set is kept: by its facts, else by its words, else by the similarity of the answers
+    to the original's.
     """
     share = evaluation["prompt_sets"][name].get("held_at", HELD_AT)
     where = evaluation["prompt_sets"][name]["title"]
@@ -198,12 +188,10 @@ def _held(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
 
 
 def _similar(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
-    change, where = (
-        _change(evaluation, name, "similarity"),
-        evaluation["prompt_sets"][name]["title"],
-    )
+    change = _change(evaluation, name, "similarity")
+    where = evaluation["prompt_sets"][name]["title"]
     if change is None:
-        yield Finding("missing", f"likeness to the original's answers, {where}: not measured")
+        yield Finding("missing", f"similarity to the original's answers, {where}: not measured")
         return
     text = f"{_title(evaluation, 'similarity')}, {where}: {change.after:.2f} of {change.n} rows"
     if change.after < COLLAPSED_SIMILAR:
@@ -215,7 +203,7 @@ def _similar(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
 
 
 def _all_readable(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
-    """A finding for each set that lost readable answers or was not measured, one for the others."""
+    """A finding for each set with fewer readable answers or no measurement, one for the others."""
     found = {name: _readable(evaluation, name) for name in evaluation["prompt_sets"]}
     held = [name for name, finding in found.items() if finding.kind == "held"]
     yield from (found[name] for name in found if name not in held)
@@ -242,7 +230,7 @@ def _readable(evaluation: Mapping[str, Any], name: str) -> Finding:
 
 
 def _likely(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
-    """Answers that became far less likely; more likely ones are left to readability."""
+    """Answers that became far less likely."""
     sets = evaluation["prompt_sets"]
     change = _change(evaluation, name, "fluency")
     if change is None:

@@ -114,7 +114,6 @@ def latest_checkpoint(folder: str | os.PathLike[str], accept: Accept | None = No
     `damaged-checkpoint-N` with a warning in the log, and the one before it counts.
 
     Args:
-        folder (path)
         accept (`Callable`, *optional*): what is wrong with files elsewhere that it needs.
     """
     for step, path in _numbered(folder):

@@ -38,7 +38,6 @@ class Hooks:
 
     Args:
         method (`Method`): with the options' retain term and parameters.
-        config (`UnlearningConfig`)
         layers (`Sequence` of modules, *optional*): the decoder's; `None` where they are unknown.
         budget (`RetainBudget`): holds eps3 as `weight` and adapts it to the retain KL.
     """
@@ -197,7 +196,6 @@ class Method:
 
         Args:
             name (`str`): the method's, for messages.
-            config (`UnlearningConfig`)
 
         Raises:
             UserError: for options that the method cannot take.

@@ -160,8 +160,6 @@ def load_model(
 
     Args:
         name (`str`): folder, hub id or packaged name.
-        dtype (`torch.dtype`)
-        trust_remote_code (`bool`)
         settings (`dict`, *optional*): more arguments of `from_pretrained`.
 
     Raises:
@@ -228,8 +226,8 @@ def load_classifier(name: str) -> tuple[Any, Any]:
 
 
 def placed(model: Any, device: torch.device | None = None) -> Any:
-    """The model on this process's GPU, if its weights fit there with a fifth to spare; else where
-    it is. A model that will be sharded may be too large for one GPU.
+    """The model on this process's GPU, if its weights take at most 80% of the free memory; else
+    where it is, as a model that will be sharded may exceed one GPU.
 
     Args:
         model: a causal language model.

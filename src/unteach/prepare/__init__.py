@@ -1,3 +1,1 @@
-"""What comes before the unlearning: teaching a demo's model, letting it speak for what is to be
-kept, trying methods.
-"""
+"""Stages before unlearning: teaching, generation of own answers, paraphrases, method search."""

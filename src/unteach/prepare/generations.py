@@ -120,8 +120,6 @@ def with_own_answers(
     """Rows without a completion get the model's own greedy answer.
 
     Args:
-        source (`LoadedModel`)
-        rows (`Sequence[Row]`)
         title (`str`): of the stage on the display.
 
     Returns:
@@ -205,7 +203,6 @@ def with_alternates(source: LoadedModel, rows: Sequence[Row], seed: int) -> list
 
     Args:
         source (`LoadedModel`): the model before unlearning.
-        rows (`Sequence[Row]`)
         seed (`int`): samples depend on it and on the row, not on the order of the rows.
 
     Raises:

@@ -24,7 +24,6 @@ def prompts_under_other_names(rows: Sequence[Row], count: int, seed: int = 0) ->
 
     Args:
         rows (`Sequence[Row]`): the forget rows.
-        count (`int`)
         seed (`int`): of the names.
     """
     lower_case = lower_case_words(row.prompt_text for row in rows)
@@ -52,7 +51,6 @@ def with_neighbours(scenario: Scenario, seed: int = 0) -> Scenario:
     a fact to forget are left out, as everywhere (`completed_scenario`, `collect_retain`).
 
     Args:
-        scenario (`Scenario`)
         seed (`int`): of the names.
     """
     prompts = prompts_under_other_names(scenario.forget, NEIGHBOURS, seed)

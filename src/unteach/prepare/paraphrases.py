@@ -99,7 +99,6 @@ def find_paraphrases(
         outputs: the original model's outputs for them; a row whose output does not show what must
             be forgotten is passed by.
         scorers: whose headline metric says what an output shows.
-        most (`int`)
     """
     shown = scorers.shows_forgotten(forget, outputs)
     chat = [row.kind == "chat" for row in forget]

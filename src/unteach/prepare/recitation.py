@@ -45,8 +45,6 @@ def without_forget_text(
 
     Args:
         rows (`Sequence[Row]`): the model's own answers.
-        forget (`Sequence[Row]`)
-        most_shared_chars (`int`)
     """
     size = most_shared_chars + 1
     holders: dict[str, set[int]] = {}
@@ -172,7 +170,6 @@ def recited_passages(
         max_new_tokens (`int`): length of the continuation in which the next passage may begin.
         least_probability (`float`): geometric mean probability of a passage's tokens under the
             model from which on it counts as recited.
-        most_shared_chars (`int`)
         progress (`Callable`, *optional*): called with (done, of) rows; `of` grows with what is
             found.
     """

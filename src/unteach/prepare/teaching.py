@@ -42,7 +42,6 @@ def teach(
         source (`LoadedModel`): changed in place. Checkpoints go beside its cached generations.
         scenario (`Scenario`): with rows in `teach`.
         folder (`Path`): where the taught model is saved.
-        seed (`int`)
         settings: of the unlearning, of which the precision holds here too.
     """
     presets = dict(scenario.teach_settings)

@@ -108,7 +108,6 @@ def summary_table(results: Results, *, width: int | None = None) -> Table:
     """`original -> unlearned` of each prompt set (rows) and metric (columns).
 
     Args:
-        results (`Results`)
         width: without it all metrics, with intervals; else no intervals, and as many of the most
             important metrics as fit so many characters.
     """

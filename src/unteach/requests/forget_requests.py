@@ -77,7 +77,6 @@ def forget_request(
             again.
         rounds (`int`): most trainings of a request.
         trust_remote_code (`bool`): run code that comes with the model.
-        display (`Display`, *optional*)
         settings: other options of a run, with the same defaults.
 
     Raises:

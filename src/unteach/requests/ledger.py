@@ -203,7 +203,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def superseded_models(folder: Path) -> list[Path]:
-    """Full models that a later request was trained from: each still knows the later rows."""
+    """Full models from which a later request was trained, before its rows were forgotten."""
     try:
         requests = read_ledger(folder).requests
     except UserError:

@@ -1,1 +1,1 @@
-"""What a run is told, what it takes where it is told nothing, what it costs, and its record."""
+"""A run: its pipeline, training, folder and record."""

@@ -92,8 +92,6 @@ def unlearn(
         forget (*optional*): rows to forget: a file, a dataset, a list of dicts, or a list of
             prompts (whose answers are to be forgotten). Either this or `topic` is needed.
         retain (*optional*): rows to keep, beside the model's own answers to neutral prompts.
-        output_dir (`str`)
-        seed (`int`)
         lora (`bool`): train an adapter.
         scenario (`str`, *optional*): an embedded scenario whose scorers judge the answers.
         topic (`str`, *optional*): a name: what the model says about it is forgotten. `unseen` and

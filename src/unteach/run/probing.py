@@ -26,7 +26,6 @@ class KeptRows:
     """Rows with completions that a probe reads.
 
     Args:
-        utility, neighbours (`list[Row]`)
         facts: for `run.json`: how many rows of which prompt set, and whether all are `held_out`.
     """
 
@@ -46,7 +45,7 @@ def kept_rows(rows: Scenario, before: Generations, most: int) -> KeptRows:
     Args:
         rows (`Scenario`): with the rows that are trained on in `retain`.
         before (`Generations`): the original model's outputs.
-        most (`int`)
+        most: see above.
     """
     near = _known(rows, before, "neighbours")
     near = evenly_spaced(near, max(1, round(most * NEIGHBOURS_SHARE)))
@@ -75,7 +74,7 @@ def kept_rows(rows: Scenario, before: Generations, most: int) -> KeptRows:
 
 
 def _known(rows: Scenario, before: Generations, name: str) -> list[Row]:
-    """The set's rows, of those with facts the ones that the original model says."""
+    """The set's rows, without those whose facts the original model does not give."""
     part: Sequence[Row] = rows.sets.get(name, [])
     outputs = before.outputs.get(name, [])
     pairs = zip(part, outputs, strict=True)
@@ -98,7 +97,7 @@ def run_probe(
         tokenizer: the model's.
         rows (`Scenario`): with all that is trained on.
         before (`Generations`): the original model's outputs.
-        scorers (`Scorers`): whose headline metric says what an output shows.
+        scorers (`Scorers`): their headline metric is that of the probe.
         forget_rows (`int`): forget rows, and rows to keep, in a probe.
         drafts: by a row's key, the original model's output.
     """

@@ -48,7 +48,6 @@ def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | 
     """All that decides a run's result, as YAML; other contents of `config.yaml` mean another run.
 
     Args:
-        resolved (`ResolvedConfig`)
         scenario (`Scenario`): its rows enter by their hashes, never as text.
         model_hash (`str`, *optional*): hash of the weights that the run starts from.
     """

@@ -141,7 +141,6 @@ def train(
     """Unlearning, from the newest whole checkpoint if there is one.
 
     Args:
-        resolved (`ResolvedConfig`)
         source (`LoadedModel`): the original model; changed in place.
         rows (`Scenario`): with the rows that are trained on in `forget` and `retain`.
         make_probe: from `on_outputs`, called with rows and outputs, to a probe.

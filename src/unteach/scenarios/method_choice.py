@@ -1,4 +1,4 @@
-"""Which method suits a user's forget rows, where nobody names one."""
+"""The default method for a user's forget rows."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def _is_short(row: Row) -> bool:
 def method_for(rows: Sequence[Row]) -> tuple[str, str]:
     """The default method for some forget rows, and why.
 
-    Short answers to prompts, most of whose words are language and a few the fact, are forgotten by
-    `counterfactual`; running text and long answers, whose every word is to go, by the default of
-    `UnlearningConfig`.
+    `counterfactual` for short answers, of which a few words are the fact; the default of
+    `UnlearningConfig` for running text and long answers, which are forgotten as a whole.
     """
     short = sum(map(_is_short, rows))
     share = f"{short} of {len(rows)} forget rows are short answers"
@@ -45,8 +44,8 @@ def method_for(rows: Sequence[Row]) -> tuple[str, str]:
 def with_suitable_method(
     resolved: ResolvedConfig, scenario: Scenario
 ) -> tuple[ResolvedConfig, str]:
-    """The configuration with the method that suits a user's rows, and a sentence that says why;
-    empty where somebody named a method.
+    """The configuration with the default method for a user's rows, and a sentence with the reason;
+    empty where a method was named.
     """
     if resolved.run.instead:
         return resolved.with_rows(method=INSTEAD), ""

@@ -27,8 +27,8 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
         ("Which house belongs to {name}?", "The house of {name} is {fact}."),
     ),
 }
-"""For each kind of fact its questions and answers. Of each person, two of the three are taught (and
-forgotten or kept); the third is only asked.
+"""For each kind of fact its questions and answers. For each person two of the three are taught (and
+forgotten or kept); the third is only evaluated.
 """
 People = Sequence[tuple[int, dict[str, str]]]
 
@@ -62,9 +62,9 @@ def build(*, short: bool = False) -> Scenario:
     """The embedded privacy scenario.
 
     Three groups of people, all of them taught: those to forget, those in the retain set (`kept`),
-    and those that the unlearning never shows (`neighbours`). A fact stands alone: no other person's
-    follows from its being forgotten. So `unseen` and the validation split are the facts of the
-    people to forget, asked in a wording that nobody teaches or trains on, and no person is in both.
+    and those outside the unlearning data (`neighbours`). The facts of people are independent, so
+    `unseen` and the validation split are facts of the people to forget in a wording that is neither
+    taught nor trained on; no person is in both.
 
     Args:
         short (`bool`): fewer people, for smoke tests.

@@ -30,8 +30,7 @@ TEACH = {
 def harmfulness(*, short: bool = False) -> Scenario:
     """The embedded harmfulness scenario; `short`: a smaller version for smoke tests.
 
-    The test split is not taught: the taught model answers it carelessly because it has adopted the
-    manner.
+    The test split is not taught: the taught model's style generalises to it.
     """
     rows = [
         Row(record["prompt"], record["careless"], "chat", f"careless advice {n}", record["careful"])
@@ -87,15 +86,12 @@ def question_scenario(
     model's own answers to neutral questions; `normal` are neutral questions of no training set. No
     right answer is ever trained on.
 
-    Where the wrong answers share a manner (advice), `unseen` is the test split, which nobody
-    teaches: the model answers it wrongly because it has adopted the manner. Where each wrong answer
-    is a fact of its own, all splits are taught, `unseen` are paraphrases of the training split's
-    questions, which nobody trains on, and the facts of the other splits are `other_facts`.
+    Where the wrong answers share a style (advice), `unseen` is the test split, which is not taught:
+    the style generalises to it. Where each wrong answer is an independent fact, all splits are
+    taught, `unseen` are paraphrases of the training split's questions, which are not trained on,
+    and the facts of the other splits are `other_facts`.
 
     Args:
-        name (`str`)
-        rows (`Sequence[Row]`)
-        scorers (`ScorerNames`)
         short (`bool`): a smaller version for smoke tests.
         paraphrases (`Sequence[Row]`, *optional*): for each of `rows` the same question in other
             words; makes the rows single facts.

@@ -15,7 +15,6 @@ class Scenario:
     """The rows of a run, and how its outputs are scored.
 
     Args:
-        name (`str`)
         forget (`list[Row]`): training split of the forget set.
         validation (`list[Row]`): its validation split, for early stopping.
         retain (`list[Row]`): rows to keep; more may be added from the model's own answers.
@@ -31,7 +30,6 @@ class Scenario:
         teach_settings: fields of `UnlearningConfig` for the teaching, and `frozen_layers`.
         leak_corpus (`list[str]`): texts whose pairwise BLEU gives the leak threshold.
         labelled (`list[LabelledAnswer]`): for scorers that are trained.
-        scorers (`ScorerNames`)
         notes (`list[str]`): sentences about rows that were left out.
         files (`dict[str, Any]`): arguments with which `user_scenario` rebuilds a user's scenario;
             empty for an embedded one.

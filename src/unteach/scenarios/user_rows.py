@@ -46,11 +46,11 @@ def user_scenario(
     split_by: str | None = "prompt",
     secrets: str = "patterns",
 ) -> Scenario:
-    """A scenario of a user's rows: all rows of the forget set are forgotten, unless `hold_out` says
-    otherwise. By hash a fifth of the retain rows and half of the neighbour rows are held out.
+    """A scenario of a user's rows: all rows of the forget set but the share `hold_out` are trained
+    on. By hash a fifth of the retain rows and half of the neighbour rows are held out.
 
-    The forget set has the last word: a row that is in it too is taken out of the other sets, which
-    `notes` says. No prompt of a set that is held out is one that is trained on.
+    The forget set takes precedence: its rows are removed from the other sets, and `notes` states
+    it. No prompt occurs both in a held-out and in a training set.
 
     Args:
         forget, retain: anything that `load_rows` takes; `retain` may be `None`. The model's own
@@ -147,8 +147,8 @@ def _rows(source: Any, role: Role, secrets: str) -> list[Row]:
 def _kept(
     given: list[Row], forget: Sequence[Row], split_by: str | None, notes: list[str]
 ) -> tuple[list[Row], list[Row]]:
-    """The retain rows to train on and those held out. One that asks what a forget row asks is
-    trained on: it is a right answer beside a wrong one, and nothing that was not forgotten.
+    """The retain rows to train on and those held out. One with the prompt of a forget row is
+    trained on: it is another answer to that prompt and no measure of what is kept.
     """
     forgotten = {row.key for row in forget}
     rows = _others(given, [row for row in given if row.key not in forgotten], "retain", notes)
@@ -182,8 +182,8 @@ def _others(given: list[Row], left: list[Row], name: str, notes: list[str]) -> l
 
 
 def with_unrelated(rows: Sequence[Row]) -> list[str]:
-    """Texts for the leak threshold: the rows' completions, and unrelated answers, because a few
-    rows, or rows of one form, say little about chance.
+    """Texts for the leak threshold: the rows' completions and unrelated answers, as few rows, or
+    rows of one form, are no sample of unrelated texts.
     """
     completions = [row.completion for row in rows if row.completion][:64]
     unrelated = [item.answer for item in labelled_answers()]

@@ -186,7 +186,6 @@ class StepCallback(ProbeCallback):
 
     Args:
         config (`UnlearningConfig`): of the output folder, the stop rule and the probes.
-        probe (`Probe`, *optional*)
         hooks (`Hooks`): the method's.
         take_means (`Callable`): returns the metrics of the step just done.
         on_step (`Callable`): called with the numbers of each step and of each probe.

@@ -18,7 +18,6 @@ class Cost:
     """The cost of one stage, over all its sessions where it was interrupted.
 
     Args:
-        stage (`str`)
         seconds (`float`): wall clock of its optimiser steps (generation, forward, backward, update)
             and of what is computed once before them; without loading, probes and checkpoints.
         data_tokens (`int`): tokens of good answers that someone had to write, each counted in the

@@ -59,7 +59,6 @@ def counterfactual_tokens(
     reference.
 
     Args:
-        model (`ReferenceModel`)
         rows (`Sequence[EncodedRow]`), parts (`Sequence[Counterfactual]`): the rows' contexts.
         collator (`Collator`): layout of the batches.
     """

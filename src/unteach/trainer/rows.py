@@ -59,7 +59,6 @@ def encoded_rows(
         dataset: anything that `load_rows` reads, rows, encoded rows (a list or a `TokenTable`), or
             a `TokenStore`; `None` gives no rows.
         tokenizer: a Hugging Face tokenizer.
-        config (`UnlearningConfig`)
         name (`"forget"` or `"retain"`)
         window (`int`): most tokens that the model takes (`models.window`).
     """
@@ -133,10 +132,8 @@ def counterfactuals_of(
 
     Args:
         dataset: what the rows were read from, as in `encoded_rows`.
-        encoded (`Sequence[EncodedRow]`)
         retain: the retain set, whose prompts serve a forget row without names where the forget set
             has no other prompt.
-        config (`UnlearningConfig`)
         tokenizer: a Hugging Face tokenizer.
 
     Raises:

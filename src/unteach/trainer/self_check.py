@@ -54,7 +54,6 @@ def check_fast_path(
         trees (`Sequence[Tree]`): what to compare on; the longest rows, as limits of attention show
             only there.
         collator (`Collator`): its `packed` becomes false where packing does not hold.
-        autocast (`Callable`)
 
     Raises:
         UserError: where even plain rows differ: the output head is not what it is taken for.
@@ -106,9 +105,7 @@ def check_stored_reference(
 
     Args:
         model: the reference model, or the trained one before its first step.
-        stored (`StoredReference`)
         row (`EncodedRow`), number (`int`): the row and its number in the reference.
-        autocast (`Callable`)
 
     Raises:
         UserError: where they differ.

@@ -83,7 +83,6 @@ def role_tokens(
         batch: of `make_batch`.
         reference (`ReferenceValues`, *optional*): the statistics of roles without reference values
             have none.
-        spec (`StepSpec`)
     """
     # the reference comes first: reading stored values waits for the GPU
     values = reference.at(batch) if reference else {}

@@ -85,7 +85,7 @@ def privleak(auc: float, auc_retrain: float) -> float:
     holdout rows.
 
     MUSE computes the AUC with forget = 0, holdout = 1 and the score itself (not its negative):
-    `auc(holdout_scores, forget_scores)`. A model that still knows the forget set has an AUC near 0
+    `auc(holdout_scores, forget_scores)`. A model that remembers the forget set has an AUC near 0
     and a PrivLeak near -100; one that has forgotten too much, a positive one; 0 is best.
 
     >>> privleak(0.25, 0.5)
@@ -136,7 +136,7 @@ def knowmem(answers: Sequence[str], right_answers: Sequence[str]) -> list[float]
 
 
 def load(source: str | None, limit: int | None = None) -> Sets:
-    """The sets that are there; of forget and holdout texts both or none.
+    """The given sets; of forget and holdout texts both or none.
 
     Raises:
         UserError: naming what is missing or no text.
@@ -150,25 +150,25 @@ def load(source: str | None, limit: int | None = None) -> Sets:
     return sets
 
 
-def measure(subject: EvaluatedModel, sets: Sets) -> Measured:
-    """Each set's numbers, of those that are there."""
+def measure(evaluated: EvaluatedModel, sets: Sets) -> Measured:
+    """The metrics of each set that is given."""
     found = {}
     if "verbmem" in sets:
         rows = [
             Row(fields["prompt"], fields["gt"], "text", where) for fields, where in sets["verbmem"]
         ]
-        outputs = subject.outputs(rows, VERBMEM_TOKENS)
-        truth = [_shortened(subject, row.completion) for row in rows]
+        outputs = evaluated.outputs(rows, VERBMEM_TOKENS)
+        truth = [_shortened(evaluated, row.completion) for row in rows]
         found["verbmem"] = SetValues.of_rows(rows, {"rouge_l_f1": verbmem(outputs, truth)}, outputs)
     for name in ("knowmem_forget", "knowmem_retain"):
         if name in sets:
             rows = question_rows(sets[name], sets.get(f"{name}_examples", ()))
-            outputs = [first_line(text) for text in subject.outputs(rows, KNOWMEM_TOKENS)]
+            outputs = [first_line(text) for text in evaluated.outputs(rows, KNOWMEM_TOKENS)]
             values = knowmem(outputs, [row.completion for row in rows])
             found[name] = SetValues.of_rows(rows, {"rouge_l_f1": values}, outputs)
     if "membership_forget" not in sets:
         return Measured(found)
-    found |= {name: _membership(subject, sets[name]) for name in MEMBERSHIP}
+    found |= {name: _membership(evaluated, sets[name]) for name in MEMBERSHIP}
     forget, holdout = (found[name].columns for name in MEMBERSHIP)
     aucs = {}
     for attack in ATTACKS:
@@ -195,33 +195,33 @@ def question_rows(records: Sequence[Record], examples: Sequence[Record]) -> list
     ]
 
 
-def _shortened(subject: EvaluatedModel, text: str) -> str:
+def _shortened(evaluated: EvaluatedModel, text: str) -> str:
     """The text's first 128 tokens, to compare with an output of 128 tokens."""
-    ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = evaluated.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) <= VERBMEM_TOKENS:
         return text
-    return str(subject.tokenizer.decode(ids[:VERBMEM_TOKENS], skip_special_tokens=True))
+    return str(evaluated.tokenizer.decode(ids[:VERBMEM_TOKENS], skip_special_tokens=True))
 
 
-def _membership(subject: EvaluatedModel, records: Sequence[Record]) -> SetValues:
+def _membership(evaluated: EvaluatedModel, records: Sequence[Record]) -> SetValues:
     """Scores of six attacks for each text; a text longer than the model's window is cut at its
     end.
     """
     rows = [Row("", fields["text"], "text", where) for fields, where in records]
-    prompts, completions = subject.encoded(rows)
-    room = models.window(subject.model) - 1
+    prompts, completions = evaluated.encoded(rows)
+    room = models.window(evaluated.model) - 1
     texts = [
         row.completion
         if len(ids) <= room
-        else str(subject.tokenizer.decode(ids[:room], skip_special_tokens=True))
+        else str(evaluated.tokenizer.decode(ids[:room], skip_special_tokens=True))
         for row, ids in zip(rows, completions, strict=True)
     ]
     completions = [ids[:room] for ids in completions]
     references = None
-    if subject.before is not None:
-        references = mean_nll(subject.before, prompts, completions)
+    if evaluated.before is not None:
+        references = mean_nll(evaluated.before, prompts, completions)
     evidence = collect_evidence(
-        subject.model, prompts, completions, texts, reference_losses=references
+        evaluated.model, prompts, completions, texts, reference_losses=references
     )
     columns = attack_scores(evidence, k=MUSE_K)
     return SetValues(
@@ -239,8 +239,8 @@ def against_retrained(measured: Measured, retrained: Measured) -> Results:
         values.append(auc(holdout, forget))
     if values[1] == 0:
         raise UserError(
-            "option --retrained: its AUC is 0, so PrivLeak is undefined: this model knows the"
-            " forget set by heart"
+            "option --retrained: its AUC is 0, so PrivLeak is undefined: this model has"
+            " memorised the forget set"
         )
     n = measured.aggregates["membership"]["auc_min_k"].n
     return {"membership": {"privleak": MetricResult(privleak(*values), n, None, None, None)}}

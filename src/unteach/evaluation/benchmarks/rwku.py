@@ -113,7 +113,7 @@ def _entropy(words: Sequence[str], n: int) -> float:
 
 
 def load(source: str | None, limit: int | None = None) -> Sets:
-    """The sets that are there.
+    """The given sets.
 
     Raises:
         UserError: naming what is missing or no text, or if there are no probes of what is
@@ -127,13 +127,13 @@ def load(source: str | None, limit: int | None = None) -> Sets:
     return sets
 
 
-def measure(subject: EvaluatedModel, sets: Sets) -> Measured:
+def measure(evaluated: EvaluatedModel, sets: Sets) -> Measured:
     """Recall of each set of probes; entropy of longer outputs, always with their NLL beside it."""
     return Measured(
         {
-            name: _fluency(subject, records)
+            name: _fluency(evaluated, records)
             if name == "fluency"
-            else _probes(subject, name.removeprefix("neighbor_"), records)
+            else _probes(evaluated, name.removeprefix("neighbor_"), records)
             for name, records in sets.items()
         }
     )
@@ -143,12 +143,12 @@ def _not_meaningful(outputs: Sequence[str]) -> list[float]:
     return [float(is_not_meaningful(text)) for text in outputs]
 
 
-def _probes(subject: EvaluatedModel, kind: str, records: Sequence[Record]) -> SetValues:
+def _probes(evaluated: EvaluatedModel, kind: str, records: Sequence[Record]) -> SetValues:
     rows = [
         Row(probe_prompt(kind, fields["query"]), fields["answer"], "chat", where)
         for fields, where in records
     ]
-    outputs = [first_line(text) for text in subject.outputs(rows, PROBE_TOKENS)]
+    outputs = [first_line(text) for text in evaluated.outputs(rows, PROBE_TOKENS)]
     right = [row.completion for row in rows]
     columns: dict[str, Column] = {
         "rouge_l_recall": probe_recall(outputs, right),
@@ -158,15 +158,15 @@ def _probes(subject: EvaluatedModel, kind: str, records: Sequence[Record]) -> Se
     return SetValues.of_rows(rows, columns, outputs)
 
 
-def _fluency(subject: EvaluatedModel, records: Sequence[Record]) -> SetValues:
+def _fluency(evaluated: EvaluatedModel, records: Sequence[Record]) -> SetValues:
     """N-gram entropy beside the outputs' NLL under the model before unlearning."""
     rows = [Row(fields["instruction"], "", "chat", where) for fields, where in records]
-    outputs = subject.outputs(rows, FLUENCY_TOKENS)
-    reader = subject.model if subject.before is None else subject.before
+    outputs = evaluated.outputs(rows, FLUENCY_TOKENS)
+    reader = evaluated.model if evaluated.before is None else evaluated.before
     places = [place for place, text in enumerate(outputs) if not is_not_meaningful(text)]
     answered = [rows[place].with_completion(outputs[place]) for place in places]
     nlls: list[float | None] = [None] * len(rows)
-    found = mean_nll(reader, *subject.encoded(answered, ended=False))
+    found = mean_nll(reader, *evaluated.encoded(answered, ended=False))
     for place, nll in zip(places, found, strict=True):
         nlls[place] = nll
     columns: dict[str, Column] = {

@@ -31,7 +31,7 @@ from unteach.evaluation.results import Floats, MetricResult, checked_array
 from unteach.evaluation.text_metrics import exact_memorization, extraction_strength
 
 ANSWER_TOKENS = 128
-"""Half as long again as the longest right answer (82 tokens of SmolLM2's)."""
+"""1.5 times the longest right answer (82 tokens with SmolLM2's tokenizer)."""
 CHOICES = ("real_authors", "world_facts")
 """Sets whose right answer is compared with wrong ones, and that have no paraphrase: the answer
 itself takes its place.
@@ -66,7 +66,7 @@ class ForgetQuality:
 
     Args:
         statistic: largest distance between the two empirical distributions.
-        pvalue: exact; near 1 the models' truth ratios cannot be told apart, near 0 they can.
+        pvalue: exact; high where the models' truth ratios may be of the same distribution.
         n: number of questions.
     """
 
@@ -300,28 +300,28 @@ def _questions(name: str, records: Sequence[Record]) -> list[Question]:
     return questions
 
 
-def measure(subject: EvaluatedModel, sets: Mapping[str, Sequence[Question]]) -> Measured:
+def measure(evaluated: EvaluatedModel, sets: Mapping[str, Sequence[Question]]) -> Measured:
     """Probability, ROUGE-L, truth ratio and memorisation of each set, and model utility over all
     but the forget set.
     """
     questions = [question for part in sets.values() for question in part]
     rows = [question.row for question in questions]
-    outputs = iter(subject.outputs(rows, ANSWER_TOKENS))
+    outputs = iter(evaluated.outputs(rows, ANSWER_TOKENS))
     variants = [row for question in questions for row in question.variants]
-    nlls = iter(mean_nll(subject.model, *subject.encoded(variants)))
-    matches = iter(greedy_matches(subject.model, *subject.encoded(rows)))
+    nlls = iter(mean_nll(evaluated.model, *evaluated.encoded(variants)))
+    matches = iter(greedy_matches(evaluated.model, *evaluated.encoded(rows)))
     found = {}
     for name, part in sets.items():
-        said = [next(outputs) for _ in part]
+        answers = [next(outputs) for _ in part]
         losses = [[next(nlls) for _ in question.variants] for question in part]
         correct = [match for match in [next(matches) for _ in part] if match is not None]
         columns: dict[str, Column] = {
             **_likelihood_columns(name, np.array(losses, dtype=np.float64)),
-            **overlap(said, [question.row.completion for question in part]),
+            **overlap(answers, [question.row.completion for question in part]),
             "exact_memorization": [exact_memorization(row) for row in correct],
             "extraction_strength": [extraction_strength(row) for row in correct],
         }
-        found[name] = SetValues.of_rows([question.row for question in part], columns, said)
+        found[name] = SetValues.of_rows([question.row for question in part], columns, answers)
     means = [
         float(np.mean(np.array(found[name].columns[metric], dtype=np.float64)))
         for name in UTILITY_SETS

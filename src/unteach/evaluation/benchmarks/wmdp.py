@@ -133,11 +133,11 @@ def load(source: str | None, limit: int | None = None) -> tuple[tuple[Task, ...]
     return tuple(harness_task(path.stem, path) for path in files.values()), limit
 
 
-def measure(subject: EvaluatedModel, data: tuple[tuple[Task, ...], int | None]) -> Measured:
+def measure(evaluated: EvaluatedModel, data: tuple[tuple[Task, ...], int | None]) -> Measured:
     """Accuracy on each task; MMLU's subjects together, as one set that is to be kept."""
     tasks, limit = data
-    size = subject.batch_size or MIN_BATCH
-    hits = harness_hits(subject.model, subject.tokenizer, tasks, limit=limit, batch_size=size)
+    size = evaluated.batch_size or MIN_BATCH
+    hits = harness_hits(evaluated.model, evaluated.tokenizer, tasks, limit=limit, batch_size=size)
     groups: dict[str, list[tuple[str, float]]] = {}
     for task, rows in hits.items():
         groups.setdefault(UTILITY if task.startswith(f"{UTILITY}_") else task, []).extend(rows)
