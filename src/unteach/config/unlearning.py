@@ -149,7 +149,8 @@ class UnlearningConfig(TrainingArguments):
     disable_tqdm: bool | None = True
 
     def __post_init__(self) -> None:
-        self._check_method_options()
+        self._require("steering_coefficient", "dual_step_size")
+        self._require("dual_limit", "dual_tolerance", "dual_wait", "task_vector_scale", least=0)
         if self.bf16 is True and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers requires it where there is no accelerator
         if torch.backends.mps.is_available():
@@ -205,20 +206,14 @@ class UnlearningConfig(TrainingArguments):
             )
 
     def _require(self, *names: str, least: float | None = None, instead: str = "") -> None:
-        """Raises `UserError` for a field that is not positive, or under `least`; `None` is in
-        range.
+        """Raises `UserError` for a field that is 0 or negative, or under `least`; `None` passes, and
+        NaN, which is refused elsewhere.
         """
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (value > 0 if least is None else value >= least):
-                wanted = "positive" if least is None else "not be negative"
-                wanted = f"be {wanted}{instead}" if least is None else wanted
+            if value is not None and (value <= 0 if least is None else value < least):
+                wanted = "not be negative" if least == 0 else f"be positive{instead}"
                 raise UserError(f"{name} is {value}, it must {wanted}")
-
-    def _check_method_options(self) -> None:
-        """Raises `UserError` for options of single methods that are out of range."""
-        self._require("steering_coefficient", "dual_step_size")
-        self._require("dual_limit", "dual_tolerance", "dual_wait", "task_vector_scale", least=0)
 
     def check_training(self) -> None:
         """Creates reporters, optimiser and schedule as `Trainer` would, on one parameter, before
@@ -246,7 +241,7 @@ class UnlearningConfig(TrainingArguments):
             raise UserError(f"an option that training refuses: {message}") from None
 
     def planned_steps(self, rows: int, processes: int = 1) -> int:
-        """Optimiser steps of a training: `max_steps`, or else epochs, gone through until there were
+        """Optimiser steps of a training: `max_steps`, else those of the epochs, at least
         `least_steps`.
 
         Args:

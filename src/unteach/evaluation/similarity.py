@@ -52,16 +52,6 @@ def embeddings(texts: Sequence[str], *, encoder: str = DEFAULT_ENCODER) -> npt.N
     return np.asarray(vectors, dtype=np.float64)[[once[text] for text in texts]]
 
 
-def embedding_similarity(
-    left: Sequence[str], right: Sequence[str], *, encoder: str = DEFAULT_ENCODER
-) -> list[float]:
-    """Cosine similarity (-1 to 1) of the embeddings of each pair of texts; see `embeddings`."""
-    if not left:
-        return []
-    vectors = embeddings([*left, *right], encoder=encoder)
-    return [float(a @ b) for a, b in zip(vectors[: len(left)], vectors[len(left) :], strict=True)]
-
-
 def pair_similarity(
     left: Sequence[str], right: Sequence[str], *, scorer: str = DEFAULT_ENCODER
 ) -> list[float]:
@@ -72,8 +62,12 @@ def pair_similarity(
         scorer: a sentence encoder (cosine, -1 to 1), or `bleurt:CHECKPOINT`, a
             sequence-classification model with one output for (reference, candidate) as a pair.
     """
+    if not left:
+        return []
     if not scorer.startswith(BLEURT):
-        return embedding_similarity(left, right, encoder=scorer)
+        vectors = embeddings([*left, *right], encoder=scorer)
+        pairs = zip(vectors[: len(left)], vectors[len(left) :], strict=True)
+        return [float(a @ b) for a, b in pairs]
     import torch
 
     tokenizer, model = _regression(scorer.removeprefix(BLEURT))

@@ -148,7 +148,7 @@ def saved(folder: Path, name: str, title: str, description: str, figure: Figure)
     place: Any = {"loc": "outside lower center", "ncols": max(2, len(figure.axes))}
     figure.legend(list(labelled.values()), list(labelled), **place)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "figures" / f"{name}.png", dpi=200, facecolor="white")
+    figure.savefig(folder / "figures" / f"{name}.png", facecolor="white")
     return Chart(name, title, description, svg_of(figure, name, title, description))
 
 
@@ -267,5 +267,5 @@ def cost_figure(folder: Path, cells: Sequence[Cell]) -> Path | None:
         texts = {False: "from undesired answers alone", True: "needs desired answers"}
         patches = [Patch(color=colours[need], label=text) for need, text in texts.items()]
         figure.legend(handles=patches, loc="outside lower center", ncols=2)
-    figure.savefig(folder / "cost.png", dpi=150)
+    figure.savefig(folder / "cost.png")
     return folder / "cost.png"
