@@ -206,8 +206,8 @@ class UnlearningConfig(TrainingArguments):
             )
 
     def _require(self, *names: str, least: float | None = None, instead: str = "") -> None:
-        """Raises `UserError` for a field that is 0 or negative, or under `least`; `None` passes, and
-        NaN, which is refused elsewhere.
+        """Raises `UserError` for a field that is 0 or negative, or under `least`; `None` passes,
+        and NaN, which is refused elsewhere.
         """
         for name in names:
             value = getattr(self, name)
