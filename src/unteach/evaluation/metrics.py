@@ -171,11 +171,9 @@ class MetricFacts:
         """The metric's entry of `metrics` in `eval.json`."""
         names = ("title", "short_title", "description", "format", "higher_is_better", "interval")
         found = {name: getattr(self, name) for name in (*names, "in_summary")}
-        found["short_title"] = self.short_title or self.title
-        return found | {
-            "compare_on": list(self.compare_on),
-            "against_original": self.against_original,
-        }
+        found |= {"short_title": self.short_title or self.title}
+        found |= {"compare_on": list(self.compare_on)}
+        return found | {"against_original": self.against_original}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,8 +66,8 @@ def pair_similarity(
         return []
     if not scorer.startswith(BLEURT):
         vectors = embeddings([*left, *right], encoder=scorer)
-        pairs = zip(vectors[: len(left)], vectors[len(left) :], strict=True)
-        return [float(a @ b) for a, b in pairs]
+        both = zip(vectors[: len(left)], vectors[len(left) :], strict=True)
+        return [float(a @ b) for a, b in both]
     import torch
 
     tokenizer, model = _regression(scorer.removeprefix(BLEURT))
