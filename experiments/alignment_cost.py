@@ -1,5 +1,5 @@
 """Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario:
-what each forgets and keeps, and its seconds as a share of full RLHF's.
+forgetting, utility, and time as a share of full RLHF's.
 
 All pipelines stop by one rule. The probe interval is an eighth of the planned training; three
 probes in a row without a new lowest harmful rate on the validation split (for the reward model: the

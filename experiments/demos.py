@@ -1,12 +1,12 @@
-"""The three demos over several seeds: what is forgotten, what is kept, fluency; with the untaught
-model beside them.
+"""The three demos over several seeds: forgetting, utility and fluency, beside the model before
+teaching.
 
     python experiments/demos.py --seeds 0,1,2 --json docs/results/demos.json [--scenarios
     hallucination] [--out DIR] [key=value ...]
 
 A demo whose `eval.json` exists in DIR/SCENARIO-SEED is read and not run again. `untaught` is the
-model before teaching, scored on the same prompts by the same scorers: what a model that never saw
-the texts scores by its own mistakes. Beside FILE it writes the table as Markdown.
+model before teaching, scored on the same prompts by the same scorers: chance. Beside FILE it writes
+the table as Markdown.
 """
 
 from __future__ import annotations

@@ -1,22 +1,21 @@
-"""Every method on one scenario: what is forgotten, what is kept, how the rest reads, and whether it
-lasts.
+"""Every method on one scenario: forgetting, utility, fluency, and robustness to relearning and
+quantisation.
 
-All methods start from the same taught model and read the same rows in batches of the same size, for
-at most as many steps; a probe now and
-then (copyright: at every seventh step, else at every twentieth) stops each by the same rule, and
-what counts are the weights of the best probe. Ours have the demo's settings. The others have the
-weights and the retain term of their papers, no KL budget, and a learning rate that a short search
-on the first seed finds (`method=auto` with one candidate), as the papers' rates are for other
-models; with `--search-minutes 0` the demo's. Then each model is fine-tuned on four of the forget
-rows, until the other rows are back at half of their rate, and asked with weights of 4 bits, unless
-`--no-attacks` is given.
+All methods start from the same taught model and train on the same rows with the same batch size and
+the same maximum number of steps. A probe (copyright: every seventh step, else every twentieth)
+stops each by the same rule, and the best probe's weights are kept. Ours have the demo's settings.
+The others have the weights and the retain term of their papers, no KL budget, and a learning rate
+from a short search on the first seed (`method=auto` with one candidate), as the papers' rates are
+for other models; with `--search-minutes 0` the demo's. Then each model is fine-tuned on four of the
+forget rows, until the forget rate of the others is half of the original model's, and evaluated with
+4-bit weights, unless `--no-attacks` is given.
 
     python experiments/methods.py --seeds 0,1,2 --json docs/results/methods.json [--scenario
     copyright] [--methods npo,ga] [--out DIR]
 
-DIR is of one scenario. A method and seed whose result stands in it are not run again, so calls may
-follow each other, or share the work once a seed's model is taught. Beside FILE it writes the table
-as Markdown, with ranks.
+DIR is of one scenario. A method and seed whose result is in it are not run again, so several calls
+may share the work once a seed's model is taught. Beside FILE it writes the table as Markdown, with
+ranks.
 
     python experiments/methods.py --over
     docs/results/methods.json,docs/results/methods_harmfulness.json --methods log_odds_mismatch,npo

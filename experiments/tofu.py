@@ -1,20 +1,20 @@
-"""TOFU on a small model: what methods leave of forget10's first authors, what they keep, how far
-they are from a model that never knew.
+"""TOFU on a small model: forgetting of forget10's first authors, utility, and the distance to a
+retrained model.
 
 The model is fine-tuned on the first 40 rows of forget10 and the first 120 of retain90 (`full`), and
 another on the 120 alone (`retrained`). Each method then unlearns the 40 with the 120 as retain set,
-in batches of the same size and for at most as many steps. Ours runs with what a run takes by itself
-(`+own`), and with the retain rows alone, as the others do. Those have the weights and the retain
-term of their pages in docs/methods, and no KL budget. `--times` multiplies the learning rate that a
-run takes for the method by itself, which was found on the copyright demo: each rate is a row of its
-own, none is selected. All are measured as `unteach eval --benchmark tofu` does:
+with the same batch size and maximum number of steps. Ours runs with a run's defaults (`+own`: the
+model's own answers beside the retain rows), and with the retain rows alone, as the others do. Those
+have the weights and the retain term of their pages in docs/methods, and no KL budget. `--times`
+multiplies a run's default learning rate for the method, which was found on the copyright demo: each
+rate is a row of its own, none is selected. All are evaluated as by `unteach eval --benchmark tofu`:
 the 40 rows, 40 of the 120, 30 of real authors and 30 of world facts.
 
     python experiments/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga]
     [--times 1,0.3] [--seeds 0] [--bf16]
 
 The folder holds forget10, retain90 and the four `..._perturbed` files as JSONL. A model whose
-result stands in `--out` is not made again. Beside FILE it writes the table as Markdown.
+result is in `--out` is not trained again. Beside FILE it writes the table as Markdown.
 """
 
 from __future__ import annotations
