@@ -40,7 +40,6 @@ created updated version variant template score rating weight priority length tok
 comment comments meta metadata info severity_level is_safe
 """.split()  # noqa: SIM905
 """Columns that a row of a prompt alone may have: they say of the prompt which one it is."""
-<<<<<<< HEAD
 MEANT = {
     "completion": (
         *("reply", "continuation", "generation", "generated", "generated_text", "target", "label"),
@@ -52,20 +51,7 @@ MEANT = {
     "text": ("content", "body", "passage", "document", "article", "story", "paragraph", "texts"),
     "messages": ("message", "dialog", "dialogue", "chat", "turns", "chats"),
     "secret": ("secrets", "secret_text", "facts", "fact", "pii"),
-=======
-_MEANT = {
-    "completion": """
-        reply continuation generation generated generated_text target label gold result assistant
-        bot model_output model_answer bad_answer bad_completion answer_text final_answer text chosen
-        rejected value summary body content
-    """,
-    "prompt": "promt promts prompts human request inputs title questions instructions",
-    "text": "content body passage document article story sentence paragraph texts",
-    "messages": "message dialog dialogue chat turns chats",
-    "secret": "secrets secret_text facts fact pii",
->>>>>>> d3d0c36 (No wide line; bounds)
 }
-MEANT = {name: words.split() for name, words in _MEANT.items()}
 """Other names of a field."""
 LONGEST_COLUMN = 200
 """Longest value, in characters, of a column that a row keeps."""
