@@ -191,25 +191,25 @@ class Interview:
         return texts
 
     def about(
-        self, topics_: Sequence[Topic], direct: Sequence[Row], *, names: int, title: str
+        self, things: Sequence[Topic], direct: Sequence[Row], *, names: int, title: str
     ) -> list[Row]:
-        """Answers to prompts about topics, and to prompts about at most so many names in the
-        answers about each: of the latter those that name the topic, which is their secret.
+        """Answers to prompts about things, and to prompts about at most so many names in the
+        answers about each: of the latter those that name the thing, which is their secret.
         """
         rows = self.answered(direct, title)
         around = []
-        for topic in topics_:
+        for topic in things:
             texts = [row.completion for row in rows if row.columns[COLUMN] == topic.name]
             for name in names_in(topic, texts)[:names]:
                 around += topic.prompts(topics()["around"], name)
-            if len(topics_) == 1:
+            if len(things) == 1:
                 for text in descriptions_in(topic, texts)[:MOST_DESCRIPTIONS]:
                     around += topic.prompts(topics()["described"], text)
-        spellings = {topic.name: topic.spellings for topic in topics_}
+        spellings = {topic.name: topic.spellings for topic in things}
         found = []
         for row in self.answered(around, f"{title}, in a roundabout way"):
-            names_ = spellings[row.columns[COLUMN]]
-            if said := tuple(name for name in names_ if name in row.completion):
+            own = spellings[row.columns[COLUMN]]
+            if said := tuple(name for name in own if name in row.completion):
                 found.append(replace(row, secret=said))
         return distinct([*rows, *found])
 
