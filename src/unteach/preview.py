@@ -18,7 +18,7 @@ from unteach.prepare.information import informative_spans, topic_of
 from unteach.scenarios.method_choice import method_for, short_answers
 from unteach.scenarios.user_rows import user_scenario
 
-SHOWN_ROWS, SHOWN_TOKENS = 5, 24
+SHOWN_ROWS, SHOWN_TOKENS = 5, 256
 """Rows whose facts are shown, and tokens of a prompt and of a completion."""
 
 
