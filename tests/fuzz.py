@@ -499,13 +499,15 @@ class Fuzzer:
     def feed(self, argv: list[str]) -> Result:
         """Runs the command line on one input."""
         from unteach import cli, models
+        from unteach.data.rendered import refuse_rendered
         from unteach.data.tokenization import encode_rows
         from unteach.run import pipeline, training
 
         def begin(resolved: Any, scenario: Any, source: Any) -> None:
             """What a run does before it trains, once the model is loaded: the rows."""
             tokenizer, model = source.tokenizer, source.model
-            config = training.first_config(resolved)
+            config = training.first_config(resolved, scenario)
+            refuse_rendered([*scenario.forget, *scenario.retain], tokenizer)
             for rows in (scenario.forget, scenario.retain):
                 full = [row for row in rows if row.completion]
                 encoded = (
