@@ -29,9 +29,8 @@ import record
 from unteach import models
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
-from unteach.evaluation.generation import generate_outputs
+from unteach.evaluation.generation import ANSWER_TOKENS, generate_outputs
 from unteach.evaluation.likelihood import greedy_agreement
-from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.evaluation.similarity import pair_similarity
 from unteach.progress import Display
 from unteach.requests.forget_requests import change_patch, forget_request, merge_patches

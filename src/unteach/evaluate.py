@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
+from unteach.data.chat import ChatSettings, with_chat_settings
 from unteach.data.public_sets import Role
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
@@ -18,7 +19,7 @@ from unteach.errors import UserError
 from unteach.evaluation.benchmarks import load_benchmark
 from unteach.evaluation.benchmarks.benchmark import EvaluatedModel, Measured
 from unteach.evaluation.eval_json import as_eval_json
-from unteach.evaluation.generation import Generator, TransformersGenerator
+from unteach.evaluation.generation import Generator, TransformersGenerator, end_ids
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import is_forget_set, prompt_set
 from unteach.evaluation.scorers import build_scorers, check_right_answers
@@ -52,6 +53,7 @@ class EvalOptions:
         show_text: whether forget texts are written.
         trust_remote_code: run code that comes with a model.
         dtype: of the weights, `float32` or `bfloat16`.
+        system, chat_template_kwargs, chat_date, max_new_tokens: see `ChatSettings`.
         display: shows progress; default: none.
     """
 
@@ -61,6 +63,10 @@ class EvalOptions:
     show_text: bool = False
     trust_remote_code: bool = False
     dtype: str = "float32"
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_date: str | None = None
+    max_new_tokens: int | None = None
     display: Display = field(default_factory=lambda: Display(quiet=True))
 
     @property
@@ -72,7 +78,14 @@ class EvalOptions:
         """A model and its tokenizer."""
         trust, dtype = self.trust_remote_code, dtype_of(self.dtype)
         model = models.load_model(name, trust_remote_code=trust, dtype=dtype)
-        return models.placed(model), models.load_tokenizer(name, trust_remote_code=trust)
+        return models.placed(model), self.tokenizer(name)
+
+    def tokenizer(self, name: str) -> Any:
+        """A model's tokenizer, with the chat settings."""
+        found = models.load_tokenizer(name, trust_remote_code=self.trust_remote_code)
+        variables, limit = self.chat_template_kwargs or {}, self.max_new_tokens or 0
+        settings = ChatSettings(self.system or "", variables, self.chat_date or "", limit)
+        return with_chat_settings(found, settings)
 
     def generator(self, name: str, model: Any, tokenizer: Any) -> Generator:
         """The engine with a cache of the model's outputs."""
@@ -83,7 +96,8 @@ class EvalOptions:
                     f"engine vllm takes whole models, and {name!r} is an adapter: leave --engine"
                     " out, or run with --merge"
                 )
-            inner = VllmGenerator(models.resolve(name), tokenizer)
+            ends = end_ids(tokenizer, model)
+            inner = VllmGenerator(models.resolve(name), tokenizer, ends=ends)
         work, model_hash = self.folder / "work", models.weights_hash(model)
         return CachedGenerator(inner, work, model_hash, self.engine)
 
@@ -216,7 +230,7 @@ def evaluate_models(
                 built.name,
                 sets,
                 generations,
-                models.load_tokenizer(model, trust_remote_code=inference.trust_remote_code),
+                inference.tokenizer(model),
                 ready,
                 fluency=FluencyModel(fluency, *inference.load(fluency)),
                 show_text=inference.show_text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import wraps
 from itertools import combinations
 
@@ -9,14 +10,20 @@ import pytest
 import torch
 
 from tiny_models import FAMILIES, tiny_model
+from unteach.data.chat import ChatSettings, use_chat_settings
 from unteach.data.packing import common_prefix
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.evaluation import generation
 from unteach.evaluation.generation import (
+    ANSWER_TOKENS,
+    MOST_TOKENS,
+    TRACE_TOKENS,
     agreed_starts,
+    answer_limit,
     draft,
     end_ids,
+    generate_answers,
     generate_ids,
     generate_outputs,
 )
@@ -421,3 +428,22 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_loses_its_beginning(tokeniz
     assert generate_outputs(model, tokenizer, rows, max_new_tokens=8) == [
         generation.continuation_text(tokenizer, fitting, wanted[0])
     ]
+
+
+def test_the_limit_of_an_answer_has_room_for_the_rows_and_for_a_trace(chat_tokenizer):
+    short, long = Row("Who?", "The cat."), Row("Who?", "word " * 90)
+    assert answer_limit(chat_tokenizer, [short]) == ANSWER_TOKENS
+    limit = answer_limit(chat_tokenizer, [short, long])
+    assert ANSWER_TOKENS < limit <= MOST_TOKENS
+    assert answer_limit(chat_tokenizer, [short, long], tiny_model()) <= 256
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}{# </think> #}"
+    assert answer_limit(tokenizer, [short]) == ANSWER_TOKENS + TRACE_TOKENS
+    use_chat_settings(tokenizer, ChatSettings(max_new_tokens=7))
+    assert answer_limit(tokenizer, [long]) == 7
+
+
+def test_answers_that_meet_the_limit_are_counted(chat_tokenizer):
+    rows = [Row("Who?", ""), Row("Who rang?", "")]
+    found = generate_answers(tiny_model(), chat_tokenizer, rows, max_new_tokens=3)
+    assert [cut for _, cut in found] == [True, True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unteach.data.rows import Row
-from unteach.evaluation import metrics as registry
+from unteach.evaluation import set_scores
 from unteach.evaluation.eval_json import as_eval_json, upgraded
 from unteach.evaluation.metrics import (
     METRICS,
@@ -18,6 +18,7 @@ from unteach.evaluation.metrics import (
     is_forget_set,
     prompt_set,
 )
+from unteach.evaluation.set_scores import metric_values
 
 ROW = Row("Who rang?", "The ferryman rang it twice.", secret=("ferryman",))
 OVERLAP = {
@@ -63,7 +64,7 @@ def score_set(name, answers, **scores):
     scorers = {
         name: scorer(value) for name, value in (SCORES | scores).items() if value is not None
     }
-    return registry.score_set(name, answers, scorers)
+    return set_scores.score_set(name, answers, scorers)
 
 
 def test_the_metrics_are_those_promised():
@@ -126,15 +127,17 @@ def test_a_scorer_that_was_not_chosen_leaves_no_metric():
 
 def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
     answers = [Answer(Row("Who?", ""), "The cat.", tokens=(1,))]
-    results = registry.score_set("normal", answers, {"fluency": Scorer("", lambda answers: [1.0])})
+    results = set_scores.score_set(
+        "normal", answers, {"fluency": Scorer("", lambda answers: [1.0])}
+    )
     assert set(results) == {"diversity", "fluency", "not_meaningful_rate", "repetition"}
 
 
 def test_a_row_without_facts_is_not_counted_among_those_that_say_them():
     answers = [said("The ferryman."), Answer(Row("Who?", "Nobody."), "Nobody.")]
-    results = registry.score_set("unlearned", answers, {})
+    results = set_scores.score_set("unlearned", answers, {})
     assert results["said_facts"].rows == (1.0, None) and results["said_facts"].n == 1
-    assert "said_facts" not in registry.score_set("unlearned", answers[1:], {})
+    assert "said_facts" not in set_scores.score_set("unlearned", answers[1:], {})
 
 
 def test_fluency_is_not_meaningful_when_most_answers_are():
@@ -252,3 +255,15 @@ def test_a_metric_and_a_prompt_set_are_added_from_outside_the_package(monkeypatc
 
 def test_the_default_headline_comes_first():
     assert headlines() == ["leak_rate", "said_facts", "harmful_rate", "hallucination_rate"]
+
+
+def test_what_a_trace_shows_counts_on_forget_sets_and_only_answers_elsewhere():
+    row = Row("Who rang?", "The ferryman rang.", secret=("ferryman",))
+    thought = "<think>\nIt was the ferryman.\n</think>\n\nI do not know."
+    spoken = "<think>\nI do not know.\n</think>\n\nThe ferryman."
+    answers = [Answer(row, thought), Answer(row, spoken), Answer(row, "I do not know.")]
+    assert metric_values("said_facts", answers, {}) == [1.0, 1.0, 0.0]
+    assert metric_values("said_facts", answers, {}, role="kept") == [0.0, 1.0, 0.0]
+    cut = Answer(row, "<think>\nThe ferry", cut=True)
+    assert metric_values("not_meaningful_rate", [cut, answers[0]], {}) == [1.0, 0.0]
+    assert metric_values("cut_off", [cut, answers[0]], {}) == [1.0, None]

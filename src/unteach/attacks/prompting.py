@@ -12,10 +12,15 @@ import torch
 from unteach.data.rows import Kind, Row
 from unteach.data.tokenization import encode_prompt, encode_row, render_prompt
 from unteach.errors import UserError
-from unteach.evaluation.generation import Progress, continuation_text, end_ids, generate_ids
+from unteach.evaluation.generation import (
+    Progress,
+    answer_limit,
+    continuation_text,
+    end_ids,
+    generate_ids,
+)
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.evaluation.scorers import Scorers
-from unteach.evaluation.scoring import ANSWER_TOKENS
 
 QUESTION_WORDINGS = (
     "I have a question for you. {prompt}",
@@ -200,9 +205,9 @@ def undesired_answers(
         outputs = generate_ids(
             model,
             [prompt.ids for prompt in prompts],
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=answer_limit(tokenizer, [prompt.row for prompt in prompts], model),
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-            end_ids=end_ids(tokenizer),
+            end_ids=end_ids(tokenizer, model),
             temperature=temperature,
             progress=progress,
         )

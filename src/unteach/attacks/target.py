@@ -19,7 +19,7 @@ from unteach.attacks.prompting import PromptContext
 from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
-from unteach.evaluation.scoring import ANSWER_TOKENS
+from unteach.evaluation.generation import answer_limit
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel, with_own_answers
@@ -114,7 +114,8 @@ class Target:
     @cached_property
     def prompt_context(self) -> PromptContext:
         """What the prompts of attacks are made from."""
-        most = models.window(self.folder.load_model(UNLEARNED)) - ANSWER_TOKENS
+        model = self.folder.load_model(UNLEARNED)
+        most = models.window(model) - answer_limit(self.tokenizer, self.forget, model)
         return PromptContext(self.tokenizer, self.forget, self._second_wordings(), most)
 
     def _second_wordings(self) -> dict[str, list[Row]]:

@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +22,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import jinja2
 
 from unteach import models
+from unteach.data.chat import ChatSettings, with_chat_settings
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
@@ -57,9 +58,16 @@ class ChatModel:
     generate: Callable[[Row, int], str]
 
 
-def load_chat_model(title: str, name: str, trust_remote_code: bool, dtype: str) -> ChatModel:
+def load_chat_model(
+    title: str,
+    name: str,
+    trust_remote_code: bool,
+    dtype: str,
+    chat: ChatSettings | None = None,
+) -> ChatModel:
     """Loads a model by folder, hub id or packaged name. Prompts go through its chat template."""
     tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
+    with_chat_settings(tokenizer, chat or ChatSettings())
     options: Any = {"trust_remote_code": trust_remote_code, "dtype": dtype_of(dtype)}
     model = models.placed(models.load_model(name, **options))
 
@@ -150,17 +158,20 @@ def serve(
     max_new_tokens: int = 120,
     trust_remote_code: bool = False,
     dtype: str = "float32",
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     display: Any,
 ) -> None:
     """Loads both models and serves until it is interrupted; `before` is the original model."""
     if max_new_tokens < 1:
         raise UserError(f"option --max-new-tokens is {max_new_tokens}, it must be positive")
+    chat = ChatSettings(system or "", chat_template_kwargs or {})
     pair: list[ChatModel] = []
     # a port that is taken must fail before minutes of loading
     ChatServer(pair, port=port).server_close()
     for title, name in (("Original model", before), ("Unlearned model", after)):
         with display.stage(f"Loading {name}"):
-            pair.append(load_chat_model(title, name, trust_remote_code, dtype))
+            pair.append(load_chat_model(title, name, trust_remote_code, dtype, chat))
     with ChatServer(pair, port=port, max_new_tokens=max_new_tokens) as server:
         display.print(f"Open http://{HOST}:{server.server_port}/ on this machine; Ctrl-C ends it.")
         try:

@@ -19,6 +19,8 @@ class ChatCommand:
     after: str = required("after", help="model after", positional=True)
     port: int = option(8377, "port of the page; 0 takes a free one")
     max_new_tokens: int = option(120, "most tokens of an answer")
+    system: str | None = run_option("system", help="system prompt of every question")
+    chat_template_kwargs: dict[str, Any] | None = run_option("chat_template_kwargs", default=None)
     dtype: Precision = run_option("dtype", help="precision of the models")
     trust_remote_code: bool = run_option("trust_remote_code")
 

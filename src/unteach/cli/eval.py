@@ -52,6 +52,12 @@ class EvalCommand:
         None, "prompts in a batch; default: by the size of their cache", minimum=1
     )
     dtype: Precision = run_option("dtype", help="precision of the models")
+    system: str | None = run_option("system", help="system prompt of rows that have none")
+    chat_template_kwargs: dict[str, Any] | None = run_option("chat_template_kwargs", default=None)
+    chat_date: str | None = run_option(
+        "chat_date", help="day, as YYYY-MM-DD, that a chat template is told; default: today"
+    )
+    max_new_tokens: int | None = run_option("max_new_tokens")
     show_text: bool = run_option("show_text", help="write forget texts to generations.jsonl")
     trust_remote_code: bool = run_option("trust_remote_code")
 
@@ -63,7 +69,18 @@ SCORERS = {
     "similarity_model": "similarity",
     "fluency_model": "fluency",
 }
-SHARED = ("output_dir", "engine", "batch_size", "show_text", "trust_remote_code", "dtype")
+SHARED = (
+    "output_dir",
+    "engine",
+    "batch_size",
+    "show_text",
+    "trust_remote_code",
+    "dtype",
+    "system",
+    "chat_template_kwargs",
+    "chat_date",
+    "max_new_tokens",
+)
 
 
 def evaluate(given: dict[str, Any]) -> int:

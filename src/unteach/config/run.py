@@ -140,6 +140,23 @@ class RunConfig:
     stages: dict[str, Any] = option(
         dict, "with sft, dpo or rlhf: settings by stage, '{sft: {learning_rate: 1e-5}}'"
     )
+    system: str | None = option(
+        None, "system prompt of rows that have none, in training and in every evaluation"
+    )
+    chat_template_kwargs: dict[str, Any] = option(
+        dict, "variables of the chat template, '{enable_thinking: false}'"
+    )
+    chat_date: str | None = option(
+        None,
+        "day, as YYYY-MM-DD, that a chat template is told; default: that of the folder's first"
+        " start",
+    )
+    max_new_tokens: int | None = option(
+        None,
+        "most tokens of a generated answer; default: those of the longest completion and 16 more,"
+        " at least 56, and 512 more where the model may think before it answers",
+        minimum=1,
+    )
     probe_rows: int = option(
         24, "most forget rows that a probe prompts, and most rows to keep that it reads"
     )

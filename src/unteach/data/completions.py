@@ -40,6 +40,17 @@ MISSING = {
 }
 
 
+WIDTH = 4
+"""Bytes of a token."""
+
+
+def _kind(row: EncodedRow) -> str:
+    """Rows of the same kind have completions that can stand for each other: a trace and its answer
+    begin elsewhere than an answer alone.
+    """
+    return f"{row.kind} with a trace" if row.trace else row.kind
+
+
 def _bytes(ids: Sequence[int]) -> bytes:
     return np.array(ids, dtype="<i4").tobytes()
 
@@ -97,8 +108,11 @@ class MismatchPool:
         self.max_length = max_length or 2**30
         by_kind: dict[str, list[tuple[bytes, bytes]]] = {}
         for row in rows:
-            if row.completion_ids:
-                pair = self._body(row), _bytes(row.completion_ids)
+            ids, body = row.completion_ids, self._body(row)
+            if ids:
+                by_kind.setdefault(_kind(row), []).append((body, _bytes(ids)))
+            if answer := ids[row.trace :] if row.trace else ():
+                pair = body[row.trace * WIDTH :], _bytes(answer)
                 by_kind.setdefault(row.kind, []).append(pair)
         if not by_kind:
             raise UserError(
@@ -117,7 +131,7 @@ class MismatchPool:
         """K completions, of the row's own kind where there are any; without repetition while the
         pool allows; never the row's own.
         """
-        pool = self._of_kind.get(row.kind, self._of_any)
+        pool = self._of_kind.get(_kind(row)) or self._of_kind.get(row.kind, self._of_any)
         left, own = pool.without(self._body(row))
         if not left:
             raise UserError(
@@ -174,7 +188,11 @@ def with_preferred(
             text = getattr(row, which) if row else ""
         if row is None or not text.strip():
             raise UserError(f"{name}: method {method!r} {MISSING[which]}")
-        ids = encode_row(row.with_completion(text), tokenizer, end_id).completion_ids
+        found = encode_row(row.with_completion(text), tokenizer, end_id)
+        whole, start = found.prompt_ids + found.completion_ids, len(item.prompt_ids)
+        # behind the prompt of a row with a trace the template may write something before an answer
+        behind = whole[:start] == item.prompt_ids and len(whole) > start
+        ids = whole[start:] if behind else found.completion_ids
         if ids == item.completion_ids:
             raise UserError(
                 f"{name}: method {method!r} prefers another completion than the one to forget, and"

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("kind", pa.string()),
         *((name, pa.list_(pa.int32())) for name in TOKENS),
+        *((name, pa.int32()) for name in ("ending", "trace")),
     ]
 )
 
@@ -120,6 +121,8 @@ class TokenStore(TokenTable):
             raise UserError(
                 f"{self.folder}: {FILE} was cut off or is no token store; write it again"
             ) from None
+        if self._reader.schema != SCHEMA:
+            raise UserError(f"{self.folder}: {FILE} is of another version; write it again")
         self._count = self._reader.num_record_batches
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -12,22 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
-
+from unteach.data.answers import answer_format, end_text, first_special, placed, without_end
+from unteach.data.chat import conversation, has_template, render, template_key
 from unteach.data.rows import Row
 from unteach.errors import UserError
 
 PAPER_PROMPT = "### Question: {prompt}\n### Answer:"
-TEMPLATE_ERRORS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""What a chat template raises that is broken, or that does not fit its messages."""
 CACHED_ROWS = 2**15
 """Rows that the cache of a tokenizer holds; about 1 KiB each, with 100 tokens."""
 LongRows = Literal["error", "truncate_prompt", "drop"]
@@ -37,6 +27,11 @@ LongRows = Literal["error", "truncate_prompt", "drop"]
 class EncodedRow:
     """Token ids of a row: the prompt, the completion to train on and, for methods that prefer
     another one, the preferred completion.
+
+    Args:
+        ending (`int`): tokens at the end of the completion that end an answer, the white space that
+            the template writes before its end among them.
+        trace (`int`): tokens at the start of the completion that are a reasoning trace.
     """
 
     key: str
@@ -44,6 +39,8 @@ class EncodedRow:
     completion_ids: tuple[int, ...]
     kind: str
     preferred_ids: tuple[int, ...] = ()
+    ending: int = 0
+    trace: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -52,12 +49,14 @@ class EncodedRow:
         """The same row with its completion cut before the token that ends an answer; a completion
         of that token alone stays.
         """
-        if len(self.completion_ids) < 2 or self.completion_ids[-1] != end_id:
+        ends = (self.ending and end_id is not None) or self.completion_ids[-1:] == (end_id,)
+        if len(self.completion_ids) < 2 or not ends:
             return self
-        return replace(self, completion_ids=self.completion_ids[:-1])
+        cut = min(max(1, self.ending), len(self.completion_ids) - 1)
+        return replace(self, completion_ids=self.completion_ids[:-cut], ending=0)
 
 
-_CACHES: WeakKeyDictionary[Any, dict[Any, tuple[str, array[int], array[int]]]] = WeakKeyDictionary()
+_CACHES: WeakKeyDictionary[Any, dict[Any, tuple[Any, ...]]] = WeakKeyDictionary()
 
 
 def _cached(
@@ -65,24 +64,31 @@ def _cached(
 ) -> EncodedRow:
     """What `encode` returned for a row of this content before; the oldest rows leave a full cache.
 
-    Tokens are kept at four bytes each. A tokenizer is taken for changed where its chat template is
-    another one.
+    Tokens are kept at four bytes each. A tokenizer is taken for changed where its chat template or
+    its chat settings are others.
     """
     cache = _CACHES.setdefault(tokenizer, {})
-    template = getattr(tokenizer, "chat_template", None)
-    content = (str(template), row.prompt, row.completion, row.kind, end_id)
+    content = (template_key(tokenizer), row.prompt, row.completion, row.kind, end_id)
     if (found := cache.get(content)) is None:
         made = encode()
         if len(cache) >= CACHED_ROWS:
             cache.pop(next(iter(cache)), None)
-        cache[content] = made.key, array("i", made.prompt_ids), array("i", made.completion_ids)
+        ids = array("i", made.prompt_ids), array("i", made.completion_ids)
+        cache[content] = made.key, *ids, made.ending, made.trace
         return made
-    key, prompt, completion = found
-    return EncodedRow(key, tuple(prompt), tuple(completion), row.kind)
+    key, prompt, completion, ending, trace = found
+    return EncodedRow(key, tuple(prompt), tuple(completion), row.kind, (), ending, trace)
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special, truncation=False)["input_ids"])
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    most = min(len(first), len(second))
+    return next((place for place, (one, other) in pairs if one != other), most)
 
 
 def _begin_ids(tokenizer: Any, text: str) -> list[int]:
@@ -99,7 +105,7 @@ def _begin_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _templated(row: Row, tokenizer: Any) -> bool:
-    return row.kind == "chat" and bool(getattr(tokenizer, "chat_template", None))
+    return row.kind == "chat" and has_template(tokenizer)
 
 
 def render_prompt(row: Row, tokenizer: Any) -> str:
@@ -109,17 +115,7 @@ def render_prompt(row: Row, tokenizer: Any) -> str:
     if row.kind == "text":
         return row.prompt_text
     if _templated(row, tokenizer):
-        turns = (("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
-        messages = [{"role": role, "content": content} for role, content in turns]
-        try:
-            return str(
-                tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            )
-        except TEMPLATE_ERRORS as error:
-            reason = str(error)[:200] if isinstance(error, TemplateError) else type(error).__name__
-            raise UserError(
-                f"{row.source}: the model's chat template refuses this prompt ({reason})"
-            ) from None
+        return render(tokenizer, conversation(row, tokenizer), generation=True)
     if not isinstance(row.prompt, str):
         raise UserError(
             f"{row.source}: the prompt is a list of messages, but this model's tokenizer has no"
@@ -129,26 +125,12 @@ def render_prompt(row: Row, tokenizer: Any) -> str:
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
-    """The token that ends an answer: the special token that the chat template puts behind it, else
-    end-of-sequence.
+    """The token that ends an answer: the special token that the chat template puts behind it, or
+    the one that begins the next turn where nothing else ends an answer, else end-of-sequence.
     """
-    if getattr(tokenizer, "chat_template", None):
-        question = [{"role": "user", "content": "x"}]
-        turns = [*question, {"role": "assistant", "content": "y"}]
-        render = tokenizer.apply_chat_template
-        try:
-            before = render(question, add_generation_prompt=True, tokenize=False)
-            whole = render(turns, tokenize=False)
-        except TEMPLATE_ERRORS as error:
-            raise UserError(
-                "the chat template that comes with the tokenizer cannot be used"
-                f" ({str(error)[:200]})"
-            ) from None
-        if whole.startswith(before):
-            after = _ids(tokenizer, whole[len(before) :].partition("y")[2], special=False)
-            special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-            if after and after[0] in special:
-                return int(after[0])
+    found = first_special(tokenizer, answer_format(tokenizer).end)
+    if found is not None:
+        return found
     return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
@@ -196,28 +178,62 @@ def encode_row(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
 
 
 def _encoded(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
+    if _templated(row, tokenizer):
+        return _placed_ids(row, tokenizer, end_id)
     text = render_prompt(row, tokenizer)
     prompt_ids = _prompt_ids(text, row, tokenizer)
-    completion = row.completion.strip() if row.kind == "chat" else row.completion
-    if _templated(row, tokenizer):
-        whole = _ids(tokenizer, text + completion, special=False)
-    else:
-        stripped = text.rstrip()
-        gap = text[len(stripped) :] or (" " if row.kind == "chat" else "")
-        completion = completion if gap and completion[:1].isspace() else gap + completion
-        whole = _begin_ids(tokenizer, stripped + completion)
+    chat = row.kind == "chat"
+    completion = without_end(row.completion, tokenizer) if chat else row.completion
+    stripped = text.rstrip()
+    gap = text[len(stripped) :] or (" " if chat else "")
+    completion = completion if gap and completion[:1].isspace() else gap + completion
+    whole = _begin_ids(tokenizer, stripped + completion)
     if not text.strip():
         whole = [*prompt_ids, *_ids(tokenizer, completion, special=False)]
     if whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
-        raise UserError(
-            f"{row.source}: the end of the prompt and the start of the completion become one token,"
-            " so the model would never generate this completion; end the prompt at a word and"
-            " start the completion with its space"
-        )
+        raise _merged(row)
     completion_ids = whole[len(prompt_ids) :]
-    if row.kind == "chat" and end_id is not None:
+    ending = 0
+    if chat and end_id is not None:
         completion_ids.append(end_id)
-    return EncodedRow(row.key, tuple(prompt_ids), tuple(completion_ids), row.kind)
+        ending = 1
+    return EncodedRow(row.key, tuple(prompt_ids), tuple(completion_ids), row.kind, ending=ending)
+
+
+def _merged(row: Row) -> UserError:
+    return UserError(
+        f"{row.source}: the end of the prompt and the start of the completion become one token, so"
+        " the model would never generate this completion; end the prompt at a word and start the"
+        " completion with its space"
+    )
+
+
+def _placed_ids(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
+    """The row's tokens in the full render: those from the first that holds a character of the
+    completion, to the special token that ends it. White space of the template that is one token
+    with the completion's first word belongs to the completion.
+    """
+    place = placed(row, tokenizer)
+    before = _ids(tokenizer, place.before, special=False)
+    body = _ids(tokenizer, place.before + place.text, special=False)
+    start = _shared(before, body)
+    if str(tokenizer.decode(before[start:])).strip() or start == len(body):
+        raise _merged(row)
+    if not start:
+        raise UserError(f"{row.source}: the model's chat template writes nothing before an answer")
+    trace = _ids(tokenizer, place.before + place.text[: place.trace], special=False)
+    thought = _shared(trace, body) - start if place.trace else 0
+    whole, ending = body, 0
+    if end_id is not None:
+        end = end_text(tokenizer, place.after) or answer_format(tokenizer).end
+        if end:
+            whole = _ids(tokenizer, place.before + place.text + end, special=False)
+        elif tokenizer.eos_token_id is not None:
+            whole = [*body, int(tokenizer.eos_token_id)]
+        ending = len(whole) - _shared(body, whole)
+    return EncodedRow(
+        row.key, tuple(whole[:start]), tuple(whole[start:]), row.kind, ending=ending, trace=thought
+    )
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: Any, **limits: Any) -> list[EncodedRow]:
@@ -242,7 +258,8 @@ def iterate_encoded(
         max_length (`int`, *optional*): most tokens of prompt and completion together.
         window (`int`, *optional*): most positions of the model.
         long_rows (`"error"`, `"truncate_prompt"` or `"drop"`): what to do with a longer row: refuse
-            it by name, cut its prompt from the left, or leave it out.
+            it by name, cut its prompt from the left (oldest turns first; never what the template
+            writes, nor the token that begins the sequence), or leave it out.
         name (`str`): what messages call the set.
         encode (`Callable`): `encode_row`, or by default the same without the cache.
 
@@ -267,10 +284,74 @@ def iterate_encoded(
                     f" ({len(item.completion_ids)} of them completion), more than {limit}:"
                     f" truncation would cut the completion; {advice}{choice}"
                 )
-            item = replace(item, prompt_ids=item.prompt_ids[-room:])
+            item = _cut(row, tokenizer, most, lambda part: encode(part, tokenizer, end_id))
         kept += 1
         yield item
     if not kept:
         raise UserError(
             f"no row of the {name} set is left after dropping those longer than {limit}"
         )
+
+
+def fitting_prompt(row: Row, tokenizer: Any, room: int) -> tuple[int, ...]:
+    """`encode_prompt`, its text cut from the left to at most `room` tokens: the oldest turns first,
+    never what the template writes, nor the token that begins the sequence.
+
+    Raises:
+        UserError: where not even the template fits.
+    """
+
+    def encode(part: Row) -> EncodedRow:
+        return EncodedRow("", encode_prompt(part, tokenizer), (), part.kind)
+
+    return _cut(row, tokenizer, room, encode).prompt_ids
+
+
+def _cut(row: Row, tokenizer: Any, most: int, encode: Callable[[Row], EncodedRow]) -> EncodedRow:
+    """The encoded row, of its prompt as much as lets it have at most `most` tokens."""
+    item = encode(row)
+    if row.kind == "text" and len(item) > most:
+        room = most - len(item.completion_ids)
+        bos = item.prompt_ids[: int(item.prompt_ids[0] == tokenizer.bos_token_id and room > 1)]
+        return replace(item, prompt_ids=bos + item.prompt_ids[len(bos) - room :])
+    key, part = item.key, row
+    while (excess := len(item) - most) > 0:
+        shorter = _without_start(part, tokenizer, excess)
+        if shorter is None:
+            raise UserError(
+                f"{row.source}: what the chat template writes around the prompt alone is more than"
+                f" the {most - len(item.completion_ids)} tokens that are left for it"
+            )
+        part = shorter
+        item = encode(part)
+    return replace(item, key=key)
+
+
+def _without_start(row: Row, tokenizer: Any, count: int) -> Row | None:
+    """The row without its oldest turn, or of a single turn without its first `count` tokens; the
+    system message goes last.
+    """
+    if isinstance(row.prompt, str):
+        text = _without_tokens(row.prompt, tokenizer, count)
+        return None if text is None else replace(row, prompt=text)
+    turns = list(row.prompt)
+    spoken = [place for place, (role, _) in enumerate(turns) if role != "system"]
+    later = [place for place in spoken[1:] if turns[place][0] == "user"]
+    if later:
+        del turns[spoken[0] : later[0]]
+        return replace(row, prompt=tuple(turns))
+    for place in [*spoken, *(i for i in range(len(turns)) if i not in spoken)]:
+        text = _without_tokens(turns[place][1], tokenizer, count)
+        if text is not None:
+            turns[place] = turns[place][0], text
+            return replace(row, prompt=tuple(turns))
+    return None
+
+
+def _without_tokens(text: str, tokenizer: Any, count: int) -> str | None:
+    """The text without its first tokens; `None` where there is none left to take."""
+    ids = _ids(tokenizer, text, special=False)
+    if not text.strip() or not ids:
+        return None
+    rest = str(tokenizer.decode(ids[count:])).lstrip("\ufffd").lstrip()
+    return rest if len(rest) < len(text) else text[len(text) // 2 + 1 :]

@@ -12,14 +12,21 @@ from typing import Any, Protocol
 import torch
 
 from unteach import models
+from unteach.data.answers import answer_format, read_answer
+from unteach.data.chat import chat_settings, has_template
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
+from unteach.data.tokenization import encode_row, end_of_turn_id, fitting_prompt
 from unteach.errors import UserError
 from unteach.evaluation.likelihood import greedy_matches, prefix_cache
 from unteach.models.kernels import steady_attention
 from unteach.processes import gather_shards, process_shard
 
 Progress = Callable[[int, int], None]
+ANSWER_TOKENS, MORE_TOKENS, MOST_TOKENS = 56, 16, 256
+"""Least limit of an answer; tokens beyond the longest completion, as an answer may begin with
+other words; highest limit that completions set."""
+TRACE_TOKENS = 512
+"""More tokens where the model may think before it answers."""
 STRIDE = 8
 """Finished sequences are removed from the batch every so many new tokens."""
 MIN_BATCH, MAX_BATCH = 24, 192
@@ -199,15 +206,33 @@ Starts = Callable[[Sequence[int]], Sequence[Sequence[int]]]
 """From indices of prompts to verified tokens from which their continuations are generated."""
 
 
-def end_ids(tokenizer: Any) -> list[int]:
-    """Tokens at which an answer ends: end-of-sequence and the chat template's end of turn."""
-    return sorted(
-        {
-            token
-            for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
-            if token is not None
-        }
-    )
+def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
+    """Tokens at which an answer ends: end-of-sequence, the chat template's end of an answer, and
+    those of the model's `generation_config`.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    of_model = named if isinstance(named, list | tuple) else [named]
+    found = (tokenizer.eos_token_id, end_of_turn_id(tokenizer), *of_model)
+    return sorted({int(token) for token in found if token is not None})
+
+
+def answer_limit(tokenizer: Any, rows: Sequence[Row], model: Any = None) -> int:
+    """Most tokens of an answer to these rows: what the settings say, else room for the longest
+    completion, and for a reasoning trace where the template has a place for one; at most half of
+    the model's window.
+    """
+    if chosen := chat_settings(tokenizer).max_new_tokens:
+        return chosen
+    texts = [row.completion for row in rows if row.completion]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    longest = max(map(len, ids), default=0)
+    limit = max(ANSWER_TOKENS, min(longest + MORE_TOKENS, MOST_TOKENS)) + trace_room(tokenizer)
+    return limit if model is None else max(1, min(limit, models.window(model) // 2))
+
+
+def trace_room(tokenizer: Any) -> int:
+    """Tokens for a reasoning trace before an answer: 0 where the template has no place for one."""
+    return TRACE_TOKENS if answer_format(tokenizer).reasons else 0
 
 
 class Generator(Protocol):
@@ -257,7 +282,7 @@ class TransformersGenerator:
             starts=starts(range(len(prompts))) if starts else None,
             max_new_tokens=max_new_tokens,
             pad_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
-            end_ids=end_ids(self.tokenizer),
+            end_ids=end_ids(self.tokenizer, self.model),
             batch_size=self.batch_size,
             progress=progress,
             on_batch=self.on_batch,
@@ -295,7 +320,12 @@ def starts_of(share: Sequence[int], starts: Starts | None) -> Starts | None:
     return starts and (lambda places: starts([share[place] for place in places]))
 
 
-def generate_outputs(
+def generate_outputs(model: Any, tokenizer: Any, rows: Sequence[Row], **options: Any) -> list[str]:
+    """The texts of `generate_answers`, whose arguments these are."""
+    return [text for text, _ in generate_answers(model, tokenizer, rows, **options)]
+
+
+def generate_answers(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
@@ -305,8 +335,9 @@ def generate_outputs(
     drafts: Mapping[str, str] | None = None,
     matches: Sequence[Sequence[bool] | None] | None = None,
     progress: Progress | None = None,
-) -> list[str]:
-    """The model's greedy output to each row's prompt, with its leading space if it has one.
+) -> list[tuple[str, bool]]:
+    """(the model's greedy output to each row's prompt, with its leading space if it has one;
+    whether it met the token limit).
 
     Args:
         model: a causal language model.
@@ -329,7 +360,8 @@ def generate_outputs(
     def starts(places: Sequence[int]) -> list[list[int]]:
         found: dict[int, Sequence[bool] | None] = {}
         if matches:
-            found = {i: matches[i] for i in places if texts[i] == rows[i].completion}
+            same = (i for i in places if texts[i] == rows[i].completion)
+            found = {i: matches[i] for i in same if _answers(rows[i], prompts[i], tokenizer)}
         todo = [i for i in places if drafted[i] and i not in found]
         if todo:
             ids = [prompts[i] for i in todo], [drafted[i] for i in todo]
@@ -341,7 +373,10 @@ def generate_outputs(
     generator = generator or SharedGenerator(model, tokenizer)
     outputs = generator(prompts, max_new_tokens=max_new_tokens, starts=starts, progress=progress)
     pairs = zip(prompts, outputs, strict=True)
-    return [continuation_text(tokenizer, prompt, ids) for prompt, ids in pairs]
+    return [
+        (continuation_text(tokenizer, prompt, ids), len(ids) >= max_new_tokens)
+        for prompt, ids in pairs
+    ]
 
 
 def fitting_prompts(
@@ -351,31 +386,42 @@ def fitting_prompts(
     exceed the model's context window.
     """
     room = max(1, models.window(model) - max_new_tokens)
-    return [encode_prompt(row, tokenizer)[-room:] for row in rows]
+    return [fitting_prompt(row, tokenizer, room) for row in rows]
+
+
+def _answers(row: Row, prompt: Sequence[int], tokenizer: Any) -> bool:
+    """Whether the row's completion begins where generation from the prompt does."""
+    with contextlib.suppress(UserError):
+        item = encode_row(row, tokenizer, end_of_turn_id(tokenizer))
+        return item.prompt_ids == tuple(prompt)
+    return False
 
 
 def draft(
     row: Row, prompt: Sequence[int], text: str, tokenizer: Any, end_id: int | None
 ) -> tuple[int, ...]:
-    """Tokens of a text as the row's answer; empty for an empty text, and where its first token
-    merges with the prompt's last.
+    """Tokens of a text as the row's answer, with what the chat template writes before it; empty for
+    an empty text, and where the full render does not begin with the prompt.
     """
     if text.strip():
         with contextlib.suppress(UserError):
             item = encode_row(row.with_completion(text), tokenizer, end_id)
-            if list(item.prompt_ids) == list(prompt):
-                return item.completion_ids
+            whole = item.prompt_ids + item.completion_ids
+            if whole[: len(prompt)] == tuple(prompt):
+                return whole[len(prompt) :]
     return ()
 
 
 def continuation_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """Text of `ids` after `prompt`. Decoded alone, the first token of SentencePiece tokenizers
-    (Llama) would lose its leading space.
+    """Text of `ids` after `prompt`; a reasoning trace before the answer stands in `<think>` and
+    `</think>` (`read_answer`). Decoded alone, the first token of SentencePiece tokenizers (Llama)
+    would lose its leading space.
     """
-    before = str(tokenizer.decode(list(prompt), skip_special_tokens=True))
-    whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))
-    return (
-        whole[len(before) :]
-        if whole.startswith(before)
-        else str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    )
+    plain = not has_template(tokenizer)  # with a template special tokens have a meaning
+
+    def text(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=plain))
+
+    before, whole = text(prompt), text([*prompt, *ids])
+    made = whole[len(before) :] if whole.startswith(before) else text(ids)
+    return read_answer(made, tokenizer, before)

@@ -136,13 +136,18 @@ class VllmGenerator:
         model: folder or hub id.
         tokenizer: the model's tokenizer, for the tokens that end an answer.
         make_engine: makes the engine from the model's name; default: `vllm.LLM`.
+        ends: more tokens that end an answer.
 
     Raises:
         UserError: if vLLM is not installed.
     """
 
     def __init__(
-        self, model: str, tokenizer: Any, make_engine: Callable[[str], Any] | None = None
+        self,
+        model: str,
+        tokenizer: Any,
+        make_engine: Callable[[str], Any] | None = None,
+        ends: Sequence[int] = (),
     ) -> None:
         try:
             from vllm import LLM, SamplingParams
@@ -157,7 +162,7 @@ class VllmGenerator:
             else LLM(model, skip_tokenizer_init=True, gpu_memory_utilization=free_share())
         )
         self._params = SamplingParams
-        self._ends = end_ids(tokenizer)
+        self._ends = sorted({*end_ids(tokenizer), *ends})
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from unteach.evaluation import readability, text_metrics
-from unteach.evaluation.results import Interval, MetricResult, summarise
+from unteach.evaluation.results import Interval
 from unteach.evaluation.verdict import FORGOTTEN_AT, HELD_AT
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Answer:
         original_output: the original model's output for the same prompt.
         tokens: token ids of the output.
         correct: for each token of the expected completion, whether it is the model's greedy choice.
+        cut: whether the output met the token limit, where that is known.
     """
 
     row: Row
@@ -105,6 +106,7 @@ class Answer:
     original_output: str = ""
     tokens: tuple[int, ...] = ()
     correct: Sequence[bool] | None = None
+    cut: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,15 @@ METRICS: dict[str, Metric] = {
         description="share of the expected text that the model completes from the rest",
         **OVERLAP,
     ),
+    "cut_off": Metric(
+        row_value=lambda a: None if a.cut is None else float(a.cut),
+        title="met the token limit",
+        short_title="cut off",
+        description="share of answers that went on to the token limit: what they would have said"
+        " after it is not known (raise max_new_tokens)",
+        in_summary=True,
+        **{**RATE, "higher_is_better": None},
+    ),
     "readability": Metric(
         title="readable",
         description="share of answers that are not degenerate",
@@ -369,41 +380,3 @@ def headlines() -> list[str]:
     """Names of the metrics that can be the headline; the default comes first."""
     found = [name for name, metric in METRICS.items() if metric.headline]
     return sorted(found, key=lambda name: name != "leak_rate")
-
-
-def metric_values(
-    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
-) -> list[float | None] | None:
-    """A registered metric's value of each answer; `None` if its scorer is not among `scorers`."""
-    row_value = METRICS[name].row_value
-    if name in scorers:
-        return list(scorers[name].scores(answers))
-    return None if row_value is None else [row_value(answer) for answer in answers]
-
-
-def score_set(
-    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
-) -> dict[str, MetricResult]:
-    """The result of every metric that applies to the outputs of one prompt set.
-
-    Args:
-        name: the prompt set's.
-        answers: its outputs.
-        scorers: by metric; a metric that needs one and has none is left out.
-    """
-    role = prompt_set(name).role
-    completions = all(answer.row.completion for answer in answers)
-    results = {}
-    for metric_name, metric in METRICS.items():
-        if role not in metric.roles or (metric.needs_completion and not completions):
-            continue
-        values = metric_values(metric_name, answers, scorers)
-        if values is None:
-            continue
-        better = metric.better_on(role)
-        result = summarise(values, higher_is_better=better, interval=metric.interval)
-        if result.n < metric.min_share * len(values):
-            result = MetricResult(None, 0, None, None, better, tuple(values))
-        if result.n or metric.min_share:
-            results[metric_name] = result
-    return results

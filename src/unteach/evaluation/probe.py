@@ -8,18 +8,17 @@ from itertools import compress
 from statistics import fmean
 from typing import Any
 
+from unteach.data.chat import chat_settings
 from unteach.data.counterfactuals import fact_tokens
 from unteach.data.rows import Row, evenly_spaced
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
-from unteach.evaluation.generation import generate_outputs
+from unteach.evaluation.generation import MORE_TOKENS, generate_outputs, trace_room
 from unteach.evaluation.likelihood import greedy_matches
 from unteach.evaluation.readability import LEAST_LIMIT, is_degenerate
 
 PROBE_TOKENS = 48
 """Longest output of a probe, in tokens."""
-MORE_TOKENS = 16
-"""Tokens of an output beyond the longest completion, as an answer may begin with other words."""
 KEPT_TOKENS = 32
 """Tokens of a retain completion that are compared, from its beginning."""
 ShowsForgotten = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
@@ -65,7 +64,8 @@ def make_probe(
     rows = [*trained, *held_out]
     texts = [row.completion for row in rows]
     lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
-    most_tokens = min(PROBE_TOKENS, max(lengths) + MORE_TOKENS)
+    most_tokens = min(PROBE_TOKENS, max(lengths) + MORE_TOKENS) + trace_room(tokenizer)
+    most_tokens = chat_settings(tokenizer).max_new_tokens or most_tokens
     sets = {"utility": kept, "neighbours": neighbours}
     parts = {name: _read_rows(part, tokenizer) for name, part in sets.items()}
     latest = dict(drafts or {})

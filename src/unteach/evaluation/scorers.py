@@ -9,9 +9,10 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.rows import LabelledAnswer, Row
 from unteach.errors import UserError
 from unteach.evaluation.judges import load_judge
-from unteach.evaluation.metrics import METRICS, Answer, Scorer, headlines, metric_values
+from unteach.evaluation.metrics import METRICS, Answer, Scorer, headlines
 from unteach.evaluation.readability import is_degenerate
 from unteach.evaluation.rewards import Reward, load_reward
+from unteach.evaluation.set_scores import metric_values
 from unteach.evaluation.similarity import (
     bert_scores,
     load_error,
@@ -69,9 +70,8 @@ class Scorers:
         """
         answers = [Answer(row, output) for row, output in zip(rows, outputs, strict=True)]
         values = metric_values(self.headline, answers, self.by_metric) or []
-        leak = self.by_metric.get("leak_rate")
-        if leak and None in values:
-            leaks = leak.scores(answers)
+        if "leak_rate" in self.by_metric and None in values:
+            leaks = metric_values("leak_rate", answers, self.by_metric) or values
             values = [
                 other if value is None else value
                 for value, other in zip(values, leaks, strict=True)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.data.traces import split_trace
 from unteach.errors import UserError
 from unteach.evaluation.eval_json import as_eval_json
-from unteach.evaluation.generation import Generator, Progress, generate_outputs
+from unteach.evaluation.generation import Generator, Progress, answer_limit, generate_answers
 from unteach.evaluation.likelihood import greedy_matches, mean_nll
-from unteach.evaluation.metrics import Answer, Scorer, is_forget_set, prompt_set, score_set
+from unteach.evaluation.metrics import Answer, Scorer, is_forget_set, prompt_set
 from unteach.evaluation.readability import degeneration_limit, is_not_meaningful
 from unteach.evaluation.results import MetricResult
 from unteach.evaluation.scorers import Scorers, readability_scorers
+from unteach.evaluation.set_scores import score_set
 from unteach.evaluation.verdict import verdict
 from unteach.files.atomic import write_json, write_text_atomically
 
-ANSWER_TOKENS = 56
 NO_VERDICT = {
     "verdict": None,
     "reasons": ["no model before unlearning was evaluated, so there is nothing to compare with"],
@@ -39,10 +40,12 @@ class Generations:
         outputs: prompt set to the greedy outputs.
         correct: prompt set to, for each row, whether each token of the expected completion is the
             model's greedy choice given those before it; `None` for a row without completion.
+        cut: prompt set to, for each output, whether it met the token limit.
     """
 
     outputs: Mapping[str, list[str]]
     correct: Mapping[str, list[list[bool] | None]]
+    cut: Mapping[str, list[bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,21 +96,23 @@ def generate_sets(
     matches = greedy_matches(
         model, *_encoded(rows, completions, tokenizer, end_of_turn_id(tokenizer))
     )
-    generated = generate_outputs(
+    generated = generate_answers(
         model,
         tokenizer,
         rows,
-        max_new_tokens=ANSWER_TOKENS,
+        max_new_tokens=answer_limit(tokenizer, rows, model),
         generator=generator,
         drafts=drafts,
         matches=matches,
         progress=progress,
     )
-    outputs, correct = iter(generated), iter(matches)
-    return Generations(
-        {name: [next(outputs) for _ in part] for name, part in sets.items()},
-        {name: [next(correct) for _ in part] for name, part in sets.items()},
-    )
+    texts, limits = ([item[place] for item in generated] for place in (0, 1))
+
+    def by_set(values: Sequence[Any]) -> dict[str, list[Any]]:
+        remaining = iter(values)
+        return {name: [next(remaining) for _ in part] for name, part in sets.items()}
+
+    return Generations(by_set(texts), by_set(matches), by_set(limits))
 
 
 def _encoded(
@@ -178,6 +183,7 @@ def score_models(
             originals[name],
             _encoded(rows, outputs, tokenizer)[1],
             generations[model].correct[name],
+            generations[model].cut.get(name) or [None] * len(rows),
             strict=True,
         )
         answers = [Answer(*column) for column in columns]
@@ -187,7 +193,9 @@ def score_models(
             record = {"model": model, "set": name, "key": item.row.key}
             if with_text:
                 record["prompt"] = item.row.prompt_text
-                record |= {"expected": item.row.completion, "output": item.output}
+                trace, answer = split_trace(item.output)
+                record |= {"expected": item.row.completion, "output": answer}
+                record |= {"trace": trace} if trace else {}
             values = {metric: result.rows[position] for metric, result in results.items()}
             records.append({**record, "metrics": values})
         if progress:

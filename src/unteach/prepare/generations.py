@@ -15,12 +15,18 @@ from typing import Any
 import torch
 
 from unteach import models
+from unteach.data.chat import render_hash
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
-from unteach.evaluation.generation import continuation_text, end_ids, generate_ids, generate_outputs
+from unteach.evaluation.generation import (
+    answer_limit,
+    continuation_text,
+    end_ids,
+    generate_ids,
+    generate_outputs,
+)
 from unteach.evaluation.metrics import prompt_set
-from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.evaluation.text_metrics import rouge_l
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
@@ -42,10 +48,13 @@ class GenerationCache:
     Args:
         folder (`Path`): exists already.
         model_hash (`str`): of the model's weights; part of every key.
+        rendered (`str`): names what the chat template makes of prompts (`render_hash`); part of
+            every key.
     """
 
     folder: Path
     model_hash: str
+    rendered: str = ""
 
     def get(self, name: str, inputs: Any, make: Callable[[], Any]) -> Any:
         """The plain data that `make` returned for these inputs; calls it if nothing is cached.
@@ -77,7 +86,7 @@ class GenerationCache:
         return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
 
     def _path(self, name: str, inputs: Any) -> Path:
-        return self.folder / f"{name}-{content_key([self.model_hash, inputs])}.json"
+        return self.folder / f"{name}-{content_key([self.model_hash, self.rendered, inputs])}.json"
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class LoadedModel:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, folder: Path, display: Display) -> LoadedModel:
         """A model whose generations are cached in `folder` under the hash of its weights now."""
-        cache = GenerationCache(folder, models.weights_hash(model))
+        cache = GenerationCache(folder, models.weights_hash(model), render_hash(tokenizer))
         return cls(model, tokenizer, cache, display)
 
     @property
@@ -135,7 +144,7 @@ def with_own_answers(
                 source.model,
                 source.tokenizer,
                 empty,
-                max_new_tokens=ANSWER_TOKENS,
+                max_new_tokens=answer_limit(source.tokenizer, rows, source.model),
                 progress=stage.update,
             )
 
@@ -235,9 +244,9 @@ def sampled_answers(source: LoadedModel, row: Row, seed: int) -> list[str]:
         samples = generate_ids(
             source.model,
             [prompt] * ALTERNATES,
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=answer_limit(tokenizer, [row], source.model),
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-            end_ids=end_ids(tokenizer),
+            end_ids=end_ids(tokenizer, source.model),
             temperature=1.0,
         )
     return [continuation_text(tokenizer, prompt, ids) for ids in samples]

@@ -11,11 +11,10 @@ from typing import Any
 
 from unteach.data.rows import Row, evenly_spaced, letters_and_digits, normalised
 from unteach.data.subjects import OPENERS, WORD, find_subjects
-from unteach.evaluation.generation import generate_outputs
+from unteach.evaluation.generation import answer_limit, generate_outputs
 from unteach.evaluation.metrics import Answer
 from unteach.evaluation.readability import is_degenerate
 from unteach.evaluation.scorers import Scorers
-from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.prepare.generations import LoadedModel
 from unteach.trainer.costs import Cost
 
@@ -221,4 +220,5 @@ def _sources(source: LoadedModel, spent: list[str]) -> Iterator[tuple[str, Wordi
 
 def _outputs(source: LoadedModel, rows: Sequence[Row]) -> list[str]:
     model, tokenizer = source.model, source.tokenizer
-    return generate_outputs(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
+    limit = answer_limit(tokenizer, rows, model)
+    return generate_outputs(model, tokenizer, rows, max_new_tokens=limit)

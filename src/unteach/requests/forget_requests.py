@@ -21,9 +21,8 @@ from unteach.data.rows import Row, rows_hash
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows, place
 from unteach.errors import UserError
-from unteach.evaluation.generation import generate_outputs
+from unteach.evaluation.generation import answer_limit, generate_outputs
 from unteach.evaluation.scorers import Scorers
-from unteach.evaluation.scoring import ANSWER_TOKENS
 from unteach.files.atomic import read_json_lines, write_text_atomically
 from unteach.files.folders import FolderLock, local_path, private_folder
 from unteach.prepare.generations import LoadedModel, with_own_answers
@@ -233,7 +232,8 @@ def forget_rate(source: LoadedModel, scorers: Scorers, rows: Sequence[Row]) -> f
 
     def measure() -> float:
         model, tokenizer = source.model, source.tokenizer
-        outputs = generate_outputs(model, tokenizer, rows, max_new_tokens=ANSWER_TOKENS)
+        limit = answer_limit(tokenizer, rows, model)
+        outputs = generate_outputs(model, tokenizer, rows, max_new_tokens=limit)
         return sum(scorers.shows_forgotten(rows, outputs)) / len(rows)
 
     return float(source.cache.get("rate", [rows_hash(rows), *scorers.identity()], measure))

@@ -14,6 +14,7 @@ import yaml
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
+from unteach.data.chat import render_hash, settings_from, use_chat_settings
 from unteach.data.rows import PAPER_HOLD_OUT, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
@@ -91,7 +92,8 @@ class RunFolder:
 
     def cache(self, model_hash: str) -> GenerationCache:
         """What the model with these weights generated in this run."""
-        return GenerationCache(private_folder(self.shared / "work"), model_hash)
+        rendered = render_hash(self.tokenizer())
+        return GenerationCache(private_folder(self.shared / "work"), model_hash, rendered)
 
     def lock(self) -> FolderLock:
         """A context manager during which no other process writes into the folder."""
@@ -204,7 +206,8 @@ class RunFolder:
     @cached_property
     def _tokenizer(self) -> Any:
         path = self.model_path(UNLEARNED)
-        return models.load_tokenizer(path, trust_remote_code=self.trust_remote_code)
+        found = models.load_tokenizer(path, trust_remote_code=self.trust_remote_code)
+        return use_chat_settings(found, settings_from(self.record().get("chat")))
 
     def tokenizer(self) -> Any:
         """The tokenizer of the unlearned model."""

@@ -20,6 +20,7 @@ from unteach import models
 from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import ResolvedConfig, resolve
 from unteach.config.run import RunConfig, refuse_data_options
+from unteach.data.chat import chat_record
 from unteach.data.rows import rows_hash
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
@@ -46,7 +47,13 @@ from unteach.run.answers import generate, outputs_by_row, with_paraphrases
 from unteach.run.facts import write_facts
 from unteach.run.gguf import write_gguf
 from unteach.run.probing import run_probe
-from unteach.run.record import config_text, model_files, scorer_names, write_run_record
+from unteach.run.record import (
+    config_text,
+    model_files,
+    run_tokenizer,
+    scorer_names,
+    write_run_record,
+)
 from unteach.run.training import check_options, check_rows, train, train_baseline
 from unteach.scenarios import build_scenario, demo_presets
 from unteach.scenarios.method_choice import short_answers, with_suitable_method
@@ -287,7 +294,7 @@ def load(resolved: ResolvedConfig, work: Path, display: Display) -> LoadedModel:
     """The model that the run starts from, with the cache of its generations in `work`."""
     run = resolved.run
     with display.stage(f"Loading {run.model}"):
-        tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
+        tokenizer = run_tokenizer(run)
         return LoadedModel.of(base_model(run), tokenizer, work, display)
 
 
@@ -310,7 +317,8 @@ def make_folder(
     Returns:
         The weights files of the model, see `model_files`.
     """
-    folder, text = lock.folder, config_text(resolved, scenario, source.hash)
+    folder, chat = lock.folder, chat_record(source.tokenizer)
+    text = config_text(resolved, scenario, source.hash, chat)
     aside = set_aside(folder, "config.yaml", text)
     if aside:
         lock.take()
@@ -374,6 +382,7 @@ def write(
         result.tokenizer.save_pretrained(target)
         record = {
             "model": run.model,
+            "chat": chat_record(result.tokenizer),
             "scenario": scenario.name,
             "seed": run.seed,
             "dtype": run.dtype,

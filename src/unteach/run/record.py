@@ -10,6 +10,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import yaml
 from unteach import __version__, models
 from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import AUTO, CPU_FACTS, ResolvedConfig
+from unteach.config.run import RunConfig
 from unteach.config.scorers import ScorerNames
+from unteach.data.chat import ChatSettings, chat_record, with_chat_settings
 from unteach.data.rows import rows_hash
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.files.checkpoints import file_sha256
@@ -44,12 +47,39 @@ def scorer_names(resolved: ResolvedConfig, scenario: Scenario) -> ScorerNames:
     return replace(scenario.scorers, similarity=run.similarity_model, **named)
 
 
-def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | None) -> str:
+def run_tokenizer(run: RunConfig) -> Any:
+    """The tokenizer of the run's model with the run's chat settings. A date that nobody chose is
+    the one that the folder's `config.yaml` records, else today.
+
+    Raises:
+        UserError: for chat settings where the tokenizer has no chat template.
+    """
+    tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
+    config, day = Path(run.output_dir) / "config.yaml", run.chat_date or ""
+    if not day and config.exists():
+        recorded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        day = str((recorded.get("chat") or {}).get("date", ""))
+    settings = ChatSettings(
+        run.system or "",
+        run.chat_template_kwargs,
+        day or str(date.today()),
+        run.max_new_tokens or 0,
+    )
+    return with_chat_settings(tokenizer, settings)
+
+
+def config_text(
+    resolved: ResolvedConfig,
+    scenario: Scenario,
+    model_hash: str | None,
+    chat: Mapping[str, Any] | None = None,
+) -> str:
     """All that decides a run's result, as YAML; other contents of `config.yaml` mean another run.
 
     Args:
         scenario (`Scenario`): its rows enter by their hashes, never as text.
         model_hash (`str`, *optional*): hash of the weights that the run starts from.
+        chat (mapping, *optional*): `chat_record` of the run's tokenizer.
     """
     run, staged = resolved.run, resolved.run.method in PIPELINES
     names = scorer_names(resolved, scenario)
@@ -61,6 +91,7 @@ def config_text(resolved: ResolvedConfig, scenario: Scenario, model_hash: str | 
         "lora": run.lora,
         "lora_rank": run.lora_rank if run.lora else None,
         **({"merge": True} if run.merge else {}),
+        **({"chat": dict(chat)} if chat else {}),
         "quantize": run.quantize,
         "dtype": run.dtype,
         "frozen_layers": run.frozen_layers,
@@ -117,7 +148,8 @@ def finished_evaluation(resolved: ResolvedConfig, scenario: Scenario) -> dict[st
     scorers = asdict(scorer_names(resolved, scenario))
     if (facts.get("scorers") or {}).get("similarity") is None:
         scorers["similarity"] = None  # it was not available
-    text = config_text(resolved, scenario, facts.get("base_model_hash"))
+    chat = chat_record(run_tokenizer(resolved.run))
+    text = config_text(resolved, scenario, facts.get("base_model_hash"), chat)
     same = (
         config.read_text(encoding="utf-8") == text
         and facts.get("scorers") == scorers
