@@ -177,13 +177,14 @@ def score_models(
     pairs = [(model, name) for model in generations for name in sets]
     for done, (model, name) in enumerate(pairs, 1):
         rows, outputs = sets[name], generations[model].outputs[name]
+        limits, unknown = generations[model].cut, [None] * len(rows)
         columns = zip(
             rows,
             outputs,
             originals[name],
             _encoded(rows, outputs, tokenizer)[1],
             generations[model].correct[name],
-            generations[model].cut.get(name) or [None] * len(rows),
+            limits[name] if name in limits else unknown,
             strict=True,
         )
         answers = [Answer(*column) for column in columns]
