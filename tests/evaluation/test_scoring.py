@@ -188,9 +188,9 @@ def test_outputs_of_all_sets_are_generated_together_and_go_back_to_their_sets(
 
     def echo(model, tokenizer, rows, **_):
         calls.append(len(rows))
-        return [f"answer to {row.prompt}" for row in rows]
+        return [(f"answer to {row.prompt}", False) for row in rows]
 
-    monkeypatch.setattr(scoring, "generate_outputs", echo)
+    monkeypatch.setattr(scoring, "generate_answers", echo)
     wanted = {name: [f"answer to {row.prompt}" for row in rows] for name, rows in SETS.items()}
     monkeypatch.setattr(
         scoring,

@@ -109,7 +109,9 @@ def check_ranges(values: Mapping[str, Any], options: type) -> None:
     hints, fields = get_type_hints(options), vars(options)["__dataclass_fields__"]
     for name, value in values.items():
         _, choices = kinds(hints[name])
-        if choices and value is not None and value not in choices:
+        if value is None:
+            continue
+        if choices and value not in choices:
             raise did_you_mean(str(value), list(choices), name)
         least = fields[name].metadata.get("minimum")
         limit = fields[name].metadata.get("below")

@@ -256,10 +256,7 @@ def without_end(completion: str, tokenizer: Any) -> str:
     """A chat completion without white space around it and without the special tokens that end it:
     the template writes its end.
     """
-    text = completion.strip()
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    ends = {str(token) for token in added if token.special}
-    ends |= set(getattr(tokenizer, "all_special_tokens", ()))
+    text, ends = completion.strip(), _control_tokens(tokenizer)
     while shorter := next((text.removesuffix(end) for end in ends if text.endswith(end)), ""):
         if not shorter.strip():
             break
@@ -267,18 +264,33 @@ def without_end(completion: str, tokenizer: Any) -> str:
     return text
 
 
+def _control_tokens(tokenizer: Any) -> set[str]:
+    """The special tokens that are no text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found = {str(token) for token in added if token.special}
+    return {token for token in found | set(getattr(tokenizer, "all_special_tokens", ())) if token}
+
+
 def read_answer(text: str, tokenizer: Any, prompt: str) -> str:
     """What a model wrote after a prompt, without what its template writes between the two; a trace
-    in the template's own markers stands in `<think>` and `</think>` instead.
+    in the template's own markers stands in `<think>` and `</think>` instead. Special tokens are
+    left out.
     """
     if not has_template(tokenizer):
         return text
+    marks = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+
+    def plain(part: str) -> str:
+        for mark in marks:
+            part = part.replace(mark, "")
+        return part
+
     shape, body = answer_format(tokenizer), text.lstrip()
     opened = bool(shape.opened) and prompt.rstrip().endswith(shape.opened)
     scaffold, opening, closing = map(str.strip, (shape.scaffold, shape.opening, shape.closing))
     if scaffold and not opened and body.startswith(scaffold):
-        return body[len(scaffold) :].lstrip()
+        return plain(body[len(scaffold) :].lstrip())
     if opened or (opening and body.startswith(opening)):
         trace, ended, answer = body.removeprefix(opening).partition(closing)
-        return with_trace(trace, answer.strip(), ended=bool(ended))
-    return text
+        return with_trace(plain(trace), plain(answer).strip(), ended=bool(ended))
+    return plain(text)

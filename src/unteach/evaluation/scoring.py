@@ -177,14 +177,15 @@ def score_models(
     pairs = [(model, name) for model in generations for name in sets]
     for done, (model, name) in enumerate(pairs, 1):
         rows, outputs = sets[name], generations[model].outputs[name]
-        limits, unknown = generations[model].cut, [None] * len(rows)
+        unknown: list[Any] = [None] * len(rows)
+        limits: Mapping[str, list[Any]] = generations[model].cut
         columns = zip(
             rows,
             outputs,
             originals[name],
             _encoded(rows, outputs, tokenizer)[1],
             generations[model].correct[name],
-            limits[name] if name in limits else unknown,
+            limits.get(name, unknown),
             strict=True,
         )
         answers = [Answer(*column) for column in columns]
