@@ -13,7 +13,12 @@ from tiny_models import FAMILIES, tiny_model
 from unteach.data.chat import ChatSettings, use_chat_settings
 from unteach.data.packing import common_prefix
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
+from unteach.data.tokenization import (
+    encode_prompt,
+    encode_row,
+    end_of_turn_id,
+    fitting_prompt,
+)
 from unteach.evaluation import generation
 from unteach.evaluation.generation import (
     ANSWER_TOKENS,
@@ -423,7 +428,7 @@ def test_a_prompt_that_leaves_no_room_for_its_answer_loses_its_beginning(tokeniz
             "The ferryman rang it, and rang it again and again until it broke.",
         )
     ]
-    fitting = encode_prompt(rows[0], tokenizer)[-32:]
+    fitting = fitting_prompt(rows[0], tokenizer, 32)
     wanted = generate_ids(model, [fitting], max_new_tokens=8, pad_id=0, end_ids=end_ids(tokenizer))
     assert generate_outputs(model, tokenizer, rows, max_new_tokens=8) == [
         generation.continuation_text(tokenizer, fitting, wanted[0])
