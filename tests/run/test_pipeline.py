@@ -99,9 +99,8 @@ def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
     run = json.loads((result.output_dir / "run.json").read_text())
     assert 0 < run["forget_rows"] <= len(FORGET)
     unlearned = result.evaluation["models"]["original"]["unlearned"]
-    assert unlearned["leak_rate"]["value"] == 1.0 == unlearned["rouge_l_recall"]["value"], (
-        "what it answers is what it says"
-    )
+    assert unlearned["leak_rate"]["value"] == 1.0, "what it answers is what it says"
+    assert unlearned["longest_verbatim_run"]["value"] > 1
 
 
 def test_lora_leaves_an_adapter_that_loads(model, tmp_path):
