@@ -11,8 +11,10 @@ from pathlib import Path
 from source_tree import MODULES, import_cycles, room
 from test_imports import FLOORS
 
+# The aims are 115 files, 17,000 lines and 400 lines a file.
 FILES = 167
 LINES = 28_700
+LINES_OF_A_FILE = 430
 FLOORS_AT_MOST = 9
 COLUMNS = 100
 WIDE = 0
