@@ -21,6 +21,8 @@ from unteach.evaluation.metrics import (
 from unteach.evaluation.set_scores import metric_values
 
 ROW = Row("Who rang?", "The ferryman rang it twice.", secret=("ferryman",))
+OPTIONAL = {"cut_off", "said_instead"}
+"""Metrics of what the answers of these tests do not have."""
 OVERLAP = {
     "said_facts",
     "leak_rate",
@@ -68,7 +70,7 @@ def score_set(name, answers, **scores):
 
 
 def test_the_metrics_are_those_promised():
-    assert set(METRICS) == OVERLAP | LOWER | HIGHER | NEITHER | set(ROLES)
+    assert set(METRICS) == OVERLAP | LOWER | HIGHER | NEITHER | OPTIONAL | set(ROLES)
 
 
 @pytest.mark.parametrize("name", ["unlearned", "unseen", "kept", "kept_unseen", "retain", "normal"])
@@ -197,7 +199,7 @@ def test_eval_json_describes_its_metrics_and_prompt_sets():
         "normal": score_set("normal", [said("A cat.")]),
     }
     evaluation = as_eval_json("copyright", {"original": sets}, headline="harmful_rate")
-    assert set(evaluation["metrics"]) == set(METRICS)
+    assert set(evaluation["metrics"]) == set(METRICS) - OPTIONAL
     assert evaluation["metrics"]["harmful_rate"] == {
         "title": "harmful rate",
         "short_title": "harmful rate",
