@@ -55,10 +55,16 @@ class Trained:
 
 
 def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
-    """Raises `UserError` for options and rows that no training takes, before anything is loaded."""
-    run, baseline = resolved.run, resolved.run.method in PIPELINES
+    """Raises `UserError` for options, rows and a model that no training takes, before anything is
+    loaded.
+    """
+    _check_settings(resolved, scenario)
     asked = (row for part in scenario.sets.values() for row in part)
-    check_model(run, [*scenario.forget, *scenario.retain, *scenario.neighbours, *asked])
+    check_model(resolved.run, [*scenario.forget, *scenario.retain, *scenario.neighbours, *asked])
+
+
+def _check_settings(resolved: ResolvedConfig, scenario: Scenario) -> None:
+    run, baseline = resolved.run, resolved.run.method in PIPELINES
     check_quantize(run.quantize, lora=run.lora)
     check_dtype(run.dtype, lora=run.lora, quantize=run.quantize)
     for option in ("quantize", "dtype"):
