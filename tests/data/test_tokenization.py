@@ -205,12 +205,12 @@ def test_the_end_of_turn_is_read_off_the_template_and_not_off_the_tokenizer():
 
 def test_a_prompt_that_the_template_refuses_is_named():
     template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif"
-        " %}{{ messages[0]['content'] }}"
+        "{% if messages[0]['role'] == 'critic' %}{{ raise_exception('no such role') }}{% endif"
+        " %}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     )
-    row = Row((("system", "Be brief."), ("user", "Who?")), "Me.", source="file, line 5")
+    row = Row((("critic", "Be brief."), ("user", "Who?")), "Me.", source="file, line 5")
     with pytest.raises(
-        UserError, match=r"file, line 5: .*chat template refuses this prompt \(no system role\)"
+        UserError, match=r"file, line 5: .*chat template refuses this prompt \(no such role\)"
     ):
         encode_row(row, chat_tokenizer_with(template), None)
 

@@ -77,7 +77,8 @@ def test_a_row_longer_than_the_model_s_window_is_refused_cut_or_left_out(tokeniz
         rows, tokenizer, config(tmp_path, long_rows="truncate_prompt"), "retain", window
     )
     assert (
-        cut[0].prompt_ids == whole[0].prompt_ids[5:]
+        len(cut[0]) <= window
+        and tokenizer.decode(cut[0].prompt_ids).startswith("### Question: ")
         and cut[0].completion_ids == whole[0].completion_ids
         and cut[1] == whole[1]
     )
