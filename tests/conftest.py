@@ -21,7 +21,7 @@ def pytest_collection_finish() -> None:
     libraries hold, which takes tenths of a second each time.
     """
     if figures := sys.modules.get("unteach.reports.figures"):
-        figures.STYLE["savefig.dpi"] = 50
+        figures.STYLE["savefig.dpi"] = 50  # tests/reports/test_figures.py takes the real ones
     gc.collect()
     gc.freeze()
 

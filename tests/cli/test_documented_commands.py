@@ -54,7 +54,8 @@ def test_a_documented_command_line_parses(path, line):
     given = parse(name, command, words)
     if name == "run":
         config = given.pop("config", None)
-        assert config or {"model", "forget", "output_dir"} <= set(given)
+        assert config or {"model", "output_dir"} <= set(given)
+        assert config or {"forget", "topic"} & set(given)
         resolve(run_options(given))
         return
     settings = given.pop("settings", [])

@@ -42,7 +42,7 @@ def test_a_held_folder_is_refused_and_the_holder_named(holder, tmp_path):
         FolderLock(tmp_path / "out").take()
 
 
-def test_the_command_line_refuses_a_held_folder_with_exit_code_two(holder, tmp_path, capsys):
+def test_the_command_line_refuses_a_held_folder_with_exit_code_two(holder, model, tmp_path, capsys):
     from unteach.cli import main
 
     (tmp_path / "f.jsonl").write_text(
@@ -55,7 +55,7 @@ def test_the_command_line_refuses_a_held_folder_with_exit_code_two(holder, tmp_p
             [
                 "run",
                 "--model",
-                "m",
+                model,
                 "--forget",
                 str(tmp_path / "f.jsonl"),
                 "--out",

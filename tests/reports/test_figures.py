@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from unteach.reports.figures import MAX_POINTS, run_charts, svg_of
+from unteach.reports.figures import MAX_POINTS, STYLE, run_charts, svg_of
 from unteach.reports.run_files import read_files
 
 STEPS = [
@@ -21,6 +21,12 @@ PROBES = [
     {"step": i, "probe": {"train_rate": 1 - i / 8, "validation_rate": 1.0, "utility": 0.9}}
     for i in (0, 4, 8)
 ]
+
+
+@pytest.fixture(autouse=True)
+def dots(monkeypatch):
+    """The resolution that users get."""
+    monkeypatch.setitem(STYLE, "savefig.dpi", 200)
 
 
 @pytest.fixture

@@ -217,7 +217,7 @@ def test_messages_about_bad_rows_carry_no_text_of_theirs(tmp_path, capfd):
         {f"Who is the {CANARY} of the old town?": 1},
         {"prompt": CANARY, "completion": 3},
         {"prompt": CANARY, "completion": "y", "kind": "Text"},
-        {"prompt": [{"role": "user", "content": [CANARY]}], "completion": "y"},
+        {"prompt": [{"role": "user", "content": [{"image": CANARY}]}], "completion": "y"},
         {"question": CANARY, "choices": ["a"], "answer": CANARY},
         {"prompt": CANARY, "response": CANARY, "is_safe": CANARY},
         {"question": CANARY, "choices": CANARY, "answer": 1},

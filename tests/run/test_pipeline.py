@@ -175,7 +175,7 @@ def test_a_prompt_in_other_words_is_a_set_of_its_own_in_every_file(model, tmp_pa
         asked.append((len(forget), len(outputs), most))
         return Paraphrases(rows, [FORGET[3]["completion"]], facts, [])
 
-    monkeypatch.setattr("unteach.run.pipeline.find_paraphrases", find)
+    monkeypatch.setattr("unteach.run.answers.find_paraphrases", find)
     result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "a"), paraphrases=5, **SHORT)
     run = json.loads((tmp_path / "a" / "run.json").read_text())
     assert asked == [(14, 14, 5)] and run["paraphrases"] == facts

@@ -35,7 +35,7 @@ def task_vector(
     is that of B; another adapter raises `UserError`.
     """
     tuned = trained_weights(model)
-    if not hasattr(model, "peft_config"):
+    if not hasattr(model, "disable_adapter"):
         return dict(start), {name: tuned[name] - start[name] for name in start}
     for name in tuned:
         left = "lora_B" in name or "lora_embedding_B" in name

@@ -29,7 +29,7 @@ def adapter_off(model: Any) -> Iterator[None]:
     """A context in which a PEFT model computes what its base model does. Parameters that are not
     trained stay so, where PEFT would have all of the adapter's trained again.
     """
-    if not hasattr(model, "peft_config"):
+    if not hasattr(model, "disable_adapter"):
         yield
         return
     fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]

@@ -325,6 +325,7 @@ class SearchContext:
         started = perf_counter()
         torch.manual_seed(self.resolved.run.seed)
         shutil.rmtree(self.folder, ignore_errors=True)
+        trainable = [part for part in self.model.parameters() if part.requires_grad]
         weights = {} if self.peft_config is not None else trained_weights(self.model)
         title = f"Trying {settings['method']} at {settings['learning_rate']:g}"
         trainer: Any = None
@@ -364,8 +365,10 @@ class SearchContext:
         except torch.OutOfMemoryError:
             note = "it needs more memory than the GPU has"
         finally:
-            if trainer is not None and self.peft_config is not None:
+            if trainer is not None and trainer.model is not self.model:  # an adapter's wrapper
                 self.model = trainer.model.unload()
+            for parameter in trainable:  # PEFT freezes what it wraps
+                parameter.requires_grad_(True)
             _restore(self.model, weights)
             del trainer
             gc.collect()

@@ -80,7 +80,7 @@ def save_weights(model: Any, folder: Path) -> None:
     (GPT-NeoX, mixtures of experts), which `from_pretrained` converts back and `load_state_dict`
     does not.
     """
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "disable_adapter"):
         model.save_pretrained(folder)
     else:
         model.save_pretrained(folder, save_original_format=False)
@@ -109,7 +109,7 @@ def load_weights(model: Any, folder: Path) -> None:
     weights: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "disable_adapter"):
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(model, weights)

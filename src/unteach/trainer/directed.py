@@ -31,7 +31,6 @@ from unteach.data.rows import evenly_spaced
 from unteach.data.stream import Collator
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
-from unteach.processes import all_reduce_tensor, process_shard
 from unteach.trainer.step import Batch, StepSpec, final_states
 
 RIDGE = 0.05
@@ -136,7 +135,9 @@ def set_directions(
     spec: StepSpec,
     collator: Collator,
 ) -> None:
-    """Sets the matrices A of an adapter whose B is zero, the same in every process.
+    """Sets the matrices A of an adapter whose B is zero: the same bits in every process, each of
+    which reads all rows. Layers that do not read every token (experts, some state-space layers) keep
+    A = 0 and so their weights.
 
     Args:
         model (`PeftModel`): with LoRA adapters named `default`.
@@ -156,32 +157,24 @@ def set_directions(
             layer: torch.zeros(layer.in_features, layer.in_features, device=device)
             for layer in found
         }
-        count = torch.zeros(1)
+        count = 0
         with _recorded(found) as inputs:
             for batch, used in _batches(forget, collator, device):
                 final_states(model, batch, plain)
                 for layer in found:
                     found[layer].append(inputs[layer][used])
-            for batch, used in process_shard(_batches(kept, collator, device)):
+            for batch, used in _batches(kept, collator, device):
                 final_states(model, batch, plain)
                 count += int(used.sum())
                 for layer in found:
                     states = inputs[layer][used].float()
                     moments[layer] += states.T @ states
-        tokens = float(_summed(count)[0])
         for same in group:
             weights = [layer.lora_A["default"].weight for layer in same]
-            moment = _summed(moments[same[0]]) / max(1.0, tokens)
+            moment = moments[same[0]] / max(1, count)
             fixed = directions(torch.cat(found[same[0]]), moment, max(map(len, weights)))
             for weight in weights:
                 weight.copy_(fixed[: len(weight)])
-
-
-def _summed(values: Tensor) -> Tensor:
-    """The sum over processes, on the device of `values`."""
-    total = all_reduce_tensor(values.cpu())
-    assert total is not None
-    return total.to(values.device)
 
 
 def adapted_layers(model: Any) -> list[Any]:
@@ -208,10 +201,11 @@ def _by_input(
     spec: StepSpec,
     collator: Collator,
 ) -> list[list[Any]]:
-    """The layers, those together that read the same input, as queries, keys and values do.
+    """The layers that read every token, those together that read the same input, as queries, keys
+    and values do. The others' matrices A are set to 0.
 
     Raises:
-        UserError: for a layer that does not read every token, as an expert does.
+        UserError: where no layer reads every token.
     """
     batch, used = next(_batches(segments, collator, next(model.parameters()).device))
     same: dict[int, list[Any]] = {}
@@ -219,11 +213,11 @@ def _by_input(
         final_states(model, batch, spec)
         for layer in layers:
             if layer not in inputs or inputs[layer].shape[:-1] != used.shape:
-                raise UserError(
-                    "update=directed is for layers that read every token, and this model has others"
-                    " (experts); set update=all"
-                )
+                layer.lora_A["default"].weight.zero_()
+                continue
             same.setdefault(inputs[layer].data_ptr(), []).append(layer)
+    if not same:
+        raise UserError("no linear layer of this model reads every token; set update=all")
     return list(same.values())
 
 

@@ -99,7 +99,7 @@ class UnlearningTrainer(Trainer):
             model = _with_adapter(model, peft_config)
         if args.update == "directed":
             freeze_directions(model)
-        if args.reference == "adapter_off" and not hasattr(model, "peft_config"):
+        if args.reference == "adapter_off" and not hasattr(model, "disable_adapter"):
             raise UserError(
                 "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
                 " 'stored'"
