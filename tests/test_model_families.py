@@ -115,7 +115,11 @@ def test_every_command_takes_the_family(family, tmp_path, monkeypatch):
     assert_loads_elsewhere(family, result.model, out / "model")
     assert len(list((out / "model").glob("*.safetensors"))) > 1
     evaluate_models(
-        str(out / "model"), model, forget=FORGET, output_dir=str(tmp_path / "eval"), similarity=None
+        str(out / "model"),
+        model,
+        forget=FORGET,
+        output_dir=str(tmp_path / "eval"),
+        scorers={"similarity": None},
     )
     options = AttackOptions(only="prefix,traces,relearning", steps=2, every=2, prompts=2, rows=2)
     assert set(attack(out, options, forget=FORGET)["attacks"]) >= {"prefix", "traces"}

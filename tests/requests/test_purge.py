@@ -77,11 +77,15 @@ def forms() -> list[bytes]:
 @pytest.fixture
 def recited(monkeypatch):
     """The model says the forget rows' completions word for word."""
-    for room in ("scoring", "probe"):
-        monkeypatch.setattr(
-            f"unteach.evaluation.{room}.generate_outputs",
-            lambda model, tokenizer, rows, **_: [row.completion or "Nothing." for row in rows],
-        )
+
+    def outputs(model, tokenizer, rows, **_):
+        return [row.completion or "Nothing." for row in rows]
+
+    monkeypatch.setattr("unteach.evaluation.probe.generate_outputs", outputs)
+    monkeypatch.setattr(
+        "unteach.evaluation.scoring.generate_answers",
+        lambda *given, **_: [(text, False) for text in outputs(*given)],
+    )
 
 
 def holding(folder: Path) -> set[str]:

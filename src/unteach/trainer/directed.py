@@ -136,8 +136,8 @@ def set_directions(
     collator: Collator,
 ) -> None:
     """Sets the matrices A of an adapter whose B is zero: the same bits in every process, each of
-    which reads all rows. Layers that do not read every token (experts, some state-space layers) keep
-    A = 0 and so their weights.
+    which reads all rows. Layers that do not read every token (experts, some state-space layers)
+    keep A = 0 and so their weights.
 
     Args:
         model (`PeftModel`): with LoRA adapters named `default`.
