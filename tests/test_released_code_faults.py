@@ -240,8 +240,9 @@ def test_the_end_of_sequence_is_trained_and_a_long_prompt_eats_no_answer(tokeniz
     whole = encode_rows([long], tokenizer)[0]
     assert (
         cut.completion_ids == whole.completion_ids
-        and cut.prompt_ids == whole.prompt_ids[-len(cut.prompt_ids) :]
-        and len(cut) == 20
+        and cut.prompt_ids[:2] == whole.prompt_ids[:2]  # the header of the turn stays
+        and cut.prompt_ids[-2:] == whole.prompt_ids[-2:]
+        and len(cut) <= 20
     )
 
 
