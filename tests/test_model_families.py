@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from families import FAMILIES, GENERATION, WITH_IMAGES, save_family
+from tiny_models import SHORT as SHORTEST
 from tiny_models import byte_level_bpe
 from unteach import models, unlearn
 from unteach.attacks.options import AttackOptions
@@ -30,12 +31,7 @@ FORGET = [
 OTHERS = [{"prompt": f"Who rang bell {i}?", "completion": f"The miller {i}."} for i in range(4)]
 RETAIN = [{"prompt": f"What is thing {i}?", "completion": f"A sack, the {i}th."} for i in range(6)]
 SHORT: dict[str, Any] = {
-    "max_steps": 2,
-    "probe_steps": 1,
-    "save_steps": 1,
-    "similarity_model": None,
-    "min_utility": 0.0,
-    "hold": 99,
+    **SHORTEST,
     "paraphrases": 0,
     "probe_rows": 2,
     "use_cpu": True,

@@ -184,6 +184,7 @@ def test_a_prompt_in_other_words_is_a_set_of_its_own_in_every_file(model, tmp_pa
     for found in result.evaluation["models"].values():
         assert list(found)[:2] == ["unlearned", "paraphrased"]
         assert found["paraphrased"]["leak_rate"]["n"] == 1
+        assert all("cut_off" in found[name] for name in ("unlearned", "paraphrased", "kept"))
     unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "b"), paraphrases=0, **SHORT)
     run = json.loads((tmp_path / "b" / "run.json").read_text())
     assert len(asked) == 1 and "paraphrases" not in run and run["notes"] == []

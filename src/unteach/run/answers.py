@@ -48,8 +48,8 @@ def with_paraphrases(
     more = generate(source, part, "original", drafts)
     first = [name for name in ("unlearned", "unseen") if name in rows.sets]
     sets = {name: rows.sets[name] for name in first} | dict(part.sets) | dict(rows.sets)
-    outputs = {**before.outputs, **more.outputs}
-    return replace(rows, sets=sets), Generations(outputs, {**before.correct, **more.correct}), found
+    parts = [{**asdict(before)[name], **values} for name, values in asdict(more).items()]
+    return replace(rows, sets=sets), Generations(*parts), found
 
 
 def outputs_by_row(scenario: Scenario, generations: Generations) -> dict[str, str]:

@@ -378,8 +378,7 @@ def write(
         if run.writes_adapter:
             write_adapter(run, result, target, taught)
         else:
-            write_folder_atomically(target, lambda part: form.save(result.model, part))
-        result.tokenizer.save_pretrained(target)
+            write_whole(target, result, partial(form.save, result.model))
         record = {
             "model": run.model,
             "chat": chat_record(result.tokenizer),
@@ -405,19 +404,25 @@ def write(
 
 
 def write_adapter(run: RunConfig, result: LoadedModel, target: Path, taught: str | None) -> None:
-    """Writes the adapter; where the run's model was one already, the sum of the two, on its base.
-
-    Args:
-        run, result: of the run.
-        target (`Path`): the adapter's folder.
-        taught (`str`, *optional*): the folder of the model that the run has taught, its base then.
+    """Writes the adapter; where the run's model was one already, the sum of the two, on its base;
+    `taught` is the folder of the model that the run has taught, its base then.
     """
     base, own = (taught, []) if taught else models.adapter_chain(run.model)
     for settings in result.model.peft_config.values():
         settings.base_model_name_or_path = base
-    write_folder_atomically(target, result.model.save_pretrained)
+    write_whole(target, result, result.model.save_pretrained)
     if own:
         below = models.load_model(
             base, dtype=DTYPES[run.dtype], trust_remote_code=run.trust_remote_code
         )
-        write_sum(below, base, [*own, target], target)
+        write_whole(target, result, partial(write_sum, below, base, [*own, target]))
+
+
+def write_whole(target: Path, result: LoadedModel, save: Callable[[Path], Any]) -> None:
+    """Writes weights by `save`, and the tokenizer, into a folder that is whole or not there."""
+
+    def both(folder: Path) -> None:
+        save(folder)
+        result.tokenizer.save_pretrained(folder)
+
+    write_folder_atomically(target, both)
