@@ -1,5 +1,5 @@
-"""Writes docs/methods/NAME.md for each method, from the docstrings, the dict of methods and
-docs/results/methods.md.
+"""Writes docs/reference/methods/NAME.md for each method, from the docstrings, the dict of methods
+and docs/results/methods.md.
 
 `--check` only says what is out of date.
 """
@@ -20,7 +20,7 @@ from unteach.methods.pdu import DualWeight
 from unteach.methods.rmu import Steering, state_drift, steering_vector
 from unteach.methods.task_vector import TaskVector, subtract
 
-FOLDER = Path(__file__).parent / "methods"
+FOLDER = Path(__file__).parent / "reference" / "methods"
 NOTES = tomllib.loads((FOLDER / "notes.toml").read_text(encoding="utf-8"))
 RESULTS = Path(__file__).parent / "results" / "methods.md"
 OPTIONS = {Steering: "steering_", DualWeight: "dual_", TaskVector: "task_vector_"}
@@ -101,7 +101,8 @@ def measured(name: str, results: str) -> list[str]:
     return [
         "## Measured",
         table,
-        f"{made} What the columns mean, and the other methods: [the table](../results/methods.md).",
+        f"{made} What the columns mean, and the other methods:"
+        " [the table](../../results/methods.md).",
     ]
 
 

@@ -87,7 +87,7 @@ COLUMNS = (
     ("all", "model_utility", "model utility"),
 )
 LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the columns are
-[TOFU's](../benchmarks.md#tofu).
+[TOFU's](../how-to/benchmarks.md#tofu).
 
 - **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows,
   as `unteach run` does by itself.

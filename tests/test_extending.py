@@ -1,5 +1,5 @@
-"""The snippets of docs/extending.md, run as they stand but for the model: each adds one kind of
-extension from outside the package.
+"""The snippets of docs/how-to/extending.md, run as they stand but for the model: each adds one kind
+of extension from outside the package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unteach.evaluation.scorers import SCORERS
 from unteach.methods import METHODS
 from unteach.scenarios import SCENARIOS
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "extending.md"
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHORT = {"max_steps": 2, "probe_steps": 1, "hold": 99, "similarity_model": None}
 

@@ -16,7 +16,7 @@ def test_the_committed_pages_are_up_to_date():
 
 
 def test_the_overview_names_every_method():
-    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8")
     assert not [name for name in METHODS if f"`{name}`" not in text]
 
 

@@ -199,7 +199,7 @@ def layer_activation_bytes(shape: ModelShape, *, autocast: bool, device: str = "
     twice as its heads are concatenated. Of intermediate size: gate, its activation, the other half,
     their product. With an adapter the norms have no gradient. Under autocast the products are
     halved. An adapter's result is added to a projection's; on a CPU the memory of one of them is
-    not reused within the pass (measured, see docs/scaling.md).
+    not reused within the pass (measured, see docs/how-to/scaling.md).
     """
     norms = 2 * 2 if shape.adapter else 2 * 3
     products = 5

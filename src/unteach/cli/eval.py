@@ -24,7 +24,7 @@ class EvalCommand:
         "scenario", help=f"prompt sets and scorers of a scenario: {', '.join(SCENARIOS)}"
     )
     benchmark: Literal["tofu", "muse", "wmdp", "rwku"] | None = option(
-        None, "a benchmark of the field: its sets and numbers (docs/benchmarks.md)"
+        None, "a benchmark of the field: its sets and numbers (docs/how-to/benchmarks.md)"
     )
     forget: Any = run_option(
         "forget",

@@ -33,7 +33,7 @@ class AttackCommand(AttackOptions):
 
 def attack(given: dict[str, Any]) -> int:
     """Tries to bring back what a run made its model forget, on copies of the models;
-    docs/attacks.md says what each number means.
+    docs/reference/attacks.md says what each number means.
 
       paraphrase, prefix, role_play, few_shot   the same question in other words
       sampling       many sampled answers instead of one greedy one

@@ -15,7 +15,7 @@ class PlanCommand(PlanOptions):
     """Options of `unteach plan`; others of a run are given as `key=value`."""
 
     model: str = required("model")
-    method: str = run_option("method", help="method, see docs/methods.md")
+    method: str = run_option("method", help="method, see docs/reference/methods.md")
     lora: bool = run_option("lora")
     lora_rank: int = run_option("lora_rank")
     dtype: Precision = run_option("dtype")
@@ -26,7 +26,7 @@ class PlanCommand(PlanOptions):
 
 def plan(given: dict[str, Any]) -> int:
     """Computes memory on each device and floating-point operations; loads and downloads no weights.
-    docs/scaling.md says how.
+    docs/how-to/scaling.md says how.
 
       unteach plan --model meta-llama/Llama-2-7b-hf --lora --quantize 4bit --device gpu bf16=true
     """

@@ -47,8 +47,8 @@ DEMO_FIELDS = frozenset(item.name for item in fields(DemoCommand))
 def run(given: dict[str, Any]) -> int:
     """Makes a model forget the completions of a file, or of several. Rows are {"prompt": ...,
     "completion": ...} (strings or message lists), {"messages": ...}, {"text": ...}, or of another
-    shape of docs/data.md; a row with a prompt only stands for the model's own answer to it. JSONL,
-    JSON, CSV, Parquet, plain text (.txt), a saved data set or a Hugging Face dataset id.
+    shape of docs/reference/data.md; a row with a prompt only stands for the model's own answer to
+    it. JSONL, JSON, CSV, Parquet, plain text (.txt), a saved data set or a Hugging Face dataset id.
 
     The model's own answers to neutral prompts are kept too, with or without --retain.
 

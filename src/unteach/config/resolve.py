@@ -269,7 +269,7 @@ def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
     instructions for products of bfloat16 numbers.
 
     Linux lists the features of processors: AVX-512's or AMX's on x86, `bf16` on Arm. Without such
-    instructions bfloat16 is far slower than float32 (docs/performance.md).
+    instructions bfloat16 is far slower than float32 (docs/explanation/performance.md).
     """
     if torch.cuda.is_available() and not use_cpu:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

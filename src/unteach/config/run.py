@@ -98,8 +98,8 @@ class RunConfig:
     output_dir: str = option("", "folder of the run's files", alias="out", required=True)
     method: str = option(
         "log_odds_mismatch",
-        "method, see docs/methods.md; auto tries several and takes the best; sft, dpo and rlhf"
-        " train on good answers",
+        "method, see docs/reference/methods.md; auto tries several and takes the best; sft, dpo and"
+        " rlhf train on good answers",
     )
     instead: str | None = option(
         None,

@@ -59,8 +59,8 @@ def steady_attention() -> Iterator[None]:
     """Attention on a GPU inside the block by torch's own kernels, not by cuDNN's.
 
     cuDNN, which torch prefers on some GPUs, plans each new shape: about a second for a forward pass
-    and one for its backward pass on an H100 (docs/performance.md), and the shape of rows of text
-    changes in nearly every batch.
+    and one for its backward pass on an H100 (docs/explanation/performance.md), and the shape of
+    rows of text changes in nearly every batch.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -286,7 +286,7 @@ def choose_device(resolved: ResolvedConfig, display: Display) -> None:
     elif process_count() == 1 and torch.cuda.device_count() > 1:
         display.print(
             f"One of {torch.cuda.device_count()} GPUs is used; accelerate launch uses all"
-            " (docs/scaling.md)."
+            " (docs/how-to/scaling.md)."
         )
 
 
