@@ -114,10 +114,14 @@ def test_prompts_alone_with_one_name_have_that_name_for_a_fact(taught, tmp_path)
     asked = [Row(f"{what} was Ada Adason?", "", source="x") for what in ("Who", "Where", "What")]
     assert topic_of(asked) == "Ada Adason"
     answered = [row.with_completion("She is Ada Adason.") for row in asked]
-    scenario = user_scenario(asked, None)
-    completed = replace(scenario, forget=answered, sets={"unlearned": answered})
+    held_out = [Row("Name a famous Adason.", "", source="y")]
+    scenario = user_scenario(asked, None, unseen=held_out)
+    measured = [row.with_completion("A famous one is Ada Adason.") for row in held_out]
+    sets = {"unlearned": answered, "unseen": measured}
+    completed = replace(scenario, forget=answered, sets=sets)
     found, _ = with_facts(source_of(taught, tmp_path), scenario, completed)
     assert [row.secret for row in found.forget] == [("Ada Adason", "Adason")] * 3
+    assert [row.secret for row in found.sets["unseen"]] == [("Ada Adason", "Adason")]
 
 
 def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):

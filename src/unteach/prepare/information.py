@@ -174,8 +174,8 @@ def with_facts(
     """The completed scenario with the facts of its forget rows, held-out ones among them, in
     `secret`: a row's own where it names some, else its most informative spans.
 
-    Where the rows were prompts alone and have a name in common, the fact is that name: the model
-    shall not name it.
+    Where the rows were prompts alone and have a name in common, the fact is that name, in the
+    held-out prompts too: the model shall not name it.
 
     Args:
         source (`LoadedModel`): the original model.
@@ -191,7 +191,9 @@ def with_facts(
     rows = [*completed.forget, *completed.validation, *(row for part in sets for row in part)]
     missing = {row.key: row for row in rows if not row.secret and row.completion}
     asked = [row for row in scenario.forget if not row.completion]
-    topic, prompts = topic_of(asked), {row.prompt_key for row in asked}
+    topic = topic_of(asked)
+    held_out = [row for name in forget_sets for row in scenario.sets.get(name, ())]
+    prompts = {row.prompt_key for row in [*asked, *held_out] if not row.completion}
     names = tuple(spellings(topic))
     found = {key: names for key, row in missing.items() if topic and row.prompt_key in prompts}
     measured = [row for key, row in missing.items() if key not in found]
