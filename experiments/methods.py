@@ -290,7 +290,7 @@ class Seed:
                 run.load_model(UNLEARNED),
                 target.tokenizer,
                 shown,
-                lambda model: greedy_rate(target, model, rest),
+                lambda model: greedy_rate(target, model, rest).as_json(),
                 run.work("relearning"),
                 options,
                 goal=goal,

@@ -51,7 +51,7 @@ def test_a_model_that_knows_the_forget_rows_is_found_out(tokenizer, tmp_path):
     others = [Row(f"What is {i}?", f"A sack of grey flour, {i}.") for i in range(4)]
     before = traces(model, tokenizer, ROWS, others)
     options = AttackOptions(steps=60, every=60, learning_rate=3e-3)
-    relearn(model, tokenizer, ROWS, lambda _: ZERO, tmp_path / "w", options, goal=1.0)
+    relearn(model, tokenizer, ROWS, lambda _: ZERO.as_json(), tmp_path / "w", options, goal=1.0)
     after = traces(model, tokenizer, ROWS, others)
     assert after["forget_nll"].value < before["forget_nll"].value
     assert after["auc_loss"].value > 0.9 and after["auc_min_k"].value > 0.9

@@ -103,14 +103,17 @@ def test_the_rate_counts_rows_and_the_mean_counts_prompts(tokenizer):
     mean is (1 + 1/2 + 0) / 3 = 1/2.
     """
     prompts = 2 * attack_prompts("role_play", context(tokenizer, CHAT[:3]))
-    found = rates(prompts, [True, False, False, True, True, False], "leak_rate")
+    cut = [False, False, True, False, False, False]
+    found = rates(prompts, [True, False, False, True, True, False], cut, "leak_rate")
     assert found["leak_rate"].value == pytest.approx(2 / 3) and found["leak_rate"].n == 3
     assert found["mean_leak_rate"].value == pytest.approx(1 / 2)
+    assert found["cut_off"].value == pytest.approx(1 / 6) and found["cut_off"].n == 6
 
 
 def test_one_prompt_a_row_has_no_mean_beside_its_rate(tokenizer):
     prompts = attack_prompts("role_play", context(tokenizer, CHAT[:2]))
-    assert set(rates(prompts, [True, False], "leak_rate")) == {"leak_rate"}
+    found = rates(prompts, [True, False], [False, False], "leak_rate")
+    assert set(found) == {"leak_rate", "cut_off"}
 
 
 def draws(model, count, temperature, seed=0):

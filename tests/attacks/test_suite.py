@@ -54,7 +54,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = AttackOptions(steps=150, every=150, learning_rate=3e-3)
     rate = MetricResult(0.0, 1, None, None, False)
     rows = [Row(*row[:2]) for row in forget]
-    relearn(model, tokenizer, rows, lambda _: rate, root / "w", options, goal=1.0, batch_size=14)
+    relearn(
+        model,
+        tokenizer,
+        rows,
+        lambda _: rate.as_json(),
+        root / "w",
+        options,
+        goal=1.0,
+        batch_size=14,
+    )
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     files = write_rows(root / FILES[0], forget), write_rows(root / FILES[1], retain)
@@ -98,6 +107,22 @@ def test_no_attack_at_all_agrees_with_the_evaluation(run):
     for role in ("original", "unlearned"):
         assert found[role]["leak_rate"] == evaluation[role]["unlearned"]["leak_rate"]
     assert found["original"]["leak_rate"]["value"] > 0.5
+
+
+def test_answers_that_met_the_limit_are_counted_beside_every_rate_and_the_limit_can_be_set(run):
+    names = ("role_play", "sampling", "relearning")
+    found = attack(run, AttackOptions(**FAST, only=names, max_new_tokens=1))
+    assert found["max_new_tokens"] == 1 and found["chat"] == RunFolder(run).record()["chat"]
+    assert set(found["attacks"]) >= {"none", "role_play", "sampling", "relearning_forget"} or (
+        "relearning" in found["left_out"]  # one token of an answer shows nothing
+    )
+    for results in found["attacks"].values():
+        assert all(metrics["cut_off"]["value"] == 1.0 for metrics in results.values())
+    assert "met the token limit" in (run / "report.md").read_text()
+    longer = attack(run, AttackOptions(**FAST, only=names))
+    assert longer["attacks"]["none"]["original"]["cut_off"]["value"] < 1
+    assert "relearning_forget" in longer["attacks"]
+    assert "cut_off" in longer["attacks"]["relearning_forget"]["unlearned"]
 
 
 def test_secrets_that_the_model_knows_are_exposed(run):

@@ -134,7 +134,7 @@ def measured(*values, weights=None):
     def measure(model):
         seen.append(next(iter(model.parameters())).detach().clone())
         value = values[min(len(seen), len(values)) - 1]
-        return MetricResult(value, 4, None, None, False)
+        return MetricResult(value, 4, None, None, False).as_json()
 
     return measure
 

@@ -28,6 +28,9 @@ class AttackOptions:
     learning_rate: float = option(5e-5, "learning rate of relearning")
     samples: int = option(8, "answers sampled for each prompt")
     temperature: float = option(1.0, "temperature of the samples")
+    max_new_tokens: int | None = option(
+        None, "most tokens of a generated answer; default: as in the run"
+    )
     retrain: bool = option(
         False, "train the base model of a demo without the forget set, to compare with"
     )
@@ -41,9 +44,9 @@ class AttackOptions:
             names = [name.strip().replace("-", "_") for name in self.only.split(",")]
             object.__setattr__(self, "only", tuple(name for name in names if name))
         numbers = ("prompts", "steps", "every", "rows", "learning_rate", "samples", "temperature")
-        for name in numbers:
+        for name in (*numbers, "max_new_tokens"):
             value = getattr(self, name)
-            if not value > 0:  # false for NaN too
+            if value is not None and not value > 0:  # false for NaN too
                 raise UserError(
                     f"option --{name.replace('_', '-')} is {value}, it must be positive"
                 )

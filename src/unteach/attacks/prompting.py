@@ -39,6 +39,7 @@ TEXT_ROLE = (
 )
 EXAMPLES = 3
 """Most examples in a few-shot prompt."""
+CUT_OFF = "cut_off"
 PREFIX_SHARE = 0.25
 MOST_PREFIX_WORDS = 10
 
@@ -188,24 +189,28 @@ def undesired_answers(
     prompts: Sequence[AttackPrompt],
     scorers: Scorers,
     *,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[bool]:
-    """Whether the model's answer to each prompt is undesired by the run's headline metric.
+) -> tuple[list[bool], list[bool]]:
+    """For each prompt, (whether the model's answer is undesired by the run's headline metric,
+    whether it met the token limit).
 
     Args:
+        max_new_tokens (`int`, *optional*): the limit; default: `answer_limit`.
         temperature (`float`): 0: greedy; else samples of the whole distribution.
         seed (`int`): of the samples; the global random state stays as it is.
     """
     if not prompts:
-        return []
+        return [], []
+    limit = max_new_tokens or answer_limit(tokenizer, [prompt.row for prompt in prompts], model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         outputs = generate_ids(
             model,
             [prompt.ids for prompt in prompts],
-            max_new_tokens=answer_limit(tokenizer, [prompt.row for prompt in prompts], model),
+            max_new_tokens=limit,
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
             end_ids=end_ids(tokenizer, model),
             temperature=temperature,
@@ -215,17 +220,18 @@ def undesired_answers(
         continuation_text(tokenizer, prompt.ids, ids)
         for prompt, ids in zip(prompts, outputs, strict=True)
     ]
-    return scorers.shows_forgotten([prompt.row for prompt in prompts], texts)
+    undesired = scorers.shows_forgotten([prompt.row for prompt in prompts], texts)
+    return undesired, [len(ids) >= limit for ids in outputs]
 
 
 def rates(
-    prompts: Sequence[AttackPrompt], undesired: Sequence[bool], rate: str
+    prompts: Sequence[AttackPrompt], undesired: Sequence[bool], cut: Sequence[bool], rate: str
 ) -> dict[str, MetricResult]:
-    """The rate of rows with an undesired answer to at least one of their prompts, and the mean over
-    rows of the share of such prompts.
+    """The rate of rows with an undesired answer to at least one of their prompts, the mean over
+    rows of the share of such prompts, and `cut_off`, the share of answers that met the token limit.
 
     Args:
-        undesired: one value for each prompt.
+        undesired, cut: one value for each prompt.
         rate (`str`): name of the headline rate. `mean_` before it names the mean, which is left out
             if every row has one prompt.
     """
@@ -238,4 +244,5 @@ def rates(
     if any(len(row) > 1 for row in flags):
         shares = [sum(row) / len(row) for row in flags]
         found[f"mean_{rate}"] = summarise(shares, higher_is_better=False)
-    return found
+    limits = [float(flag) for flag in cut]
+    return found | {CUT_OFF: summarise(limits, higher_is_better=None, interval="wilson")}

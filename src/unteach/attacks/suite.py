@@ -13,7 +13,13 @@ import torch
 
 from unteach.attacks import likelihood, weights
 from unteach.attacks.options import AttackOptions
-from unteach.attacks.prompting import AttackPrompt, attack_prompts, rates, undesired_answers
+from unteach.attacks.prompting import (
+    CUT_OFF,
+    AttackPrompt,
+    attack_prompts,
+    rates,
+    undesired_answers,
+)
 from unteach.attacks.target import Metrics, Target
 from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.errors import UserError, did_you_mean
@@ -74,16 +80,17 @@ def by_prompts(
     def measure(role: str) -> Metrics:
         with target.display.stage(f"{_title(name)}: the {role} model", len(prompts)) as stage:
             model = target.folder.load_model(role, exact=change is not None)
-            undesired = undesired_answers(
+            answered = undesired_answers(
                 change(model) if change else model,
                 target.tokenizer,
                 prompts,
                 target.scorers,
+                max_new_tokens=target.options.max_new_tokens,
                 temperature=temperature,
                 seed=target.options.seed,
                 progress=stage.update,
             )
-        return _as_json(rates(prompts, undesired, target.rate))
+        return _as_json(rates(prompts, *answered, target.rate))
 
     found = {role: target.cached(name, role, inputs, partial(measure, role)) for role in PAIR}
     target.add(name, found, settings)
@@ -166,7 +173,7 @@ def by_relearning(target: Target, name: str) -> None:
 
     def measure_original() -> Metrics:
         with target.display.stage("Rate of the original model on the rows measured in relearning"):
-            return greedy_rate(target, folder.load_model(ORIGINAL), measured).as_json()
+            return greedy_point(target, folder.load_model(ORIGINAL), measured)
 
     start = target.cached(name, ORIGINAL, rows_hash(measured), measure_original)
     goal = start["value"] / 2
@@ -181,15 +188,15 @@ def by_relearning(target: Target, name: str) -> None:
         if not rows:
             target.leave_out(result, f"the run has no {source} rows")
             continue
-        found: dict[str, Metrics] = {ORIGINAL: {target.rate: start}}
+        found: dict[str, Metrics] = {ORIGINAL: _measures(start, target.rate)}
         curves: dict[str, Any] = {}
         try:
             for role in [role for role in (UNLEARNED, NEVER_KNEW) if role in folder.model_paths()]:
                 points = curves[role] = _relearned(target, result, role, rows, measured, goal)
-                last = {key: value for key, value in points[-1].items() if key != "step"}
                 steps = weights.steps_to(points, goal)
                 half = MetricResult(steps, len(measured), None, None, True)
-                found[role] = {target.rate: last, "steps_to_half": half.as_json()}
+                last = _measures(points[-1], target.rate)
+                found[role] = {**last, "steps_to_half": half.as_json()}
         except torch.OutOfMemoryError:
             target.leave_out(
                 result, "it trains all weights in float32, and this GPU has not the memory for that"
@@ -217,7 +224,7 @@ def _relearned(
                 folder.load_model(role, exact=True),  # 16 bits would round small steps away
                 target.tokenizer,
                 rows,
-                lambda model: greedy_rate(target, model, measured),
+                lambda model: greedy_point(target, model, measured),
                 work,
                 options,
                 goal=goal,
@@ -231,9 +238,28 @@ def _relearned(
 
 def greedy_rate(target: Target, model: Any, rows: Sequence[Row]) -> MetricResult:
     """The headline rate of a model's greedy answers to the rows' own prompts."""
+    return _greedy_rates(target, model, rows)[target.rate]
+
+
+def greedy_point(target: Target, model: Any, rows: Sequence[Row]) -> weights.Point:
+    """The fields of `greedy_rate`, and the share of answers that met the limit in `cut_off`."""
+    found = _as_json(_greedy_rates(target, model, rows))
+    return {**found[target.rate], CUT_OFF: found[CUT_OFF]}
+
+
+def _greedy_rates(target: Target, model: Any, rows: Sequence[Row]) -> dict[str, MetricResult]:
     prompts = attack_prompts("none", replace(target.prompt_context, rows=rows))
-    undesired = undesired_answers(model, target.tokenizer, prompts, target.scorers)
-    return rates(prompts, undesired, target.rate)[target.rate]
+    most = target.options.max_new_tokens
+    answered = undesired_answers(
+        model, target.tokenizer, prompts, target.scorers, max_new_tokens=most
+    )
+    return rates(prompts, *answered, target.rate)
+
+
+def _measures(point: weights.Point, rate: str) -> Metrics:
+    """A point of a curve as results by name."""
+    value = {name: part for name, part in point.items() if name not in ("step", CUT_OFF)}
+    return {rate: value, CUT_OFF: point[CUT_OFF]}
 
 
 def by_distance(target: Target, name: str) -> None:

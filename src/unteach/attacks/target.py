@@ -115,7 +115,8 @@ class Target:
     def prompt_context(self) -> PromptContext:
         """What the prompts of attacks are made from."""
         model = self.folder.load_model(UNLEARNED)
-        most = models.window(model) - answer_limit(self.tokenizer, self.forget, model)
+        limit = self.options.max_new_tokens or answer_limit(self.tokenizer, self.forget, model)
+        most = models.window(model) - limit
         return PromptContext(self.tokenizer, self.forget, self._second_wordings(), most)
 
     def _second_wordings(self) -> dict[str, list[Row]]:
@@ -146,12 +147,14 @@ class Target:
             "original_model_hash": self.folder.model_hash(ORIGINAL),
             "unlearned_model_hash": self.folder.model_hash(UNLEARNED),
             "forget_rows": len(self.forget),
+            "max_new_tokens": self.options.max_new_tokens,
         }
         if path.exists():
             found = dict(json.loads(path.read_text(encoding="utf-8")))
             if all(found.get(name) == value for name, value in same.items()):
                 return found
         facts = {"scenario": self.folder.record()["scenario"], "versions": versions()}
+        facts |= {"chat": self.folder.record().get("chat")}
         empty: dict[str, Any] = {"settings": {}, "attacks": {}, "curves": {}, "left_out": {}}
         return {**same, **facts, **empty}
 
@@ -161,7 +164,8 @@ class Target:
         """
         scorer = self.scorers.identity()
         rows, model = rows_hash(self.forget), self.folder.model_hash(role)
-        key = content_key([SCHEMA_VERSION, model, rows, scorer, inputs])
+        limits = ["cut_off", self.options.max_new_tokens]
+        key = content_key([SCHEMA_VERSION, model, rows, scorer, inputs, limits])
         path = self.work / f"{name}-{role}-{key}.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))

@@ -24,7 +24,6 @@ from unteach.attacks.options import AttackOptions
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.evaluation.results import MetricResult
 from unteach.files.atomic import write_json
 from unteach.files.checkpoints import latest_checkpoint
 from unteach.trainer.trainer import UnlearningTrainer
@@ -37,7 +36,7 @@ SAVE_EVERY = 50
 """Steps between two checkpoints of relearning."""
 
 Point = dict[str, Any]
-Measure = Callable[[Any], MetricResult]
+Measure = Callable[[Any], Point]
 
 
 @contextlib.contextmanager
@@ -149,7 +148,7 @@ class _Curve(TrainerCallback):
         """Measures the model."""
         training = model.training
         model.eval()
-        self.points.append({"step": step, **self.measure(model).as_json()})
+        self.points.append({"step": step, **self.measure(model)})
         model.train(training)
         write_json(self.path, self.points)
 
@@ -182,7 +181,7 @@ def relearn(
     Args:
         model: changed in place.
         rows: training rows.
-        measure: model to the rate on rows that are not trained on.
+        measure: model to the rate on rows that are not trained on, as fields of a point.
         folder (`Path`): for checkpoints and points, from which an interrupted call resumes; removed
             at the end.
         options (`AttackOptions`): `steps`, `every`, `learning_rate` and `seed`.
@@ -190,8 +189,8 @@ def relearn(
         on_step: called with the step and a note for the display.
 
     Returns:
-        Points `{"step", "value", "n", "ci_low", "ci_high", "higher_is_better"}`, the first at step
-        0, the last at the goal or at the last step.
+        Points: `step` and what `measure` returned (`value` is compared with the goal), the first at
+        step 0, the last at the goal or at the last step.
     """
     path = folder / "points.json"
     newest = latest_checkpoint(folder) if folder.exists() else None

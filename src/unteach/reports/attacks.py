@@ -40,6 +40,7 @@ ATTACKS = {
 }
 """What each attack does, in the order of the table."""
 MEASURES = {
+    "cut_off": ("met the token limit", ".0%"),
     "steps_to_half": ("steps to half", "d"),
     "forget_nll": ("NLL, forget rows", ".2f"),
     "other_nll": ("NLL, other rows", ".2f"),
@@ -91,13 +92,21 @@ def attack_names(found: Mapping[str, Any]) -> list[str]:
 
 
 def attack_table(found: Mapping[str, Any], *, intervals: bool = True) -> Table:
-    """A row for each attack and measure, a column for each model."""
+    """A row for each attack and measure, a column for each model; the share of answers that met the
+    token limit has one where there are any.
+    """
     attacks = found["attacks"]
     models = [role for role in MODELS if any(role in results for results in attacks.values())]
     rows = []
     for name in attack_names(found):
         results = attacks[name]
-        measures = dict.fromkeys(metric for role in models for metric in results.get(role, {}))
+        measures = dict.fromkeys(
+            metric
+            for role in models
+            for metric, value in results.get(role, {}).items()
+            if metric != "cut_off"
+            or any(part.get(metric, {}).get("value") for part in results.values())
+        )
         for place, metric in enumerate(measures):
             known = [results[role][metric] for role in models if metric in results.get(role, {})]
             counts = " / ".join(dict.fromkeys(str(result["n"]) for result in known))
