@@ -24,7 +24,7 @@ define install
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean distclean
+.PHONY: help demo test lint docs bench clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ lint: $(STAMPS)/dev  ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMPS)/docs  ## build the documentation into site/ (dead links and missing pages fail)
+	@PYTHONPATH=docs/site NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'unteach: open site/index.html, or serve it: .venv/bin/python -m http.server --directory site'
+
 bench: $(STAMPS)/baselines  ## run every benchmark and experiment in its short form (writes runs/bench)
 	@mkdir -p runs/bench
 	@set -e; for file in benchmarks/*.py experiments/*.py; do \
@@ -50,7 +54,7 @@ bench: $(STAMPS)/baselines  ## run every benchmark and experiment in its short f
 	done
 
 clean:  ## remove caches and build products (keeps runs/ and .venv)
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks experiments examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv too
@@ -79,7 +83,7 @@ $(STAMPS)/core: pyproject.toml constraints.txt $(STAMPS)/venv
 	$(call install,.)
 	@touch $@
 
-$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/baselines: $(STAMPS)/core
+$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/docs $(STAMPS)/baselines: $(STAMPS)/core
 	@echo 'unteach: adding what the extra [$(@F)] names'
 	$(call install,.[$(@F)])
 	@touch $@

@@ -178,12 +178,14 @@ def evaluate_models(
     generated twice by the same model.
 
     Args:
-        model, reference: the model after and before unlearning; without a reference both are the
-            same model.
+        model (`str`): the model after unlearning.
+        reference (`str`, *optional*): the model before it; without one both are the same model.
         scenario: an embedded scenario whose prompt sets and scorers are used.
-        forget, retain: rows of the sets `unlearned` and `retain` instead of the scenario's; a row
-            without a completion stands for the reference's own answer.
-        unseen, neighbours: rows of the sets of these names.
+        forget: rows of the set `unlearned` instead of the scenario's; a row without a completion
+            stands for the reference's own answer.
+        retain: rows of the set `retain`, the same.
+        unseen: rows of the set of this name.
+        neighbours: rows of the set of this name.
         secrets: what finds the secrets of these rows where they name none, see `with_secrets`.
         scorers: fields of `ScorerNames` that replace the scenario's.
         options: fields of `EvalOptions`.

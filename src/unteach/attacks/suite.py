@@ -377,8 +377,10 @@ def attack(
 
     Args:
         folder (`str` or `Path`): the run's.
-        forget, retain, unseen, neighbours (*optional*): where the rows of a user's run are now, if
-            they have moved.
+        forget (*optional*): where the forget rows of a user's run are now, if they have moved.
+        retain (*optional*): where the retain rows are now.
+        unseen (*optional*): where the unseen rows are now.
+        neighbours (*optional*): where the neighbours are now.
         trust_remote_code (`bool`): run code that comes with the model.
 
     Returns:

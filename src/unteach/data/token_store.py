@@ -170,7 +170,9 @@ def write_rows(
             row, other formats whole.
         tokenizer: a Hugging Face tokenizer.
         folder (path): for the store; an older store in it is replaced.
-        role, max_length, long_rows: as in `load_rows` and `encode_rows`.
+        role (`str`): as in `load_rows`.
+        max_length (`int`, *optional*): as in `encode_rows`.
+        long_rows (`str`): as in `encode_rows`.
     """
     rows = (row_from_mapping(fields, where) for fields, where in adapted_records(source, role))
     encoded = iterate_encoded(rows, tokenizer, max_length=max_length, long_rows=long_rows)

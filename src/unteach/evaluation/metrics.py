@@ -117,7 +117,8 @@ class Scorer:
         name: in the report.
         scores: a value for each answer, or `None`.
         settings: numbers that the scores depend on, such as a threshold; part of cache keys.
-        held_out_accuracy, held_out_n: of a scorer that was trained for this run.
+        held_out_accuracy: of a scorer that was trained for this run.
+        held_out_n: the number of held-out rows behind it.
     """
 
     name: str

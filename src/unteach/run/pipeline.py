@@ -156,7 +156,8 @@ def demo(
 
     Args:
         scenario (`str`): a name in `SCENARIOS`; its demo's settings suit two cores.
-        model, output_dir (`str`): as for `unlearn`.
+        model (`str`): as for `unlearn`.
+        output_dir (`str`): as for `unlearn`.
         short (`bool`): a smaller version, for smoke tests.
         settings: as for `unlearn`; they override the demo's.
     """

@@ -65,7 +65,7 @@ class UnlearningTrainer(Trainer):
         probe (`Callable`, *optional*): measures behaviour for early stopping, see
             `unteach.trainer.stopping.Probe`.
         on_step (`Callable`, *optional*): called with each step's metrics, for progress displays.
-        callbacks, optimizers: as in `Trainer`.
+        callbacks (*optional*): as in `Trainer`, as everything else.
 
     Raises:
         UserError: for rows, options or a model that do not go together.
