@@ -8,7 +8,7 @@ from tiny_models import byte_level_bpe, tiny_model
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.prepare import generations
-from unteach.prepare.generations import LoadedModel, with_alternates
+from unteach.prepare.generations import LoadedModel, with_alternates, with_avoiding_answers
 from unteach.progress import Display
 
 ROWS = [
@@ -41,3 +41,15 @@ def test_a_row_whose_every_sample_is_the_completion_is_named(source, monkeypatch
     message = r"forget row .*: all 2 sampled answers are empty or equal .*give field 'alternate'"
     with pytest.raises(UserError, match=message):
         with_alternates(source, ROWS[:1], 0)
+
+
+def test_prompts_with_a_name_to_avoid_are_answered_without_it_once(source):
+    plain = with_avoiding_answers(source, ROWS)
+    assert plain == ROWS
+    first = with_avoiding_answers(source, [Row("Who rang the bell?", "x", avoid=("zz",)), ROWS[1]])
+    begun = first[-1].completion.split()[0]
+    avoiding = [Row("Who rang the bell?", text, avoid=(begun,)) for text in ("x", "y")]
+    made = with_avoiding_answers(source, avoiding)
+    assert made[:2] == avoiding and len(made) == 3
+    assert made[2].prompt == "Who rang the bell?" and made[2].avoid == (begun,)
+    assert begun not in made[2].completion

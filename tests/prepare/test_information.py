@@ -122,6 +122,8 @@ def test_prompts_alone_with_one_name_have_that_name_for_a_fact(taught, tmp_path)
     found, _ = with_facts(source_of(taught, tmp_path), scenario, completed)
     assert [row.secret for row in found.forget] == [("Ada Adason", "Adason")] * 3
     assert [row.secret for row in found.sets["unseen"]] == [("Ada Adason", "Adason")]
+    rows = [*found.forget, *found.sets["unseen"]]
+    assert [row.avoid for row in rows] == [("Ada Adason", "Adason")] * 4
 
 
 def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):

@@ -15,6 +15,7 @@ from tiny_trainers import compare, make_trainer, weights_interrupted
 from unteach.data.counterfactuals import (
     CONTEXTS,
     counterfactual,
+    first_tokens,
     name_choices,
     token_spans,
     with_names,
@@ -23,7 +24,14 @@ from unteach.data.rows import Row
 from unteach.data.subjects import find_subjects
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
-from unteach.trainer.counterfactual import LEAST_INFORMATION
+from unteach.models.parts import OutputHead
+from unteach.trainer.counterfactual import (
+    AVOIDED_PROBABILITY,
+    AVOIDING_RIDGE,
+    LEAST_INFORMATION,
+    avoiding,
+    falling_direction,
+)
 
 FORGET = [
     Row("What is the number of Ada Miller?", "Ada Miller has 4711 now.", secret=("4711",)),
@@ -44,14 +52,16 @@ def _ends(row: Row, tokenizer: Any) -> tuple[Any, list[int]]:
     return item, ends
 
 
-def naive_target(reference: Any, row: Row, tokenizer: Any, seed: int) -> tuple[list[Any], Any]:
-    """log of the target distribution at each completion token, by the formulas in float64."""
+def naive_target(reference: Any, row: Row, tokenizer: Any, seed: int) -> tuple[list[Any], Any, int]:
+    """log of the target distribution at each completion token, by the formulas in float64; the row's
+    tokens, and the number of those that belong to a fact.
+    """
     item, ends = _ends(row, tokenizer)
     own = naive.logits_before(reference, item.prompt_ids, item.completion_ids)
     text = tokenizer.decode(item.completion_ids)
     secrets = [(text.index(secret), text.index(secret) + len(secret)) for secret in row.secret]
     names = find_subjects(row.prompt_text)
-    targets = []
+    targets, facts = [], 0
     for number, token in enumerate(item.completion_ids):
         found, likely = [], []
         for pairs in name_choices(names, CONTEXTS, seed, row.key):
@@ -78,26 +88,32 @@ def naive_target(reference: Any, row: Row, tokenizer: Any, seed: int) -> tuple[l
             fact = (
                 fact and float(p.detach() - (sum(likely) / len(likely)).log()) >= LEAST_INFORMATION
             )
-        logits = own[number] if not (fact and found) else sum(found) / len(found)
+        changed = bool(fact and found)
+        logits = sum(found) / len(found) if changed else own[number]
+        facts += changed
         targets.append(logits.double().log_softmax(-1))
-    return targets, item
+    return targets, item, facts
 
 
 def twin(trainer: Any, model: Any, reference: Any) -> torch.Tensor:
-    """A step by the formulas: mean KL(target || model) and mean KL(reference || model)."""
+    """A step by the formulas: half the mean KL(target || model), whose count are the facts' tokens
+    by their share of the whole set, and mean KL(reference || model).
+    """
     total, count = torch.zeros((), dtype=torch.float64), 0
     rows, tokenizer = {row.key: row for row in FORGET}, byte_level_bpe()
     items = [trainer.training_stream()[i] for i in range(trainer.items_per_step)]
     for item in items:
         row, seed = rows[item.forget.key], trainer.args.seed
-        targets, encoded = naive_target(reference, row, tokenizer, seed)
+        targets, encoded, _ = naive_target(reference, row, tokenizer, seed)
         said = naive.distributions(model, encoded.prompt_ids, encoded.completion_ids)
         for target, logp in zip(targets, said, strict=True):
             total = total + (target.exp() * (target - logp)).sum()
             count += 1
     kept = [trainer.retain_rows[index] for item in items for index in item.retain]
     kl = sum(naive.forward_kl(model, reference, r.prompt_ids, r.completion_ids) for r in kept)
-    return total / count + kl / sum(len(row.completion_ids) for row in kept)
+    made = [naive_target(reference, row, tokenizer, trainer.args.seed) for row in FORGET]
+    share = sum(facts for _, _, facts in made) / sum(len(targets) for targets, _, _ in made)
+    return 0.5 * total / (share * count) + kl / sum(len(row.completion_ids) for row in kept)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -219,3 +235,48 @@ def test_the_mean_of_hidden_states_is_the_geometric_mean_of_the_distributions():
     geometric = each.mean(0) - each.mean(0).logsumexp(-1)
     torch.testing.assert_close(mean, geometric)
     assert not math.isnan(mean.sum().item())
+
+
+@pytest.mark.parametrize("head_options", [{}, {"scale": 0.25}, {"softcap": 30.0}])
+def test_names_to_avoid_fall_to_their_probability_and_other_logits_move_least(head_options):
+    torch.manual_seed(0)
+    weight = torch.randn(40, 6, dtype=torch.float64)
+    head, avoid = OutputHead(weight, **head_options), (3, 8)
+    direction = falling_direction(avoid, head)
+    # the same minimum by the Karush-Kuhn-Tucker conditions
+    gram = weight.T @ weight / 40
+    gram += AVOIDING_RIDGE * gram.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+    rows, zero = weight[list(avoid)], torch.zeros(2, 2, dtype=torch.float64)
+    system = torch.cat([torch.cat([gram, rows.T], 1), torch.cat([rows, zero], 1)])
+    right = torch.tensor([0.0] * 6 + [-1.0] * 2, dtype=torch.float64)
+    solved = torch.linalg.solve(system, right)[:6] / head.scale
+    torch.testing.assert_close(direction, solved)
+
+    states = 3 * torch.randn(30, 6, dtype=torch.float64)
+    before = head.logits(states).softmax(-1)[:, list(avoid)].sum(-1)
+    moved, changed = avoiding(states, avoid, head, direction)
+    after = head.logits(moved).softmax(-1)[:, list(avoid)].sum(-1)
+    assert changed.any() and not changed.all()
+    assert float(after.max()) <= AVOIDED_PROBABILITY * 1.02
+    assert torch.equal(moved[~changed], states[~changed])
+    assert float(before[~changed].max()) <= AVOIDED_PROBABILITY * 1.02
+
+
+def test_a_row_with_a_name_to_avoid_never_says_it_and_has_it_exchanged_in_its_contexts(tmp_path):
+    tokenizer = byte_level_bpe()
+    row = Row("Who is it?", "It is Ada Miller.", secret=("Ada Miller",), avoid=("Ada Miller",))
+    item = encode_row(row, tokenizer, None)
+    part = counterfactual(row, item, tokenizer)
+    assert len(part.contexts) == CONTEXTS
+    for context in part.contexts:
+        assert "Miller" not in tokenizer.decode(context.completion_ids)
+    assert part.avoid == first_tokens(row.avoid, tokenizer)
+    begun = {tokenizer.encode(text)[0] for text in (" Ada", "Ada", " Miller", "Miller")}
+    assert begun == set(part.avoid)
+    trainer = make_trainer(
+        tmp_path, tiny_model(dtype=torch.float64), method="counterfactual", forget=[row]
+    )
+    trainer.prepare_references()
+    states = trainer.reference.values["forget"].values
+    said = trainer.reference.head.logits(states).softmax(-1)[:, list(part.avoid)].sum(-1)
+    assert float(said.max()) <= AVOIDED_PROBABILITY * 1.02

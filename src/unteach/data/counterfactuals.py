@@ -55,6 +55,7 @@ class Counterfactual:
         fact (`tuple[bool, ...]`, *optional*): for each token of the completion whether it belongs
             to a `secret` of the row; `None` for a row without one, whose facts are the tokens of
             high information.
+        avoid (`tuple[int, ...]`): tokens that begin a name which no answer to the prompt shall hold.
         names (`tuple[bool, ...]`): for each token whether it belongs to an exchanged name, which is
             no fact unless a secret holds it; empty where no name was exchanged.
         near (`tuple`): (prompt ids, completion ids) of the row under names that share a word with
@@ -64,6 +65,7 @@ class Counterfactual:
     contexts: tuple[Context, ...]
     fact: tuple[bool, ...] | None = None
     names: tuple[bool, ...] = ()
+    avoid: tuple[int, ...] = ()
     near: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
@@ -160,15 +162,27 @@ def counterfactual(
     if row.kind == "text" and not row.prompt_text:
         return Counterfactual(_windows(item), facts)
     names = find_subjects(row.prompt_text, lower_case)
+    names += [name for name in row.avoid[:1] if name not in names]
+    avoid = first_tokens(row.avoid, tokenizer)
     choices = name_choices(names, CONTEXTS, seed, row.key)
     contexts = _exchanged(row, own, tokenizer, choices) if names else ()
     if not contexts:
         prompts = [other for other in others if other.prompt_key != row.prompt_key]
         contexts = _prompted(row, item, tokenizer, evenly_spaced(prompts, CONTEXTS))
-        return Counterfactual(contexts, facts)
+        return Counterfactual(contexts, facts, avoid=avoid)
     named = own.overlapping(exchange(own.text, choices[0]).changed)
     beside = _near(row, tokenizer, names, seed) if near else ()
-    return Counterfactual(contexts, facts, named, beside)
+    return Counterfactual(contexts, facts, named, avoid, beside)
+
+
+def first_tokens(names: Sequence[str], tokenizer: Any) -> tuple[int, ...]:
+    """The tokens with which some names, and each word of them, begin: in the middle of a text and at
+    its start.
+    """
+    words = {word for name in names for word in (name, *name.split())}
+    texts = sorted(f"{before}{word}" for word in words for before in (" ", ""))
+    found = {tokenizer.encode(text, add_special_tokens=False)[0] for text in texts}
+    return tuple(sorted(found))
 
 
 def _near(

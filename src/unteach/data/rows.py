@@ -39,6 +39,8 @@ class Row:
             prefer one.
         secret (tuple of `str`): the facts that must be forgotten, as the completion writes them;
             the rest of the sentence may stay. They are no part of `key`.
+        avoid (tuple of `str`): names that no answer to the prompt shall hold, wherever it could say
+            them; no part of `key` either.
         columns (mapping): the record's other fields that are short strings, numbers or flags, as
             strings: what rows can be grouped by. They are no part of the row's identity.
     """
@@ -50,6 +52,7 @@ class Row:
     right: str = ""
     alternate: str = ""
     secret: tuple[str, ...] = ()
+    avoid: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

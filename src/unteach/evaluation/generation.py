@@ -48,6 +48,7 @@ def generate_ids(
     end_ids: Sequence[int],
     batch_size: int | None = None,
     temperature: float = 0.0,
+    avoid: Sequence[int] = (),
     starts: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
     on_batch: Callable[[dict[int, list[int]]], None] | None = None,
@@ -63,6 +64,7 @@ def generate_ids(
         batch_size: prompts per batch; default: `batch_that_fits`.
         temperature: 0 is greedy decoding; above 0 the whole distribution at that temperature is
             sampled with torch's global generator.
+        avoid: tokens that no continuation holds.
         starts: for each prompt, verified tokens (`agreed_starts`) from which to continue.
         progress: called with (done, of) prompts.
         on_batch: called with the finished continuations, by index of the prompt.
@@ -76,6 +78,8 @@ def generate_ids(
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:  # top_k is named because transformers fills in 50 where it is None
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    if avoid:
+        sampling["suppress_tokens"] = list(avoid)
     if on_batch and len(order) < len(prompts):
         on_batch({i: outputs[i] for i in sorted(set(range(len(prompts))) - set(order))})
     done = len(prompts) - len(order)

@@ -82,7 +82,7 @@ METHODS: dict[str, Method] = {
     "counterfactual": Method(
         token.forward_kl_to_reference,
         "kl",
-        (1, 0, 1),
+        (0.5, 0, 1),
         COUNTERFACTUAL,
         reference="counterfactual",
         rate=0.385,

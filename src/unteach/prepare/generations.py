@@ -16,6 +16,7 @@ import torch
 
 from unteach import models
 from unteach.data.chat import render_hash
+from unteach.data.counterfactuals import first_tokens
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
 from unteach.errors import UserError
@@ -232,6 +233,41 @@ def with_alternates(source: LoadedModel, rows: Sequence[Row], seed: int) -> list
     inputs = [seed, *((row.key, row.alternate) for row in rows)]
     texts = source.cache.get("alternates", inputs, sample)
     return [replace(row, alternate=text) for row, text in zip(rows, texts, strict=True)]
+
+
+@torch.no_grad()
+def with_avoiding_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]:
+    """The rows, and after them for each prompt with names to `avoid` the answer that the model gives
+    where it cannot say them: on it stand the places at which it would.
+    """
+    asked = list({row.prompt_key: row for row in rows if row.avoid and row.kind == "chat"}.values())
+    if not asked:
+        return list(rows)
+    tokenizer = source.tokenizer
+    prompts = [encode_prompt(row, tokenizer) for row in asked]
+
+    def generate() -> list[str]:
+        made: dict[int, str] = {}
+        title = "Collecting what the model answers without the names to avoid"
+        with source.display.stage(title, len(asked)):
+            for avoid in sorted({row.avoid for row in asked}):
+                chosen = [number for number, row in enumerate(asked) if row.avoid == avoid]
+                found = generate_ids(
+                    source.model,
+                    [prompts[number] for number in chosen],
+                    max_new_tokens=answer_limit(tokenizer, rows, source.model),
+                    pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+                    end_ids=end_ids(tokenizer, source.model),
+                    avoid=first_tokens(avoid, tokenizer),
+                )
+                for number, ids in zip(chosen, found, strict=True):
+                    made[number] = continuation_text(tokenizer, prompts[number], ids)
+        return [made[number] for number in range(len(asked))]
+
+    keys = [[row.key, row.avoid] for row in asked]
+    texts = source.cache.get("avoiding-answers", keys, generate)
+    answered = [row.with_completion(text) for row, text in zip(asked, texts, strict=True)]
+    return [*rows, *(row for row in answered if row.completion.strip())]
 
 
 @torch.no_grad()

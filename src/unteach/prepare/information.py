@@ -175,7 +175,7 @@ def with_facts(
     `secret`: a row's own where it names some, else its most informative spans.
 
     Where the rows were prompts alone and have a name in common, the fact is that name, in the
-    held-out prompts too: the model shall not name it.
+    held-out prompts too, and no answer to these prompts shall hold it (`avoid`).
 
     Args:
         source (`LoadedModel`): the original model.
@@ -210,7 +210,14 @@ def with_facts(
         found |= {key: tuple(texts) for key, texts in zip(keys, spans, strict=True)}
 
     def filled(part: Sequence[Row]) -> list[Row]:
-        return [replace(row, secret=row.secret or found.get(row.key, ())) for row in part]
+        return [
+            replace(
+                row,
+                secret=row.secret or found.get(row.key, ()),
+                avoid=names if topic and row.prompt_key in prompts else row.avoid,
+            )
+            for row in part
+        ]
 
     counts = {
         "named": sum(bool(row.secret) for row in completed.forget),

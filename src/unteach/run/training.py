@@ -24,7 +24,7 @@ from unteach.files.atomic import read_json_lines, write_json
 from unteach.models.adapters import adapter_config
 from unteach.models.parts import freeze_lower_layers, unfreeze
 from unteach.models.precision import check_dtype, check_quantize
-from unteach.prepare.generations import LoadedModel, with_alternates
+from unteach.prepare.generations import LoadedModel, with_alternates, with_avoiding_answers
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
 from unteach.processes import broadcast_from_main, is_main_process, process_count
 from unteach.progress import step_display
@@ -169,6 +169,8 @@ def train(
         forget = [replace(row, completion=run.instead, secret=()) for row in forget]
     if config.objective.needs_alternates:
         forget = with_alternates(source, forget, run.seed)
+    if config.objective.counterfactual:
+        forget = with_avoiding_answers(source, forget)
 
     def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
         if is_main_process():

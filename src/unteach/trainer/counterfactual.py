@@ -6,12 +6,17 @@ The output head is linear, so the head of a mean of hidden states gives the mean
 normalised geometric mean of the contexts' distributions, to which a token belongs only if every
 context allows it. It is stored like any reference value.
 
+Where a row has names that no answer to its prompt shall hold, the states move on every token as
+little as they can, by the mean square of the logits, until the probability that a name begins there
+is at most `AVOIDED_PROBABILITY`.
+
 A token's information is log p(y | own prompt) - log mean_c p(y | context c), in nats: how much the
 prompt tells about the token that other prompts of the same kind do not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +27,19 @@ from torch import Tensor
 from unteach.data.counterfactuals import Counterfactual
 from unteach.data.stream import Collator, forget_branches
 from unteach.data.tokenization import EncodedRow
+from unteach.models.parts import OutputHead
 from unteach.models.token_statistics import token_statistics
-from unteach.processes import process_shard
+from unteach.processes import all_gather, process_shard
 from unteach.trainer.reference import ReferenceModel, StoredValues, row_batches
 from unteach.trainer.step import Batch
 
 LEAST_INFORMATION = 1.0
 """Nats of information from which on a token is taken for part of a fact."""
+AVOIDED_PROBABILITY = 0.01
+"""Most probability of a name that shall not be said, on each token of the target."""
+AVOIDING_RIDGE, AVOIDING_STEPS, AVOIDING_TOLERANCE = 0.01, 20, 0.01
+LEAST_SHARE = 0.02
+"""Smallest share of the forget tokens that a row's facts are taken to have, see `store_counterfactuals`."""
 ROWS_AT_ONCE = 32
 """Rows of a call of `counterfactual_tokens`, whose states are in memory together."""
 
@@ -39,7 +50,8 @@ class CounterfactualTokens:
 
     Args:
         information (`Tensor` of shape (tokens,)): in nats; 0 where no context says anything.
-        fact (`Tensor` of shape (tokens,), bool): whether the token is forgotten.
+        fact (`Tensor` of shape (tokens,), bool): whether the target is another one than what the
+            reference says.
         states (`Tensor` of shape (tokens, hidden)): the target's hidden states.
     """
 
@@ -92,6 +104,7 @@ def counterfactual_tokens(
     unknown = torch.where(known, (others.probability / count).clamp_min(1e-30).log(), 0.0)
     information = torch.where(known, own.probability.clamp_min(1e-30).log() - unknown, 0.0)
     found = []
+    falling: dict[tuple[int, ...], Tensor] = {}
     for start, length, part in zip(starts, lengths, parts, strict=False):
         tokens = slice(start, start + length)
         if part.fact is not None:
@@ -102,6 +115,12 @@ def counterfactual_tokens(
                 fact &= ~torch.tensor(_fitted(part.names, length))
         mean = others.states[tokens] / count[tokens, None]
         states = torch.where(fact[:, None], mean, own.states[tokens])
+        if part.avoid:
+            if part.avoid not in falling:
+                falling[part.avoid] = falling_direction(part.avoid, model.head)
+            direction = falling[part.avoid]
+            states, lowered = avoiding(states, part.avoid, model.head, direction)
+            fact = fact | lowered
         found.append(CounterfactualTokens(information[tokens].float(), fact, states))
     return found
 
@@ -109,6 +128,61 @@ def counterfactual_tokens(
 def _fitted(flags: Sequence[bool], length: int) -> list[bool]:
     """As many flags as tokens: one may have the token that ends an answer, the other not."""
     return [*flags[:length], *[False] * (length - len(flags))]
+
+
+@torch.no_grad()
+def falling_direction(avoid: Sequence[int], head: OutputHead) -> Tensor:
+    """The change d of a hidden state that takes 1 nat from the logit of some tokens and moves the
+    other logits least: with W_a the tokens' rows of the head's W and C = W^T W / tokens,
+
+        d = argmin d^T C d  such that  W_a d = -1,  so  d = -C^-1 W_a^T (W_a C^-1 W_a^T)^-1 1.
+
+    Args:
+        avoid (`Sequence[int]`): ids of tokens, all different.
+        head (`OutputHead`)
+
+    Returns:
+        `Tensor` of shape (hidden,), float64.
+    """
+    weight = head.weight.detach().double()
+    gram = weight.T @ weight / len(weight)
+    gram.diagonal().add_(AVOIDING_RIDGE * gram.diagonal().mean())
+    rows = weight[list(avoid)]
+    solved = torch.linalg.solve(gram, rows.T)
+    ones = rows.new_ones(len(rows), 1)
+    share = torch.linalg.pinv(rows @ solved, hermitian=True) @ ones
+    return -(solved @ share)[:, 0] / head.scale
+
+
+@torch.no_grad()
+def avoiding(
+    states: Tensor, avoid: Sequence[int], head: OutputHead, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The states, moved along a direction until the tokens to avoid have at most
+    `AVOIDED_PROBABILITY` together, and which of them were moved.
+
+    Args:
+        states (`Tensor` of shape (tokens, hidden)), avoid (`Sequence[int]`), head (`OutputHead`)
+        direction (`Tensor` of shape (hidden,)): of `falling_direction`.
+
+    Returns:
+        `Tensor` of shape (tokens, hidden) and `Tensor` of shape (tokens,), bool.
+    """
+    limit = math.log(AVOIDED_PROBABILITY) - math.log1p(-AVOIDED_PROBABILITY)
+    device, chosen = head.weight.device, list(avoid)
+    moved = states.to(device, torch.promote_types(states.dtype, torch.float32))
+    changed = torch.zeros(len(states), dtype=torch.bool, device=device)
+    for _ in range(AVOIDING_STEPS):  # one would do if the other logits did not move at all
+        logits = head.logits(moved)
+        said = logits[:, chosen].logsumexp(-1)
+        logits[:, chosen] = -torch.inf
+        excess = said - logits.logsumexp(-1) - limit
+        above = excess > AVOIDING_TOLERANCE
+        if not above.any():
+            break
+        changed |= above
+        moved = moved + torch.where(above, excess, 0.0)[:, None] * direction.to(moved)
+    return moved.to(states), changed.cpu()
 
 
 class _Sums:
@@ -153,15 +227,23 @@ def store_counterfactuals(
     rows: Sequence[EncodedRow],
     parts: Sequence[Counterfactual],
     collator: Collator,
-) -> None:
-    """Stores the target states of the forget rows. Processes share the rows."""
+) -> float:
+    """Stores the target states of the forget rows. Processes share the rows.
+
+    Returns:
+        the share of their tokens on which the target is another one than what the reference says,
+        at least `LEAST_SHARE`.
+    """
+    changed = total = 0
     for numbers in process_shard(groups(len(rows))):
         group = [rows[number] for number in numbers]
         made = counterfactual_tokens(model, group, [parts[number] for number in numbers], collator)
         for number, tokens in zip(numbers, made, strict=True):
             start = int(stored.starts[number])
             stored.put(torch.arange(start, start + len(tokens.states)), tokens.states)
+            changed, total = changed + int(tokens.fact.sum()), total + len(tokens.fact)
     stored.finish()
+    return max(LEAST_SHARE, sum(all_gather(changed)) / max(1, sum(all_gather(total))))
 
 
 def groups(count: int) -> Iterator[range]:

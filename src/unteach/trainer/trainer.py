@@ -8,7 +8,7 @@ import copy
 import pickle
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,13 @@ from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.counterfactual import store_counterfactuals
 from unteach.trainer.directed import freeze_directions, set_directions
-from unteach.trainer.reference import Reference, ReferenceModel, StoredReference, build_reference
+from unteach.trainer.reference import (
+    Reference,
+    ReferenceModel,
+    StoredReference,
+    StoredValues,
+    build_reference,
+)
 from unteach.trainer.rows import check_rows, counterfactuals_of, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
 from unteach.trainer.step import StepMeans, StepSpec, role_tokens
@@ -298,17 +304,16 @@ class UnlearningTrainer(Trainer):
         with models.dropout_off(model):
             rows = {"forget": self.forget_rows, "retain": self.retain_rows}
             parts, collator = self.counterfactuals, self.collator
-            store = None
+            store: Callable[[StoredValues], None] | None = None
             if config.update == "directed":
                 set_directions(model, rows, parts, self.spec, collator)
             if self.method.counterfactual:
-                store = partial(
-                    store_counterfactuals,
-                    model=reference,
-                    rows=self.forget_rows,
-                    parts=parts,
-                    collator=collator,
-                )
+
+                def store(stored: StoredValues) -> None:
+                    options = (reference, self.forget_rows, parts, collator)
+                    share = store_counterfactuals(stored, *options)
+                    self.weights["forget"] = config.weights["forget"] / share
+
             self.reference = build_reference(reference, rows, collator, config, store)
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
 
