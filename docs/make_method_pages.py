@@ -32,6 +32,10 @@ LEVELS = {
     "vocabulary": "a mean over the completion's tokens, each with its whole distribution",
     "state": "a mean over the completion's tokens, each with its hidden state at one layer",
 }
+COUNTERFACTUAL = (
+    "summed over the completion's tokens, divided by the number of those on which the reference"
+    " value is that of other contexts"
+)
 PREFERRED = {
     "right": (
         "a right answer in each forget row (field `right`, or preference rows with `chosen` and"
@@ -142,7 +146,7 @@ def page(name: str, method: Method) -> str:
         " ([overview](../methods.md))."
     )
     if method.forget is not None:
-        parts += [f"**Forget** ({LEVELS[method.level]}):", prose(method.forget)]
+        parts += [f"**Forget** ({COUNTERFACTUAL if method.counterfactual else LEVELS[method.level]}):", prose(method.forget)]
     if method.hooks is Steering:
         parts.append(prose(steering_vector))
     if method.hooks is TaskVector:
