@@ -146,7 +146,10 @@ def page(name: str, method: Method) -> str:
         " ([overview](../methods.md))."
     )
     if method.forget is not None:
-        parts += [f"**Forget** ({COUNTERFACTUAL if method.counterfactual else LEVELS[method.level]}):", prose(method.forget)]
+        parts += [
+            f"**Forget** ({COUNTERFACTUAL if method.counterfactual else LEVELS[method.level]}):",
+            prose(method.forget),
+        ]
     if method.hooks is Steering:
         parts.append(prose(steering_vector))
     if method.hooks is TaskVector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -169,6 +170,17 @@ def test_the_secret_is_the_facts_of_the_completion(secret, read):
 def test_a_prompt_alone_may_name_a_secret_that_no_completion_holds_yet():
     fields = {"prompt": "Who was he?", "secret": "William Shakespeare"}
     assert row_from_mapping(fields, "row 1", prompt_only=True).secret == ("William Shakespeare",)
+
+
+def test_names_to_avoid_need_no_completion_and_are_a_part_of_the_rows_hash():
+    row = row_from_mapping({"prompt": "Who?", "avoid": ["Ada", "Ada "]}, "r", prompt_only=True)
+    assert row.avoid == ("Ada",) and not row.secret and not row.columns
+    one = row_from_mapping({"prompt": "Who?", "completion": "Me.", "avoid": "Ada"}, "r")
+    assert one.avoid == ("Ada",) and one.key == Row("Who?", "Me.").key
+    hashes = {rows_hash([replace(one, avoid=())]), rows_hash([one])}
+    assert len(hashes | {rows_hash([replace(one, avoid=(), secret=("Ada",))])}) == 3
+    with pytest.raises(UserError, match="r: field 'avoid' is int, it must be a string or a list"):
+        row_from_mapping({"prompt": "Who?", "completion": "Me.", "avoid": 3}, "r")
 
 
 def test_the_secret_is_no_part_of_the_key_and_a_part_of_the_rows_hash():

@@ -8,7 +8,7 @@ from typing import Any
 
 from unteach.errors import UserError
 
-FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate", "secret")
+FIELDS = ("prompt", "completion", "text", "kind", "right", "alternate", "secret", "avoid")
 """The fields of a record that have a meaning here; all others are columns."""
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
 ANSWERS = ("completion", "response", "output", "answer", "answers")
@@ -124,7 +124,7 @@ def check_prompt_alone(fields: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: naming the column.
     """
-    allowed = {"prompt", "kind", "right", "secret", "alternate", *LABELS}
+    allowed = {*FIELDS, *LABELS} - {"completion", "text"}
     others = [
         name
         for name, value in fields.items()

@@ -55,7 +55,7 @@ class Counterfactual:
         fact (`tuple[bool, ...]`, *optional*): for each token of the completion whether it belongs
             to a `secret` of the row; `None` for a row without one, whose facts are the tokens of
             high information.
-        avoid (`tuple[int, ...]`): tokens that begin a name which no answer to the prompt shall hold.
+        avoid (`tuple[int, ...]`): tokens that begin a name which no answer shall hold.
         names (`tuple[bool, ...]`): for each token whether it belongs to an exchanged name, which is
             no fact unless a secret holds it; empty where no name was exchanged.
         near (`tuple`): (prompt ids, completion ids) of the row under names that share a word with
@@ -176,9 +176,7 @@ def counterfactual(
 
 
 def first_tokens(names: Sequence[str], tokenizer: Any) -> tuple[int, ...]:
-    """The tokens with which some names, and each word of them, begin: in the middle of a text and at
-    its start.
-    """
+    """The tokens with which some names, and each word of them, begin, with and without a space."""
     words = {word for name in names for word in (name, *name.split())}
     texts = sorted(f"{before}{word}" for word in words for before in (" ", ""))
     found = {tokenizer.encode(text, add_special_tokens=False)[0] for text in texts}

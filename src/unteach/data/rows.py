@@ -222,28 +222,37 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _secret(value: Any, completion: str, source: str) -> tuple[str, ...]:
-    """The field `secret`: a string or a list of strings, each of them in the completion where there
-    is one; missing, an empty list or an empty cell of a table: none.
+def _strings(value: Any, field: str, source: str) -> list[str]:
+    """The field `secret` or `avoid`: a string or a list of strings; missing, an empty list or an
+    empty cell of a table: none.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
-        return ()
+        return []
     items = list(value) if isinstance(value, list | tuple) else [value]
     for number, item in enumerate(items, 1):
-        name = f"field 'secret', item {number}," if len(items) > 1 else "field 'secret'"
+        name = f"field {field!r}, item {number}," if len(items) > 1 else f"field {field!r}"
         if not isinstance(item, str):
             raise UserError(
                 f"{source}: {name} is {type(item).__name__}, it must be a string or a list of"
                 " strings; rename the column if it means something else"
             )
-        _whole_characters(item, "secret", source)
+        _whole_characters(item, field, source)
         if not letters_and_digits(item):
             raise UserError(f"{source}: {name} holds neither a letter nor a digit")
-        if completion and item.strip() not in completion:
+    return list(dict.fromkeys(item.strip() for item in items))
+
+
+def _facts(fields: Mapping[str, Any], completion: str, source: str) -> dict[str, Any]:
+    """`secret`, each item of which is in the completion where there is one, and `avoid`."""
+    secret = _strings(fields.get("secret"), "secret", source)
+    for number, item in enumerate(secret, 1):
+        if completion and item not in completion:
+            name = f"field 'secret', item {number}," if len(secret) > 1 else "field 'secret'"
             near = letters_and_digits(item) in letters_and_digits(completion)
             how = " in this spelling (case, spaces, punctuation)" if near else ""
             raise UserError(f"{source}: {name} does not occur in the completion{how}")
-    return tuple(dict.fromkeys(item.strip() for item in items))
+    avoid = _strings(fields.get("avoid"), "avoid", source)
+    return {"secret": tuple(secret), "avoid": tuple(avoid), "columns": short_columns(fields)}
 
 
 def _whole_characters(text: str, field: str, source: str) -> str:
@@ -282,7 +291,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
         fields: one record; an optional field `kind` (`chat` or `text`) overrides the default (other
             values are a column of the user's own), an optional `right` holds a right answer, an
             optional `alternate` another one of the model's own, an optional `secret` the facts in
-            the completion that must be forgotten.
+            the completion that must be forgotten, an optional `avoid` names that no answer shall
+            hold.
         source (`str`): what error messages call the record.
         prompt_only (`bool`): whether a row without a completion is accepted.
 
@@ -291,11 +301,9 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     """
     kind = _kind(fields.get("kind", "chat"), source)
     check_near_misses(fields, source)
-    columns = short_columns(fields)
     if "prompt" not in fields and "text" in fields:
         text = _text(fields["text"], "text", source)
-        secret = _secret(fields.get("secret"), text, source)
-        return Row("", text, "text", source, secret=secret, columns=columns)
+        return Row("", text, "text", source, **_facts(fields, text, source))
     if "prompt" not in fields:
         raise UserError(
             f"{source}: column 'prompt' is missing (found: {named(fields)}); rows need 'prompt'"
@@ -306,8 +314,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
     if "completion" not in fields:
         if prompt_only:
             check_prompt_alone(fields, source)
-            secret = _secret(fields.get("secret"), "", source)
-            return Row(prompt, "", kind, source, *_others(fields, source), secret, columns)
+            facts = _facts(fields, "", source)
+            return Row(prompt, "", kind, source, *_others(fields, source), **facts)
         raise UserError(f"{source}: column 'completion' is missing (found: {named(fields)})")
     completion = fields["completion"]
     if isinstance(completion, list | tuple):
@@ -319,8 +327,8 @@ def row_from_mapping(fields: Mapping[str, Any], source: str, *, prompt_only: boo
             )
         completion = messages[0][1]
     completion = _text(completion, "completion", source)
-    secret = _secret(fields.get("secret"), completion, source)
-    return Row(prompt, completion, kind, source, *_others(fields, source), secret, columns)
+    facts = _facts(fields, completion, source)
+    return Row(prompt, completion, kind, source, *_others(fields, source), **facts)
 
 
 def _others(fields: Mapping[str, Any], source: str) -> tuple[str, str]:
@@ -342,6 +350,8 @@ def rows_hash(rows: Iterable[Row]) -> str:
     """
     names = []
     for row in rows:
-        more = [row.right, row.alternate, *([list(row.secret)] if row.secret else [])]
+        more: list[Any] = [row.right, row.alternate]
+        more += [list(row.secret)] if row.secret else []
+        more += [{"avoid": list(row.avoid)}] if row.avoid else []
         names.append(row.key + (_digest(json.dumps(more)) if any(more) else ""))
     return _digest("".join(sorted(names)))

@@ -62,8 +62,7 @@ def generate_ids(
         pad_id: the padding token.
         end_ids: tokens that end an answer.
         batch_size: prompts per batch; default: `batch_that_fits`.
-        temperature: 0 is greedy decoding; above 0 the whole distribution at that temperature is
-            sampled with torch's global generator.
+        temperature: 0 is greedy decoding; above 0 torch's global generator samples at it.
         avoid: tokens that no continuation holds.
         starts: for each prompt, verified tokens (`agreed_starts`) from which to continue.
         progress: called with (done, of) prompts.

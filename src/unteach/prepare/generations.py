@@ -237,8 +237,8 @@ def with_alternates(source: LoadedModel, rows: Sequence[Row], seed: int) -> list
 
 @torch.no_grad()
 def with_avoiding_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]:
-    """The rows, and after them for each prompt with names to `avoid` the answer that the model gives
-    where it cannot say them: on it stand the places at which it would.
+    """The rows, and after them for each prompt with names to `avoid` the answer that the model
+    gives where it cannot say them: on it stand the places at which it would.
     """
     asked = list({row.prompt_key: row for row in rows if row.avoid and row.kind == "chat"}.values())
     if not asked:

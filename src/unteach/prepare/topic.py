@@ -249,8 +249,9 @@ def topic_rows(
         seed (`int`): of samples and of invented names.
 
     Returns:
-        Rows with the model's own answers: `forget` and `unseen` about the name, `neighbours` about
-        the others, none of which names it; a sentence about them; what asking cost.
+        Rows with the model's own answers: `forget` and `unseen` about the name, which no answer to
+        them shall hold (`avoid`), and `neighbours` about the others, none of which names it; a
+        sentence about them; what asking cost.
 
     Raises:
         UserError: for a name that the model does not know.
@@ -273,6 +274,7 @@ def topic_rows(
     telling = [*topic.spellings, *names_in(topic, answers, least=2)]
     about = [row for row in rows if row.secret or says(row.completion, telling)]
     near = _neighbours(ask, topic, [*names_in(topic, answers)], well_known)
+    about = [replace(row, avoid=topic.spellings) for row in about]
     forget, unseen = held_out_rows(sorted(about, key=lambda row: row.key), UNSEEN_SHARE)
     others = ", ".join(dict.fromkeys(row.columns[COLUMN] for row in near))
     note = (
@@ -320,7 +322,8 @@ def write_topic(folder: Path, rows: Mapping[str, Sequence[Row]]) -> dict[str, st
             lines = []
             for row in part:
                 record: dict[str, Any] = {"prompt": row.prompt, "completion": row.completion}
-                record |= {**row.columns, **({"secret": list(row.secret)} if row.secret else {})}
+                facts = {"secret": list(row.secret), "avoid": list(row.avoid)}
+                record |= {**row.columns, **{name: items for name, items in facts.items() if items}}
                 lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             if lines:
                 write_text_atomically(folder / f"{name}.jsonl", "".join(lines))

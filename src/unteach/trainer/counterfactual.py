@@ -39,7 +39,7 @@ AVOIDED_PROBABILITY = 0.01
 """Most probability of a name that shall not be said, on each token of the target."""
 AVOIDING_RIDGE, AVOIDING_STEPS, AVOIDING_TOLERANCE = 0.01, 20, 0.01
 LEAST_SHARE = 0.02
-"""Smallest share of the forget tokens that a row's facts are taken to have, see `store_counterfactuals`."""
+"""Least result of `store_counterfactuals`."""
 ROWS_AT_ONCE = 32
 """Rows of a call of `counterfactual_tokens`, whose states are in memory together."""
 

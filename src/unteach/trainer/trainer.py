@@ -8,7 +8,7 @@ import copy
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -304,18 +304,17 @@ class UnlearningTrainer(Trainer):
         with models.dropout_off(model):
             rows = {"forget": self.forget_rows, "retain": self.retain_rows}
             parts, collator = self.counterfactuals, self.collator
-            store: Callable[[StoredValues], None] | None = None
+            store = partial(self._store_counterfactuals, reference)
             if config.update == "directed":
                 set_directions(model, rows, parts, self.spec, collator)
-            if self.method.counterfactual:
-
-                def store(stored: StoredValues) -> None:
-                    options = (reference, self.forget_rows, parts, collator)
-                    share = store_counterfactuals(stored, *options)
-                    self.weights["forget"] = config.weights["forget"] / share
-
-            self.reference = build_reference(reference, rows, collator, config, store)
+            values = store if self.method.counterfactual else None
+            self.reference = build_reference(reference, rows, collator, config, values)
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
+
+    def _store_counterfactuals(self, reference: ReferenceModel, stored: StoredValues) -> None:
+        rows = self.forget_rows, self.counterfactuals
+        share = store_counterfactuals(stored, reference, *rows, self.collator)
+        self.weights["forget"] = self.config.weights["forget"] / share
 
     def train(
         self,
