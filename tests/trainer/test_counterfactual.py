@@ -53,8 +53,8 @@ def _ends(row: Row, tokenizer: Any) -> tuple[Any, list[int]]:
 
 
 def naive_target(reference: Any, row: Row, tokenizer: Any, seed: int) -> tuple[list[Any], Any, int]:
-    """log of the target distribution at each completion token, by the formulas in float64; the row's
-    tokens, and the number of those that belong to a fact.
+    """log of the target distribution at each completion token, by the formulas in float64; the
+    row's tokens, and the number of those that belong to a fact.
     """
     item, ends = _ends(row, tokenizer)
     own = naive.logits_before(reference, item.prompt_ids, item.completion_ids)

@@ -151,7 +151,8 @@ def falling_direction(avoid: Sequence[int], head: OutputHead) -> Tensor:
     solved = torch.linalg.solve(gram, rows.T)
     ones = rows.new_ones(len(rows), 1)
     share = torch.linalg.pinv(rows @ solved, hermitian=True) @ ones
-    return -(solved @ share)[:, 0] / head.scale
+    direction: Tensor = -(solved @ share)[:, 0] / head.scale
+    return direction
 
 
 @torch.no_grad()
