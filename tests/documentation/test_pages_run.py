@@ -88,7 +88,7 @@ def place(tmp_path, monkeypatch):
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         text = re.sub("^model: .*", "model: tiny", recipe.read_text(encoding="utf-8"), flags=re.M)
         (tmp_path / "recipes" / recipe.name).write_text(text, encoding="utf-8")
-    for name in "good request monday tuesday edited neighbours unseen".split():
+    for name in ["good", "request", "monday", "tuesday", "edited", "neighbours", "unseen"]:
         write_rows(tmp_path / f"{name}.jsonl", name, 8)
     return tmp_path
 
