@@ -45,6 +45,7 @@ def evaluated(headline="said_facts", never_knew=None, **changes):
 
 
 LEAK = {"unlearned__said_facts": None, "unseen__said_facts": None}
+OWN = {"neighbours__said_facts": None, "neighbours__similarity": (1.0, 0.9)}
 LOOPS = dict.fromkeys(
     [f"{name}__readability" for name in ("unlearned", "unseen", "neighbours", "kept", "normal")],
     (1.0, 0.0),
@@ -73,6 +74,13 @@ LOOPS = dict.fromkeys(
         ({"kept__said_facts": None, "kept__rouge_l_recall": (0.9, 0.88)}, "forgotten"),
         ({"neighbours__said_facts": None, "neighbours__similarity": (1, 0.9)}, "forgotten"),
         ({"neighbours__said_facts": None, "neighbours__similarity": (1, 0.6)}, VERDICTS[1]),
+        # the original's own answers in another wording; others' words must stay
+        ({**OWN, "neighbours__rouge_l_recall": (1.0, 0.6)}, "forgotten"),
+        ({**OWN, "neighbours__rouge_l_recall": (0.9, 0.5)}, VERDICTS[1]),
+        (
+            {**OWN, "neighbours__rouge_l_recall": (1, 0.9), "neighbours__similarity": (1, 0.8)},
+            VERDICTS[1],
+        ),
         ({"normal__similarity": (1.0, 0.84)}, "forgotten with damage"),
         ({"normal__similarity": (1.0, 0.31)}, "collapsed"),
         ({"unlearned__readability": (1.0, 0.9)}, "forgotten with damage"),

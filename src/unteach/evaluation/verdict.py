@@ -21,6 +21,8 @@ for greedy answers of small models, whose wording changes by rounding.
 """
 READABLE_WITHIN = 0.02
 """Largest share of a set's answers that may become degenerate."""
+OWN_ANSWERS = 0.999
+"""Recall of the original's answers from which on a set's completions are these answers."""
 ROWS_OF_CHANCE = 1.5
 """A difference of fewer rows (one row) is no evidence: of few rows it is a large share."""
 COLLAPSED_READABLE = 0.25
@@ -158,6 +160,9 @@ def _forgotten(evaluation: Mapping[str, Any], name: str, headline: str) -> Itera
 def _held(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
     """Whether a set is kept: by its facts, else by its words, else by the similarity of the answers
     to the original's.
+
+    Neighbours whose completions are the original's own answers, word for word, have no facts to
+    lose in another wording: they are judged by similarity.
     """
     share = evaluation["prompt_sets"][name].get("held_at", HELD_AT)
     where = evaluation["prompt_sets"][name]["title"]
@@ -165,7 +170,10 @@ def _held(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
     for metric in ("said_facts", "rouge_l_recall"):
         change = _change(evaluation, name, metric)
         few = change and words and 2 * change.n < words.n  # most rows name no facts
+        own = metric == "rouge_l_recall" and evaluation["prompt_sets"][name].get("neighbours")
         if change is None or not change.before or few:
+            continue
+        if own and change.before >= OWN_ANSWERS and _change(evaluation, name, "similarity"):
             continue
         rate = evaluation["metrics"].get(metric, {}).get("interval") == "wilson"
         lost = (change.before - change.after) * change.n
