@@ -35,8 +35,10 @@ from unteach.trainer.step import Batch, StepSpec, final_states
 
 RIDGE = 0.05
 """Share of the mean energy of an input dimension that is added to every one of them."""
-FORGET_TOKENS, KEPT_TOKENS = 1024, 16384
-"""Most tokens of each kind that the directions are found from."""
+FORGET_TOKENS, KEPT_TOKENS, KEPT_PER_DIMENSION = 1024, 8192, 2
+"""Most tokens of each kind that the directions are found from; of what must be kept more where two
+for each dimension of the widest input are more.
+"""
 TOKENS_PER_BATCH = 2048
 MOMENT_BYTES = 2**31
 """Most memory of the second moments of some layers, which are found together."""
@@ -150,7 +152,9 @@ def set_directions(
     layers, device = adapted_layers(model), next(model.parameters()).device
     own = [forget_segment(*pair) for pair in zip(rows["forget"], parts, strict=True)]
     forget = _at_most(own, FORGET_TOKENS)
-    kept = _at_most(kept_segments(rows["retain"], parts), KEPT_TOKENS)
+    widest = max((layer.in_features for layer in layers), default=0)
+    most = max(KEPT_TOKENS, KEPT_PER_DIMENSION * widest)
+    kept = _at_most(kept_segments(rows["retain"], parts), most)
     for group in _groups(_by_input(model, layers, forget[:1], plain, collator)):
         found: dict[Any, list[Tensor]] = {same[0]: [] for same in group}
         moments = {

@@ -306,7 +306,8 @@ class UnlearningTrainer(Trainer):
             parts, collator = self.counterfactuals, self.collator
             store = partial(self._store_counterfactuals, reference)
             if config.update == "directed":
-                set_directions(model, rows, parts, self.spec, collator)
+                with models.adapter_off(model):  # it adds nothing yet
+                    set_directions(model, rows, parts, self.spec, collator)
             values = store if self.method.counterfactual else None
             self.reference = build_reference(reference, rows, collator, config, values)
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
