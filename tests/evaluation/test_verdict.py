@@ -90,6 +90,7 @@ LOOPS = dict.fromkeys(
         ({"normal__readability": (1.0, 0.9)}, "forgotten with damage"),
         ({"normal__readability": (1.0, 0.7)}, "collapsed"),
         ({"neighbours__readability": (1.0, 0.5)}, "collapsed"),
+        ({"neighbours__readability": (0.8, 0.2, 5)}, "forgotten with damage"),  # three answers
         ({"normal__fluency": (1.2, 3.3)}, "collapsed"),  # broken words that do not repeat
         ({"normal__fluency": (4.1, 2.9)}, "forgotten"),  # lower is not better, nor worse alone
         ({"unlearned__fluency": (1.0, 4.1)}, "forgotten with damage"),

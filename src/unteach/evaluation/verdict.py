@@ -25,9 +25,9 @@ OWN_ANSWERS = 0.999
 """Recall of the original's answers from which on a set's completions are these answers."""
 ROWS_OF_CHANCE = 1.5
 """A difference of fewer rows (one row) is no evidence: of few rows it is a large share."""
-COLLAPSED_READABLE = 0.25
-"""Share of the answers to other prompts that became degenerate from which the model counts as
-collapsed.
+COLLAPSED_READABLE, COLLAPSED_ROWS = 0.25, 4
+"""Share of the answers to other prompts that became degenerate, and their least number, from which
+the model counts as collapsed.
 """
 COLLAPSED_SIMILAR = 0.5
 """Mean similarity of everyday answers to the original's under which the model counts as collapsed:
@@ -232,7 +232,8 @@ def _readable(evaluation: Mapping[str, Any], name: str) -> Finding:
         return Finding("held", text)
     if lost * change.n <= ROWS_OF_CHANCE:
         return Finding("missing", f"{text}: one row, too few to tell")
-    if facts["role"] != "forget" and lost >= COLLAPSED_READABLE:
+    enough = lost >= COLLAPSED_READABLE and round(lost * change.n) >= COLLAPSED_ROWS
+    if facts["role"] != "forget" and enough:
         return Finding("collapsed", text)
     return Finding("damage", f"{text}, {100 * lost:.0f} points fewer")
 

@@ -1,4 +1,5 @@
-"""Neighbours of the forget rows: the same prompts about other names.
+"""Neighbours of the forget rows: the same prompts about other names, and beside prompts about one
+name what the model says about other things of its kind.
 
 Half of them join the retain set, so that the model goes on speaking as before about things like the
 forgotten ones; the other half are evaluated only.
@@ -10,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from unteach.data.counterfactuals import name_choices, with_names
-from unteach.data.rows import Row, evenly_spaced
+from unteach.data.rows import Row, evenly_spaced, without_prompts_of
 from unteach.data.subjects import find_subjects, lower_case_words, neighbouring_names
+from unteach.prepare.generations import LoadedModel
+from unteach.prepare.information import topic_of
+from unteach.prepare.topic import COLUMN, others_of_its_kind
 from unteach.scenarios.scenario import Scenario
+from unteach.trainer.costs import Cost
 
 NEIGHBOURS = 48
 """Prompts under other names, at most."""
@@ -58,3 +63,39 @@ def with_neighbours(scenario: Scenario, seed: int = 0) -> Scenario:
         return scenario
     sets = {**scenario.sets, "neighbours": prompts[1::2]}
     return replace(scenario, neighbours=prompts[::2], sets=sets)
+
+
+def with_others_of_its_kind(
+    source: LoadedModel, scenario: Scenario, completed: Scenario, seed: int = 0
+) -> tuple[Scenario, list[Cost]]:
+    """The completed scenario with the model's answers about other things of the kind of the one
+    that prompts without completions are about ("Who was Newton?" beside "Who was Einstein?").
+
+    All of them join the retain set where the user gave neighbours to evaluate, else those about
+    every second thing; the others are evaluated only.
+
+    Args:
+        source (`LoadedModel`): the original model.
+        scenario (`Scenario`): as it was built.
+        completed (`Scenario`): the same with the model's answers, see `completed_scenario`.
+        seed (`int`): of samples.
+
+    Returns:
+        The scenario, and what asking cost.
+    """
+    name = topic_of([row for row in scenario.forget if not row.completion])
+    if not name:
+        return completed, []
+    answers = [row.completion for row in completed.forget]
+    rows, costs = others_of_its_kind(source, name, answers, seed)
+    measured = [row for part in completed.sets.values() for row in part]
+    trained = [*completed.forget, *completed.retain, *completed.neighbours]
+    rows = without_prompts_of(rows, [*measured, *trained])
+    things = list(dict.fromkeys(row.columns[COLUMN] for row in rows))
+    held_out = set() if "neighbours" in scenario.sets else set(things[1::2])
+    kept = [row for row in rows if row.columns[COLUMN] not in held_out]
+    near = [row for row in rows if row.columns[COLUMN] in held_out]
+    sets = dict(completed.sets)
+    if near:
+        sets["neighbours"] = [*sets.get("neighbours", ()), *near]
+    return replace(completed, neighbours=[*completed.neighbours, *kept], sets=sets), costs

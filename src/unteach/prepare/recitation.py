@@ -80,7 +80,7 @@ def collect_retain(
         UserError: if no row is left.
     """
     kept_sets = [name for name in completed.sets if prompt_set(name).role == "kept"]
-    measured = [row for name in kept_sets for row in scenario.sets[name]]
+    measured = [row for name in kept_sets for row in scenario.sets.get(name, ())]
     rows = [*scenario.retain, *scenario.neighbours, *measured]
     asked = {(row.prompt, row.kind) for row in rows if not row.completion}
     title = "Collecting the model's own answers to keep"

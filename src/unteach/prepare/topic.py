@@ -284,6 +284,24 @@ def topic_rows(
     return {"forget": forget, "unseen": unseen, "neighbours": near}, note, ask.costs
 
 
+def others_of_its_kind(
+    source: LoadedModel, name: str, answers: Sequence[str], seed: int
+) -> tuple[list[Row], list[Cost]]:
+    """What the model says about other things of a name's kind; the column `COLUMN` of a row is the
+    thing, and no row names what `name` does.
+
+    Args:
+        source (`LoadedModel`), seed (`int`): as for `topic_rows`.
+        answers (`Sequence[str]`): the model's, to prompts about the name: they tell its kind.
+
+    Returns:
+        the rows, and what asking cost.
+    """
+    ask = Interview(source, seed, [])
+    topic, well_known = of_kind(name, answers)
+    return _neighbours(ask, topic, names_in(topic, answers), well_known), ask.costs
+
+
 def _neighbours(
     ask: Interview, topic: Topic, its_own: Sequence[str], well_known: Sequence[str]
 ) -> list[Row]:

@@ -31,7 +31,7 @@ from unteach.models.adapters import write_sum
 from unteach.models.precision import DTYPES, four_bit_settings
 from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.prepare.information import with_facts
-from unteach.prepare.neighbours import with_neighbours
+from unteach.prepare.neighbours import with_neighbours, with_others_of_its_kind
 from unteach.prepare.recitation import collect_retain, recitation_facts, recited_rows
 from unteach.prepare.teaching import teach
 from unteach.prepare.topic import COLUMN, first_prompts, topic_rows, write_topic
@@ -218,7 +218,9 @@ def execute(
         rows, costs = completed_scenario(source, asked)
         costs = [*spent, *costs]
         if by_facts:
+            rows, more = with_others_of_its_kind(source, scenario, rows, run.seed)
             rows, facts["facts"] = with_facts(source, scenario, rows)
+            costs = [*costs, *more]
             broadcast_from_main(partial(write_facts, folder, rows))
         with display.stage("Preparing the scorers"):
             names = scorer_names(resolved, scenario)

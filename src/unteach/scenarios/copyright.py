@@ -52,7 +52,7 @@ def build(*, short: bool = False) -> Scenario:
     """
     book, kept_book = embedded_text("book"), embedded_text("kept_book")
     if short:
-        book, kept_book = ("\n\n".join(text.split("\n\n")[:10]) for text in (book, kept_book))
+        book, kept_book = ("\n\n".join(text.split("\n\n")[:7]) for text in (book, kept_book))
     split = split_rows(passage_rows(book, "book"), by=None)
     kept = passage_rows(kept_book, "kept book")
     questions, plain = prompt_rows("neutral_prompts"), prompt_rows("plain_questions")
@@ -78,7 +78,7 @@ def build(*, short: bool = False) -> Scenario:
             "lr_scheduler_type": "polynomial",
             "lr_scheduler_kwargs": {"power": 0.5, "lr_end": 0.0},
             "per_device_train_batch_size": 3,
-            "num_train_epochs": 2 if short else 7,
+            "num_train_epochs": 7,
             "retain_per_forget": 0.5,
             "frozen_layers": 0.34,
         },
