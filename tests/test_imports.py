@@ -12,7 +12,7 @@ from source_tree import MODULES, import_cycles, imports, room
 
 FLOORS = [
     {"errors", "losses", "seeding"},
-    {"data", "files", "methods", "processes"},
+    {"data", "files", "methods", "processes", "robust"},
     {"config", "models", "progress"},
     {"evaluation", "scenarios", "trainer"},
     {"baselines", "prepare", "reports"},

@@ -25,7 +25,7 @@ from unteach.cli.options import parse
 from unteach.cli.requests import RequestCommand
 from unteach.cli.run import run_options
 from unteach.config import UnlearningConfig
-from unteach.config.resolve import resolve
+from unteach.config.resolve import OF_BOTH, resolve
 from unteach.config.run import Headline, RunConfig
 from unteach.config.values import kinds
 from unteach.methods import DEFAULT_METHOD
@@ -34,7 +34,7 @@ LIST = Path(__file__).with_name("options.txt")
 OWN = [
     item
     for item in fields(UnlearningConfig)
-    if item.name in UnlearningConfig.__annotations__ and item.name != "method"
+    if item.name in UnlearningConfig.__annotations__ and item.name not in OF_BOTH
 ]
 """Fields of `UnlearningConfig` that are not transformers' own, or have another default here."""
 

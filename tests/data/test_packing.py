@@ -20,6 +20,7 @@ from unteach.data.packing import (
     assign_rows,
     common_prefix,
     make_batch,
+    part,
     unshared,
     visibility,
 )
@@ -189,6 +190,48 @@ def test_rows_are_wider_than_asked_where_that_saves_padding():
     assert sorted(map(sorted, rows)) == [[0], [1], [2, 3]]
     assert len(assign_rows([100, 100, 100, 100], 200)) == 2  # no padding, so no wider
     assert len(assign_rows([300, 10], 256)) == 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(trees=trees, packed=st.booleans(), apart=st.booleans())
+def test_a_part_has_the_tokens_of_its_roles_and_their_contexts(trees, packed, apart):
+    batch = make_batch(trees, packed=packed, pad_id=0, row_tokens=24, apart=apart)
+    found = 0
+    for roles in (["forget", "mismatch"], ["retain"]):
+        own = part(batch, roles)
+        chosen = torch.isin(batch["role"], torch.tensor([ROLE_IDS[role] for role in roles]))
+        assert (own is None) == (not chosen.any())
+        if own is None:
+            continue
+        found += len(own["target"])
+        for name in ("target", "role", "weight", "sequence", "row", "offset"):
+            assert own[name].tolist() == batch[name][chosen].tolist()
+        contexts = [
+            context(whole, place)
+            for whole, place in ((batch, batch["predictor"][chosen]), (own, own["predictor"]))
+        ]
+        assert contexts[0] == contexts[1]
+    assert found == len(batch["target"])
+
+
+def context(batch: dict[str, torch.Tensor], places: torch.Tensor) -> list[list[tuple[int, int]]]:
+    """(token, position) of all that each of these flat positions attends to."""
+    seen, length = visibility(batch)[:, 0], batch["tree"].shape[1]
+    pairs = torch.stack([batch["input_ids"], batch["position_ids"]], -1)
+    rows = [(int(place) // length, int(place) % length) for place in places]
+    return [[tuple(pair) for pair in pairs[r][seen[r, c]].tolist()] for r, c in rows]
+
+
+def test_rows_that_are_apart_hold_no_retain_completion_beside_another():
+    made = [
+        Tree((1, 2, number), (Branch("retain" if number % 2 else "forget", (5, 6)),))
+        for number in range(9)
+    ]
+    for apart in (False, True):
+        batch = make_batch(made, packed=True, pad_id=0, row_tokens=64, apart=apart)
+        length = batch["tree"].shape[1]
+        rows = [set((batch["predictor"][batch["role"] == i] // length).tolist()) for i in (0, 3)]
+        assert bool(rows[0] & rows[1]) is not apart
 
 
 def random_trees(seed: int, shared_prefix: tuple[int, ...] = ()) -> list[Tree]:

@@ -40,6 +40,8 @@ SAVING = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2}
 """Checkpoints of a run."""
 AUTO = "auto"
 CPU_FACTS = Path("/proc/cpuinfo")
+OF_BOTH = ("method", "robust")
+"""Fields of `RunConfig` that are fields of `UnlearningConfig` too."""
 BY_METHOD = (
     "forget_weight",
     "mismatch_weight",
@@ -154,10 +156,10 @@ class ResolvedConfig:
         is not known yet, or is no unlearning method, has only what was set.
         """
         rows = [(name, getattr(self.run, name), self.sources[name]) for name in RUN_FIELDS]
-        training: dict[str, Any] = {k: v for k, v in self.training.items() if k != "method"}
+        training: dict[str, Any] = {k: v for k, v in self.training.items() if k not in OF_BOTH}
         if self.training.get("method", DEFAULT_METHOD) in METHODS:
             config = self.unlearning_config("unteach-output")
-            names = [name for name in UnlearningConfig.__annotations__ if name != "method"]
+            names = [name for name in UnlearningConfig.__annotations__ if name not in OF_BOTH]
             values = {name: getattr(config, name) for name in [*names, *training]}
             training = values | {"retain_loss": config.objective.retain or "none"}
             training |= config.objective.parameters
@@ -282,7 +284,7 @@ def multiplies_bfloat16(*, use_cpu: bool = False) -> bool:
 
 
 def _trains(name: str) -> bool:
-    return name == "method" or name not in RUN_FIELDS
+    return name in OF_BOTH or name not in RUN_FIELDS
 
 
 def _merged(

@@ -101,6 +101,12 @@ class RunConfig:
         "method, see docs/reference/methods.md; auto tries several and takes the best; sft, dpo and"
         " rlhf train on good answers",
     )
+    robust: str = option(
+        "none",
+        "what makes the forgetting last, see docs/methods.md: sam, relearn, rounding, perturb, or"
+        " several joined by +",
+        metavar="NAMES",
+    )
     instead: str | None = option(
         None,
         "what the model shall say to the forget prompts, a sentence; other prompts are guarded"

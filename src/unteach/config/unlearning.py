@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, cast, get_type_hints
@@ -14,12 +15,14 @@ from unteach.config.run import option
 from unteach.config.values import kinds
 from unteach.errors import UserError
 from unteach.methods import DEFAULT_METHOD, Method, get_method
+from unteach.robust import Wrapper, wrappers
 
 NEED_THE_MODEL = ("galore", "apollo", "lomo")
 """Optimisers that cannot be created without the model."""
 POSITIVE = (
     *("mismatch_completions", "retain_per_forget", "max_length", "row_tokens", "logits_budget_mb"),
     *("probe_steps", "hold", "update_rank", "per_device_train_batch_size"),
+    *("sam_radius", "relearn_steps", "relearn_rate", "relearn_weight", "perturb_radius"),
     *("gradient_accumulation_steps", "num_train_epochs", "save_steps"),
 )
 """Fields that must be over 0."""
@@ -71,6 +74,29 @@ class UnlearningConfig(TrainingArguments):
     dual_wait: int = option(0, "PDU: steps before the first update of eps3")
     task_vector_scale: float | None = option(
         None, "task_vector: alpha; default: the best of ten by the probe"
+    )
+    robust: str = option(
+        "none",
+        "what makes the forgetting of the method last, names in `unteach.robust.ROBUST`, joined by"
+        " `+` where there are several",
+    )
+    sam_radius: float = option(
+        0.01, "sam: rho, the length of the step to sharper weights, over all trained ones"
+    )
+    relearn_steps: int = option(1, "relearn: steps of the simulated attack in each step")
+    relearn_rate: float = option(1.0, "relearn: their learning rate, times the training's")
+    relearn_weight: float = option(
+        1.0, "relearn: weight of the forget term at the weights after the attack"
+    )
+    rounding_bits: Literal[8, 4] = option(4, "rounding: bits of the rounded weights")
+    perturb_radius: float = option(
+        0.1, "perturb: largest length of a change of a hidden state, as a share of its own"
+    )
+    perturb_steps: int = option(
+        1, "perturb: steps of projected gradient descent of the adversary; 0: random changes"
+    )
+    perturb_layer: int | None = option(
+        None, "perturb: the layer, counted from 0; default: the one at a quarter of the depth"
     )
     forget_end_of_turn: bool | None = option(
         None,
@@ -182,6 +208,7 @@ class UnlearningConfig(TrainingArguments):
                 " 1, a share of them"
             )
         self._require("state_weight", "least_steps", "learning_rate", "weight_decay", least=0)
+        self._require("perturb_steps", "perturb_layer", least=0)
         self._require("patience", instead=" (or null)")
         for name, allowed in _choices().items():
             if getattr(self, name) not in allowed:
@@ -190,6 +217,8 @@ class UnlearningConfig(TrainingArguments):
                 )
         self._require("max_retain_kl", instead=" (or null for no budget)")
         self._require("collapse_kl", instead=" (or null for no limit)")
+        for name, kind in self.robustness.items():
+            kind.check(name, self)
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except UserError:
@@ -273,12 +302,31 @@ class UnlearningConfig(TrainingArguments):
         return get_method(self.method).configured(self.method, self)
 
     @property
+    def robustness(self) -> dict[str, type[Wrapper]]:
+        """The wrappers of the option `robust` by name; a `UserError` for an unknown one."""
+        return wrappers(self.robust)
+
+    @property
+    def uses_fsdp(self) -> bool:
+        """Whether FSDP is asked for, here or by the launcher."""
+        return bool(self.fsdp) or _launched_with("FSDP")
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether DeepSpeed is asked for, here or by the launcher."""
+        return bool(self.deepspeed) or _launched_with("DEEPSPEED")
+
+    @property
     def weights(self) -> dict[str, float]:
         """The starting eps1, eps2, eps3 by role."""
         return {
             role: float(getattr(self, f"{role}_weight"))
             for role in ("forget", "mismatch", "retain")
         }
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
 
 
 @cache

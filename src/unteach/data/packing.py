@@ -117,7 +117,12 @@ def _smallest_rectangle(
 
 
 def make_batch(
-    trees: Sequence[Tree], *, packed: bool, pad_id: int, row_tokens: int = 256
+    trees: Sequence[Tree],
+    *,
+    packed: bool,
+    pad_id: int,
+    row_tokens: int = 256,
+    apart: bool = False,
 ) -> dict[str, Tensor]:
     """One flat batch of the trees, with the bookkeeping that finds every completion token again.
 
@@ -126,6 +131,7 @@ def make_batch(
             branch a row.
         pad_id (`int`): fills the ends of rows; it may be a real token too, as nothing reads it.
         row_tokens (`int`): length of a packed row (or the longest tree's, if that is more).
+        apart (`bool`): no row holds both retain completions and others; see `part`.
 
     Returns:
         `dict` with `input_ids`, `position_ids`, `tree`, `branch` of shape (rows, length) (`tree` is
@@ -139,7 +145,12 @@ def make_batch(
     prefix = common_prefix([tree.prompt_ids for tree in trees]) if packed and len(trees) > 1 else []
     shared = len(prefix)
     lengths = [len(tree) - shared for tree in trees]
-    rows = assign_rows(lengths, row_tokens, shared) if packed else [[i] for i in range(len(trees))]
+    rows = [[index] for index in range(len(trees))]
+    if packed:
+        rows = []
+        for group in _groups(trees, apart=apart):
+            found = assign_rows([lengths[index] for index in group], row_tokens, shared)
+            rows += [[group[place] for place in row] for row in found]
     width = shared + max(sum(lengths[index] for index in row) for row in rows)
     input_ids = np.full((len(rows), width), pad_id)
     position_ids, tree_ids, branch_ids = np.zeros((3, len(rows), width), dtype=np.int64)
@@ -190,6 +201,39 @@ def make_batch(
         "offset": np.concatenate([np.arange(size) for size in sizes]),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _groups(trees: Sequence[Tree], *, apart: bool) -> list[list[int]]:
+    """Numbers of the trees that may share rows: those of forget prompts and those of retain rows
+    where these are to be apart, else all.
+    """
+    if not apart:
+        return [list(range(len(trees)))]
+    kept = [all(branch.role == "retain" for branch in tree.branches) for tree in trees]
+    groups = [
+        [i for i, of_retain in enumerate(kept) if of_retain is group] for group in (False, True)
+    ]
+    return [group for group in groups if group]
+
+
+def part(batch: dict[str, Tensor], roles: Iterable[str]) -> dict[str, Tensor] | None:
+    """The batch of the completion tokens with these roles, in their order, with the rows that hold
+    them; `None` where there are none. Every kept token is predicted as in the whole batch.
+    """
+    wanted = torch.tensor([ROLE_IDS[role] for role in roles], device=batch["role"].device)
+    chosen = torch.isin(batch["role"], wanted)
+    if not bool(chosen.any()):
+        return None
+    rows_, length = batch["tree"].shape
+    row, column = batch["predictor"][chosen] // length, batch["predictor"][chosen] % length
+    kept = torch.zeros(rows_, dtype=torch.bool, device=row.device).index_fill(0, row, True)
+    width = int((batch["tree"][kept] != PADDING).sum(1).max())
+    found = {
+        name: tensor[kept, :width] if tensor.dim() == 2 else tensor[chosen]
+        for name, tensor in batch.items()
+    }
+    found["predictor"] = (kept.cumsum(0) - 1)[row] * width + column
+    return found
 
 
 def visibility(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -119,13 +120,14 @@ class Collator:
     Args:
         retain (`Sequence[EncodedRow]`): the rows that `StreamItem.retain` counts.
         packed (`bool`): see `make_batch`.
-        row_tokens (`int`): see `make_batch`.
+        row_tokens (`int`), apart (`bool`): see `make_batch`.
     """
 
     retain: Sequence[EncodedRow]
     pad_id: int
     packed: bool = True
     row_tokens: int = 256
+    apart: bool = False
 
     def trees(self, items: Sequence[StreamItem]) -> list[Tree]:
         """The batch's trees: one for each forget row with its branches, one for each retain row."""
@@ -144,7 +146,8 @@ class Collator:
     def batch(self, trees: Sequence[Tree], *, packed: bool | None = None) -> dict[str, Tensor]:
         """One batch of trees, see `make_batch`; in another layout than its own with `packed`."""
         layout = self.packed if packed is None else packed
-        return make_batch(trees, packed=layout, pad_id=self.pad_id, row_tokens=self.row_tokens)
+        made = partial(make_batch, row_tokens=self.row_tokens, apart=self.apart)
+        return made(trees, packed=layout, pad_id=self.pad_id)
 
     def __call__(self, items: Sequence[StreamItem]) -> dict[str, Tensor]:
         return self.batch(self.trees(items))

@@ -194,6 +194,7 @@ class StepCallback(ProbeCallback):
     Attributes:
         batch (`list[int]`): rows of a step and steps of the training, for a checkpoint's marker.
         reference_seconds (`float`, *optional*): time that the reference took before the first step.
+        seconds_before (`float`): time of a step before its first micro-batch.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class StepCallback(ProbeCallback):
         self.final_probe, self.watch = probe, CollapseWatch(config.collapse_kl)
         self.reference_seconds: float | None = None
         self.batch: list[int] = []
+        self.seconds_before = 0.0
         self._started = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
@@ -228,7 +230,7 @@ class StepCallback(ProbeCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock of the step."""
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - self.seconds_before
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Writes the step's metrics and adapts eps3; then as `ProbeCallback`."""

@@ -209,6 +209,11 @@ class StepMeans:
             value, count = terms["forget"]
             self._add("forget_loss", value.detach().double(), count.double())
         self._add("loss", loss.detach().double(), one)
+        self.add_tokens(tree)
+
+    def add_tokens(self, tree: Tensor) -> None:
+        """Counts the tokens of a batch that has a forward and a backward pass, see `add`."""
+        one = torch.ones((), dtype=torch.float64, device=tree.device)
         self._add("tokens", (tree != PADDING).sum().double(), one)
         self._add("padded_tokens", one * tree.numel(), one)
 

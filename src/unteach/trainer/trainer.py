@@ -28,9 +28,9 @@ from unteach.data.token_store import longest_row
 from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
 from unteach.losses.statistics import ROLES
-from unteach.methods.objective import objective_terms, step_counts, total_loss
+from unteach.methods.objective import RoleTokens, objective_terms, step_counts, total_loss
 from unteach.models.adapters import adapter_config
-from unteach.models.kernels import compiled_layers, steady_attention, with_forward
+from unteach.models.kernels import compiled_layers, with_forward
 from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
@@ -43,6 +43,7 @@ from unteach.trainer.reference import (
     StoredValues,
     build_reference,
 )
+from unteach.trainer.robustness import RobustSteps
 from unteach.trainer.rows import check_rows, counterfactuals_of, encoded_rows, mismatch_pool
 from unteach.trainer.self_check import check_fast_path, check_stored_reference
 from unteach.trainer.step import StepMeans, StepSpec, role_tokens
@@ -125,7 +126,8 @@ class UnlearningTrainer(Trainer):
         for rows in (self.forget_rows, self.retain_rows):
             models.check_vocabulary(model, rows)
         pad_id = processing_class.pad_token_id or 0
-        self.collator = Collator(self.retain_rows, pad_id, args.packing, args.row_tokens)
+        apart = bool(args.robustness)
+        self.collator = Collator(self.retain_rows, pad_id, args.packing, args.row_tokens, apart)
         processes = max(1, args.world_size)
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self.items_per_step = batch * processes
@@ -136,6 +138,8 @@ class UnlearningTrainer(Trainer):
         self.logs_kl = bool(self.retain_rows) and method.reference_values.get("retain") == "hidden"
         budget = RetainBudget(args.max_retain_kl if self.logs_kl else None, self.weights["retain"])
         self.hooks = method.hooks(method, args, layers, budget)
+        kinds = args.robustness.values()
+        self.robust = RobustSteps(self, [kind(args, layers) for kind in kinds])
         self.means = StepMeans()
         self.whole: distributed.WholeModel | None = None
         self.reference: Reference | None = None
@@ -234,23 +238,36 @@ class UnlearningTrainer(Trainer):
         counts = torch.zeros(len(ROLES), dtype=torch.float64)
         for batch in samples:
             counts += step_counts(self.method, batch)
-        counts = counts.to(torch.float32) if device.type == "mps" else counts
-        return samples, self._sum(counts.to(device))
+        counts = self._sum(counts.to(device))
+        self.robust.begin(samples, counts)
+        self.steps.seconds_before = self.robust.seconds
+        return samples, counts
 
     def training_step(
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one micro-batch."""
-        one_process = self.args.world_size == 1
-        shared = self.method.uses_head and one_process and not self.is_deepspeed_enabled
-        lookup = models.shared_lookup(self._unwrapped()) if shared else nullcontext()
-        with steady_attention(), lookup:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+
+        def run(batch: dict[str, Tensor]) -> Tensor:
+            loss: Tensor = super(UnlearningTrainer, self).training_step(
+                model, batch, num_items_in_batch
+            )
+            return loss
+
+        loss = self.robust.micro_batch(inputs, run)
         # checked once the backward pass has started, as the check waits for the GPU; several
         # processes must end together, so they check after the step
-        if one_process and not torch.isfinite(loss):
+        if self.args.world_size == 1 and not torch.isfinite(loss):
             raise TrainingFault(nonfinite_loss(self.state.global_step + 1, loss.item()))
         return loss
+
+    def role_tokens(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, RoleTokens]:
+        """Statistics of a batch by role, see `unteach.trainer.step.role_tokens`, through the
+        data-parallel wrapper `model`.
+        """
+        inner = self.accelerator.unwrap_model(model)
+        step = partial(role_tokens, inner, inputs, self.reference, self.spec)
+        return distributed.through_wrapper(model, inner, step)
 
     def compute_loss(
         self,
@@ -262,9 +279,7 @@ class UnlearningTrainer(Trainer):
         """The objective of one micro-batch, divided by the counts of the whole step, times the
         number of processes over which gradients are averaged.
         """
-        inner, processes = self.accelerator.unwrap_model(model), self.args.world_size
-        step = partial(role_tokens, inner, inputs, self.reference, self.spec)
-        roles = distributed.through_wrapper(model, inner, step)
+        roles, processes = self.role_tokens(model, inputs), self.args.world_size
         counts = num_items_in_batch
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = step_counts(self.method, inputs).to(self.args.device)

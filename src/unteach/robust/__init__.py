@@ -1,0 +1,29 @@
+"""`ROBUST`: what makes the forgetting of any method last, by name."""
+
+from __future__ import annotations
+
+from unteach.errors import did_you_mean
+from unteach.robust.activations import Perturbation
+from unteach.robust.weights import Relearning, Rounding, SharpnessAware
+from unteach.robust.wrapper import Wrapper
+
+__all__ = ["ROBUST", "Wrapper", "wrappers"]
+
+NONE = "none"
+ROBUST: dict[str, type[Wrapper]] = {
+    "sam": SharpnessAware,
+    "relearn": Relearning,
+    "rounding": Rounding,
+    "perturb": Perturbation,
+}
+
+
+def wrappers(names: str) -> dict[str, type[Wrapper]]:
+    """The wrappers with these names, which `+` joins, by name in the order of `ROBUST`; `none` for
+    none. An unknown name raises `UserError` with the nearest known one.
+    """
+    wanted = [name.strip() for name in names.split("+")]
+    for name in wanted:
+        if name not in ROBUST and wanted != [NONE]:
+            raise did_you_mean(name, [NONE, *ROBUST], "robust")
+    return {name: kind for name, kind in ROBUST.items() if name in wanted}
