@@ -103,8 +103,8 @@ class RunConfig:
     )
     robust: str = option(
         "none",
-        "what makes the forgetting last, see docs/methods.md: sam, relearn, rounding, perturb, or"
-        " several joined by +",
+        "what makes the forgetting last, see docs/reference/methods.md: sam, relearn, rounding,"
+        " perturb, or several joined by +",
         metavar="NAMES",
     )
     instead: str | None = option(

@@ -114,7 +114,7 @@ class Perturbation(Wrapper):
                     [drawn[row][at] for row, at in zip(numbers, offsets.tolist(), strict=True)]
                 ).to(states)
                 noise = torch.nn.functional.normalize(noise, dim=-1)
-                radius: float = self.config.perturb_radius
-                return radius * states.norm(dim=-1, keepdim=True) * noise
+                limits: Tensor = self.config.perturb_radius * states.norm(dim=-1, keepdim=True)
+                return limits * noise
 
         return add
