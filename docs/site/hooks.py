@@ -19,6 +19,11 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
+NESTED = re.compile(
+    r'(<nav class="md-nav" data-md-level="([1-9])" )aria-labelledby="\w+"'
+    r'([^>]*>\s*<label class="md-nav__title"[^>]*>\s*(?:<span[^>]*></span>)?\s*)([\w -]+)'
+)
+
 
 def on_config(config: Any) -> Any:
     """Lists the pages of the methods in the navigation."""
@@ -77,6 +82,14 @@ def on_page_content(html_text: str, **_: Any) -> str:
         return convert(html.unescape(match[2]), display=display)
 
     return FORMULA.sub(formula, html_text)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Names the search dialog, and each nested list of pages by its section."""
+    output = re.sub(
+        r'(<div class="md-search"[^>]*role="dialog")', r'\1 aria-label="Search"', output
+    )
+    return NESTED.sub(r'\1aria-label="Pages of \4, level \2"\3\4', output)
 
 
 def outside(source: str, link: str) -> str | None:
