@@ -19,7 +19,7 @@ from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
 from unteach.reports.attacks import attack_notes, attack_table, attack_verdict
 from unteach.reports.figures import relearning_chart, run_charts
-from unteach.reports.results import Results, capitalised, interval, number
+from unteach.reports.results import Results, capitalised, interval, number, printable
 from unteach.reports.run_files import RunFiles, fact_groups, read_files
 from unteach.reports.shapes import check_shape
 from unteach.reports.tables import (
@@ -30,6 +30,7 @@ from unteach.reports.tables import (
     search_table,
     summary_table,
 )
+from unteach.reports.tiles import tiles
 
 ROW_LIMIT = 200
 """Rows of one prompt set that the page lists; of a larger set, the worst ones."""
@@ -46,14 +47,6 @@ def encodable(text: str) -> str:
 def typeset(text: str) -> str:
     """Text with arrows and minus signs instead of `->` and hyphens before digits."""
     return re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text.replace("->", "\u2192"))
-
-
-def printable(text: str) -> str:
-    """Untrusted text without control characters, lone surrogates and marks that change the
-    direction of writing.
-    """
-    allowed = r"\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff"
-    return re.sub(rf"[^{allowed}]|[\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -206,6 +199,7 @@ def page_text(files: RunFiles, content: Mapping[str, Any]) -> str:
         **content,
         status=status(files),
         models=[name.replace("_", " ") for name in results.models],
+        tiles=tiles(files),
         tables=set_tables(results),
         lists=row_lists(files),
         script=Markup(script),

@@ -7,6 +7,7 @@ a metric's or a prompt set's name.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,14 @@ def shown(result: Result | None, form: str, *, with_interval: bool = True) -> st
 def capitalised(text: str) -> str:
     """The text with its first letter in upper case and all others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def printable(text: str) -> str:
+    """Untrusted text without control characters, lone surrogates and marks that change the
+    direction of writing.
+    """
+    allowed = r"\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff"
+    return re.sub(rf"[^{allowed}]|[\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.models.adapters import write_sum
 from unteach.models.precision import DTYPES, four_bit_settings
+from unteach.methods import METHODS
 from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.prepare.information import with_facts
 from unteach.prepare.neighbours import with_neighbours, with_others_of_its_kind
@@ -212,7 +213,8 @@ def execute(
         if scenario.teach:
             taught = teach(source, scenario, shared / "original", run.seed, resolved.training)
             source = source.with_model(taught)
-        by_facts = scenario.name == USERS_OWN and short_answers(scenario.forget)
+        named = getattr(METHODS.get(run.method), "counterfactual", False)
+        by_facts = short_answers(scenario.forget) and (scenario.name == USERS_OWN or named)
         guarded = by_facts or run.instead is not None
         asked = with_neighbours(scenario, run.seed) if guarded else scenario
         rows, costs = completed_scenario(source, asked)
