@@ -27,9 +27,9 @@ from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
 from unteach.evaluation.scoring import FluencyModel, Generations, score_models
 from unteach.files.atomic import write_folder_atomically, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
+from unteach.methods import METHODS
 from unteach.models.adapters import write_sum
 from unteach.models.precision import DTYPES, four_bit_settings
-from unteach.methods import METHODS
 from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.prepare.information import with_facts
 from unteach.prepare.neighbours import with_neighbours, with_others_of_its_kind
