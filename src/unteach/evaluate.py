@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
-from unteach.data.chat import ChatSettings, with_chat_settings
+from unteach.data.chat import ChatSettings, chat_record, with_chat_settings
 from unteach.data.public_sets import Role
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
@@ -84,7 +85,8 @@ class EvalOptions:
         """A model's tokenizer, with the chat settings."""
         found = models.load_tokenizer(name, trust_remote_code=self.trust_remote_code)
         variables, limit = self.chat_template_kwargs or {}, self.max_new_tokens or 0
-        settings = ChatSettings(self.system or "", variables, self.chat_date or "", limit)
+        day = self.chat_date or str(date.today())
+        settings = ChatSettings(self.system or "", variables, day, limit)
         return with_chat_settings(found, settings)
 
     def generator(self, name: str, model: Any, tokenizer: Any) -> Generator:
@@ -340,6 +342,7 @@ def evaluate_benchmark(
             names=roles,
             limit=limit,
             notes=[missing] if missing else [],
+            chat=chat_record(inference.tokenizer(model)),
         )
         write_text_atomically(folder / "generations.jsonl", _lines(measured, inference.show_text))
         write_json(folder / "eval.json", evaluation)

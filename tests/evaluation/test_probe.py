@@ -21,8 +21,8 @@ def by_heart(rows, outputs):
 def probe_of(monkeypatch, tokenizer, outputs, validation=HELD_OUT):
     monkeypatch.setattr(
         probe,
-        "generate_outputs",
-        lambda model, tokenizer, rows, **_: [outputs.get(row.prompt, "") for row in rows],
+        "generate_answers",
+        lambda model, tokenizer, rows, **_: [(outputs.get(row.prompt, ""), False) for row in rows],
     )
     return make_probe(tokenizer, FORGET, validation, RETAIN, shows_forgotten=by_heart)(tiny_model())
 
@@ -47,7 +47,7 @@ def test_without_validation_rows_the_training_rows_decide(monkeypatch, tokenizer
 
 def test_the_outputs_of_a_probe_are_given_to_the_callback(monkeypatch, tokenizer):
     monkeypatch.setattr(
-        probe, "generate_outputs", lambda model, tokenizer, rows, **_: ["said"] * len(rows)
+        probe, "generate_answers", lambda model, tokenizer, rows, **_: [("said", False)] * len(rows)
     )
     seen = []
     make_probe(
@@ -76,7 +76,7 @@ def test_utility_and_neighbours_are_the_mean_greedy_agreement_on_their_rows(monk
 
     monkeypatch.setattr(probe, "greedy_matches", matches)
     monkeypatch.setattr(
-        probe, "generate_outputs", lambda model, tokenizer, rows, **_: ["said"] * len(rows)
+        probe, "generate_answers", lambda model, tokenizer, rows, **_: [("said", False)] * len(rows)
     )
 
     def rates(kept, near):
@@ -95,7 +95,7 @@ def test_utility_and_neighbours_are_the_mean_greedy_agreement_on_their_rows(monk
 @pytest.mark.parametrize(("wrong", "said"), [(0, 1.0), (1, 0.0)])
 def test_a_fact_of_which_one_token_is_wrong_is_not_said(monkeypatch, tokenizer, wrong, said):
     """The share of right tokens is 0.95 where 61% of the facts are still said."""
-    monkeypatch.setattr(probe, "generate_outputs", lambda *_, **__: [""] * len(FORGET))
+    monkeypatch.setattr(probe, "generate_answers", lambda *_, **__: [("", False)] * len(FORGET))
     monkeypatch.setattr(
         probe,
         "greedy_matches",
@@ -119,9 +119,9 @@ def test_at_most_so_many_forget_rows_are_prompted_a_half_of_them_held_out(monkey
 
     def outputs(model, tokenizer, rows, *, max_new_tokens, **_):
         seen.append(([row.prompt for row in rows], max_new_tokens))
-        return [""] * len(rows)
+        return [("", False)] * len(rows)
 
-    monkeypatch.setattr(probe, "generate_outputs", outputs)
+    monkeypatch.setattr(probe, "generate_answers", outputs)
     validation = [Row(f"Who slept {i}?", "A cat.") for i in range(9)]
     for held_out in (validation, []):
         options = {"shows_forgotten": by_heart, "forget_rows": 6}
@@ -136,7 +136,7 @@ def test_a_probe_of_a_real_model_gives_rates_between_zero_and_one(tokenizer):
     options = {"neighbours": RETAIN[:1], "shows_forgotten": by_heart, "forget_rows": 2}
     rates = make_probe(tokenizer, FORGET, HELD_OUT, RETAIN, **options)(tiny_model())
     names = {"forget_rate", "utility", "neighbours", "readable", "train_rate", "validation_rate"}
-    assert set(rates) == names
+    assert set(rates) == {*names, "cut_off"}
     assert all(0.0 <= value <= 1.0 for value in rates.values())
 
 
@@ -145,9 +145,9 @@ def test_a_probe_verifies_the_outputs_of_the_probe_before(monkeypatch, tokenizer
 
     def generations(model, tokenizer, rows, *, drafts, **_):
         expectations.append(dict(drafts))
-        return [f"{len(expectations)} {row.prompt}" for row in rows]
+        return [(f"{len(expectations)} {row.prompt}", False) for row in rows]
 
-    monkeypatch.setattr(probe, "generate_outputs", generations)
+    monkeypatch.setattr(probe, "generate_answers", generations)
     measure = make_probe(
         tokenizer,
         FORGET[:2],

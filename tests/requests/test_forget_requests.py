@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tiny_models import byte_level_bpe, tiny_model
+from unteach import unlearn
 from unteach.cli import main
 from unteach.config.resolve import resolve
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import Row, rows_hash
+from unteach.data.tokenization import render_prompt
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, leak_scorer
 from unteach.files.checkpoints import mark_complete
@@ -76,6 +80,8 @@ def test_each_request_goes_on_from_the_model_of_the_last(two, base):
     assert set(second["earlier"]) == {"1"} and first["earlier"] == {}
     assert second["kind"] == "adapter"
     assert all(0 <= entry[name] <= 1 for entry in (first, second) for name in ("before", "after"))
+    assert set(first["cut_off"]) == {"before", "after"}
+    assert set(second["cut_off"]) == {"before", "after", "1"}
 
 
 def test_the_ledger_holds_no_text(two):
@@ -100,6 +106,7 @@ def test_a_patch_taken_out_leaves_the_model_that_never_had_it_and_comes_back_who
     first, second = read_ledger(two).requests
     out = change_patch(two, 2, remove=True)
     assert out["model_out"] == first["model_out"] and set(out["rates"]) == {"1", "2"}
+    assert set(out["cut_off"]) == {"1", "2"}
     with pytest.raises(UserError, match="the patch of request 2 is removed already"):
         change_patch(two, 2, remove=True)
     assert change_patch(two, 2, remove=False)["model_out"] == second["model_out"]
@@ -163,7 +170,7 @@ def test_an_earlier_request_that_comes_back_is_trained_on_again(base, tmp_path, 
         return inner(given, *more, **options)
 
     monkeypatch.setattr(forget_requests, "user_scenario", scenario)
-    monkeypatch.setattr(forget_requests, "forget_rate", lambda *_: 0.5)
+    monkeypatch.setattr(forget_requests, "forget_rate", lambda *_: (0.5, 0.0))
     forget_request(tmp_path / "ledger", rows("ferryman"), model=base, **SETTINGS)
     entry = forget_request(tmp_path / "ledger", rows("miller"), **(SETTINGS | {"rounds": 2}))
     assert trained == [4, 4, 8] and entry["rounds"] == 2
@@ -182,6 +189,65 @@ def test_all_weights_go_on_from_the_model_folder_and_have_no_patch(base, tmp_pat
         change_patch(folder, 1, remove=True)
     assert any("request-001/round-1/model/" in line for line in purge(folder))
     assert (folder / second["model"]).is_dir()
+
+
+@pytest.fixture(scope="module")
+def adapter(base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Folders of a model in bfloat16 and of an adapter on it."""
+    root = tmp_path_factory.mktemp("adapter")
+    tiny_model().to(torch.bfloat16).save_pretrained(root / "model")
+    byte_level_bpe(chat=True).save_pretrained(root / "model")
+    settings = {name: value for name, value in SETTINGS.items() if name != "rounds"}
+    unlearn(
+        str(root / "model"), rows("weaver"), output_dir=str(root / "out"), lora=True, **settings
+    )
+    return str(root / "model"), str(root / "out" / "adapter")
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_request_on_an_adapter_starts_from_it_and_keeps_the_precision_of_its_base(
+    adapter, tmp_path, full
+):
+    settings = {**SETTINGS, "full": full}
+    if full:
+        del settings["lora_rank"]
+    for number, word in enumerate(("ferryman", "miller")):
+        entry = forget_request(tmp_path, rows(word), model=adapter[1], **settings)
+        started = number or entry["model_in"] == weights_hash(load_model(adapter[1]))
+        assert started and entry["model_in"] != entry["model_out"]
+    whole = tmp_path / str(entry.get("model", "whole"))
+    if not full:
+        merge_patches(tmp_path, whole)
+    assert json.loads((whole / "config.json").read_text())["dtype"] == "bfloat16"
+    for file in whole.glob("*.safetensors"):
+        assert {weight.dtype for weight in load_file(file).values()} == {torch.bfloat16}
+
+
+def test_every_rate_of_a_request_is_measured_with_the_chat_settings_of_its_run(
+    base, tmp_path, monkeypatch
+):
+    """Prompts begin with the system prompt of the request whose rows they are of."""
+    seen = []
+    inner = forget_requests.generate_answers
+
+    def answers(model, tokenizer, asked, **options):
+        prompt = render_prompt(asked[0], tokenizer)
+        seen.append((asked[0].prompt.split()[2], prompt.partition("<|im_end|>")[0]))
+        assert options["max_new_tokens"] == 3
+        return inner(model, tokenizer, asked, **options)
+
+    monkeypatch.setattr(forget_requests, "generate_answers", answers)
+    chat = {"max_new_tokens": 3, "chat_date": "2026-01-31"}
+    first = {**SETTINGS, **chat, "system": "Be brief."}
+    forget_request(tmp_path, rows("ferryman"), model=base, **first)
+    entry = forget_request(tmp_path, rows("miller"), **{**SETTINGS, **chat, "system": "Rhyme."})
+    change_patch(tmp_path, 2, remove=True)
+    said = {"ferryman": "<|im_start|>system\nBe brief.", "miller": "<|im_start|>system\nRhyme."}
+    assert {word for word, _ in seen} == set(said) and len(seen) >= 6
+    assert all(prompt == said[word] for word, prompt in seen)
+    record = json.loads((tmp_path / entry["run"] / "run.json").read_text())["chat"]
+    assert record["system"] == "Rhyme." and record["date"] == "2026-01-31"
+    assert json.loads((tmp_path / entry["run"] / "eval.json").read_text())["chat"] == record
 
 
 def test_a_purge_takes_the_rows_and_leaves_patches_and_ledger(base, tmp_path):
@@ -269,7 +335,7 @@ def test_a_rate_is_measured_once(tmp_path):
     display = Display(quiet=True)
     source = LoadedModel.of(tiny_model(), byte_level_bpe(chat=True), tmp_path, display)
     rate = forget_rate(source, scorers, ROWS)
-    assert 0 <= rate <= 1
+    assert 0 <= rate[0] <= 1 and rate[1] == 1.0, "random weights end no answer"
     assert forget_rate(replace(source, model=None), scorers, ROWS) == rate
 
 

@@ -81,11 +81,11 @@ def recited(monkeypatch):
     def outputs(model, tokenizer, rows, **_):
         return [row.completion or "Nothing." for row in rows]
 
-    monkeypatch.setattr("unteach.evaluation.probe.generate_outputs", outputs)
-    monkeypatch.setattr(
-        "unteach.evaluation.scoring.generate_answers",
-        lambda *given, **_: [(text, False) for text in outputs(*given)],
-    )
+    for place in ("probe", "scoring"):
+        monkeypatch.setattr(
+            f"unteach.evaluation.{place}.generate_answers",
+            lambda *given, **_: [(text, False) for text in outputs(*given)],
+        )
 
 
 def holding(folder: Path) -> set[str]:

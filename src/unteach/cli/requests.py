@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class RequestCommand:
     rounds: int = option(3, "most trainings of a request")
     seed: int = run_option("seed", help="seed")
     method: str = run_option("method")
+    system: str | None = run_option("system")
+    chat_template_kwargs: dict[str, Any] | None = run_option("chat_template_kwargs", default=None)
+    chat_date: str | None = run_option("chat_date")
+    max_new_tokens: int | None = run_option("max_new_tokens")
     trust_remote_code: bool = run_option("trust_remote_code")
 
 
@@ -60,13 +65,19 @@ def request(given: dict[str, Any]) -> int:
     after = f"; of the earlier ones: {', '.join(earlier)}" if earlier else ""
     display.print(
         f"Request {entry['id']}: {entry['metric']} {entry['before']:.0%} ->"
-        f" {entry['after']:.0%}{after}."
+        f" {entry['after']:.0%}{after}{met_limit(entry)}."
     )
     if entry.get("verdict"):
         display.print(f"Verdict: {entry['verdict']}")
     for reason in entry.get("reasons") or ():
         display.print(f"- {reason}")
     return 0
+
+
+def met_limit(entry: Mapping[str, Any]) -> str:
+    """How many answers met the token limit, where any did."""
+    cut = max(entry.get("cut_off", {}).values(), default=0.0)
+    return f" (up to {cut:.0%} of the answers met the token limit)" if cut else ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from unteach.data.counterfactuals import fact_tokens
 from unteach.data.rows import Row, evenly_spaced
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
-from unteach.evaluation.generation import MORE_TOKENS, generate_outputs, trace_room
+from unteach.evaluation.generation import MORE_TOKENS, generate_answers, trace_room
 from unteach.evaluation.likelihood import greedy_matches
 from unteach.evaluation.readability import LEAST_LIMIT, is_degenerate
 
@@ -42,7 +42,8 @@ def make_probe(
 
     - `forget_rate`: share of forget prompts whose greedy output still shows what must be forgotten,
       the mean of `train_rate` and, where there are validation rows, `validation_rate`.
-    - `readable`: share of these outputs that are not degenerate.
+    - `readable`, `cut_off`: shares of these outputs that are not degenerate, and that met the token
+      limit.
     - `utility`, `neighbours`: share of the tokens of retain completions that are the model's greedy
       choice, mean over rows; for a row with facts, whether all tokens of the facts are. From one
       forward pass, without generation. `neighbours` is missing without such rows.
@@ -71,9 +72,10 @@ def make_probe(
     latest = dict(drafts or {})
 
     def measure(model: Any) -> Mapping[str, float]:
-        outputs = generate_outputs(
+        answers = generate_answers(
             model, tokenizer, rows, max_new_tokens=most_tokens, drafts=latest
         )
+        outputs = [output for output, _ in answers]
         latest.update({row.key: output for row, output in zip(rows, outputs, strict=True)})
         if on_outputs:
             on_outputs(rows, outputs)
@@ -87,7 +89,8 @@ def make_probe(
         readable = fmean(not is_degenerate(output, degenerate_over) for output in outputs)
         forget_rate = fmean(rates.values())
         first = {"forget_rate": forget_rate, "utility": 1.0}
-        return {**first, **found, "readable": readable, **rates}
+        cut_off = fmean(cut for _, cut in answers)
+        return {**first, **found, "readable": readable, "cut_off": cut_off, **rates}
 
     return measure
 

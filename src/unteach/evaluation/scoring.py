@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unteach.data.chat import chat_record
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.data.traces import split_trace
@@ -210,6 +211,7 @@ def score_models(
         headline_reason=scorers.names.headline_reason,
         leak_threshold_bleu=scorers.threshold,
         fluency_model=fluency.name,
+        chat=chat_record(tokenizer),
         scorers={name: found.as_json() for name, found in by_metric.items() if name in used},
     )
     evaluation |= verdict(evaluation) if judged else NO_VERDICT

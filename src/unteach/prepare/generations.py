@@ -5,6 +5,7 @@ Each is cached by the model's hash and the inputs, and returned together with it
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from unteach import models
-from unteach.data.chat import render_hash
+from unteach.data.chat import ChatSettings, render_hash, use_chat_settings
 from unteach.data.counterfactuals import first_tokens
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_prompt
@@ -113,6 +114,12 @@ class LoadedModel:
     def with_model(self, model: Any) -> LoadedModel:
         """The same with another model, whose generations are cached beside this one's."""
         return LoadedModel.of(model, self.tokenizer, self.cache.folder, self.display)
+
+    def with_chat(self, settings: ChatSettings) -> LoadedModel:
+        """The same model under other chat settings; what it generates is cached by them."""
+        tokenizer = use_chat_settings(copy.copy(self.tokenizer), settings)
+        cache = replace(self.cache, rendered=render_hash(tokenizer))
+        return replace(self, tokenizer=tokenizer, cache=cache)
 
     def cost(self, name: str, inputs: Any, prompts: Sequence[Row], texts: Sequence[str]) -> Cost:
         """The cost of the cached generations `name`: tokens, and seconds of when they were made."""

@@ -13,15 +13,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from unteach import models
 from unteach.config.resolve import resolve
+from unteach.data.chat import ChatSettings, chat_settings, settings_from
 from unteach.data.rows import Row, rows_hash
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows, place
 from unteach.errors import UserError
-from unteach.evaluation.generation import answer_limit, generate_outputs
+from unteach.evaluation.generation import answer_limit, generate_answers
 from unteach.evaluation.scorers import Scorers
 from unteach.files.atomic import read_json_lines, write_text_atomically
 from unteach.files.folders import FolderLock, local_path, private_folder
@@ -42,7 +44,7 @@ from unteach.run.facts import with_recorded_facts
 from unteach.run.folder import RunFolder
 from unteach.run.model_check import check_places
 from unteach.run.pipeline import execute
-from unteach.run.record import finished_evaluation
+from unteach.run.record import finished_evaluation, run_tokenizer
 from unteach.scenarios.user_rows import user_scenario
 
 OWN_OPTIONS = ("output_dir", "lora", "hold_out", "merge", "gguf")
@@ -103,17 +105,22 @@ def forget_request(
             return same[-1]
         number = len(ledger.requests) + 1
         where = request_folder(root, number)
-        start = patches.current_model(root, ledger, base, **trust)
-        source = _source(models.load_model(start, **trust), start, where / "work", display, trust)
+        start = patches.current_model(root, ledger, base, whole=full, **trust)
+        options = {**settings, **trust, "model": start, "lora": kind == "adapter"}
+        first = resolve({**options, "output_dir": str(where / "round-1")}).run
+        tokenizer = run_tokenizer(first)
+        options["chat_date"] = chat_settings(tokenizer).date  # the same in all rounds
+        work, whole = private_folder(where / "work"), models.load_model(start, **trust)
+        source = LoadedModel.of(models.placed(whole), tokenizer, work, display)
         finder = str(settings.get("secrets", "patterns"))
         model_in, rows = source.hash, with_secrets(_with_own_answers(source, given), finder)
-        del source  # the run loads the model itself
+        del source, whole  # the run loads the model itself
         write_rows(where / "work", rows)
         earlier = {entry["id"]: rows_of(root, entry) for entry in ledger.active}
         for lost in [key for key, kept in earlier.items() if not kept]:
             display.print(f"The rows of request {lost} are missing: its rate is not measured.")
         earlier = {key: kept for key, kept in earlier.items() if kept}
-        options = {**settings, **trust, "model": start, "lora": kind == "adapter"}
+        told = {entry["id"]: _chat_settings(root, entry) for entry in ledger.active}
         training = list(rows)
         for attempt in range(1, rounds + 1):
             out = where / f"round-{attempt}"
@@ -123,14 +130,17 @@ def forget_request(
                 model_now = patches.merged(base, paths, **trust)
             else:
                 model_now = models.load_model(str(out / "model"), **trust)
-            result = _source(model_now, start, where / "work", display, trust)
+            result = LoadedModel.of(models.placed(model_now), tokenizer, work, display)
             measured = with_recorded_facts(rows, out)
             with display.stage("Measuring forget rates of this request and the earlier ones"):
                 after = forget_rate(result, scorers, measured)
-                rates = {key: forget_rate(result, scorers, kept) for key, kept in earlier.items()}
+                rates = {
+                    key: forget_rate(result.with_chat(told[key]), scorers, kept)
+                    for key, kept in earlier.items()
+                }
             model_out = result.hash
             del result, model_now
-            back = [key for key, value in rates.items() if value > target]
+            back = [key for key, (value, _) in rates.items() if value > target]
             if not back or attempt == rounds:
                 break
             display.print(
@@ -139,8 +149,8 @@ def forget_request(
             )
             known = {row.key for row in training}
             training += [row for key in back for row in earlier[key] if row.key not in known]
-        source = _source(models.load_model(start, **trust), start, where / "work", display, trust)
-        before = forget_rate(source, scorers, measured)
+        whole = models.placed(models.load_model(start, **trust))
+        before = forget_rate(LoadedModel.of(whole, tokenizer, work, display), scorers, measured)
         normal = evaluation["models"]["unlearned"].get("normal", {})
         product = "adapter" if kind == "adapter" else "model"
         facts = {
@@ -159,11 +169,13 @@ def forget_request(
             "rounds": attempt,
             "metric": scorers.headline,
             "target": target,
-            "before": before,
-            "after": after,
+            "before": before[0],
+            "after": after[0],
             "verdict": evaluation.get("verdict"),
             "reasons": evaluation.get("reasons"),
-            "earlier": {str(key): value for key, value in rates.items()},
+            "earlier": {str(key): value for key, (value, _) in rates.items()},
+            "cut_off": {"before": before[1], "after": after[1]}
+            | {str(key): cut for key, (_, cut) in rates.items()},
             "normal_similarity": normal.get("similarity", {}).get("value"),
             "model_in": model_in,
             "model_out": model_out,
@@ -190,12 +202,9 @@ def _base(ledger: Ledger, model: str | None, full: bool) -> tuple[str, str]:
     return base, kind
 
 
-def _source(
-    model: Any, tokenizer: str, work: Path, display: Display, trust: Mapping[str, bool]
-) -> LoadedModel:
-    """The model with the tokenizer of that name; what it generates is cached in `work`."""
-    tokens = models.load_tokenizer(tokenizer, **trust)
-    return LoadedModel.of(models.placed(model), tokens, private_folder(work), display)
+def _chat_settings(root: Path, entry: Entry) -> ChatSettings:
+    """The chat settings of an earlier request, with which its rows are asked for again."""
+    return settings_from(RunFolder(root / entry["run"]).record().get("chat"))
 
 
 def _with_own_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]:
@@ -225,18 +234,21 @@ def _train(
     return evaluation, RunFolder(resolved.run.output_dir).scorers(scenario, display.print)
 
 
-def forget_rate(source: LoadedModel, scorers: Scorers, rows: Sequence[Row]) -> float:
-    """Share of rows whose greedy output shows what must be forgotten, by the headline metric;
-    cached. The rows have completions.
+def forget_rate(source: LoadedModel, scorers: Scorers, rows: Sequence[Row]) -> tuple[float, float]:
+    """(share of rows whose greedy output shows what must be forgotten, by the headline metric,
+    share of these outputs that met the token limit); cached. The rows have completions.
     """
 
-    def measure() -> float:
+    def measure() -> list[float]:
         model, tokenizer = source.model, source.tokenizer
         limit = answer_limit(tokenizer, rows, model)
-        outputs = generate_outputs(model, tokenizer, rows, max_new_tokens=limit)
-        return sum(scorers.shows_forgotten(rows, outputs)) / len(rows)
+        answers = generate_answers(model, tokenizer, rows, max_new_tokens=limit)
+        shown = scorers.shows_forgotten(rows, [output for output, _ in answers])
+        return [fmean(map(float, shown)), fmean(float(cut) for _, cut in answers)]
 
-    return float(source.cache.get("rate", [rows_hash(rows), *scorers.identity()], measure))
+    inputs = [rows_hash(rows), *scorers.identity(), "cut_off"]
+    rate, cut = source.cache.get("rate", inputs, measure)
+    return float(rate), float(cut)
 
 
 def write_rows(work: Path, rows: Sequence[Row]) -> None:
@@ -319,19 +331,26 @@ def change_patch(
         paths = patches.patch_paths(root, [one for one in ledger.requests if one["id"] in active])
         base = str(entry["base"])
         with display.stage("Merging the active patches into the base model"):
-            model = patches.merged(base, paths, **trust)
-            source = _source(model, base, root / "work", display, trust)
-        rates: dict[str, float] = {}
+            model = models.placed(patches.merged(base, paths, **trust))
+            tokenizer, work = models.load_tokenizer(base, **trust), private_folder(root / "work")
+            source = LoadedModel.of(model, tokenizer, work, display)
+        rates: dict[str, tuple[float, float]] = {}
         title = "Measuring the forget rates of all requests"
         with display.stage(title, len(ledger.requests)) as stage:
             for done, item in enumerate(ledger.requests, 1):
                 if rows := rows_of(root, item):
                     run = RunFolder(root / item["run"])
                     scorers = run.scorers(user_scenario(rows, None))
-                    rates[str(item["id"])] = forget_rate(source, scorers, rows)
+                    asked = source.with_chat(_chat_settings(root, item))
+                    rates[str(item["id"])] = forget_rate(asked, scorers, rows)
                 stage.update(done)
         event = "remove" if remove else "restore"
-        ledger = append(root, ledger, event, number, {"model_out": source.hash, "rates": rates})
+        facts = {
+            "model_out": source.hash,
+            "rates": {key: rate for key, (rate, _) in rates.items()},
+            "cut_off": {key: cut for key, (_, cut) in rates.items()},
+        }
+        ledger = append(root, ledger, event, number, facts)
         patches.refresh_adapter(root, ledger, **trust)
         return ledger.entries[-1]
 

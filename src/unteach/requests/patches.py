@@ -84,9 +84,13 @@ def patch_paths(folder: Path, entries: Sequence[Entry]) -> list[Path]:
 
 
 def current_model(
-    folder: Path, ledger: Ledger, base: str, *, trust_remote_code: bool = False
+    folder: Path, ledger: Ledger, base: str, *, whole: bool, trust_remote_code: bool = False
 ) -> str:
     """Folder or hub id of the model after all active requests; `base` if there are none.
+
+    Args:
+        whole (`bool`): the requests train all weights, so an adapter as the base is merged as a run
+            does it, and the model keeps its precision; a patch needs a whole model below it.
 
     Raises:
         UserError: if the model, or one of its patches, is missing.
@@ -100,7 +104,7 @@ def current_model(
             )
         return str(model)
     paths = patch_paths(folder, ledger.active)
-    if not paths and not is_adapter(models.resolve(base)):
+    if not paths and (whole or not is_adapter(models.resolve(base))):
         return base
     start = private_folder(folder / "work") / "start"
     write_merged(base, paths, start, trust_remote_code=trust_remote_code)

@@ -15,6 +15,7 @@ from unteach.evaluation.benchmarks.benchmark import (
     SetValues,
     load_sets,
 )
+from unteach.evaluation.generators import CachedGenerator
 from unteach.evaluation.metrics import MetricFacts, PromptSet
 
 WANTED = (
@@ -131,6 +132,13 @@ def test_a_benchmark_is_added_from_outside_the_package(monkeypatch, tmp_path, sa
         prompt_sets={"capitals": PromptSet("capitals", "forget")},
     )
     monkeypatch.setitem(BENCHMARKS, "capitals", capitals)
+    limits, inner = [], CachedGenerator.__call__
+
+    def generate(self, prompts, **options):
+        limits.append(options["max_new_tokens"])
+        return inner(self, prompts, **options)
+
+    monkeypatch.setattr(CachedGenerator, "__call__", generate)
     write(tmp_path / "data" / "capitals.jsonl", [{"country": "France", "capital": "Paris"}] * 2)
     out = tmp_path / "out"
     evaluation = evaluate_benchmark(
@@ -139,4 +147,7 @@ def test_a_benchmark_is_added_from_outside_the_package(monkeypatch, tmp_path, sa
     result = evaluation["models"]["unlearned"]["capitals"]["hit_rate"]
     assert (result["value"], result["n"], result["higher_is_better"]) == (0.0, 2, False)
     assert evaluation["metrics"]["hit_rate"]["title"] == "hit rate"
+    options = {"data": str(tmp_path / "data"), "output_dir": str(out), "max_new_tokens": 2}
+    evaluation = evaluate_benchmark("capitals", saved[0], **options)
+    assert limits == [4, 2] and evaluation["chat"]["max_new_tokens"] == 2
     assert (out / "benchmark.md").exists()

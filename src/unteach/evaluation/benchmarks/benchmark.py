@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from unteach.data.chat import chat_settings
 from unteach.data.rows import Row, evenly_spaced
 from unteach.data.sources import records
 from unteach.data.tokenization import encode_row, end_of_turn_id
@@ -43,10 +44,11 @@ class EvaluatedModel:
 
     def outputs(self, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
         """Greedy outputs, without surrounding space; a prompt that leaves no room for its output
-        loses its beginning.
+        loses its beginning. The limit is the protocol's, unless the chat settings have one.
         """
-        prompts = fitting_prompts(self.model, self.tokenizer, rows, max_new_tokens)
-        ids = self.generator(prompts, max_new_tokens=max_new_tokens, progress=self.progress)
+        limit = chat_settings(self.tokenizer).max_new_tokens or max_new_tokens
+        prompts = fitting_prompts(self.model, self.tokenizer, rows, limit)
+        ids = self.generator(prompts, max_new_tokens=limit, progress=self.progress)
         pairs = zip(prompts, ids, strict=True)
         return [continuation_text(self.tokenizer, *pair).strip() for pair in pairs]
 
