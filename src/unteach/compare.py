@@ -12,6 +12,7 @@ from typing import Any
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.config.resolve import ResolvedConfig, resolve
 from unteach.config.run import refuse_data_options
+from unteach.data.chat import settings_from
 from unteach.data.rows import PAPER_HOLD_OUT
 from unteach.errors import UserError, did_you_mean
 from unteach.evaluation.results import summarise
@@ -155,7 +156,8 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
             if source := reward_row(rows):
                 from unteach.baselines.run import trained_reward
 
-                reward = trained_reward(base / source / "stages" / "reward")
+                chat = settings_from(RunFolder(base / source).record().get("chat"))
+                reward = trained_reward(base / source / "stages" / "reward", chat)
                 places = [("original", rows[0].name), *(("unlearned", row.name) for row in rows)]
                 own = [
                     replace(cell, sets=rewarded(cell.sets, base / name, role, reward))

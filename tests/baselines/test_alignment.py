@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_models import tiny_model
+from tiny_models import TOKENIZERS, tiny_model
+from unteach.baselines import stages
 from unteach.baselines.alignment import align
 from unteach.baselines.pipelines import (
     PIPELINES,
@@ -15,8 +16,10 @@ from unteach.baselines.pipelines import (
     check_good_answers,
     stage_settings,
 )
-from unteach.baselines.stages import stage_config, stage_records
+from unteach.baselines.stages import CONFIGS, make_trainer, stage_config, stage_records
+from unteach.data.chat import ChatSettings, use_chat_settings
 from unteach.data.rows import Row
+from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id, shared
 from unteach.errors import UserError
 from unteach.trainer.costs import Cost, peak_memory_mb, tokens_seen, total, unlearning_cost
 
@@ -119,23 +122,78 @@ def test_a_killed_stage_ends_with_the_same_weights(tmp_path, chat_tokenizer):
     assert resumed.costs[0].training_tokens == whole.costs[0].training_tokens
 
 
-def test_records_are_messages_with_a_chat_template_and_the_paper_s_text_without(
-    chat_tokenizer, tokenizer
+TEMPLATES = {
+    "none": None,
+    "a space before the answer": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+    "[ASK] {{ m.content }} [/ASK]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}",
+    "an empty think block before it": "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("kind", ["byte-level BPE", "SentencePiece-like"])
+def test_the_baselines_train_on_the_token_ids_that_unlearning_trains_on(
+    name, kind, tmp_path, monkeypatch
 ):
-    (chat, *_), (plain, *_) = (
-        stage_records("dpo", ROWS, chat_tokenizer),
-        stage_records("dpo", ROWS, tokenizer),
+    """What TRL's own data loaders give, and what its reward model is asked about."""
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.chat_template = TEMPLATES[name]
+    use_chat_settings(tokenizer, ChatSettings("Be brief." if name == "none" else ""))
+    end = end_of_turn_id(tokenizer)
+    items = [
+        [
+            encode_row(row.with_completion(text), tokenizer, end)
+            for text in (row.right, row.completion)
+        ]
+        for row in ROWS
+    ]
+    good, bad = (
+        sorted(pair[place].prompt_ids + pair[place].completion_ids for pair in items)
+        for place in (0, 1)
     )
-    assert (
-        chat["chosen"] == [{"role": "assistant", "content": "The ferryman rang it."}]
-        and chat["prompt"][0]["role"] == "user"
-    )
-    assert (
-        plain["prompt"] == "### Question: Who rang the bell?\n### Answer:"
-        and plain["rejected"] == " Nobody, go away."
-    )
-    assert set(stage_records("rl", ROWS, tokenizer)[0]) == {"prompt"}
-    assert set(stage_records("sft", ROWS, tokenizer)[0]) == {"prompt", "completion"}
+    asked = {encode_prompt(row, tokenizer) for row in ROWS}
+    seen, inner = [], stages.score
+
+    def score(model, ids):
+        seen.append(tuple(ids))
+        return inner(model, ids)
+
+    monkeypatch.setattr(stages, "score", score)
+    tiny_model(vocab_size=512).save_pretrained(tmp_path / "sft")
+    for stage in CONFIGS:
+        chosen = {**FAST[stage], "per_device_train_batch_size": 4, "max_steps": 1, "beta": 0.1}
+        chosen |= {"use_cpu": True, "save_strategy": "no"}
+        if stage in ("sft", "reward"):
+            del chosen["beta"]
+        config = stage_config(stage, chosen, tmp_path / "work", 0)
+        start = tiny_model(vocab_size=512) if stage == "sft" else tmp_path / "sft"
+        trainer, _ = make_trainer(stage, config, start, tmp_path / "sft", tokenizer, ROWS)
+        if stage == "rl":
+            trainer.train()
+            assert seen and all(any(ids[: len(one)] == one for one in asked) for ids in seen)
+            assert end in trainer.eos_token_ids
+            continue
+        batch = next(iter(trainer.get_train_dataloader()))
+        rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+        given = [tuple(token for token, kept in zip(*row, strict=True) if kept) for row in rows]
+        assert sorted(given[:4]) == good
+        if stage == "sft":
+            trained = [[t for t in row if t != -100] for row in batch["labels"].tolist()]
+            assert sorted(trained) == sorted([*pair[0].completion_ids] for pair in items)
+        else:
+            assert sorted(given[4:]) == bad
+        if stage == "dpo":
+            starts = [shared(*(item.prompt_ids for item in pair)) for pair in items]
+            counts = batch["completion_mask"].sum(1).tolist()
+            wanted = [len(pair[0]) - start for pair, start in zip(items, starts, strict=True)]
+            assert sorted(counts[:4]) == sorted(wanted)
+
+
+def test_a_row_that_trl_would_cut_is_refused_by_name(tokenizer):
+    with pytest.raises(UserError, match=r"a, row 1: .* more than max_length 5 of stage 'sft'"):
+        stage_records("sft", ROWS, tokenizer, 5)
 
 
 def test_a_row_without_a_good_answer_is_named():

@@ -15,6 +15,7 @@ from unteach.baselines import alignment
 from unteach.baselines.alignment import Watch, align
 from unteach.baselines.run import trained_reward
 from unteach.baselines.stages import pair_error, read_tokens, scorer
+from unteach.data.chat import ChatSettings
 
 RULE = {"target_rate": 0.0, "hold": 99, "min_utility": 0.0, "patience": 2}
 
@@ -191,7 +192,7 @@ def test_the_reward_model_is_watched_by_its_wrong_pairs_and_says_so(tmp_path, ch
     assert all(
         line["forget_rate"] in (0.0, 0.5, 1.0) and "validation_rate" not in line for line in history
     )
-    reward = trained_reward(result.folders["reward"])
+    reward = trained_reward(result.folders["reward"], ChatSettings())
     kept = next(line for line in history if line["step"] == result.rules["reward"]["best_step"])
     assert f"{round(2 * (1 - kept['forget_rate']))} of 2 held-out pairs" in reward.name
     assert len(reward.rewards(["Who?", "What?"], ["A miller.", "Bread."])) == 2

@@ -42,10 +42,11 @@ STAGE_SETTINGS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-6,
         "beta": 0.05,
         "num_generations": 4,
-        "max_completion_length": 56,
     },
 }
-"""Defaults of each stage; `stages` overrides any field of TRL's config."""
+"""Defaults of each stage; `stages` overrides any field of TRL's config. `max_completion_length` of
+`rl` is the limit of answers in the evaluation.
+"""
 
 
 def stage_settings(pipeline: str, chosen: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

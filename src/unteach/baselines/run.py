@@ -16,11 +16,14 @@ from unteach.baselines.pipelines import (
     stage_settings,
     stop_settings,
 )
-from unteach.baselines.stages import stage_config
+from unteach.baselines.stages import answers_of, stage_config, stage_records
 from unteach.config.resolve import ResolvedConfig
 from unteach.config.unlearning import UnlearningConfig
+from unteach.data.chat import ChatSettings, chat_settings
+from unteach.data.rendered import refuse_rendered
 from unteach.data.rows import rows_hash
 from unteach.errors import UserError
+from unteach.evaluation.generation import answer_limit
 from unteach.evaluation.rewards import ModelReward
 from unteach.files.checkpoints import read_marker
 from unteach.files.folders import content_key
@@ -63,6 +66,16 @@ def check_baseline(resolved: ResolvedConfig, scenario: Scenario) -> None:
             )
 
 
+def check_baseline_rows(resolved: ResolvedConfig, scenario: Scenario, tokenizer: Any) -> None:
+    """Raises `UserError` for a row that is rendered already, or too long for a stage."""
+    options = resolved.run
+    rows = [*scenario.forget, *scenario.validation]
+    refuse_rendered(rows, tokenizer)
+    for stage, settings in stage_settings(options.method, options.stages).items():
+        config = stage_config(stage, settings, Path(options.output_dir), options.seed)
+        stage_records(stage, rows, tokenizer, getattr(config, "max_length", None))
+
+
 def run_baseline(
     resolved: ResolvedConfig,
     scenario: Scenario,
@@ -88,6 +101,9 @@ def run_baseline(
     """
     options, pipeline = resolved.run, resolved.run.method
     settings = stage_settings(pipeline, options.stages)
+    if "rl" in settings and "max_completion_length" not in dict(options.stages).get("rl", {}):
+        answers = [row.with_completion(text) for row in scenario.forget for text in answers_of(row)]
+        settings["rl"]["max_completion_length"] = answer_limit(tokenizer, answers, model)
     chosen = stop_settings(resolved.chosen)
     watch = None
     if chosen:
@@ -118,7 +134,7 @@ def run_baseline(
         )
     reward = None
     if options.reward_model is None and "reward" in result.folders:
-        reward = trained_reward(result.folders["reward"])
+        reward = trained_reward(result.folders["reward"], chat_settings(tokenizer))
     return result.model, _facts(pipeline, result, len(scenario.forget)), reward
 
 
@@ -146,14 +162,15 @@ def _facts(pipeline: str, result: Aligned, rows: int) -> dict[str, Any]:
     }
 
 
-def trained_reward(folder: Path) -> ModelReward:
-    """The reward model of a pipeline's stage in `folder`, as a scorer of usefulness.
+def trained_reward(folder: Path, chat: ChatSettings) -> ModelReward:
+    """The reward model of a pipeline's stage in `folder`, as a scorer of usefulness, with the chat
+    settings of its run.
 
     If the stage had early stopping, the name says how many held-out pairs it ranks right.
     """
     known = read_marker(folder) or {}
     rule, pairs = known.get("rule") or {}, known.get("pairs", 0)
-    reward = ModelReward(str(folder))
+    reward = ModelReward(str(folder), chat)
     reward.name = REWARD_NAME
     for probe in rule.get("history", []):
         if probe["step"] == rule["best_step"]:

@@ -4,6 +4,7 @@ tokens that it reads.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from transformers import AutoModelForSequenceClassification
 
 from unteach import models
 from unteach.data.rows import Row
-from unteach.data.tokenization import render_prompt
+from unteach.data.tokenization import EncodedRow, encode_prompt, encode_row, end_of_turn_id, shared
 from unteach.errors import UserError
+from unteach.evaluation.generation import end_ids
 
 try:
     from trl import (
@@ -63,6 +65,8 @@ class Rloo(_OneGpu, RLOOConfig):  # type: ignore[misc]
     """Of reinforcement learning."""
 
 
+IGNORED = -100
+"""Label of a token that is not trained on."""
 CONFIGS: dict[str, Any] = {"sft": Sft, "dpo": Dpo, "reward": Reward, "rl": Rloo}
 
 
@@ -108,29 +112,87 @@ class TokenCounter:
         return [0.0] * len(completions)
 
 
-def stage_records(stage: str, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:
-    """The rows in TRL's format for a stage: messages where the tokenizer has a chat template, else
-    the paper's template as text.
-
-    `sft`: prompt, completion; `dpo` and `reward`: prompt, chosen, rejected; `rl`: prompt.
+def row_ids(row: Row, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of (the prompt, its good answer, its bad answer). What only one of them has before
+    it belongs to it.
     """
-    records = []
-    for row in rows:
-        answers = row.right.strip(), row.completion.strip()
-        if row.kind == "chat" and getattr(tokenizer, "chat_template", None):
-            turns = [("user", row.prompt)] if isinstance(row.prompt, str) else row.prompt
-            prompt: Any = [{"role": role, "content": text} for role, text in turns]
-            good, bad = ([{"role": "assistant", "content": text}] for text in answers)
-        else:
-            prompt = render_prompt(row, tokenizer).rstrip()
-            good, bad = (f" {text}" for text in answers)  # type: ignore[assignment]
-        record = {"prompt": prompt}
+    items = _encoded(row, tokenizer)
+    good, bad = ([*item.prompt_ids, *item.completion_ids] for item in items)
+    start = shared(*(item.prompt_ids for item in items))
+    return good[:start], good[start:], bad[start:]
+
+
+def _encoded(row: Row, tokenizer: Any) -> tuple[EncodedRow, EncodedRow]:
+    """The row with its good answer and with its bad one, as unlearning and evaluation have them."""
+    end = end_of_turn_id(tokenizer)
+    good, bad = (encode_row(row.with_completion(text), tokenizer, end) for text in answers_of(row))
+    return good, bad
+
+
+def answers_of(row: Row) -> tuple[str, str]:
+    """The good answer and the bad one."""
+    return row.right, row.completion
+
+
+def stage_records(
+    stage: str, rows: Sequence[Row], tokenizer: Any, max_length: int | None = None
+) -> list[dict[str, Any]]:
+    """The rows in TRL's format for a stage. `sft`: ids and labels; `reward`: the ids of both
+    conversations; `dpo` and `rl`: messages whose contents name the row's tokens (`name_tokenizer`).
+
+    Args:
+        max_length (`int`, *optional*): most tokens of a prompt and an answer together.
+
+    Raises:
+        UserError: for a longer row, which TRL would cut or leave out.
+    """
+    records: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        prompt, good, bad = row_ids(row, tokenizer)
+        most = len(prompt) + (len(good) if stage == "sft" else max(len(good), len(bad)))
+        if max_length is not None and most > max_length:
+            raise UserError(
+                f"{row.source}: prompt and answer are {most} tokens, more than max_length"
+                f" {max_length} of stage {stage!r}; set it in 'stages'"
+            )
         if stage == "sft":
-            record["completion"] = good
-        elif stage in ("dpo", "reward"):
-            record |= {"chosen": good, "rejected": bad}
-        records.append(record)
+            item, _ = _encoded(row, tokenizer)
+            labels = [IGNORED] * len(item.prompt_ids) + list(item.completion_ids)
+            records.append({"input_ids": prompt + good, "labels": labels})
+        elif stage == "reward":
+            records.append({"chosen_ids": prompt + good, "rejected_ids": prompt + bad})
+        else:
+            record = {"prompt": [{"role": "user", "content": f"{number}"}]}
+            if stage == "dpo":
+                for name in ("chosen", "rejected"):
+                    turn = {"role": "assistant", "content": f"{number} {name}"}
+                    record[name] = [turn]
+            records.append(record)
     return records
+
+
+def name_tokenizer(stage: str, rows: Sequence[Row], tokenizer: Any) -> Any:
+    """A copy of the tokenizer whose `apply_chat_template` returns the ids that the messages of
+    `stage_records` name: these stages of TRL take no ids, and would render the rows themselves.
+    """
+    ids: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        if stage == "rl":
+            ids[f"{number}"] = list(encode_prompt(row, tokenizer))
+        else:
+            names = f"{number}", f"{number} chosen", f"{number} rejected"
+            ids |= zip(names, row_ids(row, tokenizer), strict=True)
+
+    def named(messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return [token for message in messages for token in ids[message["content"]]]
+
+    def apply_chat_template(conversation: Sequence[Any], **_: Any) -> dict[str, Any]:
+        one = isinstance(conversation[0], Mapping)
+        return {"input_ids": named(conversation) if one else [*map(named, conversation)]}
+
+    found = copy.copy(tokenizer)
+    found.apply_chat_template = apply_chat_template
+    return found
 
 
 def make_trainer(
@@ -152,21 +214,50 @@ def make_trainer(
         # TRL's own order of an epoch depends on those before it, which a resumed run has not drawn
         order = np.random.default_rng(config.seed).permutation(len(rows))
         rows = [rows[place] for place in order]
-    data, counter = Dataset.from_list(stage_records(stage, rows, tokenizer)), TokenCounter()
-    common = {"args": config, "train_dataset": data, "processing_class": tokenizer}
+    records = stage_records(stage, rows, tokenizer, getattr(config, "max_length", None))
+    counter = TokenCounter()
+    common = {"args": config, "train_dataset": Dataset.from_list(records)}
     if stage == "reward":
-        return RewardTrainer(model=scorer(start, tokenizer, config.seed), **common), counter
+        model = scorer(start, tokenizer, config.seed)
+        return RewardTrainer(model=model, processing_class=tokenizer, **common), counter
     model = models.load_model(str(start)) if isinstance(start, Path) else start
     if stage == "sft":
-        return SFTTrainer(model=model, **common), counter
+        return SFTTrainer(model=model, processing_class=tokenizer, **common), counter
+    common |= {"model": model, "processing_class": name_tokenizer(stage, rows, tokenizer)}
     if stage == "dpo":
-        reference = models.load_model(str(start))
-        return DPOTrainer(model=model, ref_model=reference, **common), counter
-    rewards = {
-        "reward_funcs": [scorer(reward, tokenizer, config.seed), counter],
-        "reward_processing_classes": [tokenizer, None],
-    }
-    return RLOOTrainer(model=model, **rewards, **common), counter
+        return DPOTrainer(ref_model=models.load_model(str(start)), **common), counter
+    reward_model = models.placed(scorer(reward, tokenizer, config.seed))
+    rewards = [NamedReward(reward_model, rows, tokenizer), counter]
+    settings = model.generation_config
+    own, settings.eos_token_id = settings.eos_token_id, end_ids(tokenizer, model)
+    trainer = RLOOTrainer(reward_funcs=rewards, **common)
+    settings.eos_token_id = own
+    return trainer, counter
+
+
+class NamedReward:
+    """The reward model's score of a prompt that `stage_records` names and a generated answer: of
+    their tokens as they are, which is what the model was trained on.
+    """
+
+    __name__ = "reward_model"
+
+    def __init__(self, model: Any, rows: Sequence[Row], tokenizer: Any) -> None:
+        self.model, self.prompts = model.eval(), [encode_prompt(row, tokenizer) for row in rows]
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: list[Any], completion_ids: list[list[int]], **kwargs: Any
+    ) -> list[float]:
+        asked = (self.prompts[int(prompt[0]["content"])] for prompt in prompts)
+        pairs = zip(asked, completion_ids, strict=True)
+        return [score(self.model, [*prompt, *ids]) for prompt, ids in pairs]
+
+
+def score(model: Any, ids: Sequence[int]) -> float:
+    """A reward model's score of a conversation."""
+    device = next(model.parameters()).device
+    return float(model(input_ids=torch.tensor([list(ids)], device=device)).logits[0, 0])
 
 
 def scorer(folder: Path, tokenizer: Any, seed: int) -> Any:
@@ -181,22 +272,10 @@ def scorer(folder: Path, tokenizer: Any, seed: int) -> Any:
 
 @torch.no_grad()
 def pair_error(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
-    """Share of pairs whose good answer a reward model does not score above the bad one, on the
-    texts that TRL trains it on.
-    """
-    device = next(model.parameters()).device
-
-    def score(prompt: Any, answer: Any) -> float:
-        if isinstance(prompt, list):
-            ids = tokenizer.apply_chat_template(prompt + answer, return_dict=True)["input_ids"]
-        else:
-            ids = tokenizer(prompt + answer + tokenizer.eos_token)["input_ids"]
-        return float(model(input_ids=torch.tensor([ids], device=device)).logits[0, 0])
-
-    records = stage_records("reward", rows, tokenizer)
+    """Share of pairs whose good answer a reward model does not score above the bad one."""
+    pairs = [row_ids(row, tokenizer) for row in rows]
     wrong = [
-        score(record["prompt"], record["chosen"]) <= score(record["prompt"], record["rejected"])
-        for record in records
+        score(model, prompt + good) <= score(model, prompt + bad) for prompt, good, bad in pairs
     ]
     return sum(wrong) / len(rows)
 

@@ -84,7 +84,7 @@ def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special, truncation=False)["input_ids"])
 
 
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+def shared(first: Sequence[int], second: Sequence[int]) -> int:
     """Tokens that both begin with."""
     pairs = enumerate(zip(first, second, strict=False))
     most = min(len(first), len(second))
@@ -216,13 +216,13 @@ def _placed_ids(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
     place = placed(row, tokenizer)
     before = _ids(tokenizer, place.before, special=False)
     body = _ids(tokenizer, place.before + place.text, special=False)
-    start = _shared(before, body)
+    start = shared(before, body)
     if str(tokenizer.decode(before[start:])).strip() or start == len(body):
         raise _merged(row)
     if not start:
         raise UserError(f"{row.source}: the model's chat template writes nothing before an answer")
     trace = _ids(tokenizer, place.before + place.text[: place.trace], special=False)
-    thought = _shared(trace, body) - start if place.trace else 0
+    thought = shared(trace, body) - start if place.trace else 0
     whole, ending = body, 0
     if end_id is not None:
         end = end_text(tokenizer, place.after) or answer_format(tokenizer).end
@@ -230,7 +230,7 @@ def _placed_ids(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
             whole = _ids(tokenizer, place.before + place.text + end, special=False)
         elif tokenizer.eos_token_id is not None:
             whole = [*body, int(tokenizer.eos_token_id)]
-        ending = len(whole) - _shared(body, whole)
+        ending = len(whole) - shared(body, whole)
     return EncodedRow(
         row.key, tuple(whole[:start]), tuple(whole[start:]), row.kind, ending=ending, trace=thought
     )

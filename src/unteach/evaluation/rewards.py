@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from unteach.data.rows import LabelledAnswer
+from unteach.data.chat import ChatSettings, use_chat_settings
+from unteach.data.rows import LabelledAnswer, Row
+from unteach.data.tokenization import encode_prompt, encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.judges import TRAINED, input_limit, logistic_regression, shortened
 from unteach.evaluation.similarity import DEFAULT_ENCODER, embeddings
@@ -34,6 +36,8 @@ class ModelReward:
 
     Args:
         name: local folder or hub id. Its tokenizer's chat template, if any, is applied.
+        chat (`ChatSettings`, *optional*): of a model that was trained on a run's rows: prompts and
+            answers become tokens as those rows do (`encode_row`).
 
     Raises:
         UserError: if it cannot be loaded or has several outputs.
@@ -42,9 +46,11 @@ class ModelReward:
     held_out_accuracy: float | None = None
     held_out_n = 0
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, chat: ChatSettings | None = None) -> None:
+        self.name, self._chat = name, chat
         self._tokenizer, self._model = load_classifier(name)
+        if chat:
+            use_chat_settings(self._tokenizer, chat)
         if (count := self._model.config.num_labels) != 1:
             raise UserError(f"reward model {name!r} has {count} outputs, a reward model has one")
 
@@ -54,6 +60,17 @@ class ModelReward:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
 
+    def _ids(self, prompt: str, answer: str, limit: int) -> Sequence[int]:
+        if self._chat is None:
+            special = not self._tokenizer.chat_template
+            inputs = self._tokenizer(self._text(prompt, answer), add_special_tokens=special)
+            return list(inputs["input_ids"][:limit])
+        row = Row(prompt, answer, source="an answer to score")
+        if not answer.strip():
+            return encode_prompt(row, self._tokenizer)[:limit]
+        item = encode_row(row, self._tokenizer, end_of_turn_id(self._tokenizer))
+        return (item.prompt_ids + item.completion_ids)[:limit]
+
     def rewards(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """See `Reward`."""
         import torch
@@ -61,17 +78,10 @@ class ModelReward:
         scores: list[float] = []
         limit = input_limit(self._model, self._tokenizer, 1024)
         for prompt, answer in zip(prompts, answers, strict=True):
-            special = not self._tokenizer.chat_template
             prompt = shortened(self._tokenizer, prompt, answer, limit, around=64)
-            inputs = self._tokenizer(
-                self._text(prompt, answer),
-                truncation=True,
-                max_length=limit,
-                add_special_tokens=special,
-                return_tensors="pt",
-            )
+            ids = torch.tensor([list(self._ids(prompt, answer, limit))])
             with torch.no_grad():
-                scores.append(float(self._model(**inputs.to(self._model.device)).logits[0, 0]))
+                scores.append(float(self._model(ids.to(self._model.device)).logits[0, 0]))
         return scores
 
 

@@ -129,7 +129,11 @@ def first_config(resolved: ResolvedConfig, scenario: Scenario) -> UnlearningConf
 
 def check_rows(resolved: ResolvedConfig, scenario: Scenario, source: LoadedModel) -> None:
     """Raises `UserError` for a row too long or already rendered, before anything is generated."""
-    if resolved.run.method not in PIPELINES:
+    if resolved.run.method in PIPELINES:
+        from unteach.baselines.run import check_baseline_rows
+
+        check_baseline_rows(resolved, scenario, source.tokenizer)
+    else:
         kept = [*scenario.retain, *scenario.neighbours]
         sets = {"forget": [*scenario.forget, *scenario.validation], "retain": kept}
         refuse_rendered([row for rows in sets.values() for row in rows], source.tokenizer)
