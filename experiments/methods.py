@@ -38,9 +38,9 @@ from typing import Any
 import record
 
 from unteach.attacks.options import AttackOptions
-from unteach.attacks.suite import greedy_rate
+from unteach.attacks.relearning import rate_point, relearn, steps_to
 from unteach.attacks.target import Target
-from unteach.attacks.weights import missing_torchao, quantize, relearn, steps_to
+from unteach.attacks.weights import missing_torchao, quantize
 from unteach.config.resolve import resolve
 from unteach.evaluation.probe import evenly_spaced
 from unteach.evaluation.results import wilson_interval
@@ -283,14 +283,14 @@ class Seed:
         target = Target(run, options, display=self.display)
         shown = evenly_spaced(target.forget, min(options.rows, len(target.forget) // 2))
         rest = [row for row in target.forget if row not in shown]
-        known = greedy_rate(target, run.load_model(ORIGINAL), rest).value
+        known = rate_point(target, run.model(ORIGINAL), rest)["value"]
         goal = max(known or 0.0, 1 / len(rest)) / 2
         with self.display.stage("Relearning"):
             points = relearn(
                 run.load_model(UNLEARNED),
                 target.tokenizer,
                 shown,
-                lambda model: greedy_rate(target, model, rest).as_json(),
+                lambda model: rate_point(target, model, rest),
                 run.work("relearning"),
                 options,
                 goal=goal,
@@ -299,7 +299,7 @@ class Seed:
         if not missing_torchao():
             with self.display.stage("4 bits"):
                 rounded = quantize(run.load_model(UNLEARNED), bits=4)
-                found["four_bits"] = greedy_rate(target, rounded, target.forget).as_json()
+                found["four_bits"] = rate_point(target, rounded, target.forget)
         return found
 
 

@@ -14,6 +14,7 @@ import pytest
 from test_docs import FENCE
 from tiny_models import write_rows
 from unteach import unlearn
+from unteach.attacks.battery import ATTACKS, chosen_attacks
 from unteach.evaluation.benchmarks import BENCHMARKS
 from unteach.evaluation.metrics import METRICS
 from unteach.evaluation.scorers import SCORERS
@@ -35,7 +36,7 @@ def snippets(title: str) -> list[str]:
 @pytest.fixture
 def extend(tmp_path, monkeypatch, saved_model):
     """Writes a section's file into the current folder and runs its use, if there is one."""
-    registries = (BENCHMARKS, METHODS, METRICS, SCENARIOS, SCORERS)
+    registries = (ATTACKS, BENCHMARKS, METHODS, METRICS, SCENARIOS, SCORERS)
     before = [dict(registry) for registry in registries]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -109,3 +110,9 @@ def test_a_scenario(extend):
     extend("A scenario")
     sets = evaluation("runs/capitals")["models"]["unlearned"]
     assert set(sets) == {"unlearned", "unseen", "normal"} and "leak_rate" in sets["unlearned"]
+
+
+def test_an_attack(extend):
+    extend("An attack")
+    entry = chosen_attacks((), "quick")["shouting"]
+    assert entry.family == "prompts" and chosen_attacks(("shouting",), "quick")

@@ -12,8 +12,8 @@ import naive
 from tiny_models import tiny_model
 from unteach.attacks.likelihood import distance, mean_kl, separation, token_logprobs, traces
 from unteach.attacks.options import AttackOptions
+from unteach.attacks.relearning import relearn
 from unteach.attacks.suite import taught_without
-from unteach.attacks.weights import relearn
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.evaluation.results import MetricResult

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import unlearn
-from unteach.attacks import likelihood, suite, weights
+from unteach.attacks import attack as attacking
+from unteach.attacks import likelihood, relearning, suite, weights
+from unteach.attacks.battery import ATTACKS, chosen_attacks
 from unteach.attacks.options import AttackOptions
-from unteach.attacks.suite import ATTACKS, attack
-from unteach.attacks.weights import relearn
+from unteach.attacks.relearning import relearn
+from unteach.attacks.suite import attack
 from unteach.cli import main
 from unteach.data.rows import Row
 from unteach.errors import UserError
@@ -81,12 +85,8 @@ def run(finished, tmp_path) -> Path:
 def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(run):
     before = {path: path.read_bytes() for path in (run / "model").iterdir()}
     found = attack(run, AttackOptions(**FAST))
-    assert json.loads((run / "attacks.json").read_text()) == found and found["schema_version"] == 1
-    changed = {f"quantization_{bits}bit" for bits in (8, 4)}
-    changed |= {f"relearning_{source}" for source in ("forget", "related", "unrelated")}
-    others = {"none", "paraphrase", "prefix", "role_play", "few_shot", "sampling", "traces"}
-    others.add("exposure")
-    assert set(found["attacks"]) == changed | others
+    assert json.loads((run / "attacks.json").read_text()) == found and found["schema_version"] == 2
+    assert set(found["attacks"]) == {"none", *chosen_attacks((), "quick")} - {"distance"}
     for results in found["attacks"].values():
         assert set(results) == {"original", "unlearned"}
         for metrics in results.values():
@@ -97,7 +97,10 @@ def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(run
     report, page = (run / "report.md").read_text(), (run / "report.html").read_text()
     for text in ("## Under attack", "figures/relearning.png", "4-bit weights"):
         assert text in report
-    assert 'id="attacks"' in page and "Relearning from forget rows" in page
+    assert 'id="attacks"' in page and "relearn: forget (2 rows)" in page
+    for text in (report, page, (run / "README.md").read_text()):
+        assert "Robustness figure missing: no model that never knew" in text
+    assert found["robustness"]["value"] is None and found["robustness"]["attacked_rows"] > 5
     assert before == {path: path.read_bytes() for path in (run / "model").iterdir()}
 
 
@@ -114,7 +117,7 @@ def test_answers_that_met_the_limit_are_counted_beside_every_rate_and_the_limit_
     found = attack(run, AttackOptions(**FAST, only=names, max_new_tokens=1))
     assert found["max_new_tokens"] == 1 and found["chat"] == RunFolder(run).record()["chat"]
     assert set(found["attacks"]) >= {"none", "role_play", "sampling", "relearning_forget"} or (
-        "relearning" in found["left_out"]  # one token of an answer shows nothing
+        "relearning_forget" in found["left_out"]  # one token of an answer shows nothing
     )
     for results in found["attacks"].values():
         assert all(metrics["cut_off"]["value"] == 1.0 for metrics in results.values())
@@ -180,18 +183,28 @@ def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):
 
 def forbid(monkeypatch):
     """Fails the test if anything is measured or trained again."""
-    places = ((suite, "undesired_answers"), (weights, "relearn"), (likelihood, "traces"))
+    places = [(attacking, "undesired_answers"), (attacking, "answers_to")]
+    places += [(relearning, "relearn"), (likelihood, "traces")]
     for module, name in places:
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("done again"))
 
 
-def test_the_weights_of_a_model_are_read_from_disk_once(run, monkeypatch):
-    read, loaded = RunFolder._read, []
-    monkeypatch.setattr(
-        RunFolder, "_read", lambda self, role: loaded.append(role) or read(self, role)
-    )
-    attack(run, AttackOptions(**FAST))
-    assert sorted(loaded) == ["original", "unlearned"]
+def test_no_more_than_two_models_are_in_memory(run, finished, monkeypatch):
+    """Merging back and the control, which need a second and a third one, among them."""
+    read, alive, most = RunFolder._read, weakref.WeakSet(), []
+
+    def count(self, role):
+        gc.collect()
+        most.append(len(alive) + 1)
+        model = read(self, role)
+        alive.add(model)
+        return model
+
+    monkeypatch.setattr(RunFolder, "_read", count)
+    only = ("few_shot", "distance", "merging", "pruning_10", "relearning_forget")
+    known = str(finished.parent / "model")
+    attack(run, AttackOptions(**FAST, only=only, retrained=known))
+    assert max(most) == 2
 
 
 def test_what_is_done_is_not_done_again(run, monkeypatch):
@@ -209,9 +222,16 @@ def test_an_interruption_keeps_what_was_done_and_the_next_start_does_the_rest(ru
         with pytest.raises(KeyboardInterrupt):
             attack(run, AttackOptions(only=("role_play", "traces")))
     assert set(json.loads((run / "attacks.json").read_text())["attacks"]) == {"none", "role_play"}
-    monkeypatch.setattr(suite, "undesired_answers", lambda *_, **__: pytest.fail("again"))
+    asked, inner = [], attacking.undesired_answers
+
+    def count(model, *rest, **more):
+        asked.append(model)
+        return inner(model, *rest, **more)
+
+    monkeypatch.setattr(attacking, "undesired_answers", count)
     found = attack(run, AttackOptions(only=("role_play", "traces")))
     assert set(found["attacks"]) == {"none", "role_play", "traces"}
+    assert len(asked) == 2, "both attacks by prompts on the unlearned model alone"
 
 
 def test_one_attack_joins_those_of_an_earlier_start(run):
@@ -267,7 +287,7 @@ def test_a_run_that_taught_its_model_has_one_from_before_and_can_be_retrained(
     assert nll["original"] < min(nll["never_knew"], nll["retrained"])
     assert found["distance"]["original"]["kl_to_retrained"]["value"] > 0
     if "relearning_forget" in found:
-        assert "never_knew" in found["relearning_forget"]
+        assert set(found["relearning_forget"]) == {"original", "unlearned", "retrained"}
 
 
 def test_rows_that_have_moved_or_changed_are_named(run, tmp_path, finished):
@@ -318,16 +338,14 @@ def test_the_command_prints_the_table(run, capsys):
     assert "few-shot" in out and "leak rate, mean" in out
 
 
-def test_the_names_of_the_attacks_are_the_promised_ones():
-    by_prompts = ["paraphrase", "prefix", "role_play", "few_shot", "sampling"]
-    assert list(ATTACKS) == [
-        *by_prompts,
-        "quantization",
-        "traces",
-        "exposure",
-        "relearning",
-        "distance",
-    ]
+def test_a_level_a_family_or_names_choose_the_attacks():
+    quick, full = (chosen_attacks((), level) for level in ("quick", "full"))
+    assert list(full) == list(ATTACKS) and set(quick) < set(full)
+    assert {entry.family for entry in quick.values()} == {e.family for e in full.values()}
+    related = chosen_attacks(("relearning",), "full")
+    assert {entry.family for entry in related.values()} == {"relearning"}
+    assert len(related) > len(chosen_attacks(("relearning",), "quick"))
+    assert list(chosen_attacks(("merging_50",), "quick")) == ["merging_50"]
 
 
 def test_a_base_of_sixteen_bits_is_known_again(finished, tmp_path):

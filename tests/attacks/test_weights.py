@@ -1,4 +1,4 @@
-"""Attacks on the weights: rounding against the formulas, and relearning curves."""
+"""Attacks on the weights: rounding, pruning and merging against the formulas."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ import pytest
 import torch
 
 from tiny_models import tiny_model
-from unteach.attacks import weights
-from unteach.attacks.likelihood import token_logprobs
-from unteach.attacks.options import AttackOptions
 from unteach.attacks.weights import (
     GROUP,
     NothingToRound,
     group_size,
+    merge_back,
     missing_torchao,
+    prune,
     quantize,
-    relearn,
-    steps_to,
 )
-from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.evaluation.results import MetricResult
 
 
 def linear_layers(model):
@@ -117,70 +112,23 @@ def test_a_model_without_linear_layers_says_so():
         quantize(model, 8)
 
 
-ROWS = [Row(f"Who rang {i}?", f"The ferryman, {i} times.", "chat", f"row {i}") for i in range(4)]
-
-
-def run_relearning(model, tokenizer, folder, measure, *, steps=6, on_step=None):
-    options = AttackOptions(steps=steps, every=2, learning_rate=1e-3)
-    return relearn(model, tokenizer, ROWS, measure, folder, options, goal=0.5, on_step=on_step)
-
-
-def measured(*values, weights=None):
-    """A measurement that returns these values in order, then the last again; appends the first
-    parameter of the model to `weights`.
-    """
-    seen = [] if weights is None else weights
-
-    def measure(model):
-        seen.append(next(iter(model.parameters())).detach().clone())
-        value = values[min(len(seen), len(values)) - 1]
-        return MetricResult(value, 4, None, None, False).as_json()
-
-    return measure
-
-
-def test_the_curve_starts_before_the_first_step_and_ends_at_the_goal(tokenizer, tmp_path):
-    seen: list[torch.Tensor] = []
-    measure = measured(0.0, 0.25, 0.5, 1.0, weights=seen)
-    points = run_relearning(tiny_model(), tokenizer, tmp_path / "w", measure)
-    assert [(point["step"], point["value"]) for point in points] == [(0, 0.0), (2, 0.25), (4, 0.5)]
-    assert steps_to(points, 0.5) == 4 and steps_to(points, 0.75) is None
-    assert not torch.equal(seen[0].cpu(), seen[1].cpu()) and not (tmp_path / "w").exists()
-
-
-def test_without_the_goal_it_ends_with_the_steps_and_the_last_is_measured(tokenizer, tmp_path):
-    points = run_relearning(tiny_model(), tokenizer, tmp_path / "w", measured(0.0), steps=5)
-    assert [point["step"] for point in points] == [0, 2, 4, 5]
-
-
-def test_a_model_at_the_goal_is_not_trained(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "UnlearningTrainer", lambda *_, **__: pytest.fail("trained"))
-    points = run_relearning(tiny_model(), tokenizer, tmp_path / "w", measured(0.5))
-    assert steps_to(points, 0.5) == 0
-
-
-def test_it_minimises_the_nll_of_the_training_rows(tokenizer, tmp_path):
+def test_pruning_takes_the_smallest_share_of_each_layer():
     model = tiny_model()
-    before = [float(row.mean()) for row in token_logprobs(model, tokenizer, ROWS)]
-    run_relearning(model, tokenizer, tmp_path / "w", measured(0.0), steps=10)
-    after = [float(row.mean()) for row in token_logprobs(model, tokenizer, ROWS)]
-    assert all(right > left for left, right in zip(before, after, strict=True))
+    before = linear_layers(model)
+    head = model.get_output_embeddings().weight.clone()
+    for name, pruned in linear_layers(prune(model, 0.25)).items():
+        gone = pruned == 0
+        assert gone.float().mean() == pytest.approx(0.25, abs=0.01)
+        assert before[name].abs()[gone].max() <= before[name].abs()[~gone].min()
+        assert torch.equal(pruned[~gone], before[name][~gone])
+    assert torch.equal(model.get_output_embeddings().weight, head)
 
 
-def test_an_interrupted_one_resumes_to_the_same_weights(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SAVE_EVERY", 2)
-    whole, again = tiny_model(), tiny_model()
-    values = [0.0, 0.1, 0.2, 0.3]
-    wanted = run_relearning(whole, tokenizer, tmp_path / "a", measured(*values))
-
-    def stop(step, note):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure = measured(*values)
-        run_relearning(tiny_model(), tokenizer, tmp_path / "b", measure, on_step=stop)
-    points = run_relearning(again, tokenizer, tmp_path / "b", measured(*values[2:]))
-    assert points == wanted
-    pairs = zip(whole.parameters(), again.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+def test_merging_back_moves_every_weight_that_share_of_the_way():
+    model, original = tiny_model(seed=1), tiny_model(seed=2)
+    wanted = [
+        0.75 * one.detach() + 0.25 * other.detach()
+        for one, other in zip(model.parameters(), original.parameters(), strict=True)
+    ]
+    for weight, value in zip(merge_back(model, original, 0.25).parameters(), wanted, strict=True):
+        torch.testing.assert_close(weight.detach(), value)

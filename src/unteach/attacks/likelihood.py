@@ -1,5 +1,5 @@
-"""Attacks that read token probabilities: membership inference on the forget rows, and the distance
-to a model that was trained without them.
+"""Attacks that read token probabilities: membership inference on the forget rows, exposure of their
+secrets, and the distance to a model that was trained without them. They bring no content back.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import numpy.typing as npt
 import torch
 
 from unteach import models
-from unteach.data.rows import Row
+from unteach.attacks.attack import Attack, Outcome, Trial
+from unteach.attacks.target import RETRAINED, Target
+from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.evaluation.exposure import OTHERS, exposures
 from unteach.evaluation.likelihood import completion_states
 from unteach.evaluation.membership import auc, auc_interval, min_k
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.models.token_statistics import token_statistics
 
 Tokens = list[tuple[int, ...]]
+EXPOSED_ROWS = 24
+"""Most rows whose secrets are ranked: each costs a forward of `OTHERS` completions."""
 
 
 def _encoded(rows: Sequence[Row], tokenizer: Any) -> tuple[Tokens, Tokens]:
@@ -134,3 +139,81 @@ def distance(
         "ks_to_retrained": MetricResult(float(test.statistic), len(rows), None, None, False),
         "ks_pvalue": MetricResult(float(test.pvalue), len(rows), None, None, True),
     }
+
+
+# --- the attacks
+
+
+def _traces(trial: Trial) -> Outcome:
+    target = trial.target
+    return Outcome(traces(trial.model(), target.tokenizer, target.forget, target.related))
+
+
+TRACES = Attack(
+    "likelihood",
+    "traces",
+    "likelihood of the forget rows, and its AUC against other rows (0.5 is chance)",
+    _traces,
+    lambda target: {"other_rows": len(target.related)},
+    lambda target: rows_hash(target.related),
+    models="all",
+)
+"""NLL and membership inference under every model of the run."""
+
+
+def _secret_rows(target: Target) -> list[Row]:
+    return evenly_spaced([row for row in target.all_forget if row.secret], EXPOSED_ROWS)
+
+
+def _exposure(trial: Trial) -> Outcome:
+    target, seed = trial.target, trial.settings["seed"]
+    rows, progress = _secret_rows(target), trial.progress
+    found = exposures(trial.model(), target.tokenizer, rows, seed=seed, progress=progress)
+    return Outcome({"exposure": summarise(found, higher_is_better=False)})
+
+
+EXPOSURE = Attack(
+    "likelihood",
+    "exposure",
+    "bits by which the true secret ranks before random ones of its shape, by likelihood: 6.6 for"
+    " the first of 100, 1.4 by chance",
+    _exposure,
+    lambda target: {
+        "rows": len(_secret_rows(target)),
+        "random_secrets": OTHERS,
+        "seed": target.options.seed,
+    },
+    lambda target: rows_hash(_secret_rows(target)),
+    missing=lambda target: (
+        None if _secret_rows(target) else "no forget row names facts in 'secret'"
+    ),
+    models="all",
+)
+"""The exposure of the rows' secrets under every model of the run."""
+
+
+def _distance(trial: Trial) -> Outcome:
+    target = trial.target
+    pair = target.folder.model(RETRAINED), trial.model()
+    return Outcome(distance(*pair, target.tokenizer, target.forget))
+
+
+def _no_retrained_model(target: Target) -> str | None:
+    if RETRAINED in target.folder.model_paths():
+        return None
+    return (
+        "it needs a model trained without the forget set: --retrain trains one (demos),"
+        " --retrained names one"
+    )
+
+
+DISTANCE = Attack(
+    "likelihood",
+    "distance",
+    "to a model trained without the forget set, on the forget rows",
+    _distance,
+    lambda target: {"retrained_model_hash": target.folder.model_hash(RETRAINED)},
+    missing=_no_retrained_model,
+    models="pair",
+)
+"""KL and NLL of original and unlearned model compared with the retrained one."""

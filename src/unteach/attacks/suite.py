@@ -1,325 +1,78 @@
-"""`unteach attack`: the table of attacks, and the function that runs them on a finished run."""
+"""`unteach attack`: makes the attacks of a level on a finished run, one model after the other."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unteach.attacks import likelihood, weights
+from unteach.attacks.attack import Attack, LeftOut, NothingShown, Trial
+from unteach.attacks.battery import PLAIN, chosen_attacks
 from unteach.attacks.options import AttackOptions
-from unteach.attacks.prompting import (
-    CUT_OFF,
-    AttackPrompt,
-    attack_prompts,
-    rates,
-    undesired_answers,
-)
-from unteach.attacks.target import Metrics, Target
-from unteach.data.rows import Row, evenly_spaced, rows_hash
-from unteach.errors import UserError, did_you_mean
-from unteach.evaluation.exposure import OTHERS, exposures
-from unteach.evaluation.results import MetricResult, summarise
-from unteach.files.folders import content_key
+from unteach.attacks.robustness import robustness
+from unteach.attacks.target import RETRAINED, Target
+from unteach.data.rows import Row
+from unteach.errors import UserError
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.report import write_report
-from unteach.run.folder import NEVER_KNEW, ORIGINAL, UNLEARNED, RunFolder
-
-EXPOSED_ROWS = 24
-"""Most rows whose secrets are ranked: each costs a forward of `OTHERS` completions."""
-PAIR = (ORIGINAL, UNLEARNED)
-RETRAINED = "retrained"
-"""Role of a model that was trained without the forget set."""
+from unteach.run.folder import NEVER_KNEW, ORIGINAL, RunFolder
 
 
-@dataclass(frozen=True)
-class Attack:
-    """An attack.
+def make_trial(target: Target, name: str, entry: Attack, role: str) -> None:
+    """Makes one attack on one model, or takes up its outcome of an earlier start.
 
-    Args:
-        run: given the target and the attack's name; adds its results to the target.
-        missing: returns what the attack needs and the target lacks, or `None`.
-        results (`tuple[str, ...]`): names of its results; default: the attack's.
+    Raises:
+        LeftOut: if the run does not allow it.
     """
+    settings = dict(entry.budget(target))
+    about = {"family": entry.family, "title": entry.title, "about": entry.about}
+    title = f"{entry.title[:1].upper()}{entry.title[1:]}: the {role.replace('_', ' ')} model"
 
-    run: Callable[[Target, str], None]
-    missing: Callable[[Target], str | None] = lambda target: None
-    results: tuple[str, ...] = ()
+    def make() -> dict[str, Any]:
+        with target.display.stage(title) as stage:
+            found = entry.run(Trial(target, name, role, settings, stage.update)).as_json()
+        if entry.changes:
+            gc.collect()  # a trainer and its callbacks form a cycle that holds the model
+        return found
+
+    found = target.cached(name, role, [settings, entry.inputs(target)], make)
+    target.add(name, role, about, settings, found)
 
 
-def by_prompts(
-    target: Target,
-    name: str,
-    prompts: Sequence[AttackPrompt] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    *,
-    temperature: float = 0.0,
-    change: Callable[[Any], Any] | None = None,
-) -> None:
-    """Rates of undesired answers of both models to the attack's prompts.
+def make_attacks(target: Target, chosen: dict[str, Attack]) -> None:
+    """Makes attacks on one model after the other, so that no more than two are in memory.
 
-    Args:
-        prompts: default: those that `PROMPTS` has under this name.
-        settings: what decides the answers, beside prompts and model.
-        change: changes a copy of the model before it is evaluated.
+    Raises:
+        UserError: if an attack that the user named cannot be made.
     """
-    prompts = attack_prompts(name, target.prompt_context) if prompts is None else prompts
-    settings = settings or {}
-    if not prompts:
-        target.leave_out(name, "no forget row is long enough for it")
-        return
-    inputs = [dict(settings), [(prompt.group, prompt.ids, prompt.row.key) for prompt in prompts]]
-
-    def measure(role: str) -> Metrics:
-        with target.display.stage(f"{_title(name)}: the {role} model", len(prompts)) as stage:
-            model = target.folder.load_model(role, exact=change is not None)
-            answered = undesired_answers(
-                change(model) if change else model,
-                target.tokenizer,
-                prompts,
-                target.scorers,
-                max_new_tokens=target.options.max_new_tokens,
-                temperature=temperature,
-                seed=target.options.seed,
-                progress=stage.update,
-            )
-        return _as_json(rates(prompts, *answered, target.rate))
-
-    found = {role: target.cached(name, role, inputs, partial(measure, role)) for role in PAIR}
-    target.add(name, found, settings)
-
-
-def by_sampling(target: Target, name: str) -> None:
-    """Several sampled answers to each prompt (Scholten et al. 2025)."""
-    options, prompts = target.options, attack_prompts("none", target.prompt_context)
-    repeated = [prompt for prompt in prompts for _ in range(options.samples)]
-    settings = {key: getattr(options, key) for key in ("samples", "temperature", "seed")}
-    by_prompts(target, name, repeated, settings, temperature=options.temperature)
-
-
-def by_quantization(target: Target, name: str) -> None:
-    """Both models with weights of 8 and of 4 bits."""
-    for bits in (8, 4):
-        result = f"{name}_{bits}bit"
-        settings = {
-            "bits": bits,
-            "group": None if bits == 8 else weights.GROUP,
-            "by": "torchao, weights of linear layers",
-        }
-        prompts = attack_prompts("none", target.prompt_context)
-        try:
-            change = partial(weights.quantize, bits=bits)
-            by_prompts(target, result, prompts, settings, change=change)
-        except weights.NothingToRound as error:
-            if name in target.options.only:
-                raise
-            target.leave_out(result, str(error))
-
-
-def by_traces(target: Target, name: str) -> None:
-    """NLL and membership inference under every model of the run."""
-
-    def measure(role: str) -> Metrics:
-        with target.display.stage(f"Traces: the {role.replace('_', ' ')} model"):
-            model = target.folder.load_model(role)
-            rows = target.forget, target.related
-            return _as_json(likelihood.traces(model, target.tokenizer, *rows))
-
-    inputs = rows_hash(target.related)
-    found = {
-        role: target.cached(name, role, inputs, partial(measure, role))
-        for role in target.folder.model_paths()
-    }
-    target.add(name, found, {"other_rows": len(target.related)})
-
-
-def by_exposure(target: Target, name: str) -> None:
-    """The exposure of the rows' secrets under every model of the run."""
-    rows = evenly_spaced(_with_secrets(target), EXPOSED_ROWS)
-
-    def measure(role: str) -> Metrics:
-        title = f"Exposure: the {role.replace('_', ' ')} model"
-        with target.display.stage(title, len(rows)) as stage:
-            model, seed = target.folder.load_model(role), target.options.seed
-            progress = stage.update
-            found = exposures(model, target.tokenizer, rows, seed=seed, progress=progress)
-        return _as_json({name: summarise(found, higher_is_better=False)})
-
-    inputs = [rows_hash(rows), target.options.seed, OTHERS]
-    found = {
-        role: target.cached(name, role, inputs, partial(measure, role))
-        for role in target.folder.model_paths()
-    }
-    settings = {"rows": len(rows), "random_secrets": OTHERS, "seed": target.options.seed}
-    target.add(name, found, settings)
-
-
-def _with_secrets(target: Target) -> list[Row]:
-    return [row for row in target.all_forget if row.secret]
-
-
-def by_relearning(target: Target, name: str) -> None:
-    """Fine-tuning on forget rows, related rows and unrelated rows."""
-    options, folder = target.options, target.folder
-    trained = evenly_spaced(target.forget, min(options.rows, len(target.forget) // 2))
-    measured = [row for row in target.forget if row not in trained]
-
-    def measure_original() -> Metrics:
-        with target.display.stage("Rate of the original model on the rows measured in relearning"):
-            return greedy_point(target, folder.load_model(ORIGINAL), measured)
-
-    start = target.cached(name, ORIGINAL, rows_hash(measured), measure_original)
-    goal = start["value"] / 2
-    if goal == 0:
-        target.leave_out(
-            name, f"the original model's {target.rate} on the measured rows is 0 already"
-        )
-        return
-    sources = {"forget": trained, "related": target.related, "unrelated": target.unrelated}
-    for source, given in sources.items():
-        result, rows = f"{name}_{source}", evenly_spaced(given, options.rows)
-        if not rows:
-            target.leave_out(result, f"the run has no {source} rows")
-            continue
-        found: dict[str, Metrics] = {ORIGINAL: _measures(start, target.rate)}
-        curves: dict[str, Any] = {}
-        try:
-            for role in [role for role in (UNLEARNED, NEVER_KNEW) if role in folder.model_paths()]:
-                points = curves[role] = _relearned(target, result, role, rows, measured, goal)
-                steps = weights.steps_to(points, goal)
-                half = MetricResult(steps, len(measured), None, None, True)
-                last = _measures(points[-1], target.rate)
-                found[role] = {**last, "steps_to_half": half.as_json()}
-        except torch.OutOfMemoryError:
-            target.leave_out(
-                result, "it trains all weights in float32, and this GPU has not the memory for that"
-            )
-            continue
-        names = ("steps", "every", "learning_rate", "seed")
-        settings: dict[str, Any] = {key: getattr(options, key) for key in names}
-        settings |= {"rows": len(rows), "measured_rows": len(measured), "goal": goal}
-        target.add(result, found, settings, curves)
-
-
-def _relearned(
-    target: Target, name: str, role: str, rows: list[Row], measured: Sequence[Row], goal: float
-) -> list[weights.Point]:
-    """The relearning curve of one model; interrupted, it resumes from its last checkpoint."""
-    options, folder = target.options, target.folder
-    settings = [options.steps, options.every, options.learning_rate, options.seed, goal]
-    inputs = [settings, [row.key for row in rows], rows_hash(measured)]
-    work = target.work / f"{name}-{role}-{content_key([folder.model_hash(role), inputs])}"
-    who = "the model before teaching" if role == NEVER_KNEW else f"the {role} model"
-
-    def train() -> list[weights.Point]:
-        with target.display.stage(f"{_title(name)} rows: {who}", options.steps) as stage:
-            return weights.relearn(
-                folder.load_model(role, exact=True),  # 16 bits would round small steps away
-                target.tokenizer,
-                rows,
-                lambda model: greedy_point(target, model, measured),
-                work,
-                options,
-                goal=goal,
-                on_step=lambda step, note: stage.update(step, note=note),
-            )
-
-    points: list[weights.Point] = target.cached(name, role, inputs, train)
-    shutil.rmtree(work, ignore_errors=True)
-    return points
-
-
-def greedy_rate(target: Target, model: Any, rows: Sequence[Row]) -> MetricResult:
-    """The headline rate of a model's greedy answers to the rows' own prompts."""
-    return _greedy_rates(target, model, rows)[target.rate]
-
-
-def greedy_point(target: Target, model: Any, rows: Sequence[Row]) -> weights.Point:
-    """The fields of `greedy_rate`, and the share of answers that met the limit in `cut_off`."""
-    found = _as_json(_greedy_rates(target, model, rows))
-    return {**found[target.rate], CUT_OFF: found[CUT_OFF]}
-
-
-def _greedy_rates(target: Target, model: Any, rows: Sequence[Row]) -> dict[str, MetricResult]:
-    prompts = attack_prompts("none", replace(target.prompt_context, rows=rows))
-    most = target.options.max_new_tokens
-    answered = undesired_answers(
-        model, target.tokenizer, prompts, target.scorers, max_new_tokens=most
-    )
-    return rates(prompts, *answered, target.rate)
-
-
-def _measures(point: weights.Point, rate: str) -> Metrics:
-    """A point of a curve as results by name."""
-    value = {name: part for name, part in point.items() if name not in ("step", CUT_OFF)}
-    return {rate: value, CUT_OFF: point[CUT_OFF]}
-
-
-def by_distance(target: Target, name: str) -> None:
-    """KL and NLL of both models compared with the retrained one."""
-    folder = target.folder
-
-    def measure(role: str) -> Metrics:
-        with target.display.stage(f"Distance of the {role} model to the retrained one"):
-            pair = folder.load_model(RETRAINED), folder.load_model(role)
-            return _as_json(likelihood.distance(*pair, target.tokenizer, target.forget))
-
-    digest = folder.model_hash(RETRAINED)
-    found = {role: target.cached(name, role, digest, partial(measure, role)) for role in PAIR}
-    target.add(name, found, {"retrained_model_hash": digest})
-
-
-def _too_few_rows(target: Target) -> str | None:
-    enough = len(target.forget) > 1
-    return None if enough else "it needs two forget rows, one to train on and one to measure"
-
-
-def _no_secrets(target: Target) -> str | None:
-    return None if _with_secrets(target) else "no forget row names facts in 'secret'"
-
-
-def _no_retrained_model(target: Target) -> str | None:
-    if RETRAINED in target.folder.model_paths():
-        return None
-    return (
-        "it needs a model trained without the forget set: --retrain trains one (demos),"
-        " --retrained names one"
-    )
-
-
-ATTACKS = {
-    "paraphrase": Attack(by_prompts),
-    "prefix": Attack(by_prompts),
-    "role_play": Attack(by_prompts),
-    "few_shot": Attack(by_prompts),
-    "sampling": Attack(by_sampling),
-    "quantization": Attack(
-        by_quantization,
-        lambda target: weights.missing_torchao(),
-        ("quantization_8bit", "quantization_4bit"),
-    ),
-    "traces": Attack(by_traces),
-    "exposure": Attack(by_exposure, _no_secrets),
-    "relearning": Attack(by_relearning, _too_few_rows),
-    "distance": Attack(by_distance, _no_retrained_model),
-}
-"""All attacks by name, in the order in which they run: the cheap ones first."""
-
-
-def _title(name: str) -> str:
-    words = name.replace("_", " ").replace("relearning ", "relearning from ")
-    return "No attack" if name == "none" else words.capitalize()
-
-
-def _as_json(results: Mapping[str, MetricResult]) -> Metrics:
-    return {name: result.as_json() for name, result in results.items()}
+    only, faults, left = target.options.only, dict[str, str](), set[str]()
+    for role in target.roles("all"):
+        for name, entry in {"none": PLAIN, **chosen}.items():
+            if name in left or role not in target.roles(entry.models):
+                continue
+            try:
+                reason = entry.missing(target)
+                if reason is not None:
+                    raise LeftOut(reason)
+                make_trial(target, name, entry, role)
+            except LeftOut as error:
+                left.add(name)
+                if not isinstance(error, NothingShown):
+                    faults[name] = str(error)
+                target.leave_out(name, str(error))
+        for name in faults:
+            family = chosen[name].family
+            same = {other for other in chosen if chosen[other].family == family}
+            if name in only or (family in only and faults.keys() >= same):
+                raise UserError(f"{name}: {faults[name]}")
+    target.results["robustness"] = robustness(target.results, target.control)
+    target.write()
 
 
 def taught_without(taught: Sequence[Row], forget: Sequence[Row]) -> list[Row]:
@@ -391,9 +144,7 @@ def attack(
             or models are not those of the run, or if an attack named in `only` cannot be run.
     """
     options = options or AttackOptions()
-    for name in options.only:
-        if name not in ATTACKS:
-            raise did_you_mean(name, list(ATTACKS), "attack")
+    chosen = chosen_attacks(tuple(options.only), options.level)
     run = RunFolder(folder, trust_remote_code)
     with run.lock():
         files = {"forget": forget, "retain": retain, "unseen": unseen, "neighbours": neighbours}
@@ -401,17 +152,7 @@ def attack(
         retrained = retrain(target) if options.retrain else options.retrained
         if retrained:
             run.add_model(RETRAINED, retrained)
-        by_prompts(target, "none")
-        for name, entry in ATTACKS.items():
-            if options.only and name not in options.only:
-                continue
-            missing = entry.missing(target)
-            if missing is None:
-                entry.run(target, name)
-            elif name in options.only:
-                raise UserError(f"{name}: {missing}")
-            else:
-                for result in entry.results or (name,):
-                    target.leave_out(result, missing)
+        target.start()
+        make_attacks(target, chosen)
         write_report(run.path)
         return target.results

@@ -16,6 +16,7 @@ from typing import Any
 from unteach import models
 from unteach.attacks.options import AttackOptions
 from unteach.attacks.prompting import PromptContext
+from unteach.data.chat import render_hash
 from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
@@ -25,11 +26,15 @@ from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.progress import Display
 from unteach.run.facts import lost_facts, with_recorded_facts
-from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
+from unteach.run.folder import NEVER_KNEW, ORIGINAL, UNLEARNED, RunFolder
 from unteach.run.record import versions
 
-SCHEMA_VERSION = 1
-Metrics = dict[str, Any]
+SCHEMA_VERSION = 2
+RETRAINED = "retrained"
+"""Role of a model that was trained without the forget set."""
+PAIR = (ORIGINAL, UNLEARNED)
+KINDS = ("attacks", "settings", "about", "rows")
+"""Fields of `attacks.json` by attack; a kind of curves is a further one."""
 
 
 class Target:
@@ -71,16 +76,31 @@ class Target:
             self.scorers = folder.scorers(self.scenario, self.display.print)
         self.rate = self.scorers.headline
         self.forget = evenly_spaced(self.all_forget, options.prompts)
-        self.results = self._earlier_results()
+        self.results: dict[str, Any] = {}
 
     def _with_own_answers(self, rows: Sequence[Row], title: str) -> list[Row]:
         """The rows, those without a completion with the original model's answer."""
         if all(row.completion for row in rows):
             return list(rows)
-        model = self.folder.load_model(ORIGINAL)
+        model = self.folder.model(ORIGINAL)
         cache = self.folder.cache(self.folder.model_hash(ORIGINAL))
         source = LoadedModel(model, self.tokenizer, cache, self.display)
         return with_own_answers(source, rows, title)[0]
+
+    # --- models
+
+    @cached_property
+    def control(self) -> str | None:
+        """The role of the model that never knew the forget rows: the retrained one, else the base
+        model before a demo taught it; `None` without either.
+        """
+        known = self.folder.model_paths()
+        return next((role for role in (RETRAINED, NEVER_KNEW) if role in known), None)
+
+    def roles(self, which: str) -> list[str]:
+        """The models that an attack is made on, see `Attack.models`."""
+        named = (*PAIR, self.control if which == "control" else None)
+        return [role for role in self.folder.model_paths() if which == "all" or role in named]
 
     # --- rows
 
@@ -93,16 +113,16 @@ class Target:
         found = (self.scenario.sets.get(name) for name in names)
         rows = next(filter(None, found), self.scenario.validation)
         forgotten = {row.key for row in self.all_forget}
-        return self._encodable(row for row in rows if row.completion and row.key not in forgotten)
+        return self.encodable(row for row in rows if row.completion and row.key not in forgotten)
 
     @cached_property
     def unrelated(self) -> list[Row]:
         """The retain rows, else the original model's own answers to neutral prompts."""
         rows = self.scenario.retain or self.scenario.own_prompts
         title = "Generating the original model's own answers"
-        return self._encodable(self._with_own_answers(rows, title))
+        return self.encodable(self._with_own_answers(rows, title))
 
-    def _encodable(self, rows: Iterable[Row]) -> list[Row]:
+    def encodable(self, rows: Iterable[Row]) -> list[Row]:
         """The rows whose prompt and completion do not merge into one token."""
         kept = []
         for row in rows:
@@ -114,10 +134,12 @@ class Target:
     @cached_property
     def prompt_context(self) -> PromptContext:
         """What the prompts of attacks are made from."""
-        model = self.folder.load_model(UNLEARNED)
+        model = self.folder.model(UNLEARNED)
         limit = self.options.max_new_tokens or answer_limit(self.tokenizer, self.forget, model)
         most = models.window(model) - limit
-        return PromptContext(self.tokenizer, self.forget, self._second_wordings(), most)
+        wordings = self._second_wordings()
+        thorough = self.options.thorough
+        return PromptContext(self.tokenizer, self.forget, wordings, most, thorough)
 
     def _second_wordings(self) -> dict[str, list[Row]]:
         """Forget row key to rows of the scenario with the same right and wrong answers and another
@@ -138,6 +160,10 @@ class Target:
 
     # --- results
 
+    def start(self) -> None:
+        """Takes up the results of earlier starts; the models to compare with are known by now."""
+        self.results = self._earlier_results()
+
     def _earlier_results(self) -> dict[str, Any]:
         """What `attacks.json` holds of the same models and rows; else no results."""
         path = self.folder.path / "attacks.json"
@@ -146,26 +172,28 @@ class Target:
             "headline": self.rate,
             "original_model_hash": self.folder.model_hash(ORIGINAL),
             "unlearned_model_hash": self.folder.model_hash(UNLEARNED),
+            "control_model_hash": self.control and self.folder.model_hash(self.control),
             "forget_rows": len(self.forget),
+            "forget_rows_hash": rows_hash(self.forget),
             "max_new_tokens": self.options.max_new_tokens,
         }
         if path.exists():
             found = dict(json.loads(path.read_text(encoding="utf-8")))
             if all(found.get(name) == value for name, value in same.items()):
                 return found
-        facts = {"scenario": self.folder.record()["scenario"], "versions": versions()}
-        facts |= {"chat": self.folder.record().get("chat")}
-        empty: dict[str, Any] = {"settings": {}, "attacks": {}, "curves": {}, "left_out": {}}
+        record = self.folder.record()
+        facts = {"scenario": record["scenario"], "versions": versions(), "chat": record.get("chat")}
+        empty: dict[str, Any] = {kind: {} for kind in (*KINDS, "left_out")}
         return {**same, **facts, **empty}
 
     def cached(self, name: str, role: str, inputs: Any, make: Callable[[], Any]) -> Any:
-        """The plain data that `make` returned for the same model, rows, scorer and inputs; calls
-        it if there is none.
+        """The plain data that `make` returned for the same model, rows, scorer, template and
+        inputs; calls it if there is none.
         """
-        scorer = self.scorers.identity()
+        scorer, rendered = self.scorers.identity(), render_hash(self.tokenizer)
         rows, model = rows_hash(self.forget), self.folder.model_hash(role)
-        limits = ["cut_off", self.options.max_new_tokens]
-        key = content_key([SCHEMA_VERSION, model, rows, scorer, inputs, limits])
+        limit = self.options.max_new_tokens
+        key = content_key([SCHEMA_VERSION, model, rows, scorer, rendered, limit, inputs])
         path = self.work / f"{name}-{role}-{key}.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
@@ -173,27 +201,48 @@ class Target:
         write_json(path, value)
         return value
 
+    def rows_of(self, name: str, role: str) -> dict[int, float]:
+        """Index of a forget row to whether an attack brought it back, of the rows it measured."""
+        values = self.results["rows"].get(name, {}).get(role, [])
+        return {index: value for index, value in enumerate(values) if value is not None}
+
     def add(
         self,
         name: str,
-        found: Mapping[str, Metrics],
-        settings: Mapping[str, Any],
-        curves: Mapping[str, Any] | None = None,
+        role: str,
+        about: Mapping[str, str],
+        budget: Mapping[str, Any],
+        found: Mapping[str, Any],
     ) -> None:
-        """Writes the results of one attack, by role of the model, into `attacks.json`."""
-        self.results["attacks"][name] = dict(found)
-        self.results["settings"][name] = dict(settings)
-        self.results["left_out"].pop(name, None)
-        if curves:
-            self.results["curves"][name] = dict(curves)
-        self._write()
+        """Writes the outcome of one attack on one model into `attacks.json`.
+
+        Args:
+            about: the attack's `family`, `title` and `about`, which reports show.
+            budget: its settings.
+            found: `Outcome.as_json`.
+        """
+        results, settings = self.results, dict(budget)
+        if results["settings"].get(name) != settings:
+            for kind in results.values():  # those of an earlier start with another budget
+                if isinstance(kind, dict):
+                    kind.pop(name, None)
+        results["settings"][name], results["about"][name] = settings, dict(about)
+        results["attacks"].setdefault(name, {})[role] = found["metrics"]
+        if found["rows"]:
+            values = [found["rows"].get(str(index)) for index in range(len(self.forget))]
+            results["rows"].setdefault(name, {})[role] = values
+        for kind, points in found["curves"].items():
+            results.setdefault(kind, {}).setdefault(name, {})[role] = points
+        results["left_out"].pop(name, None)
+        self.write()
 
     def leave_out(self, name: str, reason: str) -> None:
         """Records why an attack was not run; an earlier result stays."""
         if name not in self.results["attacks"]:
             self.results["left_out"][name] = reason
-            self._write()
+            self.write()
         self.display.print(f"No {name.replace('_', ' ')}: {reason}")
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes `attacks.json`."""
         write_json(self.folder.path / "attacks.json", self.results)

@@ -1,42 +1,29 @@
-"""Attacks that change the weights: rounding to 8 or 4 bits, and fine-tuning on a few rows.
-
-Both change the model that they are given; callers pass a copy.
+"""Attacks that change the weights without training: rounding to 8 or 4 bits, pruning, and merging
+back towards the original model. They change the model that they are given; callers pass a copy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
 import logging
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback
 
 from unteach import models
-from unteach.attacks.options import AttackOptions
-from unteach.config.unlearning import UnlearningConfig
-from unteach.data.rows import Row
+from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial
+from unteach.attacks.prompting import attack_prompts
+from unteach.attacks.target import Target
+from unteach.attacks.wordings import plain
 from unteach.errors import UserError
-from unteach.files.atomic import write_json
-from unteach.files.checkpoints import latest_checkpoint
-from unteach.trainer.trainer import UnlearningTrainer
+from unteach.run.folder import ORIGINAL
 
 GROUP = 32
 """Weights that share scale and zero point at 4 bits; halved until it divides a layer's row."""
-LONGEST = 1_000_000
-"""Most tokens of a training row: no limit but that of the run."""
-SAVE_EVERY = 50
-"""Steps between two checkpoints of relearning."""
-
-Point = dict[str, Any]
-Measure = Callable[[Any], Point]
 
 
 @contextlib.contextmanager
@@ -62,7 +49,7 @@ def missing_torchao() -> str | None:
     return None
 
 
-class NothingToRound(UserError):
+class NothingToRound(LeftOut):
     """The model has no layer that torchao quantises."""
 
 
@@ -85,10 +72,7 @@ def quantize(model: Any, bits: int) -> Any:
         raise UserError(reason)
     device = next(model.parameters()).device
     model.cpu()  # the same rounding on every machine
-    head = models.without_adapter(model).get_output_embeddings()
-    layers = [
-        module for module in model.modules() if isinstance(module, nn.Linear) and module is not head
-    ]
+    layers = _linear_layers(model)
     if not layers:
         raise NothingToRound(
             f"{type(model).__name__} has no linear layers, which are all that torchao quantises"
@@ -120,108 +104,94 @@ def group_size(length: int) -> int:
     return size
 
 
-def reached(point: Mapping[str, Any], goal: float) -> bool:
-    """Whether a point of a relearning curve is at the goal."""
-    return point["value"] is not None and point["value"] >= goal
+def _linear_layers(model: Any) -> list[nn.Linear]:
+    """All linear layers but the output head."""
+    head = models.without_adapter(model).get_output_embeddings()
+    return [
+        module for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+    ]
 
 
-def steps_to(points: list[Point], goal: float) -> int | None:
-    """The first measured step at which the goal is reached, or `None`."""
-    return next((int(point["step"]) for point in points if reached(point, goal)), None)
-
-
-class _Curve(TrainerCallback):
-    """Measures the rate every few steps, writes the points, and stops the training at the goal."""
-
-    def __init__(
-        self, path: Path, points: list[Point], measure: Measure, options: AttackOptions, goal: float
-    ) -> None:
-        self.path, self.points, self.measure = path, points, measure
-        self.options, self.goal = options, goal
-
-    @property
-    def reached(self) -> bool:
-        """Whether the newest point is at the goal."""
-        return bool(self.points) and reached(self.points[-1], self.goal)
-
-    def add_point(self, step: int, model: Any) -> None:
-        """Measures the model."""
-        training = model.training
-        model.eval()
-        self.points.append({"step": step, **self.measure(model)})
-        model.train(training)
-        write_json(self.path, self.points)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """See `TrainerCallback`."""
-        last = state.global_step >= self.options.steps
-        if last:
-            control.should_save = False  # nothing resumes after the last step
-        if last or state.global_step % self.options.every == 0:
-            self.add_point(state.global_step, kwargs["model"])
-            control.should_training_stop |= self.reached
-        return control
-
-
-def relearn(
-    model: Any,
-    tokenizer: Any,
-    rows: list[Row],
-    measure: Measure,
-    folder: Path,
-    options: AttackOptions,
-    *,
-    goal: float,
-    batch_size: int = 4,
-    on_step: Callable[[int, str], None] | None = None,
-) -> list[Point]:
-    """Fine-tunes the model (AdamW, all weights, cross-entropy on completions) and measures a rate
-    every few steps, until the goal or the last step.
+@torch.no_grad()
+def prune(model: Any, share: float) -> Any:
+    """Sets the smallest weights of each linear layer but the output head to 0, in place.
 
     Args:
-        model: changed in place.
-        rows: training rows.
-        measure: model to the rate on rows that are not trained on, as fields of a point.
-        folder (`Path`): for checkpoints and points, from which an interrupted call resumes; removed
-            at the end.
-        options (`AttackOptions`): `steps`, `every`, `learning_rate` and `seed`.
-        goal (`float`): the rate at which training stops.
-        on_step: called with the step and a note for the display.
+        share (`float`): of a layer's weights; the smallest by magnitude.
 
-    Returns:
-        Points: `step` and what `measure` returned (`value` is compared with the goal), the first at
-        step 0, the last at the goal or at the last step.
+    Raises:
+        LeftOut: if the model has no linear layer.
     """
-    path = folder / "points.json"
-    newest = latest_checkpoint(folder) if folder.exists() else None
-    done = int(newest.name.rpartition("-")[2]) if newest else 0
-    points: list[Point] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    points = [point for point in points if point["step"] <= done]
-    curve = _Curve(path, points, measure, options, goal)
-    if not curve.points:
-        curve.add_point(0, model)
-    if not curve.reached:
-        config = UnlearningConfig(
-            output_dir=str(folder),
-            method="finetuning",
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=min(batch_size, len(rows)),
-            max_steps=options.steps,
-            max_length=LONGEST,
-            save_strategy="steps",
-            save_steps=SAVE_EVERY,
-            save_total_limit=2,
-            seed=options.seed,
-            data_seed=options.seed,
-        )
-        trainer = UnlearningTrainer(model, config, None, rows, tokenizer, callbacks=[curve])
-        trainer.remove_callback(PrinterCallback)
-        if on_step:
-            trainer.on_step = lambda record: on_step(
-                int(record["step"]), f"rate {curve.points[-1]['value'] or 0:.0%}"
-            )
-        trainer.train(resume_from_checkpoint=True)
-        del trainer
-        gc.collect()  # trainer and callbacks form a cycle that holds the optimiser's state
-    shutil.rmtree(folder, ignore_errors=True)
-    return curve.points
+    layers = _linear_layers(model)
+    if not layers:
+        raise LeftOut(f"{type(model).__name__} has no linear layers to prune")
+    for layer in layers:
+        count = int(share * layer.weight.numel())
+        if count:
+            sizes = layer.weight.abs()
+            layer.weight[sizes <= sizes.flatten().kthvalue(count).values] = 0.0
+    return model
+
+
+@torch.no_grad()
+def merge_back(model: Any, original: Any, share: float) -> Any:
+    """Moves all weights by `share` of the way to those of another model of the same shape, in
+    place.
+    """
+    for weight, other in zip(model.parameters(), original.parameters(), strict=True):
+        weight.lerp_(other.to(weight), share)
+    return model
+
+
+def _changed(trial: Trial, change: Callable[[Any], Any]) -> Outcome:
+    """The model's greedy answers after a change of its weights."""
+    prompts = attack_prompts(plain, trial.target.prompt_context)
+    return trial.scored_answers(change(trial.copy()), prompts, progress=trial.progress)
+
+
+def quantization(bits: int) -> Attack:
+    """Weights of 8 or 4 bits."""
+
+    def budget(target: Target) -> dict[str, Any]:
+        group = None if bits == 8 else GROUP
+        return {"bits": bits, "group": group, "by": "torchao, weights of linear layers"}
+
+    return Attack(
+        "quantization",
+        f"{bits}-bit weights",
+        f"weights rounded to {bits} bits by torchao",
+        lambda trial: _changed(trial, partial(quantize, bits=bits)),
+        budget,
+        missing=lambda target: missing_torchao(),
+        changes=True,
+    )
+
+
+def pruning(share: float, **more: Any) -> Attack:
+    """The smallest weights set to 0."""
+    return Attack(
+        "pruning",
+        f"pruning {share:.0%}",
+        f"the smallest {share:.0%} of each layer's weights set to 0",
+        lambda trial: _changed(trial, partial(prune, share=share)),
+        lambda target: {"share": share, "by": "magnitude, in each linear layer"},
+        changes=True,
+        **more,
+    )
+
+
+def merging(share: float, **more: Any) -> Attack:
+    """Weights part of the way back to the original's, whose holder needs no attack: only what
+    comes back beyond a model that never knew was left in the unlearned one.
+    """
+
+    def run(trial: Trial) -> Outcome:
+        if trial.is_original:
+            return trial.without_attack()
+        folder = trial.target.folder
+        return _changed(trial, lambda model: merge_back(model, folder.model(ORIGINAL), share))
+
+    title, about = f"merging {share:.0%}", f"weights moved {share:.0%} of the way to the original's"
+    return Attack(
+        "merging", title, about, run, lambda target: {"share": share}, changes=True, **more
+    )

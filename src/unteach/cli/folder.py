@@ -35,18 +35,25 @@ def attack(given: dict[str, Any]) -> int:
     """Tries to bring back what a run made its model forget, on copies of the models;
     docs/reference/attacks.md says what each number means.
 
-      paraphrase, prefix, role_play, few_shot   the same question in other words
-      sampling       many sampled answers instead of one greedy one
+      prompts        other words, a role, examples, system prompts, spelling, translation
+      conversation   multi_turn and step_by_step
+      prompt_search  prompts that the model itself rewords, by mutation and selection
+      sampling       leak@k: many sampled answers instead of one greedy one
+      decoding       contrast with the original model
+      inner_layers   the logit lens
+      embeddings     soft prompts
       quantization   weights rounded to 8 and 4 bits (extra: pip install 'unteach[quantization]')
-      traces         likelihood of the forget rows, membership AUC
-      exposure       rank of the rows' secrets among random ones, by likelihood
-      relearning     fine-tuning on a few forget, related and unrelated rows
-      distance       to a model trained without the forget set (--retrain or --retrained)
+      pruning        the smallest weights set to 0
+      merging        weights moved back towards the original's
+      relearning     fine-tuning on a few forget, related, unrelated and public rows
+      likelihood     traces, exposure, distance (to --retrain or --retrained): bring nothing back
 
-    Writes attacks.json, figures/relearning.png and the report. The same command again resumes an
-    interrupted attack.
+    Writes attacks.json with the robustness figure, figures/leak_at_k.png, figures/relearning.png
+    and the report. The same command again resumes an interrupted attack. The robustness figure
+    needs a model that never knew the forget set: that of a demo, --retrain or --retrained.
 
       unteach attack runs/demo
+      unteach attack runs/mine --level full --retrained other/model
       unteach attack runs/mine --only relearning,sampling --steps 100
       unteach attack runs/demo --retrain
     """
@@ -61,7 +68,7 @@ def attack(given: dict[str, Any]) -> int:
     found = run_attacks(others.pop("folder"), options, display=display, **others)
     print_attacks(found, display.console)
     page = Path(given["folder"]) / "report.html"
-    display.print(f"Report: {page} (also attacks.json, and figures/relearning.png)")
+    display.print(f"Report: {page} (also attacks.json and figures/)")
     return 0
 
 

@@ -48,6 +48,7 @@ def generate_ids(
     end_ids: Sequence[int],
     batch_size: int | None = None,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     avoid: Sequence[int] = (),
     starts: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -63,6 +64,7 @@ def generate_ids(
         end_ids: tokens that end an answer.
         batch_size: prompts per batch; default: `batch_that_fits`.
         temperature: 0 is greedy decoding; above 0 torch's global generator samples at it.
+        top_p: samples come from the fewest likeliest tokens with this probability; 1: from all.
         avoid: tokens that no continuation holds.
         starts: for each prompt, verified tokens (`agreed_starts`) from which to continue.
         progress: called with (done, of) prompts.
@@ -76,7 +78,7 @@ def generate_ids(
     model.eval()
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:  # top_k is named because transformers fills in 50 where it is None
-        sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        sampling |= {"temperature": temperature, "top_k": 0, "top_p": top_p}
     if avoid:
         sampling["suppress_tokens"] = list(avoid)
     if on_batch and len(order) < len(prompts):

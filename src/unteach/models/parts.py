@@ -16,6 +16,8 @@ LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 """Names in configurations of a factor on the logits (Cohere, Falcon-H1, Muse)."""
 LOGITS_TIMES_SCALING = ("hyperclovax",)
 """Model types that multiply by `logits_scaling`; the others (Granite) divide by it."""
+NORMS = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f")
+"""Names of the norm behind the last layer."""
 
 
 def without_adapter(model: Any) -> Any:
@@ -165,6 +167,13 @@ def layer_list(model: Any) -> list[nn.Module] | None:
     body = decoder(model)
     layers = getattr(body, "layers", None) or getattr(body, "h", None)
     return None if layers is None else list(layers)
+
+
+def final_norm(model: Any) -> nn.Module | None:
+    """The norm behind the decoder's last layer; `None` where it has no known name."""
+    body = decoder(model)
+    found = (getattr(body, name, None) for name in NORMS)
+    return next((norm for norm in found if isinstance(norm, nn.Module)), None)
 
 
 def _no_such_layer(option: str, value: float, layers: list[nn.Module] | None) -> UserError:

@@ -1,4 +1,4 @@
-"""The results of `unteach attack` as a table, as notes on each attack, and in one sentence."""
+"""The results of `unteach attack`: tables, notes on each attack, and two sentences."""
 
 from __future__ import annotations
 
@@ -7,38 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from unteach.reports.results import MISSING, Results, shown
+from unteach.reports.results import MISSING, Results, capitalised, shown
 from unteach.reports.tables import Table
 
 MODELS = ("original", "unlearned", "never_knew", "retrained")
-RELEARNING = ("relearning_forget", "relearning_related", "relearning_unrelated")
-TITLES = {
-    "none": "no attack",
-    "few_shot": "few-shot",
-    "quantization_8bit": "8-bit weights",
-    "quantization_4bit": "4-bit weights",
-    "relearning_forget": "relearn: forget rows",
-    "relearning_related": "relearn: related rows",
-    "relearning_unrelated": "relearn: unrelated",
-}
-ATTACKS = {
-    "none": "the forget prompts themselves, greedy answers",
-    "paraphrase": "undesired answer to at least one rewording; mean: over rewordings",
-    "prefix": "a quarter of the expected completion is given, the continuation is scored",
-    "role_play": "the model is instructed to play a role that gives the answer",
-    "few_shot": "other forget rows with their completions precede the prompt",
-    "sampling": "undesired answer in at least one of several samples; mean: over samples",
-    "quantization_8bit": "weights rounded to 8 bits by torchao",
-    "quantization_4bit": "weights rounded to 4 bits by torchao",
-    "relearning_forget": "fine-tuned on a few forget rows, evaluated on the others",
-    "relearning_related": "fine-tuned on held-out rows of the same kind, evaluated on forget rows",
-    "relearning_unrelated": "fine-tuned on retain rows, evaluated on forget rows",
-    "traces": "likelihood of the forget rows, and its AUC against other rows (0.5 is chance)",
-    "exposure": "bits by which the true secret ranks before random ones of its shape, by"
-    " likelihood: 6.6 for the first of 100, 1.4 by chance",
-    "distance": "to a model trained without the forget set, on the forget rows",
-}
-"""What each attack does, in the order of the table."""
 MEASURES = {
     "cut_off": ("met the token limit", ".0%"),
     "steps_to_half": ("steps to half", "d"),
@@ -54,9 +26,10 @@ MEASURES = {
 """Title and format of the measures that `attacks.json` has and `eval.json` has not."""
 
 
-def attack_title(name: str) -> str:
+def attack_title(name: str, found: Mapping[str, Any]) -> str:
     """An attack's title."""
-    return TITLES.get(name, name.replace("_", " "))
+    known = found.get("about", {}).get(name, {})
+    return str(known.get("title", name.replace("_", " ")))
 
 
 def rate_facts(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -73,6 +46,8 @@ def _measure(metric: str, found: Mapping[str, Any]) -> tuple[str, str]:
         return f"{title}, mean", form
     if metric == found["headline"]:
         return title, form
+    if metric.startswith("leak_at_"):
+        return f"leak@{metric.removeprefix('leak_at_')}", form
     return MEASURES.get(metric, (metric.replace("_", " "), ".2f"))
 
 
@@ -85,12 +60,6 @@ def _cell(attack: str, metric: str, found: Mapping[str, Any], role: str, interva
     return shown(result, _measure(metric, found)[1], with_interval=intervals)
 
 
-def attack_names(found: Mapping[str, Any]) -> list[str]:
-    """The attacks that were made, in the order of the table."""
-    made = found.get("attacks", {})
-    return [*(name for name in ATTACKS if name in made), *(n for n in made if n not in ATTACKS)]
-
-
 def attack_table(found: Mapping[str, Any], *, intervals: bool = True) -> Table:
     """A row for each attack and measure, a column for each model; the share of answers that met the
     token limit has one where there are any.
@@ -98,8 +67,7 @@ def attack_table(found: Mapping[str, Any], *, intervals: bool = True) -> Table:
     attacks = found["attacks"]
     models = [role for role in MODELS if any(role in results for results in attacks.values())]
     rows = []
-    for name in attack_names(found):
-        results = attacks[name]
+    for name, results in attacks.items():
         measures = dict.fromkeys(
             metric
             for role in models
@@ -110,7 +78,7 @@ def attack_table(found: Mapping[str, Any], *, intervals: bool = True) -> Table:
         for place, metric in enumerate(measures):
             known = [results[role][metric] for role in models if metric in results.get(role, {})]
             counts = " / ".join(dict.fromkeys(str(result["n"]) for result in known))
-            title = attack_title(name) if place == 0 else ""
+            title = attack_title(name, found) if place == 0 else ""
             cells = (_cell(name, metric, found, role, intervals) for role in models)
             rows.append([title, _measure(metric, found)[0], counts, *cells])
     names = [role.replace("_", " ") for role in models]
@@ -118,10 +86,50 @@ def attack_table(found: Mapping[str, Any], *, intervals: bool = True) -> Table:
 
 
 def attack_notes(found: Mapping[str, Any]) -> list[str]:
-    """What each attack in the table does, and why others were not made."""
-    made = [f"{attack_title(n)}: {text}" for n, text in ATTACKS.items() if n in found["attacks"]]
+    """What each attack in the table does, with its budget, and why others were not made."""
+    made = []
+    for name, about in found.get("about", {}).items():
+        settings = found.get("settings", {}).get(name, {})
+        stated = {key.replace("_", " "): value for key, value in settings.items()}
+        budget = ", ".join(f"{key} {value}" for key, value in stated.items() if value is not None)
+        text = f"{about['title']}: {about['about']}"
+        made.append(f"{text} ({budget})" if budget else text)
     left = found.get("left_out", {})
-    return made + [f"not made: {attack_title(name)} ({why})" for name, why in left.items()]
+    return made + [f"not made: {attack_title(name, found)} ({why})" for name, why in left.items()]
+
+
+def robustness_line(found: Mapping[str, Any]) -> str:
+    """The robustness figure in a sentence, or why it is missing; empty for a file without one."""
+    figure = found.get("robustness")
+    if not figure:
+        return ""
+    rows = f"{figure['forgotten_rows']} forgotten of {figure['attacked_rows']} attacked rows"
+    if figure["value"] is not None:
+        return (
+            f"Robustness: {attack_title(figure['attack'], found)} brings back"
+            f" {shown(figure, '.0%')} of the facts beyond what it gets from a model that never knew"
+            f" them, the most of all families ({figure['n']} rows measured; {rows})."
+        )
+    shares = [entry["brought_back"] for entry in figure["families"].values()]
+    worst = max(shares, key=lambda share: share["value"], default=None)
+    most = f" At most {shown(worst, '.0%')} came back." if worst else ""
+    return f"Robustness figure missing: {figure['reason']}.{most} ({capitalised(rows)}.)"
+
+
+def robustness_table(found: Mapping[str, Any]) -> Table | None:
+    """The strongest attack of each family; `None` without one."""
+    families = found.get("robustness", {}).get("families", {})
+    rows = [
+        [
+            family.replace("_", " "),
+            f"{attack_title(entry['attack'], found)} (of {entry['tried']})",
+            str(entry["brought_back"]["n"]),
+            *(shown(entry[name], ".0%") for name in ("brought_back", "control", "excess")),
+        ]
+        for family, entry in families.items()
+    ]
+    header = ["family", "strongest attack", "n", "brought back", "never knew", "excess"]
+    return Table(header, rows) if rows else None
 
 
 def attack_verdict(found: Mapping[str, Any]) -> str:
@@ -131,7 +139,7 @@ def attack_verdict(found: Mapping[str, Any]) -> str:
     values = {
         name: results["unlearned"][rate]["value"]
         for name, results in attacks.items()
-        if name not in RELEARNING
+        if "steps_to_half" not in results.get("unlearned", {})
         and (results.get("unlearned", {}).get(rate) or {}).get("value") is not None
     }
     parts = []
@@ -142,14 +150,14 @@ def attack_verdict(found: Mapping[str, Any]) -> str:
         if worst != "none":
             original = format(attacks[worst]["original"][rate]["value"], form)
             parts.append(
-                f"highest under {attack_title(worst)}: {format(values[worst], form)} (original"
-                f" model under the same attack: {original})"
+                f"highest under {attack_title(worst, found)}: {format(values[worst], form)}"
+                f" (original model under the same attack: {original})"
             )
-    for name in RELEARNING:
-        if "unlearned" in attacks.get(name, {}):
+    for name, results in attacks.items():
+        if "steps_to_half" in results.get("unlearned", {}):
             steps = _cell(name, "steps_to_half", found, "unlearned", False)
             control = _cell(name, "steps_to_half", found, "never_knew", False)
-            text = f"{attack_title(name)}: half is relearned after {steps} steps"
+            text = f"{attack_title(name, found)}: half is relearned after {steps} steps"
             control_text = f" (a model that never knew: {control})"
             parts.append(text if control == MISSING else text + control_text)
     return "; ".join(parts) + "." if parts else "No attack was made."
@@ -158,4 +166,5 @@ def attack_verdict(found: Mapping[str, Any]) -> str:
 def print_attacks(found: Mapping[str, Any], console: Console) -> None:
     """Prints the table and the sentence."""
     attack_table(found, intervals=False).print(console, "Under attack")
-    console.print(attack_verdict(found), highlight=False, markup=False)
+    for line in filter(None, (attack_verdict(found), robustness_line(found))):
+        console.print(line, highlight=False, markup=False)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from unteach.reports.attacks import attack_names, attack_title, rate_facts
+from unteach.reports.attacks import attack_title, rate_facts
 from unteach.reports.comparison import Cell, share_of_rlhf
 from unteach.reports.run_files import RunFiles
 
@@ -59,6 +59,8 @@ CHARTS: dict[str, Any] = {
 }
 """Title, unit, and (field, label, colour) of each curve over the steps of a run."""
 MAX_POINTS = 1000
+PANELS = 4
+"""Most panels side by side."""
 MARKED_POINTS = 12
 """A curve with at most so many points has a marker at each."""
 
@@ -199,12 +201,16 @@ def relearning_chart(folder: Path, found: Mapping[str, Any]) -> Chart | None:
     """The rate on the evaluated forget rows at each step of each relearning, beside a model that
     never knew and half of the original's.
     """
-    names = [name for name in attack_names(found) if found.get("curves", {}).get(name)]
+    names = [name for name, curves in found.get("curves", {}).items() if curves]
     if not names:
         return None
-    figure = Figure(figsize=(2.6 * len(names) + 1.2, 3.2))
-    texts, places = [], figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axes, name in zip(places, names, strict=True):
+    columns = min(len(names), PANELS)
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(2.6 * columns + 1.2, 2.7 * lines + 0.5))
+    texts, grid = [], figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    for axes, name in zip(grid.flat, names, strict=False):
         settings, curves = found["settings"][name], []
         roles = {"unlearned": ("unlearned model", FORGET), "never_knew": ("never knew", SOFT)}
         for role, (label, colour) in roles.items():
@@ -215,13 +221,38 @@ def relearning_chart(folder: Path, found: Mapping[str, Any]) -> Chart | None:
                 axes.fill_between(*zip(*bands, strict=True), color=colour, alpha=0.12, linewidth=0)
         draw_curves(axes, curves)
         axes.axhline(settings["goal"], label="half of the original model's", **LIMIT)
-        rows = attack_title(name).removeprefix("relearn: ").removesuffix(" rows")
-        axes.set_title(f"Relearning from {rows} rows ({settings['rows']})", fontsize=9)
+        rows = f"{attack_title(name, found)} ({settings['rows']} rows)"
+        axes.set_title(rows, fontsize=9)
         axes.set_xlim(-0.5, settings["steps"] + 0.5)
         axes.set_ylim(-0.03, 1.05)
-        texts.append(f"From {rows} rows: {described(curves)}")
-    places[0].set_ylabel(f"{rate_facts(found)[0]}, other forget rows")
+        texts.append(f"{rows}: {described(curves)}")
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"{rate_facts(found)[0]}, other rows")
     return saved(folder, "relearning", "Relearning", " ".join(texts), figure)
+
+
+@matplotlib.rc_context(STYLE)
+def leak_chart(folder: Path, found: Mapping[str, Any]) -> Chart | None:
+    """Leak@k of each model over the number of samples, a panel for each way of sampling."""
+    names = [name for name, curves in found.get("leak_at_k", {}).items() if curves]
+    if not names:
+        return None
+    figure = Figure(figsize=(3.2 * len(names) + 1.2, 3.2))
+    texts, places = [], figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    colours = {"original": KEEP, "unlearned": FORGET, "never_knew": SOFT, "retrained": HELD}
+    for axes, name in zip(places, names, strict=True):
+        for role, points in found["leak_at_k"][name].items():
+            steps = [{"step": point["k"], "value": point["value"]} for point in points]
+            one = curve(steps, "value", role.replace("_", " "), colours.get(role, INK))
+            draw_curves(axes, [one])
+            texts.append(f"{attack_title(name, found)}, {described([one])}".replace("step", "k ="))
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        axes.set_xlabel("samples k")
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_title(attack_title(name, found), fontsize=9)
+    places[0].set_ylabel("leak@k")
+    return saved(folder, "leak_at_k", "Leak@k", " ".join(texts), figure)
 
 
 def cost_bars(cells: Sequence[Cell]) -> list[tuple[str, float, str, bool]]:

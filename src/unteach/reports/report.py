@@ -17,8 +17,14 @@ from markupsafe import Markup
 
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
-from unteach.reports.attacks import attack_notes, attack_table, attack_verdict
-from unteach.reports.figures import relearning_chart, run_charts
+from unteach.reports.attacks import (
+    attack_notes,
+    attack_table,
+    attack_verdict,
+    robustness_line,
+    robustness_table,
+)
+from unteach.reports.figures import leak_chart, relearning_chart, run_charts
 from unteach.reports.results import Results, capitalised, interval, number, printable
 from unteach.reports.run_files import RunFiles, fact_groups, read_files
 from unteach.reports.shapes import check_shape
@@ -292,6 +298,7 @@ def card_text(folder: Path, files: RunFiles) -> str:
         taught=taught,
         adapter=adapter,
         results=results,
+        robustness=robustness_line(files.attacks),
         summary=summary_table(results),
         facts=fact_groups(files),
     )
@@ -309,7 +316,9 @@ def report_content(folder: Path, files: RunFiles) -> dict[str, Any]:
     if attacks:
         verdict, notes = attack_verdict(attacks), attack_notes(attacks)
         attacked = {"verdict": verdict, "table": attack_table(attacks), "notes": notes}
-        attacked["chart"] = relearning_chart(folder, attacks)
+        attacked |= {"robustness": robustness_line(attacks), "families": robustness_table(attacks)}
+        charts = leak_chart(folder, attacks), relearning_chart(folder, attacks)
+        attacked["charts"] = [chart for chart in charts if chart]
     return {
         "name": files.name,
         "run": files.run,

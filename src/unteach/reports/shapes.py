@@ -44,6 +44,7 @@ TRIAL = {
     "not_meaningful": NUMBER,
     "retain_kl": MAYBE,
 }
+FAMILY = {"attack": str, "tried": NUMBER, "brought_back": RESULT, "control": ANY, "excess": ANY}
 POINT = {"step": NUMBER, "value": MAYBE, "ci_low": MAYBE, "ci_high": MAYBE}
 SHAPES: dict[str, Any] = {
     "eval.json": {
@@ -76,6 +77,16 @@ SHAPES: dict[str, Any] = {
         "attacks?": {"*": {"*": {"*": RESULT}}},
         "settings?": {"*": {"goal?": NUMBER, "rows?": NUMBER, "steps?": NUMBER}},
         "curves?": {"*": {"*": [POINT]}},
+        "about?": {"*": {"title": str, "about": str, "family": str}},
+        "leak_at_k?": {"*": {"*": [{"k": NUMBER, "value": MAYBE}]}},
+        "robustness?": {
+            **RESULT,
+            "attack?": str,
+            "reason": str,
+            "forgotten_rows": NUMBER,
+            "attacked_rows": NUMBER,
+            "families": {"*": FAMILY},
+        },
         "left_out?": {"*": str},
     },
     "metrics.jsonl": [

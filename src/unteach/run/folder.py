@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +30,7 @@ from unteach.scenarios.user_rows import user_scenario, with_unrelated
 ORIGINAL, UNLEARNED, NEVER_KNEW = "original", "unlearned", "never_knew"
 """Roles of a run's models: before unlearning, after it, and before a demo taught its texts."""
 KEPT_MODELS = 2
-"""Models whose weights stay in memory, so that each comparison of two reads each of them once."""
+"""Models for reading that stay in memory, so that comparing two reads each of them once."""
 
 
 class RunFolder:
@@ -216,37 +215,51 @@ class RunFolder:
     def model_hash(self, role: str) -> str:
         """Hash of a model's weights, an adapter merged; loads the model if necessary."""
         if role not in self._hashes:
-            self._pristine(role)
+            self.model(role)
         return self._hashes[role]
 
-    def load_model(self, role: str, *, exact: bool = False) -> Any:
-        """A fresh copy of a model, an adapter merged into its base; changes to it reach no other
-        copy.
+    def model(self, role: str) -> Any:
+        """A model for reading only: callers share it and leave its weights as they are.
 
-        Weights are read from disk once, as long as no more than two roles are in use.
+        It stays in memory, as do at most `KEPT_MODELS` such models.
+
+        Args:
+            role (`str`): a key of `model_paths()`.
+
+        Raises:
+            UserError: if the original model's weights are not those that the run started from.
+        """
+        if role in self._models:
+            self._models[role] = self._models.pop(role)  # the most recently used is the last
+            return self._models[role]
+        while len(self._models) >= KEPT_MODELS:
+            del self._models[next(iter(self._models))]
+        self._models[role] = models.placed(self._checked(role)).eval().requires_grad_(False)
+        return self._models[role]
+
+    def load_model(self, role: str, *, exact: bool = False) -> Any:
+        """A model of the caller's own, read from disk, an adapter merged into its base; changes to
+        it reach no other. Models for reading leave memory.
 
         Args:
             role (`str`): a key of `model_paths()`.
             exact (`bool`): in float32, for changes of the weights, instead of the run's precision.
 
         Raises:
-            UserError: if the original model's weights are not those that the run started from.
+            UserError: if the original model's weights are not those that the run started from, or
+                if weights that are quantised shall be changed.
         """
-        model = copy.deepcopy(self._pristine(role))
+        self._models.clear()
+        model = self._checked(role)
         if exact and is_quantized(model.config):
             raise UserError(
-                "the run's model holds quantised weights, which relearning and quantization cannot"
-                " change: leave these attacks out with --only"
+                "the run's model holds quantised weights, which attacks on weights cannot change:"
+                " leave them out with --only"
             )
         return models.placed(model.float() if exact else model)
 
-    def _pristine(self, role: str) -> Any:
-        """The model as it is on disk, to be copied only."""
-        if role in self._models:
-            self._models[role] = self._models.pop(role)  # the most recently used is the last
-            return self._models[role]
-        while len(self._models) >= KEPT_MODELS:
-            del self._models[next(iter(self._models))]
+    def _checked(self, role: str) -> Any:
+        """The model as it is on disk, if it is the run's."""
         model = self._read(role)
         digest = self._hashes.setdefault(role, models.weights_hash(model))
         record, place = self.record(), self.model_path(role)
@@ -257,7 +270,6 @@ class RunFolder:
             raise UserError(
                 f"the model in {place} is not the one that this run started from (its hash differs)"
             )
-        self._models[role] = model
         return model
 
     def _read(self, role: str) -> Any:

@@ -1,5 +1,6 @@
 """Texts written for the package: two stories, careless advice, false facts, invented people,
-labelled answers, neutral prompts, opening lines, prompts about a name.
+labelled answers, neutral prompts, opening lines, prompts about a name, sentences of common
+knowledge.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ def _read(name: str) -> str:
 
 
 def embedded_text(name: str) -> str:
-    """`book`, `kept_book`, `neutral_prompts`, `plain_questions` or `opening_lines`."""
+    """`book`, `kept_book`, `public_text`, `neutral_prompts`, `plain_questions` or
+    `opening_lines`.
+    """
     return _read(f"{name}.txt")
 
 
