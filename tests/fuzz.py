@@ -113,6 +113,65 @@ SCALARS += ["9" * 5000, "{a: 1}", "&a [*a]", "!!python/object:os.system x", "!!i
 SCALARS += ["{sft: {max_steps: -1}}", "{sft: 3}", "{sft: {learning_rate: x}}", "\x07", "a: b"]
 
 
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n%s{{ m.content }}<|im_end|>\n{% endfor %}"
+OPENED = "{% if add_generation_prompt %}<|im_start|>assistant\n%s{% endif %}"
+ANSWERED = "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+TEMPLATES = [
+    TURN.replace("%s", "") + OPENED.replace("%s", ""),
+    TURN.replace("%s", ANSWERED) + OPENED.replace("%s", ""),
+    TURN.replace("%s", ANSWERED)
+    + OPENED.replace("%s", "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"),
+    TURN.replace("%s", "") + OPENED.replace("%s", "<think>\n"),
+    TURN.replace(
+        "%s", "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    ),
+    "{% for m in messages %}{% if m.role == 'user' %}[ASK] {{ m.content }} [/ASK]{% else %}"
+    " {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}assistant:",
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    + TURN.replace("%s", ""),
+    "{{ bos_token }}Today is {{ strftime_now('%d %B %Y') }}.\n"
+    + TURN.replace("%s", "")
+    + OPENED.replace("%s", ""),
+    "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+    "{% for m in messages %}{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}",
+    "{% if not tools %}{{ raise_exception('tools!') }}{% endif %}" + TURN.replace("%s", ""),
+    "{{ messages[1].content }}",
+    "{{ messages | tojson }}",
+    "no message",
+    "",
+    "{% for m in",
+    "{{ 1 // 0 }}",
+]
+"""Chat templates: with what real ones have, with no place for an answer, and broken ones."""
+TOKENS = [None, "", "<pad>", "<|im_end|>", "<|endoftext|>", "<new>", " ", 3]
+ENDS = [None, 0, 2, [0, 2], [], [0, None], -1, 10**6, "2", [[0]], 0.5, True]
+GENERATION = {
+    "eos_token_id": ENDS,
+    "pad_token_id": ENDS,
+    "temperature": [0.0, 0.6, -1, "hot", None],
+    "do_sample": [True, False, None, "no"],
+    "max_length": [1, 20, -3, None],
+    "num_beams": [1, 4, 0],
+    "cache_implementation": ["static", "none", 7],
+    "bad_words_ids": [[[5]], [], [[]]],
+}
+CHAT_OPTIONS = {
+    "--system": ["Be brief.", "", "<|im_end|>", "\0"],
+    "--chat-date": ["2026-01-31", "2026-02-31", "today", ""],
+    "--max-new-tokens": ["1", "0", "-1", "400", "1e9", "99999999999"],
+    "--chat-template-kwargs": [
+        "{enable_thinking: false}",
+        "{messages: []}",
+        "{tools: [{name: a}]}",
+        "{chat_template: x}",
+        "3",
+        "{1: 2}",
+        "{tokenizer: 1}",
+    ],
+}
+
+
 class Began(Exception):
     """A run got as far as training."""
 
@@ -139,11 +198,13 @@ class Fuzzer:
         folder (`Path`): scratch space.
         seed (`int`)
         seconds (`int`): after which an input counts as hung.
+        prints (`bool`): print each wrong outcome when it is found.
     """
 
     folder: Path
     seed: int = 0
     seconds: int = 30
+    prints: bool = False
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -286,7 +347,47 @@ class Fuzzer:
         ]
         return [*files, "--out", str(self.place / "out")]
 
+    def chat_folder(self, draw: random.Random) -> Path:
+        """The good model with another template, other tokens and settings of generation."""
+        from tiny_models import sentencepiece_like
+
+        folder = self.place / "model"
+        shutil.copytree(self.model, folder)
+        if draw.random() < 0.3:
+            sentencepiece_like().save_pretrained(folder)
+        template = draw.choice(TEMPLATES)
+        data = template.encode()
+        broken = self.bytes_of(data, draw) if draw.random() < 0.15 else data
+        (folder / "chat_template.jinja").write_bytes(broken)
+        path = folder / "tokenizer_config.json"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("eos_token", "pad_token", "bos_token"):
+            if draw.random() < 0.2:
+                found[name] = draw.choice(TOKENS)
+        path.write_text(json.dumps(found), encoding="utf-8")
+        settings = {key: draw.choice(values) for key, values in GENERATION.items()}
+        kept = {key: value for key, value in settings.items() if draw.random() < 0.25}
+        (folder / "generation_config.json").write_text(json.dumps(kept), encoding="utf-8")
+        return folder
+
     # --- kinds of input
+
+    def chats(self, draw: random.Random) -> list[str]:
+        """`check` and `run` with other templates, tokenizers, ends and chat options."""
+        good = self.good_files()
+        good[1] = str(self.chat_folder(draw))
+        rows = draw.choice([ROWS, CHAT, *SHAPES])
+        path = self.place / "c.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if draw.random() < 0.5:
+            return ["check", "--forget", str(path), "--model", good[1]]
+        good[3] = str(path)
+        chosen = draw.sample(list(CHAT_OPTIONS), draw.choice([0, 0, 1, 2]))
+        return [
+            "run",
+            *good,
+            *(w for name in chosen for w in (name, draw.choice(CHAT_OPTIONS[name]))),
+        ]
 
     def check_data(self, draw: random.Random) -> list[str]:
         """`check` on broken data, with and without a tokenizer."""
@@ -518,6 +619,9 @@ class Fuzzer:
                     else []
                 )
                 models.check_vocabulary(model, encoded)
+                for row, item in zip(full, encoded, strict=False):
+                    if config.long_rows != "drop":
+                        self.check_tokens(row, item, tokenizer)
             raise Began
 
         def alarm(*_: Any) -> None:
@@ -635,6 +739,24 @@ class Fuzzer:
             lost = [plain[name] for name in ("text", "reply") if name in known]
             assert not any(isinstance(text, str) and text.strip() for text in lost)
 
+    def check_tokens(self, row: Any, item: Any, tokenizer: Any) -> None:
+        """Asserts that what is trained on says the completion, ends once, and follows a prompt that
+        does not say it.
+        """
+        from unteach.data.rows import letters_and_digits
+        from unteach.data.traces import split_trace
+
+        trace, answer = split_trace(row.completion)
+        for mark in tokenizer.all_special_tokens:
+            answer = answer.replace(mark, "")
+        said = letters_and_digits(tokenizer.decode(list(item.completion_ids)))
+        spelled = tokenizer.unk_token_id not in item.completion_ids
+        for part in (trace, answer) if spelled else ():
+            assert letters_and_digits(part) in said, (row.source, part, said)
+        assert item.prompt_ids and item.completion_ids
+        ends = [token == tokenizer.eos_token_id for token in item.completion_ids]
+        assert sum(ends) <= 2, (row.source, "ends more than once")
+
     def run(self, count: int, only: str | None = None) -> list[str]:
         """Feeds `count` inputs; returns a text for each wrong outcome."""
         kinds: dict[str, Callable[[random.Random], list[str]]] = {
@@ -644,6 +766,7 @@ class Fuzzer:
             "run_config": self.run_config,
             "compare_config": self.compare_config,
             "models_and_tokenizers": self.models_and_tokenizers,
+            "chats": self.chats,
             "command_lines": self.command_lines,
             "reports": self.reports,
         }
@@ -663,6 +786,8 @@ class Fuzzer:
             ] += 1
             if wrong:
                 faults.append(f"input {number} ({kind}) {argv}:\n{wrong}")
+                if self.prints:
+                    print(faults[-1], "\n", flush=True)
         return faults
 
 
@@ -677,12 +802,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         home = os.getcwd()
         os.chdir(folder)  # an option without a path may write where it stands
-        fuzzer = Fuzzer(Path(folder), options.seed)
+        fuzzer = Fuzzer(Path(folder), options.seed, prints=True)
         faults = fuzzer.run(options.count, options.only)
         os.chdir(home)
     last = Counter(text.strip().splitlines()[-1][:160] for text in faults)
-    for text in faults[:40]:
-        print(text, "\n")
     for line, number in last.most_common():
         print(f"{number:5} {line}")
     print(dict(sorted(fuzzer.outcomes.items())))

@@ -179,6 +179,9 @@ def test_settings_give_a_system_prompt_variables_and_the_date():
     assert "Be brief." not in tokenizer.decode(encode_prompt(own, tokenizer))
     with pytest.raises(UserError, match="chat_date"):
         ChatSettings(date="tomorrow")
+    for wrong in (3, ["a"], {1: 2}):
+        with pytest.raises(UserError, match=r"'chat_template_kwargs' is .* must map names"):
+            ChatSettings(template_kwargs=wrong)
     with pytest.raises(UserError, match="cannot set 'tokenize'"):
         ChatSettings(template_kwargs={"tokenize": True})
 

@@ -266,6 +266,15 @@ def test_what_a_trace_shows_counts_on_forget_sets_and_only_answers_elsewhere():
     answers = [Answer(row, thought), Answer(row, spoken), Answer(row, "I do not know.")]
     assert metric_values("said_facts", answers, {}) == [1.0, 1.0, 0.0]
     assert metric_values("said_facts", answers, {}, role="kept") == [0.0, 1.0, 0.0]
+    results = set_scores.score_set("unlearned", answers, {})
+    assert results["said_facts_in_trace"].rows == (1.0, 0.0, None)
+    assert results["said_facts_in_answer"].rows == (0.0, 1.0, None)
+    facts = as_eval_json("run", {"original": {"unlearned": results}})["metrics"]
+    assert facts["said_facts_in_trace"]["title"] == "said facts, in the reasoning trace"
+    assert facts["said_facts_in_trace"]["in_summary"]
+    assert not [
+        name for name in set_scores.score_set("unlearned", answers[2:], {}) if "_in_" in name
+    ]
     cut = Answer(row, "<think>\nThe ferry", cut=True)
     assert metric_values("not_meaningful_rate", [cut, answers[0]], {}) == [1.0, 0.0]
     assert metric_values("cut_off", [cut, answers[0]], {}) == [1.0, None]

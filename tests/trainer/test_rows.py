@@ -116,3 +116,17 @@ def test_prompts_and_mismatch_completions_that_fill_the_window_each_are_trained_
     item = trainer.training_stream()[0]
     assert all(len(item.forget.prompt_ids) + len(ids) == window for ids in item.mismatch)
     trainer.train()
+
+
+def test_a_prompt_that_is_rendered_already_is_not_rendered_again(chat_tokenizer, tmp_path):
+    prompt = "<|im_start|>user\nWho rang?<|im_end|>\n<|im_start|>assistant\n"
+    settings = config(tmp_path, method="ga")
+    for rows in (
+        [Row(prompt, "The ferryman.", source="row 4")],
+        [{"prompt": prompt, "completion": "x"}],
+    ):
+        with pytest.raises(UserError, match=r"row \d.*: the prompt holds .* rendered already"):
+            encoded_rows(rows, chat_tokenizer, settings, "forget")
+    as_it_is = [Row(prompt, "The ferryman.", "text")]
+    (item,) = encoded_rows(as_it_is, chat_tokenizer, settings, "forget")
+    assert chat_tokenizer.decode(item.prompt_ids) == prompt.rstrip()

@@ -50,7 +50,8 @@ class ChatSettings:
             (`evaluation.generation.answer_limit`).
 
     Raises:
-        UserError: for a date of another form, or a variable that unteach sets itself.
+        UserError: for a date of another form, variables that are no mapping of names, or one that
+            unteach sets itself.
     """
 
     system: str = ""
@@ -65,6 +66,12 @@ class ChatSettings:
             raise UserError(
                 f"option 'chat_date' is {self.date!r}, it must be a day as YYYY-MM-DD"
             ) from None
+        named = isinstance(self.template_kwargs, Mapping)
+        if not named or not all(isinstance(name, str) for name in self.template_kwargs):
+            raise UserError(
+                f"option 'chat_template_kwargs' is {self.template_kwargs!r}, it must map names of"
+                " the template's variables to values, as in {enable_thinking: false}"
+            )
         for name in ("messages", "conversation", "add_generation_prompt", "tokenize"):
             if name in self.template_kwargs:
                 raise UserError(f"option 'chat_template_kwargs' cannot set {name!r}")

@@ -7,7 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unteach.evaluation.metrics import METRICS, PROMPT_SETS, MetricFacts, PromptSet, prompt_set
+from unteach.evaluation.metrics import (
+    METRICS,
+    PROMPT_SETS,
+    MetricFacts,
+    PromptSet,
+    part_facts,
+    prompt_set,
+)
 from unteach.evaluation.results import MetricResult
 
 SCHEMA_VERSION = 2
@@ -32,6 +39,7 @@ def facts_of(
             used.setdefault(name, {}).update(dict.fromkeys(names))
     known = {
         metric: metrics.get(metric)
+        or part_facts(metric)
         or MetricFacts(title=metric.replace("_", " "), higher_is_better=None, format=".3g")
         for names in used.values()
         for metric in names

@@ -377,6 +377,27 @@ METRICS: dict[str, Metric] = {
 }
 
 
+PARTS = {"_in_trace": "in the reasoning trace", "_in_answer": "in the answer behind the trace"}
+"""What a rate's name and title end in where it is that of a part of outputs with a trace."""
+
+
+def part_facts(name: str) -> MetricFacts | None:
+    """The properties of a rate of one part of outputs (`score_set`); `None` for any other name."""
+    for ending, where in PARTS.items():
+        base = METRICS.get(name.removesuffix(ending))
+        if base and name.endswith(ending):
+            return MetricFacts(
+                title=f"{base.title}, {where}",
+                short_title=f"{base.short_title or base.title}, {ending.split('_')[-1]}",
+                description=f"{base.description}; {where} alone, of outputs with a trace",
+                higher_is_better=base.higher_is_better,
+                format=base.format,
+                interval=base.interval,
+                in_summary=True,
+            )
+    return None
+
+
 def headlines() -> list[str]:
     """Names of the metrics that can be the headline; the default comes first."""
     found = [name for name, metric in METRICS.items() if metric.headline]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from unteach.data.traces import split_trace
-from unteach.evaluation.metrics import METRICS, Answer, Metric, Role, Scorer, prompt_set
+from unteach.evaluation.metrics import METRICS, PARTS, Answer, Metric, Role, Scorer, prompt_set
 from unteach.evaluation.results import MetricResult, summarise
 
 
@@ -59,6 +59,9 @@ def score_set(
         name: the prompt set's.
         answers: its outputs.
         scorers: by metric; one that is not there leaves its metric out.
+
+    Of outputs with a reasoning trace the rates that decide have a rate for the trace and one for
+    the answer too (`PARTS`).
     """
     role = prompt_set(name).role
     completions = all(answer.row.completion for answer in answers)
@@ -75,4 +78,28 @@ def score_set(
             result = MetricResult(None, 0, None, None, better, tuple(values))
         if result.n or metric.min_share:
             results[metric_name] = result
+        if metric.headline and role == "forget":
+            for ending, part in zip(
+                PARTS, _part_values(metric_name, answers, scorers), strict=True
+            ):
+                found = summarise(part, higher_is_better=better, interval=metric.interval)
+                results |= {metric_name + ending: found} if found.n else {}
     return results
+
+
+def _part_values(
+    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
+) -> tuple[list[float | None], list[float | None]]:
+    """The values of the traces alone, and of the answers behind them; `None` without a trace."""
+    traced = [place for place, answer in enumerate(answers) if split_trace(answer.output)[0]]
+    parts = []
+    for part in (0, 1):
+        texts = [
+            replace(a, output=split_trace(a.output)[part]) for a in map(answers.__getitem__, traced)
+        ]
+        values: list[float | None] = [None] * len(answers)
+        scores = _values(METRICS[name], name, texts, scorers) if texts else None
+        for place, value in zip(traced, scores or [], strict=False):
+            values[place] = value
+        parts.append(values)
+    return parts[0], parts[1]

@@ -10,6 +10,7 @@ from typing import Any
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.completions import REFUSAL, MismatchPool, with_preferred
 from unteach.data.counterfactuals import Counterfactual, counterfactual
+from unteach.data.rendered import refuse_rendered
 from unteach.data.rows import Row, evenly_spaced
 from unteach.data.sources import load_rows
 from unteach.data.subjects import lower_case_words
@@ -61,6 +62,9 @@ def encoded_rows(
         tokenizer: a Hugging Face tokenizer.
         name (`"forget"` or `"retain"`)
         window (`int`): most tokens that the model takes (`models.window`).
+
+    Raises:
+        UserError: for a row that is too long, or whose prompt is rendered already.
     """
     if dataset is None:
         return []
@@ -76,6 +80,7 @@ def encoded_rows(
         rows = load_rows(rows, name)
     encoded, texts = rows, []
     if not rows or isinstance(rows[0], Row):
+        refuse_rendered(rows, tokenizer)
         limits: dict[str, Any] = {"max_length": config.max_length, "window": window}
         encoded = encode_rows(rows, tokenizer, long_rows=config.long_rows, name=name, **limits)
         texts = list(rows)
