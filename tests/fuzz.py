@@ -750,7 +750,8 @@ class Fuzzer:
         for mark in tokenizer.all_special_tokens:
             answer = answer.replace(mark, "")
         said = letters_and_digits(tokenizer.decode(list(item.completion_ids)))
-        spelled = tokenizer.unk_token_id not in item.completion_ids
+        ids = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
+        spelled = letters_and_digits(row.completion) == letters_and_digits(tokenizer.decode(ids))
         for part in (trace, answer) if spelled else ():
             assert letters_and_digits(part) in said, (row.source, part, said)
         assert item.prompt_ids and item.completion_ids

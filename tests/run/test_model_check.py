@@ -15,7 +15,7 @@ from unteach import models, unlearn
 from unteach.config.resolve import resolve
 from unteach.errors import UserError
 from unteach.run import gguf, pipeline
-from unteach.run.model_check import check_model
+from unteach.run.model_check import check_model, check_places
 
 ROWS = [{"prompt": f"Who is {i}?", "completion": f"The ferryman {i}."} for i in range(4)]
 
@@ -124,3 +124,9 @@ def test_a_model_is_converted_by_the_converter_that_is_there(model, monkeypatch,
     shutil.rmtree(model)
     with pytest.raises(UserError, match="failed on it: no model here"):
         gguf.write_gguf(model)
+
+
+@pytest.mark.parametrize("out", ["\ud83d", "a\0b"])
+def test_an_output_folder_that_is_no_path_is_one_sentence(out, tmp_path):
+    with pytest.raises(UserError, match=r"option --out is .* which is no path"):
+        check_places(out, str(tmp_path))

@@ -44,15 +44,23 @@ def check_places(output_dir: str | Path, *names: str | None, moved: bool = False
     """Raises `UserError` where files would be written over one of these models, its base included,
     or (`moved`) would be moved with an earlier run's folder that holds it.
     """
-    out = Path(output_dir).expanduser().resolve()
+    out = _resolved(output_dir, "--out")
     for name in filter(None, names):
         root, adapters = models.adapter_chain(name)
-        for place in (Path(folder).resolve() for folder in (root, *adapters)):
+        for place in (_resolved(folder, "--model") for folder in (root, *adapters)):
             if place.is_dir() and (place == out or (moved and out in place.parents)):
                 where = "is the folder of" if place == out else "holds"
                 raise UserError(
                     f"option --out: {output_dir} {where} the model: name another folder"
                 )
+
+
+def _resolved(path: str | Path, option: str) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # half a character, a null, no home
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"option {option} is {str(path)!r}, which is no path ({reason})") from None
 
 
 def check_product(run: RunConfig) -> None:
