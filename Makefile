@@ -24,7 +24,7 @@ define install
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench clean distclean
+.PHONY: help demo test lint docs package bench clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ lint: $(STAMPS)/dev  ## check style, format and types
 docs: $(STAMPS)/docs  ## build the documentation into site/ (dead links and missing pages fail)
 	@PYTHONPATH=docs/site NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'unteach: open site/index.html, or serve it: .venv/bin/python -m http.server --directory site'
+
+package: $(STAMPS)/core  ## build the sdist, and the wheel from it, into dist/
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --out-dir dist
 
 bench: $(STAMPS)/baselines  ## run every benchmark and experiment in its short form (writes runs/bench)
 	@mkdir -p runs/bench

@@ -47,6 +47,8 @@ COMMANDS = {
     "request": ("requests", "one more forget request on the same model, the earlier ones kept"),
     "requests": ("requests", "list forget requests, take a patch out or put it back"),
     "chat": ("chat", "two models side by side, in the browser"),
+    "doctor": ("doctor", "what is installed, what is missing, what this machine can do"),
+    "completion": ("completion", "a script that completes commands and options in a shell"),
 }
 """Name of each command to its module and a line of help."""
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     name, words = (argv[0], argv[1:]) if argv else ("", [])
     if name in ("", "-h", "--help"):
-        lines = [f"    {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+        lines = [f"    {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
         print(
             HELP + "\n".join(lines) + "\n\nunteach COMMAND --help lists the options of a command."
         )
