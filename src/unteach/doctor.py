@@ -18,7 +18,15 @@ SHAPES = {
     "14B": (5120, 17408, 40, 40, 8, 151936),
     "32B": (5120, 25600, 64, 64, 8, 151936),
 }
-"""Hidden and intermediate size, layers, heads, key and value heads, and vocabulary of models."""
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+"""What the numbers of `SHAPES` are, in a model's configuration."""
 WAYS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "--lora": {"lora": True},
@@ -110,12 +118,11 @@ def sizes(memory: int, *, gpu: bool) -> dict[str, str | None]:
     from unteach.config.resolve import resolve
     from unteach.plan import PlanOptions, model_shape, plan_memory
 
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "vocab_size")
     options = PlanOptions(device="gpu" if gpu else "cpu")
     largest: dict[str, str | None] = dict.fromkeys(WAYS)
     for label, numbers in SHAPES.items():
-        config = LlamaConfig(**dict(zip(names, numbers, strict=True)))
+        shape_of: dict[str, Any] = dict(zip(FIELDS, numbers, strict=True))
+        config = LlamaConfig(**shape_of)
         for way, given in WAYS.items():
             settings = {**given, "model": "m", "per_device_train_batch_size": 1, "use_cpu": True}
             resolved = resolve({**settings, "bf16": gpu})
