@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import import_module
 
 from unteach import __version__
+from unteach.cli.commands import COMMANDS, load_command
 from unteach.cli.exit_codes import SEVERAL, check_launch, exit_code, named_files, quiet_libraries
-from unteach.cli.options import Command, parse
+from unteach.cli.options import parse
 from unteach.errors import did_you_mean
 from unteach.processes import destroy_process_group
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "load_command", "main"]
 
 HELP = """\
 usage: unteach [--help] [--version] COMMAND ...
@@ -34,30 +34,6 @@ Makes a causal language model forget completions, from these alone, and measures
 
 commands:
 """
-COMMANDS = {
-    "demo": ("run", "teach a small model a story, bad advice or false facts, and make it forget"),
-    "run": ("run", "make a model forget the completions of a file"),
-    "check": ("check", "find what is wrong with the data, before a run"),
-    "eval": ("eval", "score a model, or a pair of models, on prompts"),
-    "compare": ("compare", "several methods, on one or more models, in one table"),
-    "attack": ("folder", "try to bring back what was forgotten"),
-    "report": ("folder", "write tables, figures, page and model card of a run's folder"),
-    "purge": ("folder", "remove every copy of the texts, keep the model and the numbers"),
-    "plan": ("plan", "memory and time of a run, from the model's configuration alone"),
-    "request": ("requests", "one more forget request on the same model, the earlier ones kept"),
-    "requests": ("requests", "list forget requests, take a patch out or put it back"),
-    "chat": ("chat", "two models side by side, in the browser"),
-    "doctor": ("doctor", "what is installed, what is missing, what this machine can do"),
-    "completion": ("completion", "a script that completes commands and options in a shell"),
-}
-"""Name of each command to its module and a line of help."""
-
-
-def load_command(name: str) -> Command:
-    """The command of this name; its module is imported now, so that `unteach --help` is instant."""
-    module = import_module(f"unteach.cli.{COMMANDS[name][0]}")
-    command: Command = module.COMMANDS[name]
-    return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ from argparse import ArgumentParser
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unteach.cli.commands import COMMANDS as ALL
+from unteach.cli.commands import load_command
 from unteach.cli.options import Command, build_parser
 from unteach.config.run import required
 
@@ -27,9 +29,6 @@ def completion(given: dict[str, Any]) -> int:
     unteach completion fish > ~/.config/fish/completions/unteach.fish
     """
     import shtab
-
-    from unteach.cli import COMMANDS as ALL
-    from unteach.cli import load_command
 
     parser = ArgumentParser(prog="unteach")
     parser.add_argument("--version", action="store_true", help="print the version")
