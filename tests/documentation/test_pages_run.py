@@ -4,6 +4,7 @@ pages, on a tiny model and with few steps. What cannot run here names the test t
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -23,6 +24,7 @@ ELSEWHERE = {
     r"^accelerate launch": "tests/trainer/test_parallel.py",
     r"^LLAMA_CPP=": "tests/run/test_model_check.py",
     r"^unteach demo": "tests/test_examples.py",
+    r"--level full": "tests/attacks/test_suite.py",
     r"--retrain$": "tests/attacks/test_suite.py",
     r"--benchmark": "tests/evaluation/benchmarks/test_benchmark.py",
     r"--method (rlhf|sft)": "tests/baselines/test_runs.py",
@@ -39,7 +41,7 @@ SHORT = (
     "max_steps=1 probe_rows=2 hold=99 min_utility=0 similarity_model=null paraphrases=0"
     " max_new_tokens=4"
 )
-FEW = {"run": SHORT, "request": SHORT, "attack": "--prompts 2 --samples 2"}
+FEW = {"run": SHORT, "request": SHORT, "attack": "--prompts 2 --samples 2 --steps 1"}
 """What is added to a command so that it takes seconds."""
 FIRST = ["README.md", "docs/index.md", *(f"docs/tutorials/{name}.md" for name in (
     "five-minutes", "forget-a-person", "forget-a-book", "less-harmful", "remove-a-topic",
@@ -113,6 +115,25 @@ def run(line: str) -> None:
     assert status in ((0, 2) if name == "check" else (0,)), line
 
 
+def undocumented(place: Path) -> dict[str, set[str]]:
+    """File to its fields that docs/reference/files.md does not name in the file's section."""
+    page = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
+    found: dict[str, set[str]] = {}
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        name = section.splitlines()[0]
+        if not name.endswith((".json", ".jsonl")) or name == "eval.json":
+            continue
+        files = list(place.glob(f"runs/*/{name}"))
+        assert files, name
+        for file in files:
+            text = file.read_text(encoding="utf-8")
+            lines = text.splitlines() if name.endswith("l") else [text]
+            fields = {field for line in lines for field in json.loads(line)}
+            if missing := fields - set(re.findall(r"`(\w+)`", section)):
+                found.setdefault(name, set()).update(missing)
+    return found
+
+
 @pytest.mark.timeout(900)
 def test_commands_and_python_blocks_run(place):
     seen: set[str] = set()
@@ -132,6 +153,7 @@ def test_commands_and_python_blocks_run(place):
                     if not any(re.search(pattern, line) for pattern in ELSEWHERE):
                         run(line)
     assert len(seen) > 30
+    assert undocumented(place) == {}
 
 
 def test_what_runs_elsewhere_has_a_test_there():
