@@ -124,17 +124,21 @@ def adapter_targets(model: Any) -> str | list[str]:
 
 
 def _accepted(model: Any, targets: str | list[str]) -> bool:
-    """Whether PEFT takes these targets, tried on a twin of the model without weights."""
+    """Whether PEFT takes these targets and adapts nothing but layers for them, tried on a twin of
+    the model without weights. Experts that are one tensor it would adapt as bare parameters, and
+    such adapters cannot be summed.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin = type(model)(copy.deepcopy(model.config))
         try:
-            inject_adapter_in_model(LoraConfig(r=1, target_modules=targets), twin)
+            config = LoraConfig(r=1, target_modules=targets)
+            inject_adapter_in_model(config, twin)
         except ValueError:
             return False
-    return True
+    return not config.target_parameters
 
 
 # --- merging
