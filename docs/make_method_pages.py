@@ -17,13 +17,25 @@ from unteach.config.resolve import SCHEDULE
 from unteach.losses.token import forward_kl_to_reference, negative_log_likelihood
 from unteach.methods import METHODS, Method
 from unteach.methods.pdu import DualWeight
-from unteach.methods.rmu import Steering, state_drift, steering_vector
+from unteach.methods.rmu import (
+    AdaptiveSteering,
+    CircuitBreaker,
+    Steering,
+    state_drift,
+    steering_vector,
+)
 from unteach.methods.task_vector import TaskVector, subtract
 
 FOLDER = Path(__file__).parent / "reference" / "methods"
 NOTES = tomllib.loads((FOLDER / "notes.toml").read_text(encoding="utf-8"))
 RESULTS = Path(__file__).parent / "results" / "methods.md"
-OPTIONS = {Steering: "steering_", DualWeight: "dual_", TaskVector: "task_vector_"}
+OPTIONS = {
+    Steering: ("steering_",),
+    AdaptiveSteering: ("steering_layer", "steering_update"),
+    CircuitBreaker: ("steering_layer", "steering_update"),
+    DualWeight: ("dual_",),
+    TaskVector: ("task_vector_",),
+}
 """Prefixes of the options that a method's hooks read."""
 RETAIN = {"kl": forward_kl_to_reference, "nll": negative_log_likelihood, "states": state_drift}
 LEVELS = {
@@ -62,9 +74,9 @@ def options(method: Method) -> list[str]:
     """Lines on the fields of `UnlearningConfig` that this method reads beside those of all."""
     fields = UnlearningConfig.__dataclass_fields__
     lines = [f"| `{name}` | {value:g} |" for name, value in method.parameters.items()]
-    prefix = OPTIONS.get(method.hooks)
+    prefixes = OPTIONS.get(method.hooks, ())
     for name, field in fields.items():
-        if prefix and name.startswith(prefix):
+        if name.startswith(prefixes):
             default = (
                 "null"
                 if field.default is None
@@ -161,6 +173,8 @@ def page(name: str, method: Method) -> str:
         ]
     if method.retain is not None:
         parts += [f"**Retain** (`retain_loss: {method.retain}`):", prose(RETAIN[method.retain])]
+    if method.hooks is CircuitBreaker:
+        parts += ["**Both terms and eps3:**", prose(CircuitBreaker)]
     if method.hooks is DualWeight:
         parts += ["**eps3:**", prose(DualWeight)]
     needs = ["completions to forget"] if method.forget is not None else []

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unteach.models.parts import layer_list
+
 Ids = Sequence[int]
 
 
@@ -77,10 +79,15 @@ def logits_before(model: Any, prompt: Ids, completion: Ids) -> list[Tensor]:
 
 def states_before(model: Any, prompt: Ids, completion: Ids, layer: int) -> list[Tensor]:
     """Output of layer `layer` (from 0) before each completion token, each (hidden,)."""
-    ids = torch.tensor([[*prompt, *completion]])
-    states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[
-        layer + 1
-    ][0]
+    ids, found = torch.tensor([[*prompt, *completion]]), []
+    # not `output_hidden_states`, whose last entry is what the final norm makes of the last layer's
+    handle = (layer_list(model) or [])[layer].register_forward_hook(
+        lambda module, inputs, output: found.append(output)
+    )
+    model(input_ids=ids, use_cache=False)
+    handle.remove()
+    states = found[0][0] if isinstance(found[0], tuple) else found[0]
+    states = states[0]
     return [states[len(prompt) - 1 + i].double() for i in range(len(completion))]
 
 
@@ -131,6 +138,37 @@ def steering(model: Any, prompt: Ids, completion: Ids, layer: int, direction: Te
         (((h - direction) ** 2).sum() for h in states_before(model, prompt, completion, layer)),
         torch.zeros(()),
     )
+
+
+def adaptive_steering(
+    model: Any, reference: Any, prompt: Ids, completion: Ids, options: dict[str, Any]
+) -> Tensor:
+    """sum_i ||h_i - beta ||h_i of the reference|| u||^2."""
+    unit, total = options["direction"] / options["direction"].norm(), torch.zeros(())
+    with torch.no_grad():
+        wanted = states_before(reference, prompt, completion, options["layer"])
+    found = states_before(model, prompt, completion, options["layer"])
+    for h, known in zip(found, wanted, strict=True):
+        total = total + ((h - options["beta"] * known.norm() * unit) ** 2).sum()
+    return total
+
+
+def rerouting(model: Any, reference: Any, prompt: Ids, completion: Ids, layer: int) -> Tensor:
+    """sum_i max(0, cos(h_i, h_i of the reference))."""
+    with torch.no_grad():
+        wanted = states_before(reference, prompt, completion, layer)
+    found, total = states_before(model, prompt, completion, layer), torch.zeros(())
+    for h, known in zip(found, wanted, strict=True):
+        total = total + torch.clamp((h * known).sum() / (h.norm() * known.norm()), min=0)
+    return total
+
+
+def distance(model: Any, reference: Any, prompt: Ids, completion: Ids, layer: int) -> Tensor:
+    """sum_i ||h_i - h_i of the reference||."""
+    with torch.no_grad():
+        wanted = states_before(reference, prompt, completion, layer)
+    found = states_before(model, prompt, completion, layer)
+    return sum(((h - w).norm() for h, w in zip(found, wanted, strict=True)), torch.zeros(()))
 
 
 def drift(model: Any, reference: Any, prompt: Ids, completion: Ids, layer: int) -> Tensor:
@@ -203,6 +241,10 @@ def forget_loss(
         return margin(model, prompt, completion)
     if method == "rmu":
         return steering(model, prompt, completion, options["layer"], options["direction"])
+    if method == "adaptive_rmu":
+        return adaptive_steering(model, reference, prompt, completion, options)
+    if method == "circuit_breaker":
+        return rerouting(model, reference, prompt, completion, options["layer"])
     raise ValueError(method)
 
 
@@ -267,7 +309,8 @@ def step_loss(
             len(row[1]) for row in retain
         )
     elif term == "states":
-        value = sum(drift(model, reference, *row, options["layer"]) for row in retain)
+        apart = distance if method == "circuit_breaker" else drift
+        value = sum(apart(model, reference, *row, options["layer"]) for row in retain)
         total = total + weights["retain"] * value / sum(len(row[1]) for row in retain)
     elif term == "kl":
         kl = sum(forward_kl(model, reference, *row) for row in retain)

@@ -75,6 +75,10 @@ def test_rows_of_the_table_are_named():
     assert rows[0].given == {"method": "ga_mismatch", **refusal}
     assert rows[1].name == "ga"
     assert rows[1].given == {"method": "ga", "hold": 3, "frozen_layers": 0.5}
+    (wrapped,) = method_rows(["npo+sam+rounding"])
+    assert wrapped.given == {"method": "npo", "robust": "sam+rounding"}
+    (own,) = method_rows([{"name": "ga+slow", "method": "ga"}])
+    assert own.given == {"method": "ga"}
 
 
 @pytest.mark.parametrize(

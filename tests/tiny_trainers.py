@@ -83,8 +83,10 @@ def naive_twin(trainer: UnlearningTrainer, model: Any, reference: Any) -> torch.
         model.config.hidden_size, trainer.config.steering_coefficient, trainer.args.seed
     )
     options["direction"] = direction.double()
+    kept = min(trainer.weights["retain"], trainer.hooks.budget.weight)
+    weights = trainer.weights | {"retain": kept}
     return naive.step_loss(
-        trainer.config.method, model, reference, forget, retain, trainer.weights, preferred, options
+        trainer.config.method, model, reference, forget, retain, weights, preferred, options
     )
 
 

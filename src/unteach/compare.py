@@ -12,6 +12,7 @@ from typing import Any
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.config.resolve import ResolvedConfig, resolve
 from unteach.config.run import refuse_data_options
+from unteach.config.unlearning import with_wrappers
 from unteach.data.chat import settings_from
 from unteach.data.rows import PAPER_HOLD_OUT
 from unteach.errors import UserError, did_you_mean
@@ -67,7 +68,8 @@ class MethodRow:
 
 
 def method_rows(methods: Any) -> list[MethodRow]:
-    """The `methods` of a comparison file: names, or mappings with `name`, `method` and settings.
+    """The `methods` of a comparison file: names, with wrappers as in `npo+sam`, or mappings with
+    `name`, `method` and settings.
 
     Raises:
         UserError: for anything else, for an unknown setting, and for two rows of one name.
@@ -85,7 +87,8 @@ def method_rows(methods: Any) -> list[MethodRow]:
             raise UserError(f"option 'methods' holds {item!r}, {wrong}")
         if name in {row.name for row in rows}:
             raise UserError(f"option 'methods' names {name!r} twice; give one of them another name")
-        given = NAMED_METHODS.get(name, {"method": name}) | given
+        named = {} if "method" in given else with_wrappers(name)
+        given = NAMED_METHODS.get(name, named) | given
         resolve(given)  # refuses what is unknown or of another type
         refuse_data_options(given, OF_ALL_METHODS)
         rows.append(MethodRow(name, given))

@@ -9,9 +9,16 @@ import pytest
 import torch
 
 from tiny_models import tiny_model
-from tiny_trainers import make_trainer, metrics
+from tiny_trainers import compare, make_trainer, metrics, weights_interrupted
 from unteach.errors import UserError
-from unteach.methods.rmu import state_drift, steering_distance, steering_layer, steering_vector
+from unteach.methods.rmu import (
+    adaptive_steering_distance,
+    rerouting,
+    state_drift,
+    steering_distance,
+    steering_layer,
+    steering_vector,
+)
 
 
 def test_state_losses_by_hand():
@@ -23,6 +30,44 @@ def test_state_losses_by_hand():
     assert torch.equal(direction, steering_vector(64, 6.5, seed=3)) and not torch.equal(
         direction, steering_vector(64, 6.5, seed=4)
     )
+
+
+def test_adaptive_losses_by_hand():
+    states, reference = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    unit = torch.tensor([0.0, 1.0])
+    assert adaptive_steering_distance(states, reference, unit, beta=1.5).tolist() == [10.0]
+    assert rerouting(states, reference).tolist() == pytest.approx([0.8])
+    assert rerouting(states, -reference).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("retain", ["states", "kl"])
+@pytest.mark.parametrize("method", ["adaptive_rmu", "circuit_breaker"])
+def test_losses_on_the_reference_s_states_equal_the_twin_s(method, retain, tmp_path):
+    """In the second step of two, where the weight of the circuit breaker's retain term is a third
+    of its last one's, t / (2T - t).
+    """
+    model = tiny_model(num_hidden_layers=4, dtype=torch.float64)
+    trainer = make_trainer(tmp_path, model, method=method, retain_loss=retain)
+    trainer.hooks.step = 1
+    compare(trainer, 1e-7)
+    if method == "circuit_breaker":
+        assert trainer.hooks.budget.weight == pytest.approx(1 / 3)
+
+
+def test_circuit_breakers_turn_the_states_of_what_is_forgotten_and_resume(tmp_path):
+    def trainer_of(folder: Any, **settings: Any) -> Any:
+        model = tiny_model(num_hidden_layers=4, dtype=torch.float64)
+        own = {"method": "circuit_breaker", "learning_rate": 3e-3}
+        return make_trainer(folder, model, **(own | settings))
+
+    trainer_of(tmp_path, max_steps=30).train()
+    lines = metrics(tmp_path)
+    assert lines[0]["forget_loss"] == pytest.approx(1.0)
+    assert lines[-1]["forget_loss"] < 0.5
+    assert lines[0]["retain_weight"] == 0.0
+    assert lines[15]["retain_weight"] == pytest.approx(15 / 45)
+    whole, resumed = weights_interrupted(tmp_path, trainer_of)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_steering_trains_all_or_the_three_layers_of_the_paper(tmp_path):

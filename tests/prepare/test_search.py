@@ -116,6 +116,28 @@ def test_named_candidates_are_tried_with_what_they_need():
     )
 
 
+def test_a_candidate_may_have_a_wrapper_and_is_a_method_of_its_own():
+    plain, wrapped = candidates("unlikelihood, unlikelihood+sam")
+    assert wrapped == {**plain, "robust": "sam"}
+    rates = {"unlikelihood": 0.9, "unlikelihood+sam": 0.2}
+
+    def attempt(settings):
+        name = "+".join([settings["method"], *filter(None, [settings.get("robust")])])
+        return Trial(dict(settings), 1, 1, rates[name], rates[name], 1.0, 0.0, 0.1, 1.0)
+
+    trials = search(attempt, lambda _: 1e-4, 2.0, candidates=(plain, wrapped))
+    assert [trial.name for trial in trials[:2]] == [
+        "unlikelihood at 0.0001",
+        "unlikelihood+sam at 0.0001",
+    ]
+    assert best_of(trials).settings["robust"] == "sam"
+    resolved = resolve({"model": "m", "method": "auto", "robust": "relearn"})
+    assert with_trial(resolved, wrapped).training["robust"] == "sam"
+    assert with_trial(resolved, plain).training["robust"] == "relearn"
+    with pytest.raises(UserError, match="unknown robust 'sma'"):
+        candidates("npo+sma")
+
+
 def test_the_default_method_for_the_rows_is_tried_first():
     short = [Row("Who rang the bell?", "The ferryman.")]
     assert candidates(None, short) == ({"method": "counterfactual"}, *TRIED)

@@ -180,6 +180,31 @@ def test_two_processes_are_one(
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "robust"),
+    [("data_parallel_cpu.yaml", "sam+relearn+rounding+perturb"), ("fsdp2_cpu.yaml", "sam+relearn")],
+)
+def test_wrappers_do_the_same_in_two_processes(
+    config: str, robust: str, arguments: list[str], tmp_path: Path
+) -> None:
+    """With the accumulation of two micro-batches. relearn makes steps of the sign of a gradient,
+    which rounding turns where it is about 0, so weights agree less closely.
+    """
+    own = ["--robust", robust, "sam_radius=0.05", "method=unlikelihood"]
+    wrapped = [*arguments[:-1], *own, "gradient_accumulation_steps=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    here = [sys.executable, "-m", "unteach", *wrapped]
+    for command, size, folder in ((here, 2, one), ([*launched(config), *wrapped], 1, two)):
+        done = start([*command, f"per_device_train_batch_size={size}", "--out", str(folder)])
+        assert done.returncode == 0, done.stdout + done.stderr
+    for left, right in zip(lines(one), lines(two), strict=True):
+        for name in set(left) & {"loss", "forget_loss", "forget_nll", "retain_kl", "retain_nll"}:
+            assert right[name] == pytest.approx(left[name], abs=1e-4), (left["step"], name)
+    torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=1e-3)
+    record = json.loads((two / "run.json").read_text())
+    assert record["robust"] == robust and record["processes"] == 2
+
+
 @pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml"])
 def test_two_processes_find_the_same_facts_and_targets_as_one(
     config: str, arguments: list[str], tmp_path: Path

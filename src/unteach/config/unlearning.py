@@ -57,10 +57,13 @@ class UnlearningConfig(TrainingArguments):
         6.5, "RMU: c, the length of the vector that hidden states are steered to"
     )
     steering_layer: int | None = option(
-        None, "RMU: the layer, counted from 0; default: the one at 7/32 of the depth"
+        None,
+        "RMU and circuit breakers: the layer, counted from 0; default: the one at 7/32 or 20/32 of"
+        " the depth",
     )
     steering_update: Literal["all", "three_layers"] = option(
-        "all", "RMU: what is trained; the paper: that layer and the two before it"
+        "all",
+        "RMU and circuit breakers: what is trained; RMU's paper: that layer and the two before it",
     )
     dual_limit: float | None = option(
         None,
@@ -323,6 +326,12 @@ class UnlearningConfig(TrainingArguments):
             role: float(getattr(self, f"{role}_weight"))
             for role in ("forget", "mismatch", "retain")
         }
+
+
+def with_wrappers(name: str) -> dict[str, str]:
+    """The options that a name such as `npo+sam` stands for: a method and what is around it."""
+    method, plus, robust = name.partition("+")
+    return {"method": method, "robust": robust} if plus else {"method": method}
 
 
 def _launched_with(name: str) -> bool:

@@ -10,7 +10,14 @@ from unteach.errors import did_you_mean
 from unteach.losses import sequence, token, vocabulary
 from unteach.methods.objective import Hooks, Method
 from unteach.methods.pdu import DualWeight
-from unteach.methods.rmu import Steering, steering_distance
+from unteach.methods.rmu import (
+    AdaptiveSteering,
+    CircuitBreaker,
+    Steering,
+    adaptive_steering_distance,
+    rerouting,
+    steering_distance,
+)
 from unteach.methods.task_vector import TaskVector
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Hooks", "Method", "get_method"]
@@ -33,6 +40,8 @@ RIGHT = f"DPO towards the right answer: {DPO}"
 IDK = f"DPO towards not knowing: {DPO} in the form of Maini et al. 2024 and Zhang et al. 2024"
 ALTPO = "AltPO: Mekala et al. 2025 (arXiv 2409.13474)"
 RMU = "RMU: Li et al. 2024 (arXiv 2403.03218)"
+ADAPTIVE_RMU = "adaptive RMU: Dang et al. 2024 (arXiv 2408.06223)"
+CIRCUIT_BREAKER = "circuit breakers: Zou et al. 2024 (arXiv 2406.04313)"
 UNDIAL = "UNDIAL: Dong et al. 2025 (arXiv 2402.10052)"
 WGA = "WGA: Wang et al. 2025 (arXiv 2502.19301)"
 SATIMP = "SatImp: Yang et al. 2025 (arXiv 2505.11953)"
@@ -52,6 +61,7 @@ undial = partial(Method, vocabulary.adjusted_self_distillation, level="vocabular
 ceu = partial(Method, vocabulary.cross_entropy_unlearning, level="vocabulary")
 pdu = partial(Method, vocabulary.logit_margin_flattening, level="vocabulary", hooks=DualWeight)
 rmu = partial(Method, steering_distance, level="state", hooks=Steering)
+inner = partial(Method, level="state", reference="layer")
 wga = partial(Method, token.weighted_gradient_ascent)
 satimp = partial(Method, token.saturation_importance, complement=True)
 likelihood = partial(Method, token.negative_log_likelihood)
@@ -97,6 +107,15 @@ METHODS: dict[str, Method] = {
     "dpo_idk": dpo((1, 0, 1), IDK, parameters=beta, preferred="idk"),
     "altpo": dpo((1, 0, 1), ALTPO, parameters=beta, preferred="alternate"),
     "rmu": rmu("states", (1, 0, 1200), RMU),
+    "adaptive_rmu": inner(
+        adaptive_steering_distance,
+        "states",
+        (1, 0, 1200),
+        ADAPTIVE_RMU,
+        parameters={"beta": 5.0},
+        hooks=AdaptiveSteering,
+    ),
+    "circuit_breaker": inner(rerouting, "states", (1, 0, 1), CIRCUIT_BREAKER, hooks=CircuitBreaker),
     "undial": undial(None, (1, 0, 0), UNDIAL, parameters={"gamma": 10}, reference="logits"),
     "wga": wga("nll", (1, 0, 1), WGA, parameters={"beta": 1}),
     "satimp": satimp("nll", (0.1, 0, 1), SATIMP, parameters={"beta": 5, "gamma": 1}),

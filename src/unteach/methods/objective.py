@@ -105,8 +105,9 @@ class Method:
             (`"sequence"`), logits (`"vocabulary"`) or hidden states (`"state"`).
         parameters (`Mapping[str, float]`): keyword arguments of `forget` with their defaults.
         complement (`bool`): `forget` reads log(1 - p).
-        reference (`"logp"`, `"logits"`, `"counterfactual"` or `None`): what `forget` reads of the
-            reference; counterfactual values are those of `trainer.counterfactual`.
+        reference (`"logp"`, `"logits"`, `"counterfactual"`, `"layer"` or `None`): what `forget`
+            reads of the reference; counterfactual values are those of `trainer.counterfactual`,
+            `layer` hidden states at `Hooks.layer`.
         preferred (`"right"`, `"idk"`, `"alternate"` or `None`): what is preferred to the completion
             to forget: the row's right answer, a sentence of not knowing, another sampled answer.
         forgets_end (`bool`): by default the token that ends an answer is forgotten too.
@@ -128,7 +129,7 @@ class Method:
     level: Literal["token", "sequence", "vocabulary", "state"] = "token"
     parameters: Mapping[str, float] = field(default_factory=dict)
     complement: bool = False
-    reference: Literal["logp", "logits", "counterfactual"] | None = None
+    reference: Literal["logp", "logits", "counterfactual", "layer"] | None = None
     preferred: Literal["right", "idk", "alternate"] | None = None
     forgets_end: bool = True
     says_instead: bool = False
@@ -165,6 +166,8 @@ class Method:
             values = {role: "logp" for role in ("forget", "preferred") if role in self.roles}
         elif self.reference in ("logits", "counterfactual"):
             values["forget"] = "hidden"
+        elif self.reference == "layer":
+            values["forget"] = "layer"
         if self.retain != "nll":
             values["retain"] = "layer" if self.retain == "states" else "hidden"
         return values

@@ -20,6 +20,7 @@ import torch
 from transformers import PrinterCallback
 
 from unteach.config.resolve import AUTO, BY_METHOD, SCHEDULE, ResolvedConfig
+from unteach.config.unlearning import with_wrappers
 from unteach.data.rows import Row, rows_hash
 from unteach.errors import TrainingFault, UserError
 from unteach.methods import get_method
@@ -27,6 +28,7 @@ from unteach.methods.task_vector import trained_weights
 from unteach.prepare.generations import LoadedModel, with_alternates, with_avoiding_answers
 from unteach.processes import process_count
 from unteach.progress import step_display
+from unteach.robust import wrappers
 from unteach.scenarios.method_choice import method_for
 from unteach.trainer.costs import Cost
 from unteach.trainer.stopping import ENOUGH_UTILITY, USEFUL_RATES, Probe, StopRule
@@ -86,11 +88,20 @@ class Trial:
     @property
     def name(self) -> str:
         """Method and learning rate."""
-        return f"{self.settings['method']} at {self.settings['learning_rate']:g}"
+        return f"{self.method} at {self.settings['learning_rate']:g}"
+
+    @property
+    def method(self) -> str:
+        """The method, and what is around it as in `npo+sam`."""
+        return _named(self.settings)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, the score among it."""
         return {**asdict(self), "settings": dict(self.settings), "score": round(self.score, 4)}
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    return "+".join([settings["method"], *filter(None, [settings.get("robust")])])
 
 
 def check_search(resolved: ResolvedConfig) -> None:
@@ -120,31 +131,34 @@ def check_search(resolved: ResolvedConfig) -> None:
 
 
 def candidates(names: str | None, rows: Sequence[Row] = ()) -> tuple[Mapping[str, Any], ...]:
-    """Settings of the methods with these names (separated by commas); `None`: the default method
-    for the forget rows, if it is none of `TRIED`, and those.
+    """Settings of the methods with these names (separated by commas, with wrappers as in
+    `npo+sam`); `None`: the default method for the forget rows, if it is none of `TRIED`, and those.
 
     Raises:
         UserError: for an unknown name, with the nearest, and for a method that changes the weights
             after its training, which no probe measures.
     """
-    known = {settings["method"]: settings for settings in TRIED}
+    known = {_named(settings): settings for settings in TRIED}
     wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
     for name in wanted:
-        if not get_method(name).hooks.probes_training:
+        settings = with_wrappers(name)
+        wrappers(settings.get("robust", "none"))  # refuses an unknown one
+        if not get_method(settings["method"]).hooks.probes_training:
             raise UserError(
                 f"method {name!r} changes the weights after its training, so a trial says nothing"
                 " of it; name it as the method"
             )
     if not wanted:
         wanted = [*([method_for(rows)[0]] if rows else []), *known]
-    return tuple(known.get(name, {"method": name}) for name in dict.fromkeys(wanted))
+    made = map(with_wrappers, dict.fromkeys(wanted))
+    return tuple({**known.get(settings["method"], {}), **settings} for settings in made)
 
 
 def with_trial(resolved: ResolvedConfig, settings: Mapping[str, Any]) -> ResolvedConfig:
     """The run's settings with those of a trial, except where the user set an option other than
     method and learning rate.
     """
-    own = ("method", "learning_rate")
+    own = ("method", "robust", "learning_rate")
     values = {k: v for k, v in settings.items() if k in own or k not in resolved.chosen}
     return resolved.with_training("search", **values)
 
@@ -187,10 +201,10 @@ def _next(
     """One of the best two methods' best trials with the next learning rate up or down; `None` if
     nothing can improve or all were tried.
     """
-    tried = {(trial.settings["method"], trial.settings["learning_rate"]) for trial in trials}
+    tried = {(trial.method, trial.settings["learning_rate"]) for trial in trials}
     best: dict[str, Trial] = {}
     for trial in sorted((t for t in trials if not t.note), key=lambda t: -t.score):
-        best.setdefault(trial.settings["method"], trial)
+        best.setdefault(trial.method, trial)
     for trial in list(best.values())[:2]:
         enough, forgotten = trial.utility >= ENOUGH_UTILITY, trial.forget_rate <= target_rate
         if enough and forgotten:
@@ -205,7 +219,7 @@ def _next(
         for factor in factors:
             rate = float(f"{trial.settings['learning_rate'] * factor:.2g}")
             within = base / FARTHEST <= rate * 1.05 and rate <= base * FARTHEST * 1.05
-            if within and (trial.settings["method"], rate) not in tried:
+            if within and (trial.method, rate) not in tried:
                 return {**trial.settings, "learning_rate": rate}
     return None
 
@@ -226,15 +240,14 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 def untried(trials: Sequence[Trial], candidates: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the methods that were not tried for lack of time."""
-    made = {trial.settings["method"] for trial in trials}
-    return [settings["method"] for settings in candidates if settings["method"] not in made]
+    made = {trial.method for trial in trials}
+    return [name for name in map(_named, candidates) if name not in made]
 
 
 def why(trials: Sequence[Trial]) -> str:
     """One sentence on the trial that was picked and the best of another method."""
     picked = best_of(trials)
-    method = picked.settings["method"]
-    others = [trial for trial in trials if not trial.note and trial.settings["method"] != method]
+    others = [trial for trial in trials if not trial.note and trial.method != picked.method]
 
     def result(trial: Trial) -> str:
         rate = f"forget rate {trial.forget_rate:.0%} (held-out rows {trial.validation_rate:.0%})"
@@ -329,7 +342,7 @@ class SearchContext:
         shutil.rmtree(self.folder, ignore_errors=True)
         trainable = [part for part in self.model.parameters() if part.requires_grad]
         weights = {} if self.peft_config is not None else trained_weights(self.model)
-        title = f"Trying {settings['method']} at {settings['learning_rate']:g}"
+        title = f"Trying {_named(settings)} at {settings['learning_rate']:g}"
         trainer: Any = None
         steps: list[Mapping[str, float]] = []
 

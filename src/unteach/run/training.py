@@ -76,6 +76,10 @@ def _check_settings(resolved: ResolvedConfig, scenario: Scenario) -> None:
     rows = [*scenario.forget, *scenario.validation]
     check_right_answers(scorer_names(resolved, scenario), rows)
     if baseline:
+        if run.robust != "none":
+            raise UserError(
+                f"option 'robust' is {run.robust!r}, but {run.method!r} is a baseline; leave it out"
+            )
         from unteach.baselines.run import check_baseline
 
         check_baseline(resolved, scenario)
@@ -221,6 +225,7 @@ def training_facts(
     )
     return {
         "method": config.method,
+        "robust": config.robust,
         "needs": "bad answers" if config.objective.forget else "answers to keep",
         "needs_positives": False,
         "needs_preferences": False,
