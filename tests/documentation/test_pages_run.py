@@ -41,7 +41,7 @@ SHORT = (
     "max_steps=1 probe_rows=2 hold=99 min_utility=0 similarity_model=null paraphrases=0"
     " max_new_tokens=4"
 )
-FEW = {"run": SHORT, "request": SHORT, "attack": "--prompts 2 --samples 2 --steps 1"}
+FEW = {"run": SHORT, "request": SHORT, "attack": "--prompts=2 --samples=2 --steps=1"}
 """What is added to a command so that it takes seconds."""
 FIRST = ["README.md", "docs/index.md", *(f"docs/tutorials/{name}.md" for name in (
     "five-minutes", "forget-a-person", "forget-a-book", "less-harmful", "remove-a-topic",
