@@ -30,7 +30,7 @@ def command_lines(text: str) -> list[str]:
     indented = re.findall(r"^ {2,}(\S.*)$", text, re.MULTILINE)
     found = []
     for line in [*blocks.splitlines(), *indented]:
-        line = re.split(r"\s+#|\s{2,}[a-z]", line.strip())[0]
+        line = re.split(r"\s+#|\s+>\s|\s{2,}[a-z]", line.strip())[0]
         if match := START.search(line):
             found.append(line[match.end() :].strip())
     return [line for line in dict.fromkeys(found) if "..." not in line and line[0] != "-"]

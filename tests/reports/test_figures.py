@@ -134,6 +134,7 @@ def test_drawing_leaves_a_caller_s_own_plots_alone(charts):
 
     try:
         plt.switch_backend("svg")
+        plt.close("all")  # another test's
         charts([*STEPS, *PROBES], kept_step=4, max_retain_kl=0.06)
         assert plt.get_fignums() == []
         assert matplotlib.get_backend().lower() == "svg"

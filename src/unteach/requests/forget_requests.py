@@ -266,7 +266,8 @@ def read_rows(work: Path) -> list[Row]:
         for record in records:
             if not isinstance(record["prompt"], str):
                 record["prompt"] = tuple((str(who), str(what)) for who, what in record["prompt"])
-            record["secret"] = tuple(record.get("secret", ()))  # older files have none
+            for name in ("secret", "avoid"):  # older files have none
+                record[name] = tuple(record.get(name, ()))
         return [Row(**record) for record in records]
     except (OSError, ValueError, KeyError, TypeError):
         return []

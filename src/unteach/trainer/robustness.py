@@ -30,8 +30,7 @@ class RobustSteps:
 
     Args:
         trainer (`UnlearningTrainer`): whose steps they are.
-        wrappers (`Sequence[Wrapper]`): in the order in which they apply; without any, a
-            micro-batch is computed as one.
+        wrappers (`Sequence[Wrapper]`): in the order in which they apply.
     """
 
     def __init__(self, trainer: Any, wrappers: Sequence[Wrapper]) -> None:
@@ -72,9 +71,9 @@ class RobustSteps:
         self.seconds = perf_counter() - started
 
     def micro_batch(self, batch: Batch, run: Run) -> Tensor:
-        """The loss of a micro-batch, whose gradients are added; `run` does that for a batch."""
-        if not self.wrappers:
-            return self._run(run, batch)
+        """The loss of a micro-batch in two parts, whose gradients are added; `run` does that for a
+        batch.
+        """
         batch = self._on_device(batch)
         forget, kept = part(batch, FORGET_SIDE), part(batch, ["retain"])
         losses = []
@@ -98,14 +97,14 @@ class RobustSteps:
         trainer.means.add(roles, batch["tree"], torch.zeros((), device=batch["tree"].device), {})
 
     def _run(self, run: Run, batch: Batch) -> Tensor:
-        with self._kernels():
+        with self.kernels():
             return run(batch)
 
     def _on_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.trainer.args.device) for name, tensor in batch.items()}
 
     @contextmanager
-    def _kernels(self) -> Iterator[None]:
+    def kernels(self) -> Iterator[None]:
         """Attention computes the same in each call, and a lookup's gradient is added in place."""
         trainer = self.trainer
         alone = trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled
@@ -136,7 +135,7 @@ class RobustSteps:
     def add_gradient(self, term: Term, scale: float = 1.0) -> None:
         """Adds the gradient of a term over the whole step, times `scale`, to `.grad`."""
         for batch in self._samples:
-            with torch.enable_grad(), self._kernels():
+            with torch.enable_grad(), self.kernels():
                 self.trainer.accelerator.backward(self.loss(batch, term) * scale)
 
     def take_gradient(self, term: Term) -> list[Tensor]:

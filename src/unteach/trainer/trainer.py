@@ -247,14 +247,12 @@ class UnlearningTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one micro-batch."""
-
-        def run(batch: dict[str, Tensor]) -> Tensor:
-            loss: Tensor = super(UnlearningTrainer, self).training_step(
-                model, batch, num_items_in_batch
-            )
-            return loss
-
-        loss = self.robust.micro_batch(inputs, run)
+        run = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        if self.robust.wrappers:
+            loss = self.robust.micro_batch(inputs, run)
+        else:
+            with self.robust.kernels():
+                loss = run(inputs)
         # checked once the backward pass has started, as the check waits for the GPU; several
         # processes must end together, so they check after the step
         if self.args.world_size == 1 and not torch.isfinite(loss):
