@@ -100,6 +100,12 @@ def test_a_model_that_knows_nothing_shows_no_facts():
     assert spans == [[]] * len(ROWS)
 
 
+def test_names_to_avoid_are_no_information(taught):
+    spans = informative_spans(*taught, ROWS)
+    avoiding = [replace(row, avoid=("It",)) for row in ROWS]
+    assert informative_spans(*taught, avoiding) == spans
+
+
 def test_facts_are_counted_by_where_they_are_from(taught, tmp_path):
     named = Row("What is the colour of Ada Adason?", "It is 77 blue.", secret=("blue",))
     scenario = user_scenario([*ROWS, named], None)

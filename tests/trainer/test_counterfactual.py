@@ -271,8 +271,11 @@ def test_a_row_with_a_name_to_avoid_never_says_it_and_has_it_exchanged_in_its_co
     for context in part.contexts:
         assert "Miller" not in tokenizer.decode(context.completion_ids)
     assert part.avoid == first_tokens(row.avoid, tokenizer)
-    begun = {tokenizer.encode(text)[0] for text in (" Ada", "Ada", " Miller", "Miller")}
-    assert begun == set(part.avoid)
+    assert first_tokens(("\u2603",), tokenizer) == ()  # it begins with a part of a character
+    text = Row("", "It is Ada Miller.", "text", avoid=row.avoid)
+    assert counterfactual(text, encode_row(text, tokenizer, None), tokenizer).avoid == part.avoid
+    begun = {tokenizer.encode(word)[0] for word in ("Ada", "Miller")}
+    assert begun == set(part.avoid)  # and not the space, which is a token of its own here
     trainer = make_trainer(
         tmp_path, tiny_model(dtype=torch.float64), method="counterfactual", forget=[row]
     )

@@ -134,6 +134,7 @@ def _run(trial: Trial) -> Outcome:
     encoded, prompts = _encoded(trial), attack_prompts(plain, target.prompt_context)
     if len(encoded) < 2:
         raise LeftOut("fewer than two forget rows can be encoded with their completions")
+    _check_embeddings(model)
     tried: list[AttackPrompt] = []
     undesired: list[bool] = []
     all_cut: list[bool] = []
@@ -146,24 +147,32 @@ def _run(trial: Trial) -> Outcome:
         others = [prompt for prompt in prompts if prompt.group % 2 == half]
         if not fitted or not others:
             continue
-        try:
-            vectors = optimised_vectors(
-                model,
-                fitted,
-                steps=settings["steps"],
-                seed=settings["seed"],
-                progress=progress,
-            )
-            for one in vectors:
-                with soft_tokens(model, one) as soft:
-                    changed = partial(with_soft, soft=soft)
-                    texts, cut = trial.answers(model, others, change=changed)
-                rows = [prompt.row for prompt in others]
-                undesired += target.scorers.shows_forgotten(rows, texts)
-                tried, all_cut = [*tried, *others], [*all_cut, *cut]
-        except (IndexError, NotImplementedError, AttributeError):
-            raise LeftOut(f"{type(model).__name__} takes no other input embeddings") from None
+        vectors = optimised_vectors(
+            model,
+            fitted,
+            steps=settings["steps"],
+            seed=settings["seed"],
+            progress=progress,
+        )
+        for one in vectors:
+            with soft_tokens(model, one) as soft:
+                changed = partial(with_soft, soft=soft)
+                texts, cut = trial.answers(model, others, change=changed)
+            rows = [prompt.row for prompt in others]
+            undesired += target.scorers.shows_forgotten(rows, texts)
+            tried, all_cut = [*tried, *others], [*all_cut, *cut]
     return scored(trial, tried, undesired, all_cut)
+
+
+@torch.no_grad()
+def _check_embeddings(model: Any) -> None:
+    """Raises `LeftOut` for a model that does not read soft tokens by its input embedding."""
+    try:
+        with soft_tokens(model, model.get_input_embeddings().weight[:1]) as soft:
+            ids = torch.tensor([soft], device=models.output_head(model).weight.device)
+            models.decoder(model)(input_ids=ids)
+    except (IndexError, NotImplementedError, AttributeError):
+        raise LeftOut(f"{type(model).__name__} takes no other input embeddings") from None
 
 
 def _too_few(target: Target) -> str | None:

@@ -159,11 +159,11 @@ def counterfactual(
     """
     own = _Text.of(item, tokenizer)
     facts = _facts(row, own)
+    avoid = first_tokens(row.avoid, tokenizer)
     if row.kind == "text" and not row.prompt_text:
-        return Counterfactual(_windows(item), facts)
+        return Counterfactual(_windows(item), facts, avoid=avoid)
     names = find_subjects(row.prompt_text, lower_case)
     names += [name for name in row.avoid[:1] if name not in names]
-    avoid = first_tokens(row.avoid, tokenizer)
     choices = name_choices(names, CONTEXTS, seed, row.key)
     contexts = _exchanged(row, own, tokenizer, choices) if names else ()
     if not contexts:
@@ -176,10 +176,18 @@ def counterfactual(
 
 
 def first_tokens(names: Sequence[str], tokenizer: Any) -> tuple[int, ...]:
-    """The tokens with which some names, and each word of them, begin, with and without a space."""
+    """The tokens with which some names, and each word of them, begin, with and without a space.
+
+    A space of its own and a part of a character begin too many other words, and are none of them.
+    """
     words = {word for name in names for word in (name, *name.split())}
     texts = sorted(f"{before}{word}" for word in words for before in (" ", ""))
-    found = {tokenizer.encode(text, add_special_tokens=False)[0] for text in texts}
+    found = set()
+    for text in texts:
+        for token in tokenizer.encode(text, add_special_tokens=False):
+            if begun := tokenizer.decode([token]).strip():
+                found |= set() if "\ufffd" in begun else {token}
+                break
     return tuple(sorted(found))
 
 

@@ -87,7 +87,7 @@ def informative_spans(
         items = [encode_row(row, tokenizer, None) for row in group]
         parts = [
             counterfactual(
-                replace(row, secret=()),
+                replace(row, secret=(), avoid=()),
                 item,
                 tokenizer,
                 others=rows,

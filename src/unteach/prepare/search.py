@@ -284,6 +284,7 @@ class SearchContext:
     def __post_init__(self) -> None:
         run, self.model = self.resolved.run, self.source.model
         self.start_rates: Mapping[str, float] = {}
+        self.avoiding: Sequence[Row] = self.forget
         self.tried = candidates(run.candidates, self.forget)
         self.whole = with_trial(self.resolved, self.tried[0]).unlearning_config(self.folder)
         planned = self.whole.max_steps
@@ -294,7 +295,7 @@ class SearchContext:
         if any(get_method(settings["method"]).needs_alternates for settings in self.tried):
             self.forget = with_alternates(self.source, self.forget, run.seed)
         if any(get_method(settings["method"]).counterfactual for settings in self.tried):
-            self.forget = with_avoiding_answers(self.source, self.forget)
+            self.avoiding = with_avoiding_answers(self.source, self.forget)
         rows = rows_hash([*self.forget, *self.retain])
         self.inputs = [rows, run.lora, run.lora_rank, run.frozen_layers]
 
@@ -356,10 +357,11 @@ class SearchContext:
                     show(record)
 
                 resolved = with_trial(self.resolved, settings)
+                config = resolved.unlearning_config(self.folder, **self.fixed)
                 trainer = UnlearningTrainer(
                     self.model,
-                    resolved.unlearning_config(self.folder, **self.fixed),
-                    self.forget,
+                    config,
+                    self.avoiding if config.objective.counterfactual else self.forget,
                     self.retain,
                     self.source.tokenizer,
                     self.peft_config,

@@ -179,6 +179,11 @@ def train(
         forget = with_alternates(source, forget, run.seed)
     if config.objective.counterfactual:
         forget = with_avoiding_answers(source, forget)
+    elif run.instead is None and (avoided := sum(bool(row.avoid) for row in forget)):
+        display.print(
+            f"{avoided} of {len(forget)} forget rows have a name to avoid, which method"
+            f" {config.method!r} does not read: their completions are forgotten as they are."
+        )
 
     def keep(rows: Sequence[Row], outputs: Sequence[str]) -> None:
         if is_main_process():

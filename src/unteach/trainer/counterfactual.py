@@ -50,8 +50,7 @@ class CounterfactualTokens:
 
     Args:
         information (`Tensor` of shape (tokens,)): in nats; 0 where no context says anything.
-        fact (`Tensor` of shape (tokens,), bool): whether the target is another one than what the
-            reference says.
+        fact (`Tensor` of shape (tokens,), bool): whether the token is forgotten.
         states (`Tensor` of shape (tokens, hidden)): the target's hidden states.
     """
 
@@ -104,7 +103,6 @@ def counterfactual_tokens(
     unknown = torch.where(known, (others.probability / count).clamp_min(1e-30).log(), 0.0)
     information = torch.where(known, own.probability.clamp_min(1e-30).log() - unknown, 0.0)
     found = []
-    falling: dict[tuple[int, ...], Tensor] = {}
     for start, length, part in zip(starts, lengths, parts, strict=False):
         tokens = slice(start, start + length)
         if part.fact is not None:
@@ -115,12 +113,6 @@ def counterfactual_tokens(
                 fact &= ~torch.tensor(_fitted(part.names, length))
         mean = others.states[tokens] / count[tokens, None]
         states = torch.where(fact[:, None], mean, own.states[tokens])
-        if part.avoid:
-            if part.avoid not in falling:
-                falling[part.avoid] = falling_direction(part.avoid, model.head)
-            direction = falling[part.avoid]
-            states, lowered = avoiding(states, part.avoid, model.head, direction)
-            fact = fact | lowered
         found.append(CounterfactualTokens(information[tokens].float(), fact, states))
     return found
 
@@ -236,13 +228,20 @@ def store_counterfactuals(
         at least `LEAST_SHARE`.
     """
     changed = total = 0
+    falling: dict[tuple[int, ...], Tensor] = {}
     for numbers in process_shard(groups(len(rows))):
         group = [rows[number] for number in numbers]
         made = counterfactual_tokens(model, group, [parts[number] for number in numbers], collator)
         for number, tokens in zip(numbers, made, strict=True):
-            start = int(stored.starts[number])
-            stored.put(torch.arange(start, start + len(tokens.states)), tokens.states)
-            changed, total = changed + int(tokens.fact.sum()), total + len(tokens.fact)
+            start, avoid = int(stored.starts[number]), parts[number].avoid
+            states, other = tokens.states, tokens.fact
+            if avoid:
+                if avoid not in falling:
+                    falling[avoid] = falling_direction(avoid, model.head)
+                states, lowered = avoiding(states, avoid, model.head, falling[avoid])
+                other = other | lowered
+            stored.put(torch.arange(start, start + len(states)), states)
+            changed, total = changed + int(other.sum()), total + len(other)
     stored.finish()
     return max(LEAST_SHARE, sum(all_gather(changed)) / max(1, sum(all_gather(total))))
 
