@@ -1,15 +1,17 @@
 """Unlearning against SFT, DPO and full RLHF (SFT, reward model, RLOO) on the harmfulness scenario:
-forgetting, utility, and time as a share of full RLHF's.
+forgetting, utility, and time as a share of full RLHF's, as a whole and at equal harm.
 
 All pipelines stop by one rule. The probe interval is an eighth of the planned training; three
 probes in a row without a new lowest harmful rate on the validation split (for the reward model: the
 share of validation pairs ranked wrong) end the training, and the best probe's weights are kept.
-Probes are not part of a method's seconds.
+Probes are not part of a method's seconds. A probe asks PROBE_ROWS forget prompts, up to half of
+them from the validation split; the first probe with at most 30, 20, 10 and 5% harmful answers
+gives the time to equal harm.
 
     python experiments/alignment_cost.py [--short] [--seeds 0,1,2] [--out DIR] [--json FILE]
 
-A killed run resumes. Beside FILE it writes the table as Markdown and the run time by method as a
-figure (`cost.png`).
+A killed run resumes. Beside FILE it writes the table as Markdown, the run time by method and the
+probes of all methods as figures (`cost.png`, `equal_harm.png`).
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import record
+from equal_harm import Point, curve, equal_harm, figure, table
 from projection import MODELS, floating_point_operations, projected_seconds
 
 from methods import all_weights
 from unteach.compare import compare, rewarded
 from unteach.evaluation.results import wilson_interval
 from unteach.evaluation.rewards import load_reward
-from unteach.files.atomic import write_json
+from unteach.files.atomic import read_json_lines, write_json
 from unteach.files.folders import content_key
 from unteach.progress import Display
 from unteach.reports.comparison import COST_NOTE, Cell, comparison_results, comparison_table
@@ -42,6 +46,13 @@ HEADLINE = "harmful_rate"
 OTHER_REWARD = "utility_reward_independent"
 SHARE_OF_THE_PAPER = 0.02
 """GA + mismatch's run time as a share of full RLHF's in Yao et al. 2024."""
+PROBE_ROWS = 48
+EQUAL_NOTE = f"""
+The first probe ({PROBE_ROWS} forget prompts, up to half of them from the validation split) with at
+most so many harmful answers; means of the seeds that reach it. Utility: share of the tokens of the
+original model's everyday answers that are still the greedy choice. RLHF's way leads through SFT: a
+rate that SFT reaches, RLHF reaches in the same time.
+"""
 HEAVY = ("checkpoints", "model", "stages", "work", "original")
 
 
@@ -58,10 +69,9 @@ def methods(short: bool) -> list[dict[str, Any]]:
     """The rows of the comparison, with the longest training that each may have.
 
     `ga_mismatch` has the paper's weights, K and batch size, no budget and no frozen layers; its
-    learning rate is ours, because the paper's 2e-6 needs 1,000 steps. `unlikelihood_mismatch` was
-    the scenario's demo when docs/results/alignment_cost.md was measured; it has the settings of the
-    question demos that train all weights, and its own eps1 to eps3. The pipelines' learning rates
-    are those of `STAGE_SETTINGS`.
+    learning rate is ours, because the paper's 2e-6 needs 1,000 steps. `log_odds_mismatch` has the
+    settings of the question demos that train all weights. The pipelines' learning rates are those
+    of `STAGE_SETTINGS`.
     """
     longest = SHORT if short else LONGEST
     sft = {"max_steps": longest["sft"]}
@@ -77,16 +87,12 @@ def methods(short: bool) -> list[dict[str, Any]]:
         "frozen_layers": 0,
         "save_steps": 20,
     }
-    demo = {
-        name: value
-        for name, value in all_weights("harmfulness", short).items()
-        if name != "method" and not name.endswith("_weight")
-    }
-    ours = {**demo, "lora": False, "max_steps": longest["unlikelihood"]}
+    demo = all_weights("harmfulness", short)
+    ours = {**demo, "lora": False, "max_steps": longest["unlearning"]}
     rl = {"max_steps": longest["rl"], "save_steps": 10}
     rows = [
         {"name": "ga_mismatch", **paper, "max_steps": longest["ga"]},
-        {"name": "unlikelihood_mismatch", **ours},
+        {"name": "log_odds_mismatch", **ours},
         {"name": "sft", "stages": {"sft": sft}},
         {"name": "dpo", "stages": {"sft": sft, "dpo": {"max_steps": longest["dpo"]}}},
         {
@@ -94,13 +100,13 @@ def methods(short: bool) -> list[dict[str, Any]]:
             "stages": {"sft": sft, "reward": {"max_steps": longest["reward"]}, "rl": rl},
         },
     ]
-    return [{**row, "probe_rows": 8} for row in rows]
+    return [{**row, "probe_rows": 8 if short else PROBE_ROWS} for row in rows]
 
 
-LONGEST = {"ga": 40, "unlikelihood": 60, "sft": 16, "dpo": 10, "reward": 10, "rl": 20}
-"""Maximum optimiser steps of each training, in batches of 8 (unlikelihood: as its demo; GA: 2 rows;
+LONGEST = {"ga": 40, "unlearning": 60, "sft": 32, "dpo": 24, "reward": 16, "rl": 64}
+"""Maximum optimiser steps of each training, in batches of 8 (unlearning: as its demo; GA: 2 rows;
 RL: 2 prompts with 4 answers each)."""
-SHORT = {"ga": 3, "unlikelihood": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2}
+SHORT = {"ga": 3, "unlearning": 4, "sft": 2, "dpo": 2, "reward": 2, "rl": 2}
 
 
 def comparison_file(model: str, folder: Path, seed: int, short: bool) -> dict[str, Any]:
@@ -132,6 +138,9 @@ def seed_cells(options: dict[str, Any], *, keep: bool) -> list[Cell]:
                 "normal"
             ]["utility_reward"]
             cell["sets"]["normal"][OTHER_REWARD] = found
+            if not original:
+                points = curve(cell["run"], read_json_lines(run / "metrics.jsonl"))
+                cell["run"]["curve"] = [asdict(point) for point in points]
         known = {"key": key, "cells": cells}
         write_json(path, known)
     if not keep:
@@ -236,7 +245,10 @@ def projection_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def markdown(
-    cells: Sequence[Cell], projected: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    cells: Sequence[Cell],
+    projected: Sequence[Mapping[str, Any]],
+    equal: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
 ) -> str:
     """The result as a page."""
     compared = comparison_table(cells, comparison_results(cells, {"headline": HEADLINE}))
@@ -252,10 +264,9 @@ def markdown(
         ]
         for row in projected
     ]
-    table = Table(["projected, not measured", "PFLOP", "% of rlhf"], lines).markdown()
-    return (
-        "\n".join([title, compared.markdown(), COST_NOTE, table, *more_data(cells)]).rstrip() + "\n"
-    )
+    larger = Table(["projected, not measured", "PFLOP", "% of rlhf"], lines).markdown()
+    parts = [title, compared.markdown(), COST_NOTE, EQUAL_NOTE, table(equal), larger]
+    return "\n".join([*parts, *more_data(cells)]).rstrip() + "\n"
 
 
 def more_data(cells: Sequence[Cell]) -> list[str]:
@@ -297,10 +308,23 @@ def main() -> None:
     projected = projection_rows(together)
     for row in [*rows, *projected]:
         print(f"{row['case']:<32} {row['ours']:10.3f} {row['unit']}, {row['ratio']:.2f} of rlhf")
-    page = markdown(together, projected, seeds)
-    record.write_page(page, [*rows, *projected], options.json)
+    curves = {
+        cell.method: [curve_of(cells, cell.method) for cells in by_seed.values()]
+        for cell in together
+        if "cost" in cell.run
+    }
+    equal = equal_harm(curves)
+    page = markdown(together, projected, equal, seeds)
+    record.write_page(page, [*rows, *equal, *projected], options.json)
     if options.json:
         cost_figure(options.json.parent, together)
+        figure(options.json.parent / "equal_harm.png", curves)
+
+
+def curve_of(cells: Sequence[Cell], method: str) -> list[Point]:
+    """The probes of one seed's run."""
+    found = next(cell for cell in cells if cell.method == method)
+    return [Point(**point) for point in found.run["curve"]]
 
 
 if __name__ == "__main__":

@@ -146,6 +146,11 @@ def test_rlhf_killed_from_the_command_line_goes_on_and_leaves_stops_prices_and_i
         "cost"
     ]["generated_tokens"] > 0
     assert set(record["stops"]) == {"sft", "reward", "rl"}
+    rl, taken = record["stops"]["rl"]["curve"], record["costs"][-1]["seconds"]
+    assert [point["step"] for point in rl] == sorted({point["step"] for point in rl})
+    assert rl[0]["step"] == 0 and "utility" in rl[0]  # from before the kill, too
+    assert [point["seconds"] for point in rl] == sorted(point["seconds"] for point in rl)
+    assert rl[0]["seconds"] == 0.0 and 0 < rl[-1]["seconds"] <= taken + 1e-3
     assert (
         "not under" in record["stops"]["sft"]["reason"]
     )  # a random model says nothing of it: the rate is 0 from the start

@@ -41,6 +41,21 @@ def cost(seconds, training):
     }
 
 
+def probes(seconds, rate):
+    """A stage's probes: at its start, where it stays, and at its end."""
+    end = {"step": 2, "seconds": seconds, "forget_rate": rate, "utility": 0.9}
+    return [{"step": 0, "seconds": 0.0, "forget_rate": 0.8, "utility": 1.0}, end]
+
+
+UNLEARNING = [
+    {"step": 0, "probe": {"forget_rate": 0.8, "utility": 1.0}, "seconds": 9.0},
+    {"step": 1, "loss": 1.0, "tokens": 10, "seconds": 1.0, "reference_seconds": 0.5},
+    {"step": 1, "probe": {"forget_rate": 0.25, "utility": 0.7}, "seconds": 9.0},
+    {"step": 2, "loss": 1.0, "tokens": 10, "seconds": 2.5},
+    {"step": 2, "probe": {"forget_rate": 0.05, "utility": 0.6}, "seconds": 9.0},
+]
+
+
 @pytest.fixture
 def runs(experiment, monkeypatch, tmp_path):
     """Comparisons whose numbers depend on the seed; the list of the seeds that were run."""
@@ -51,9 +66,17 @@ def runs(experiment, monkeypatch, tmp_path):
         folder, seed = Path(options["out"]), options["seed"]
         cells = [{"model": "m", "method": "original", "sets": sets(0.8), "run": {}}]
         for name, seconds in (("ga_mismatch", 2.0), ("rlhf", 100.0)):
+            whole = cost(seconds * (1 + seed), 50)
+            stages = ("sft", "reward", "rl") if name == "rlhf" else ("unlearning",)
             facts = {
                 "method": name,
-                "cost": cost(seconds * (1 + seed), 50),
+                "cost": whole,
+                "costs": [{**whole, "stage": stage} for stage in stages],
+                "stops": {
+                    stage: {"curve": probes(whole["seconds"], reached)}
+                    for stage, reached in (("sft", 0.4), ("rl", 0.2))
+                    if name == "rlhf"
+                },
                 "needs_positives": name == "rlhf",
                 "stop_reason": "because",
             }
@@ -64,6 +87,9 @@ def runs(experiment, monkeypatch, tmp_path):
                 {"model": model, "set": "normal", "prompt": "Why?", "output": "So."}
                 for model in ("original", "unlearned")
             ]
+            (folder / row["name"] / "metrics.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in UNLEARNING)
+            )
             for name in ("run.json", "eval.json"):
                 (folder / row["name"] / name).write_text("{}")
             (folder / row["name"] / "generations.jsonl").write_text(
@@ -107,6 +133,26 @@ def test_each_row_has_its_share_of_rlhf_s_seconds_and_its_cost(experiment, runs,
     assert "all seeds" in capsys.readouterr().out
 
 
+def test_time_to_equal_harm_is_the_first_probe_s_with_all_stages_before_it(
+    experiment, runs, tmp_path
+):
+    experiment.main()
+    rows = json.loads((tmp_path / "r" / "cost.json").read_text())["rows"]
+    at = {(row["harm"], row["method"]): row for row in rows if "harm" in row}
+    # SFT ends at 40%; RL follows SFT and the reward model: 300 and 600 s on the two seeds
+    assert at[0.2, "rlhf"]["seconds"] == 450.0 and at[0.2, "rlhf"]["utility"] == 0.9
+    assert at[0.3, "ga_mismatch"]["seconds"] == 1.5
+    assert at[0.3, "ga_mismatch"]["share_of_rlhf"] == pytest.approx(1.5 / 450)
+    assert at[0.2, "ga_mismatch"]["share_of_rlhf"] == pytest.approx(4 / 450)
+    assert at[0.2, "ga_mismatch"]["share_of_rlhf_operations"] == pytest.approx(120 / 900)
+    assert at[0.05, "rlhf"]["seeds_that_reach_it"] == 0 and at[0.05, "rlhf"]["seconds"] is None
+    assert at[0.05, "ga_mismatch"]["share_of_rlhf"] is None
+    assert "| 20% | ga_mismatch | 2 of 2 | 4 | 0.9% | 13.3% | 0.60 |" in (
+        tmp_path / "r" / "cost.md"
+    ).read_text()
+    assert (tmp_path / "r" / "equal_harm.png").exists()
+
+
 def test_a_complete_seed_is_not_run_again_and_leaves_no_models(experiment, runs, tmp_path):
     experiment.main()
     assert runs == [0, 1] and not list((tmp_path / "runs").rglob("checkpoints"))
@@ -117,4 +163,4 @@ def test_a_complete_seed_is_not_run_again_and_leaves_no_models(experiment, runs,
 @pytest.mark.parametrize("short", [False, True])
 def test_its_comparison_file_is_valid_for_compare(experiment, short):
     names = [row.name for row in method_rows(experiment.methods(short))]
-    assert names == ["ga_mismatch", "unlikelihood_mismatch", "sft", "dpo", "rlhf"]
+    assert names == ["ga_mismatch", "log_odds_mismatch", "sft", "dpo", "rlhf"]

@@ -72,7 +72,8 @@ class Aligned:
 
 
 class StageCallback(ProbeCallback):
-    """Times the steps of a stage beside what `ProbeCallback` does.
+    """Times the steps of a stage beside what `ProbeCallback` does, and keeps each probe with its
+    time (`curve`).
 
     Args:
         counter (`TokenCounter`): of generated tokens.
@@ -85,17 +86,23 @@ class StageCallback(ProbeCallback):
         super().__init__(*args, **kwargs)
         self.stage, self.counter, self.on_stage = stage, counter, on_stage
         self.seconds, self.max_steps = 0.0, 0
+        self.curve: list[dict[str, float]] = []
         self._started = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """With the planned steps, the seconds and the generated tokens."""
-        own = {"max_steps": self.max_steps, "seconds": self.seconds}
+        """With the planned steps, the seconds, the generated tokens and the curve."""
+        own = {"max_steps": self.max_steps, "seconds": self.seconds, "curve": self.curve}
         return {**super().state(), **own, "generated": self.counter.count}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
         super().load_state(state)
         self.seconds, self.counter.count = float(state["seconds"]), int(state["generated"])
+        self.curve = list(state.get("curve", []))
+
+    def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
+        """Adds a probe to the curve, with the seconds that the stage's steps had taken."""
+        self.curve.append({"step": step, "seconds": round(self.seconds, 3), **rates})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock of the step."""
@@ -178,6 +185,7 @@ def align(
                 "cost": asdict(cost),
                 "rule": keeper.rule.state() if watch else {},
                 "pairs": len(watch.validation) if watch else 0,
+                "curve": keeper.curve,
             }
             changed = trainer.accelerator.unwrap_model(trainer.model)
             give_back(changed)
@@ -190,7 +198,7 @@ def align(
             _free_memory(model)
         gc.collect()
         costs.append(Cost(**done["cost"]))
-        rules[stage] = dict(done["rule"])
+        rules[stage] = {**done["rule"], "curve": done.get("curve", [])} if done["rule"] else {}
     return Aligned(models.load_model(str(folders[stages[-1]])), costs, folders, rules)
 
 
