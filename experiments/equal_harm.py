@@ -109,7 +109,7 @@ def equal_harm(curves: Mapping[str, Sequence[Sequence[Point]]]) -> list[dict[str
                     "harm": rate,
                     "seeds": len(curves[method]),
                     "seeds_that_reach_it": len(found),
-                    **(mean or {name: None for name in Point.__annotations__}),
+                    **(mean or dict.fromkeys(Point.__annotations__)),
                     "share_of_rlhf": share or None,
                     "share_of_rlhf_operations": operations or None,
                 }

@@ -147,9 +147,10 @@ def test_time_to_equal_harm_is_the_first_probe_s_with_all_stages_before_it(
     assert at[0.2, "ga_mismatch"]["share_of_rlhf_operations"] == pytest.approx(120 / 900)
     assert at[0.05, "rlhf"]["seeds_that_reach_it"] == 0 and at[0.05, "rlhf"]["seconds"] is None
     assert at[0.05, "ga_mismatch"]["share_of_rlhf"] is None
-    assert "| 20% | ga_mismatch | 2 of 2 | 4 | 0.9% | 13.3% | 0.60 |" in (
-        tmp_path / "r" / "cost.md"
-    ).read_text()
+    assert (
+        "| 20% | ga_mismatch | 2 of 2 | 4 | 0.9% | 13.3% | 0.60 |"
+        in (tmp_path / "r" / "cost.md").read_text()
+    )
     assert (tmp_path / "r" / "equal_harm.png").exists()
 
 
