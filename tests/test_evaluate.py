@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
 from unteach.cli import main
+from unteach.errors import UserError
+from unteach.evaluate import EvalOptions
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,17 @@ def test_mistakes_are_one_sentence_and_exit_code_two(
     assert main(["eval", "--model", "m", "--out", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_model_is_asked_as_its_run_asked_it_unless_an_option_says_otherwise(tmp_path):
+    (tmp_path / "model").mkdir()
+    chat = {"system": "Be kind.", "template_kwargs": {"x": 1}, "date": "2026-01-31"}
+    (tmp_path / "run.json").write_text(json.dumps({"chat": {**chat, "max_new_tokens": 0}}))
+    model = str(tmp_path / "model")
+    found = EvalOptions("out").as_recorded(model)
+    assert (found.system, found.chat_date, found.max_new_tokens) == ("Be kind.", "2026-01-31", None)
+    other = EvalOptions("out", system="", max_new_tokens=4).as_recorded(model)
+    assert (other.system, other.chat_template_kwargs, other.max_new_tokens) == ("", {"x": 1}, 4)
+    assert (plain := EvalOptions("out")).as_recorded("owner/name") is plain
+    with pytest.raises(UserError, match="option 'max_new_tokens' is 0"):
+        EvalOptions("out", max_new_tokens=0).as_recorded(model)

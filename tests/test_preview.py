@@ -99,13 +99,15 @@ def test_check_takes_several_files_unseen_and_neighbours_and_says_what_a_run_doe
     files, saved_model, capsys
 ):
     words = ["--unseen", files["unseen"], "--neighbours", files["neighbours"]]
-    words += ["--model", saved_model]
+    assert main(["check", "--forget", files["forget"], "--system", "Be kind."]) == 2
+    assert "option 'system' needs --model" in capsys.readouterr().err
+    words += ["--model", saved_model, "--system", "Rhyme."]
     assert main(["check", "--forget", files["forget"], files["more"], *words]) == 0
     printed = capsys.readouterr().out
     assert "forget: 8 rows" in printed and "unseen: 2 rows" in printed
     assert "1 of the 2 rows of unseen are in a set that is trained on too" in printed
     assert "method: counterfactual" in printed and "f.jsonl, line 1:\n" in printed
-    assert "ended by: '<|im_end|>'" in printed
+    assert "ended by: '<|im_end|>'" in printed and "'.' '<|im_end|>' '\\n'" in printed
 
 
 def test_a_prompt_that_is_rendered_already_is_refused_with_and_without_a_model(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
-from unteach.data.chat import ChatSettings, chat_record, with_chat_settings
+from unteach.data.chat import (
+    CHAT_OPTIONS,
+    ChatSettings,
+    chat_record,
+    chosen_settings,
+    with_chat_settings,
+)
 from unteach.data.public_sets import Role
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
@@ -32,6 +37,7 @@ from unteach.models.precision import dtype_of
 from unteach.prepare.generations import LoadedModel, completed_scenario
 from unteach.progress import Display
 from unteach.reports.tables import benchmark_table
+from unteach.run.folder import recorded_chat
 from unteach.run.model_check import check_places
 from unteach.scenarios import build_scenario
 from unteach.scenarios.scenario import Scenario
@@ -54,7 +60,8 @@ class EvalOptions:
         show_text: whether forget texts are written.
         trust_remote_code: run code that comes with a model.
         dtype: of the weights, `float32` or `bfloat16`.
-        system, chat_template_kwargs, chat_date, max_new_tokens: see `ChatSettings`.
+        system, chat_template_kwargs, chat_date, max_new_tokens: see `ChatSettings`; default: those
+            that a run recorded beside the model after unlearning.
         display: shows progress; default: none.
     """
 
@@ -84,10 +91,23 @@ class EvalOptions:
     def tokenizer(self, name: str) -> Any:
         """A model's tokenizer, with the chat settings."""
         found = models.load_tokenizer(name, trust_remote_code=self.trust_remote_code)
-        variables, limit = self.chat_template_kwargs or {}, self.max_new_tokens or 0
-        day = self.chat_date or str(date.today())
-        settings = ChatSettings(self.system or "", variables, day, limit)
-        return with_chat_settings(found, settings)
+        return with_chat_settings(found, chosen_settings(ChatSettings(), **self._chat))
+
+    @property
+    def _chat(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CHAT_OPTIONS}
+
+    def as_recorded(self, name: str) -> EvalOptions:
+        """The same options, those of the chat that nobody chose as the run that made the model
+        recorded them.
+        """
+        known = recorded_chat(name)
+        found = chosen_settings(known or ChatSettings(), **self._chat)
+        if known is None:
+            return self
+        self.display.print(f"Chat settings that are not given are those of the run of {name}.")
+        values = found.system, found.template_kwargs, found.date, found.max_new_tokens or None
+        return replace(self, **dict(zip(CHAT_OPTIONS, values, strict=True)))
 
     def generator(self, name: str, model: Any, tokenizer: Any) -> Generator:
         """The engine with a cache of the model's outputs."""
@@ -200,7 +220,7 @@ def evaluate_models(
     """
     from accelerate import PartialState
 
-    inference = EvalOptions(**options)
+    inference = EvalOptions(**options).as_recorded(model)
     display, folder = inference.display, inference.folder
     roles = {"original": reference or model, "unlearned": model}
     check_places(folder, *roles.values())
@@ -229,6 +249,8 @@ def evaluate_models(
         if not PartialState().is_main_process:
             return {}
         fluency = names.fluency or roles["original"]
+        plain = replace(inference, system=None, chat_template_kwargs=None)
+        reader = inference if fluency in roles.values() else plain
         with display.stage("Scoring the outputs") as stage:
             return score_models(
                 built.name,
@@ -236,7 +258,7 @@ def evaluate_models(
                 generations,
                 inference.tokenizer(model),
                 ready,
-                fluency=FluencyModel(fluency, *inference.load(fluency)),
+                fluency=FluencyModel(fluency, *reader.load(fluency)),
                 show_text=inference.show_text,
                 folder=folder,
                 judged=reference is not None,
@@ -305,6 +327,8 @@ def evaluate_benchmark(
             " model"
         )
     inference = EvalOptions(**options)
+    own_limits = inference.max_new_tokens  # the protocol's, whatever a run recorded
+    inference = replace(inference.as_recorded(model), max_new_tokens=own_limits)
     display, folder = inference.display, inference.folder
     with display.stage(f"Reading {benchmark}"):
         data_sets = protocol.load(data, limit)

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
-from unteach.chat.server import ChatModel, ChatServer, load_chat_model
+from unteach.chat import server as server_module
+from unteach.chat.server import ChatModel, ChatServer, load_chat_model, serve
 from unteach.cli import main
 from unteach.errors import UserError
+from unteach.progress import Display
+
+DAY = "2025-12-24"
 
 
 def failing(row, tokens):
@@ -129,3 +133,30 @@ def test_a_real_model_answers_through_its_template(tmp_path):
     byte_level_bpe(chat=True).save_pretrained(tmp_path)
     model = load_chat_model("Original", str(tmp_path), False, "float32")
     assert isinstance(model.generate(Row("Who?", ""), 3), str)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [({}, [("Be kind.", {"x": 1}, "2026-01-31", 9)] * 2), ({"system": "", "chat_date": DAY}, None)],
+)
+def test_questions_are_put_as_the_model_s_run_put_them(options, asked, tmp_path, monkeypatch):
+    """Of a run and of a ledger of requests; options go before them."""
+    chat = {"system": "Be kind.", "template_kwargs": {"x": 1}, "date": "2026-01-31"}
+    for name in ("base", "run/model", "ledger/adapter", "ledger/one/model"):
+        (tmp_path / name).mkdir(parents=True)
+    text = json.dumps({"chat": {**chat, "max_new_tokens": 9}})
+    for place in ("run", "ledger/one"):
+        (tmp_path / place / "run.json").write_text(text)
+    (tmp_path / "ledger" / "requests.jsonl").write_text('{"run": "one"}\n{"event": "remove"}\n')
+    for after in ("run/model", "ledger/adapter"):
+        found: list[tuple] = []
+
+        def load(title, name, trust, dtype, chat, found=found):
+            found.append((chat.system, chat.template_kwargs, chat.date, chat.max_new_tokens))
+            return ChatModel(title, name, failing)
+
+        monkeypatch.setattr(server_module, "load_chat_model", load)
+        monkeypatch.setattr(ChatServer, "serve_forever", lambda _: None)
+        names = [str(tmp_path / "base"), str(tmp_path / after)]
+        serve(*names, port=0, display=Display(quiet=True), **options)
+        assert found == (asked or [("", {"x": 1}, DAY, 9)] * 2)

@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -22,14 +22,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import jinja2
 
 from unteach import models
-from unteach.data.chat import ChatSettings, with_chat_settings
+from unteach.data.chat import ChatSettings, chosen_settings, with_chat_settings
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.generation import generate_outputs
 from unteach.models.precision import dtype_of
+from unteach.run.folder import recorded_chat
 
 HOST = "127.0.0.1"
-MAX_BYTES = 200_000
+MAX_BYTES, MAX_NEW_TOKENS = 200_000, 120
 KINDS = ("chat", "text")
 PAGE = Path(__file__).parent / "templates" / "chat.html.j2"
 PORT_ERRORS = {
@@ -87,7 +88,7 @@ class ChatServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(
-        self, pair: Sequence[ChatModel], *, port: int = 0, max_new_tokens: int = 120
+        self, pair: Sequence[ChatModel], *, port: int = 0, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> None:
         self.pair, self.max_new_tokens = pair, max_new_tokens
         self.token, self.nonce = secrets.token_urlsafe(24), secrets.token_urlsafe(16)
@@ -155,24 +156,30 @@ def serve(
     after: str,
     *,
     port: int = 8377,
-    max_new_tokens: int = 120,
     trust_remote_code: bool = False,
     dtype: str = "float32",
-    system: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
     display: Any,
+    **chosen: Any,
 ) -> None:
-    """Loads both models and serves until it is interrupted; `before` is the original model."""
-    if max_new_tokens < 1:
-        raise UserError(f"option --max-new-tokens is {max_new_tokens}, it must be positive")
-    chat = ChatSettings(system or "", chat_template_kwargs or {})
+    """Loads both models and serves until it is interrupted; `before` is the original model. Chat
+    settings that are not in `chosen` are those that the model's run recorded, or the other's.
+    """
+    recorded = [recorded_chat(name) for name in (before, after)]
+    chats = [
+        chosen_settings(own or other or ChatSettings(), **chosen)
+        for own, other in (recorded, recorded[::-1])
+    ]
     pair: list[ChatModel] = []
     # a port that is taken must fail before minutes of loading
     ChatServer(pair, port=port).server_close()
-    for title, name in (("Original model", before), ("Unlearned model", after)):
+    titles = ("Original model", "Unlearned model")
+    for title, name, chat in zip(titles, (before, after), chats, strict=True):
         with display.stage(f"Loading {name}"):
             pair.append(load_chat_model(title, name, trust_remote_code, dtype, chat))
-    with ChatServer(pair, port=port, max_new_tokens=max_new_tokens) as server:
+    if any(recorded):
+        display.print("Chat settings that are not given are those of the models' runs.")
+    limit = max(chat.max_new_tokens for chat in chats) or MAX_NEW_TOKENS
+    with ChatServer(pair, port=port, max_new_tokens=limit) as server:
         display.print(f"Open http://{HOST}:{server.server_port}/ on this machine; Ctrl-C ends it.")
         try:
             server.serve_forever()

@@ -18,16 +18,26 @@ class ChatCommand:
     )
     after: str = required("after", help="model after", positional=True)
     port: int = option(8377, "port of the page; 0 takes a free one")
-    max_new_tokens: int = option(120, "most tokens of an answer")
-    system: str | None = run_option("system", help="system prompt of every question")
+    system: str | None = run_option(
+        "system",
+        help="system prompt of every question; default, as of the next three: that of"
+        " the run of the model",
+    )
     chat_template_kwargs: dict[str, Any] | None = run_option("chat_template_kwargs", default=None)
+    chat_date: str | None = run_option(
+        "chat_date", help="day, as YYYY-MM-DD, that a chat template is told; else today"
+    )
+    max_new_tokens: int | None = run_option(
+        "max_new_tokens", help="most tokens of an answer; else 120"
+    )
     dtype: Precision = run_option("dtype", help="precision of the models")
     trust_remote_code: bool = run_option("trust_remote_code")
 
 
 def chat(given: dict[str, Any]) -> int:
     """Loads both models and serves one page on 127.0.0.1, which sends the same question to both.
-    Nothing leaves this machine, and no question is stored.
+    Nothing leaves this machine, and no question is stored. Questions are put as the run put them
+    that made a model: with its system prompt, variables of the chat template and date.
 
       unteach chat runs/demo/original runs/demo/model
     """

@@ -8,6 +8,9 @@ from typing import Any
 from unteach.cli.exit_codes import quiet_libraries
 from unteach.cli.options import Command
 from unteach.config.run import Finder, option, required, run_option
+from unteach.errors import UserError
+
+CHAT = ("system", "chat_template_kwargs", "chat_date")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class CheckCommand:
     max_length: int = option(1024, "most tokens of prompt and completion")
     hold_out: float = run_option("hold_out")
     split_by: str = run_option("split_by")
+    system: str | None = run_option("system", help="system prompt of rows that have none")
+    chat_template_kwargs: dict[str, Any] | None = run_option("chat_template_kwargs", default=None)
+    chat_date: str | None = run_option(
+        "chat_date", help="day, as YYYY-MM-DD, that a chat template is told; default: today"
+    )
     trust_remote_code: bool = run_option("trust_remote_code")
 
 
@@ -43,12 +51,16 @@ def check(given: dict[str, Any]) -> int:
     from unteach.data.check import check_files
 
     options = CheckCommand(**given)
-    tokenizer = None
+    tokenizer, chat = None, {name: given[name] for name in CHAT if name in given}
     if options.model:
         quiet_libraries()
+        from unteach.data.chat import ChatSettings, chosen_settings, with_chat_settings
         from unteach.models import load_tokenizer
 
         tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
+        with_chat_settings(tokenizer, chosen_settings(ChatSettings(), **chat))
+    elif chat:
+        raise UserError(f"option {next(iter(chat))!r} needs --model, whose chat template it is for")
     report = check_files(
         options.forget,
         options.retain,
@@ -76,7 +88,6 @@ def check(given: dict[str, Any]) -> int:
 def _preview(report: Any, options: CheckCommand, tokenizer: Any) -> None:
     """Adds what a run would do to the report."""
     quiet_libraries()
-    from unteach.errors import UserError
     from unteach.preview import preview
 
     model = None

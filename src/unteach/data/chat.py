@@ -34,6 +34,8 @@ NOT_SYSTEM = (
 )
 DATE_CODES = ("-d", "-m", "-I", "-H", *"aAwdbBmyYHIpMSfzZjUWcxX")
 """Codes of `strftime`."""
+CHAT_OPTIONS = ("system", "chat_template_kwargs", "chat_date", "max_new_tokens")
+"""Options of commands that choose `ChatSettings`."""
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -111,6 +113,31 @@ def chat_settings(tokenizer: Any) -> ChatSettings:
     """The settings that `use_chat_settings` gave the tokenizer, or the defaults."""
     found = getattr(tokenizer, "unteach_chat_settings", None)
     return found if isinstance(found, ChatSettings) else ChatSettings()
+
+
+def chosen_settings(
+    known: ChatSettings,
+    *,
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_date: str | None = None,
+    max_new_tokens: int | None = None,
+) -> ChatSettings:
+    """The known settings with those that a user chose; a date that is in neither is today's.
+
+    Raises:
+        UserError: as `ChatSettings`, and for a limit under 1.
+    """
+    if max_new_tokens is not None and not 1 <= max_new_tokens < 2**32:
+        raise UserError(
+            f"option 'max_new_tokens' is {max_new_tokens}, it must be at least 1 and under 2**32"
+        )
+    return ChatSettings(
+        known.system if system is None else system,
+        known.template_kwargs if chat_template_kwargs is None else chat_template_kwargs,
+        chat_date or known.date or str(date.today()),
+        known.max_new_tokens if max_new_tokens is None else max_new_tokens,
+    )
 
 
 def has_template(tokenizer: Any) -> bool:

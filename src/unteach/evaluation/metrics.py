@@ -288,15 +288,6 @@ METRICS: dict[str, Metric] = {
         description="share of the expected text that the model completes from the rest",
         **OVERLAP,
     ),
-    "cut_off": Metric(
-        row_value=lambda a: None if a.cut is None else float(a.cut),
-        title="met the token limit",
-        short_title="cut off",
-        description="share of answers that went on to the token limit: what they would have said"
-        " after it is not known (raise max_new_tokens)",
-        in_summary=True,
-        **{**RATE, "higher_is_better": None},
-    ),
     "readability": Metric(
         title="readable",
         description="share of answers that are not degenerate",
@@ -314,6 +305,16 @@ METRICS: dict[str, Metric] = {
         min_share=0.5,
         in_summary=True,
         compare_on=("forget", "normal"),
+    ),
+    "cut_off": Metric(
+        row_value=lambda a: None if a.cut is None else float(a.cut),
+        title="met the token limit",
+        short_title="cut off",
+        description="share of answers that went on to the token limit: what they would have said"
+        " after it is not known (raise max_new_tokens)",
+        in_summary=True,
+        compare_on=("forget",),
+        **{**RATE, "higher_is_better": None},
     ),
     "diversity": Metric(
         row_value=lambda a: text_metrics.diversity(a.tokens) if a.output.strip() else 0.0,

@@ -13,7 +13,7 @@ import yaml
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
-from unteach.data.chat import render_hash, settings_from, use_chat_settings
+from unteach.data.chat import ChatSettings, render_hash, settings_from, use_chat_settings
 from unteach.data.rows import PAPER_HOLD_OUT, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
@@ -31,6 +31,22 @@ ORIGINAL, UNLEARNED, NEVER_KNEW = "original", "unlearned", "never_knew"
 """Roles of a run's models: before unlearning, after it, and before a demo taught its texts."""
 KEPT_MODELS = 2
 """Models for reading that stay in memory, so that comparing two reads each of them once."""
+
+
+def recorded_chat(model: str) -> ChatSettings | None:
+    """The chat settings of the run, or of the newest forget request, whose folder holds a model's
+    folder; `None` where there is none.
+    """
+    place = Path(model).expanduser()
+    if not place.is_dir():
+        return None
+    above, run = place.resolve().parent, "."
+    if (above / "requests.jsonl").exists():
+        entries = read_json_lines(above / "requests.jsonl")
+        run = next((str(entry["run"]) for entry in reversed(entries) if "run" in entry), ".")
+    record = above / run / "run.json"
+    chat = json.loads(record.read_text(encoding="utf-8")).get("chat") if record.exists() else None
+    return settings_from(chat) if chat else None
 
 
 class RunFolder:

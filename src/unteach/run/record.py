@@ -10,7 +10,6 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,13 @@ from unteach.baselines.pipelines import PIPELINES
 from unteach.config.resolve import AUTO, CPU_FACTS, ResolvedConfig
 from unteach.config.run import RunConfig
 from unteach.config.scorers import ScorerNames
-from unteach.data.chat import ChatSettings, chat_record, with_chat_settings
+from unteach.data.chat import (
+    CHAT_OPTIONS,
+    ChatSettings,
+    chat_record,
+    chosen_settings,
+    with_chat_settings,
+)
 from unteach.data.rows import rows_hash
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.files.checkpoints import file_sha256
@@ -55,17 +60,12 @@ def run_tokenizer(run: RunConfig) -> Any:
         UserError: for chat settings where the tokenizer has no chat template.
     """
     tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
-    config, day = Path(run.output_dir) / "config.yaml", run.chat_date or ""
-    if not day and config.exists():
+    config, day = Path(run.output_dir) / "config.yaml", ""
+    if config.exists():
         recorded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
         day = str((recorded.get("chat") or {}).get("date", ""))
-    settings = ChatSettings(
-        run.system or "",
-        run.chat_template_kwargs,
-        day or str(date.today()),
-        run.max_new_tokens or 0,
-    )
-    return with_chat_settings(tokenizer, settings)
+    chosen = {name: getattr(run, name) for name in CHAT_OPTIONS}
+    return with_chat_settings(tokenizer, chosen_settings(ChatSettings(date=day), **chosen))
 
 
 def config_text(

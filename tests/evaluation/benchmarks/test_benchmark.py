@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from unteach.data.rows import Row
@@ -10,6 +12,7 @@ from unteach.evaluate import evaluate_benchmark
 from unteach.evaluation.benchmarks import BENCHMARKS, benchmark, load_benchmark
 from unteach.evaluation.benchmarks.benchmark import (
     Benchmark,
+    EvaluatedModel,
     Measured,
     SetFile,
     SetValues,
@@ -150,4 +153,24 @@ def test_a_benchmark_is_added_from_outside_the_package(monkeypatch, tmp_path, sa
     options = {"data": str(tmp_path / "data"), "output_dir": str(out), "max_new_tokens": 2}
     evaluation = evaluate_benchmark("capitals", saved[0], **options)
     assert limits == [4, 2] and evaluation["chat"]["max_new_tokens"] == 2
-    assert (out / "benchmark.md").exists()
+    assert evaluation["models"]["unlearned"]["capitals"]["cut_off"]["value"] == 1.0
+    assert "met the token limit" in (out / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "one_line", "text", "cut"),
+    [
+        (" A b\nc", False, "A b\nc", True),
+        (" \nA b\nc", True, "A b", False),
+        (" A b", True, "A b", True),
+        ("", True, "", False),
+    ],
+)
+def test_an_output_knows_whether_it_met_the_limit(said, one_line, text, cut, tokenizer):
+    """Not where a line break ended it before."""
+    ids = tokenizer(said)["input_ids"]
+    subject = EvaluatedModel(SimpleNamespace(), tokenizer, lambda prompts, **_: [ids])
+    rows = [Row("Who?", "Me.", "text")]
+    outputs = subject.outputs(rows, max(1, len(ids)), one_line=one_line)
+    values = SetValues.of_rows(rows, {}, outputs)
+    assert outputs == [text] and values.columns["cut_off"] == [float(cut)]

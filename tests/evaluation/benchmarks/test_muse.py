@@ -9,7 +9,7 @@ import pytest
 from tiny_models import tiny_model
 from unteach.data.rows import Row
 from unteach.errors import UserError
-from unteach.evaluation.benchmarks.benchmark import EvaluatedModel, first_line
+from unteach.evaluation.benchmarks.benchmark import EvaluatedModel
 from unteach.evaluation.benchmarks.muse import (
     BENCHMARK,
     knowmem,
@@ -57,10 +57,6 @@ def test_an_empty_truth_and_sets_of_different_size_are_refused():
         verbmem(["a", "b"], ["a", " "])
     with pytest.raises(ValueError, match="references has 1 texts"):
         knowmem(["a", "b"], ["a"])
-
-
-def test_an_answer_ends_at_its_first_line_break():
-    assert first_line("  Paris.\n\nQuestion: And Rome?") == "Paris." and first_line("") == ""
 
 
 def test_through_the_command_line(tmp_path, saved, write, evaluate):

@@ -22,6 +22,19 @@ Results = dict[str, dict[str, MetricResult]]
 Column = Sequence[float | None]
 
 
+class Output(str):
+    """An output, and whether it met the token limit (`cut`)."""
+
+    cut: bool = False
+
+    @classmethod
+    def of(cls, text: str, cut: bool) -> Output:
+        """The text without surrounding space."""
+        made = cls(text.strip())
+        made.cut = cut
+        return made
+
+
 @dataclass(frozen=True)
 class EvaluatedModel:
     """A model under evaluation.
@@ -42,15 +55,27 @@ class EvaluatedModel:
     progress: Progress | None = None
     batch_size: int | None = None
 
-    def outputs(self, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
+    def outputs(
+        self, rows: Sequence[Row], max_new_tokens: int, *, one_line: bool = False
+    ) -> list[Output]:
         """Greedy outputs, without surrounding space; a prompt that leaves no room for its output
         loses its beginning. The limit is the protocol's, unless the chat settings have one.
+
+        Args:
+            one_line: an output goes up to its first line break: after few-shot examples a base
+                model continues with a question of its own.
         """
         limit = chat_settings(self.tokenizer).max_new_tokens or max_new_tokens
         prompts = fitting_prompts(self.model, self.tokenizer, rows, limit)
         ids = self.generator(prompts, max_new_tokens=limit, progress=self.progress)
-        pairs = zip(prompts, ids, strict=True)
-        return [continuation_text(self.tokenizer, *pair).strip() for pair in pairs]
+        outputs = []
+        for prompt, made in zip(prompts, ids, strict=True):
+            text, cut = continuation_text(self.tokenizer, prompt, made), len(made) >= limit
+            if one_line:
+                text, line_break, _ = text.strip().partition("\n")
+                cut = cut and not line_break
+            outputs.append(Output.of(text, cut))
+        return outputs
 
     def encoded(
         self, rows: Sequence[Row], *, ended: bool = True
@@ -82,7 +107,10 @@ class SetValues:
     def of_rows(
         cls, rows: Sequence[Row], columns: Mapping[str, Column], outputs: Sequence[str] = ()
     ) -> SetValues:
-        """Values with the keys and texts of rows."""
+        """Values with the keys and texts of rows, and which of the outputs met the token limit."""
+        known = [output.cut for output in outputs if isinstance(output, Output)]
+        if known and len(known) == len(rows):
+            columns = {**columns, "cut_off": list(map(float, known))}
         texts = {"prompt": [row.prompt_text for row in rows]}
         if any(row.completion for row in rows):
             texts["expected"] = [row.completion for row in rows]
@@ -166,13 +194,6 @@ def overlap(outputs: Sequence[str], expected: Sequence[str]) -> dict[str, Column
         "rouge_l_recall": [recall for recall, _ in pairs],
         "rouge_l_f1": [f1 for _, f1 in pairs],
     }
-
-
-def first_line(text: str) -> str:
-    """An output up to its first line break: after few-shot examples a base model continues with a
-    question of its own.
-    """
-    return text.strip().partition("\n")[0].strip()
 
 
 # --- a benchmark's sets: in a folder, in named files, or on the hub

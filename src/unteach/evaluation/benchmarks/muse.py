@@ -17,7 +17,6 @@ from unteach.evaluation.benchmarks.benchmark import (
     Results,
     SetFile,
     SetValues,
-    first_line,
     load_sets,
 )
 from unteach.evaluation.likelihood import mean_nll
@@ -163,7 +162,7 @@ def measure(evaluated: EvaluatedModel, sets: Sets) -> Measured:
     for name in ("knowmem_forget", "knowmem_retain"):
         if name in sets:
             rows = question_rows(sets[name], sets.get(f"{name}_examples", ()))
-            outputs = [first_line(text) for text in evaluated.outputs(rows, KNOWMEM_TOKENS)]
+            outputs = evaluated.outputs(rows, KNOWMEM_TOKENS, one_line=True)
             values = knowmem(outputs, [row.completion for row in rows])
             found[name] = SetValues.of_rows(rows, {"rouge_l_f1": values}, outputs)
     if "membership_forget" not in sets:

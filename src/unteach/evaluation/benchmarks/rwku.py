@@ -20,7 +20,6 @@ from unteach.evaluation.benchmarks.benchmark import (
     Record,
     SetFile,
     SetValues,
-    first_line,
     load_sets,
     overlap,
 )
@@ -148,7 +147,7 @@ def _probes(evaluated: EvaluatedModel, kind: str, records: Sequence[Record]) -> 
         Row(probe_prompt(kind, fields["query"]), fields["answer"], "chat", where)
         for fields, where in records
     ]
-    outputs = [first_line(text) for text in evaluated.outputs(rows, PROBE_TOKENS)]
+    outputs = evaluated.outputs(rows, PROBE_TOKENS, one_line=True)
     right = [row.completion for row in rows]
     columns: dict[str, Column] = {
         "rouge_l_recall": probe_recall(outputs, right),
