@@ -106,8 +106,13 @@ class EvalOptions:
         if known is None:
             return self
         self.display.print(f"Chat settings that are not given are those of the run of {name}.")
-        values = found.system, found.template_kwargs, found.date, found.max_new_tokens or None
-        return replace(self, **dict(zip(CHAT_OPTIONS, values, strict=True)))
+        return replace(
+            self,
+            system=found.system,
+            chat_template_kwargs=found.template_kwargs,
+            chat_date=found.date,
+            max_new_tokens=found.max_new_tokens or None,
+        )
 
     def generator(self, name: str, model: Any, tokenizer: Any) -> Generator:
         """The engine with a cache of the model's outputs."""

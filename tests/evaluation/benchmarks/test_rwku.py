@@ -95,9 +95,7 @@ def test_through_the_command_line(tmp_path, saved, write, evaluate):
     assert found["fill_in_blank"]["rouge_l_recall"]["higher_is_better"] is False
     assert found["neighbor_fill_in_blank"]["rouge_l_recall"]["higher_is_better"] is True
     metrics = {"ngram_entropy", "fluency", "not_meaningful_rate", "cut_off"}
-    assert metrics == set(found["fluency"]), (
-        "entropy never stands alone"
-    )
+    assert metrics == set(found["fluency"]), "entropy never stands alone"
 
 
 def test_generation_that_fails_ends_the_evaluation_instead_of_counting_as_forgotten(
