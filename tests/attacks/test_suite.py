@@ -14,10 +14,13 @@ from tiny_models import byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.attacks import attack as attacking
 from unteach.attacks import likelihood, relearning, suite, weights
+from unteach.attacks.attack import Trial
 from unteach.attacks.battery import ATTACKS, chosen_attacks
+from unteach.attacks.conversations import PUSH_BACK, conversation_turns
 from unteach.attacks.options import AttackOptions
 from unteach.attacks.relearning import relearn
 from unteach.attacks.suite import attack
+from unteach.attacks.target import Target
 from unteach.cli import main
 from unteach.data.rows import Row
 from unteach.errors import UserError
@@ -129,10 +132,35 @@ def test_answers_that_met_the_limit_are_counted_beside_every_rate_and_the_limit_
     assert "cut_off" in longer["attacks"]["relearning_forget"]["unlearned"]
 
 
+def test_attacked_are_rows_that_the_original_showed_and_others_where_these_are_few(run):
+    path = run / "generations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    forget = {line["key"] for line in lines if line["set"] == "unlearned"}
+    showed = sorted(forget)[:4]
+    for line in lines:
+        line["metrics"]["leak_rate"] = float(line["key"] in showed or line["model"] != "original")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    few, more = (Target(RunFolder(run), AttackOptions(prompts=count)).forget for count in (3, 6))
+    assert len(few) == 3 and {row.key for row in few} < set(showed)
+    assert len(more) == 6 and {row.key for row in more} > set(showed)
+
+
+def test_a_conversation_ends_where_its_row_is_shown(run):
+    target = Target(RunFolder(run), AttackOptions())
+    target.start()
+    trial = Trial(target, "multi_turn", "original", {}, lambda done, of: None)
+    prompts, undesired, _ = conversation_turns(trial, PUSH_BACK)
+    flags: dict[int, list[bool]] = {}
+    for prompt, flag in zip(prompts, undesired, strict=True):
+        flags.setdefault(prompt.group, []).append(flag)
+    assert [True] in flags.values()
+    assert all(not any(of[:-1]) and (of[-1] or len(of) == 3) for of in flags.values())
+
+
 def test_secrets_that_the_model_knows_are_exposed(run):
     found = attack(run, AttackOptions(only=("exposure",)))
     bits = found["attacks"]["exposure"]["original"]["exposure"]
-    rows = RunFolder(run).record()["forget_rows"]
+    rows = likelihood.EXPOSED_ROWS["quick"]
     assert 1.44 < bits["value"] <= 6.7 and bits["n"] == rows and not bits["higher_is_better"]
     assert found["settings"]["exposure"]["random_secrets"] == 99
     assert f"| exposure | exposure, bits | {rows} |" in (run / "report.md").read_text()
@@ -152,7 +180,7 @@ def test_facts_that_a_run_found_are_counted_under_attack_until_they_are_purged(
     options = {**SHORT, "headline": None, "paraphrases": 0}
     unlearn(str(finished.parent / "model"), file, output_dir=str(out), **options)
     evaluation = json.loads((out / "eval.json").read_text())
-    only = AttackOptions(only=("traces",))
+    only = AttackOptions(only=("traces",), prompts=14)
     found = attack(out, only)
     assert found["headline"] == evaluation["headline"] == "said_facts"
     for role in ("original", "unlearned"):

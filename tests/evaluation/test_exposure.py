@@ -11,7 +11,9 @@ import torch
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
+from unteach.evaluation import exposure as measure
 from unteach.evaluation.exposure import OTHERS, exposure, exposures, random_secrets
+from unteach.evaluation.likelihood import mean_nll
 
 ROW = Row("Which number?", "Ring 4711 806 now.", secret=("4711 806",))
 UNKNOWN = Row("Which number?", "Ring 2395 164 now.", secret=("2395 164",))
@@ -80,6 +82,21 @@ def test_what_a_model_knows_by_heart_is_the_most_likely_and_what_it_does_not_is_
     assert found[1] < found[0]
     assert exposures(tiny_model(seed=3), known[1], [ROW])[0] < found[0]
     assert exposures(*known, [UNKNOWN]) == found[1:2], "the same draw whatever the other rows are"
+
+
+def test_secrets_that_begin_too_unlikely_are_ranked_by_their_beginning(known, monkeypatch):
+    rows, sizes = [ROW, UNKNOWN], []
+
+    def counted(model, prompts, completions, **how):
+        sizes.append(sum(map(len, completions)))
+        return mean_nll(model, prompts, completions, **how)
+
+    monkeypatch.setattr(measure, "mean_nll", counted)
+    found = exposures(*known, rows)
+    cost = sum(sizes)
+    sizes.clear()
+    monkeypatch.setattr(measure, "FIRST_TOKENS", 0)  # none is ranked by its beginning
+    assert exposures(*known, rows) == found and sum(sizes) > cost
 
 
 def test_a_secret_that_the_completion_does_not_hold_has_no_exposure(known):

@@ -121,6 +121,27 @@ def test_answers_that_end_leave_the_batch_and_the_others_stay_as_they_are(
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("opening", [[], [7, 301, 22, 9, 9, 45, 300, 6, 12]])
+def test_a_prompt_that_is_repeated_is_forwarded_once(family, opening, monkeypatch):
+    """As for samples; each continuation is as if its prompt stood alone."""
+    model = tiny_model(family)
+    prompts = [[*opening, *prompt] for prompt in PROMPTS for _ in range(3)]
+    wanted = [naive_answer(model, prompt, 8) for prompt in prompts]
+    body = decoder(model)
+    tokens, forward = [], body.forward
+
+    @wraps(forward)
+    def counted(*ids, **inputs):
+        tokens.append((ids[0] if ids else inputs["input_ids"]).numel())
+        return forward(*ids, **inputs)
+
+    monkeypatch.setattr(body, "forward", counted)
+    assert generate_ids(model, prompts, max_new_tokens=8, pad_id=0, end_ids=[]) == wanted
+    if family == "llama":  # a cache that keeps all keys and values
+        assert sum(tokens) <= len(opening) + 6 * max(map(len, PROMPTS)) + 18 * 8
+
+
 OPENING = [7, 301, 22, 9, 9, 45, 300, 6, 12]
 
 

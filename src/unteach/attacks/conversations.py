@@ -1,6 +1,6 @@
 """Attacks by conversations: each next message follows on the model's own answer.
 
-A row counts if any answer shows its content.
+A row counts if any answer shows its content; its conversation ends there.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial, scored
+from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial
 from unteach.attacks.prompting import (
+    CUT_OFF,
     AttackPrompt,
     PromptContext,
+    cut_rate,
     in_template,
     prompt_of,
+    shown_by_row,
     with_examples,
 )
 from unteach.data.rows import Row
@@ -39,7 +42,7 @@ def conversation_turns(
 
     Args:
         messages: templates with `{prompt}`. A turn that no longer fits the model's window ends a
-            row's conversation.
+            row's conversation, as does an answer that shows the row.
     """
     target = trial.target
     context, model = target.prompt_context, trial.model()
@@ -47,21 +50,24 @@ def conversation_turns(
     all_prompts: list[AttackPrompt] = []
     undesired: list[bool] = []
     all_cut: list[bool] = []
+    shown: set[int] = set()
     for number, message in enumerate(messages):
         prompts, turns = [], []
         for index, row in enumerate(context.rows):
+            if index in shown or len(asked[index]) < number:
+                continue
             turn = in_template(row, message, "chat")
             made = _next_prompt(turn, asked[index], index, context)
-            if len(asked[index]) == number and len(made.ids) <= context.most_tokens:
+            if len(made.ids) <= context.most_tokens:
                 prompts.append(made)
                 turns.append(turn)
         texts, cut = trial.answers(model, prompts)
         all_cut += cut
         for prompt, turn, text in zip(prompts, turns, texts, strict=True):
             asked[prompt.group].append(turn.with_completion(text))
-        undesired += (
-            target.scorers.shows_forgotten([p.row for p in prompts], texts) if texts else []
-        )
+        found = target.scorers.shows_forgotten([p.row for p in prompts], texts) if texts else []
+        shown |= {prompt.group for prompt, flag in zip(prompts, found, strict=True) if flag}
+        undesired += found
         all_prompts += prompts
         trial.progress(number + 1, len(messages))
     return all_prompts, undesired, all_cut
@@ -83,7 +89,7 @@ def talk(title: str, about: str, messages: Sequence[str]) -> Attack:
         prompts, undesired, cut = conversation_turns(trial, messages)
         if not prompts:
             raise LeftOut("no forget prompt fits the model's window with it")
-        return scored(trial, prompts, undesired, cut)
+        return trial.outcome(shown_by_row(prompts, undesired), **{CUT_OFF: cut_rate(cut)})
 
     return Attack(
         "conversation",

@@ -8,6 +8,7 @@ model's, so that what comes back was left in it; their order is the original's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ import torch
 from unteach.attacks.attack import Attack, Outcome, Trial, scored
 from unteach.attacks.prompting import attack_prompts
 from unteach.attacks.wordings import plain
-from unteach.evaluation.generation import answer_limit, continuation_text, end_ids, until_end
+from unteach.evaluation.generation import (
+    MIN_BATCH,
+    answer_limit,
+    continuation_text,
+    end_ids,
+    until_end,
+)
 from unteach.run.folder import ORIGINAL
 
 CANDIDATES = 10
@@ -39,39 +46,48 @@ def contrast_ids(
 
     Args:
         model, original: causal language models of one vocabulary.
-        prompts: token ids; prompts of one length are decoded together, without padding.
+        prompts: token ids; decoded in batches of `MIN_BATCH`, sorted by length, with left padding.
     """
     outputs: list[list[int]] = [[] for _ in prompts]
-    done = 0
-    for length in sorted({len(prompt) for prompt in prompts}):
-        places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
-        whole = torch.tensor([list(prompts[place]) for place in places])
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    for start in range(0, len(order), MIN_BATCH):
+        places = order[start : start + MIN_BATCH]
+        length = len(prompts[places[-1]])
+        gaps = [length - len(prompts[place]) for place in places]
+        padded = zip(places, gaps, strict=True)
+        whole = torch.tensor([[0] * gap + list(prompts[place]) for place, gap in padded])
+        mask = torch.arange(length)[None] >= torch.tensor(gaps)[:, None]
         caches: list[Any] = [None, None]
         for _ in range(max_new_tokens):
             own, other = (
-                _next_logprobs(one, whole, caches, number)
+                _next_logprobs(one, whole, mask, caches, number)
                 for number, one in enumerate((model, original))
             )
             top = own.topk(min(CANDIDATES, own.shape[-1])).indices
             score = (other + WEIGHT * (other - own)).gather(1, top)
             chosen = top.gather(1, score.argmax(-1, keepdim=True))
             whole = torch.cat([whole, chosen], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(places), 1)], dim=1)
             ended = [any(t in end_ids for t in row[length:]) for row in whole.tolist()]
             if all(ended):
                 break
         for place, row in zip(places, whole.tolist(), strict=True):
             outputs[place] = until_end(row[length:], end_ids)
-        done += len(places)
-        progress(done, len(prompts))
+        progress(start + len(places), len(prompts))
     return outputs
 
 
-def _next_logprobs(model: Any, whole: torch.Tensor, caches: list[Any], number: int) -> torch.Tensor:
+def _next_logprobs(
+    model: Any, whole: torch.Tensor, mask: torch.Tensor, caches: list[Any], number: int
+) -> torch.Tensor:
     """Log-probabilities of the next token on the CPU, shape (rows, vocabulary); keeps the cache."""
     cache = caches[number]
-    fed = whole if cache is None else whole[:, -1:]
-    device = next(model.parameters()).device
-    out = model(input_ids=fed.to(device), past_key_values=cache, use_cache=True)
+    count, device = whole.shape[1] if cache is None else 1, next(model.parameters()).device
+    inputs = {"input_ids": whole[:, -count:], "attention_mask": mask.long()}
+    if "position_ids" in signature(model.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -count:]
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    out = model(**inputs, past_key_values=cache, use_cache=True)
     caches[number] = out.get("past_key_values")
     logprobs: torch.Tensor = out.logits[:, -1].float().log_softmax(-1).cpu()
     return logprobs

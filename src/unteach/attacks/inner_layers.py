@@ -42,13 +42,12 @@ def layers_with_facts(model: Any, tokenizer: Any, row: Row) -> list[bool] | None
         out = models.decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False)
         before = [len(item.prompt_ids) + place - 1 for place in places]
         tokens = torch.tensor([item.completion_ids[place] for place in places]).to(ids.device)
-        found = []
-        for number, hidden in enumerate(out.hidden_states[1:], 1):
-            states = hidden[0, before]
-            last = number == len(out.hidden_states) - 1  # transformers has normed it already
-            top = head.logits(states if last else norm(states)).topk(CANDIDATES).indices
-            found.append(bool((top == tokens[:, None]).any(-1).all()))
-        return found
+        *inner, last = (hidden[0, before] for hidden in out.hidden_states[1:])
+        states = torch.stack([*map(norm, inner), last])  # transformers has normed the last already
+        pieces = states.flatten(0, 1).split(512)
+        top = torch.cat([head.logits(piece).topk(CANDIDATES).indices for piece in pieces])
+        right = (top.unflatten(0, states.shape[:2]) == tokens[:, None]).any(-1)  # (layers, tokens)
+        return [bool(one) for one in right.all(-1)]
     return None
 
 

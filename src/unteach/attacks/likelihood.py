@@ -23,8 +23,8 @@ from unteach.evaluation.results import MetricResult, summarise
 from unteach.models.token_statistics import token_statistics
 
 Tokens = list[tuple[int, ...]]
-EXPOSED_ROWS = 24
-"""Most rows whose secrets are ranked: each costs a forward of `OTHERS` completions."""
+EXPOSED_ROWS = {"quick": 6, "full": 24}
+"""Most rows whose secrets are ranked, by level: each costs a forward of `OTHERS` completions."""
 
 
 def _encoded(rows: Sequence[Row], tokenizer: Any) -> tuple[Tokens, Tokens]:
@@ -162,7 +162,8 @@ TRACES = Attack(
 
 
 def _secret_rows(target: Target) -> list[Row]:
-    return evenly_spaced([row for row in target.all_forget if row.secret], EXPOSED_ROWS)
+    rows = [row for row in target.all_forget if row.secret]
+    return evenly_spaced(rows, EXPOSED_ROWS[target.options.level])
 
 
 def _exposure(trial: Trial) -> Outcome:

@@ -9,7 +9,7 @@ from unteach.config.run import option
 from unteach.errors import UserError
 
 BUDGETS: dict[str, dict[str, Any]] = {
-    "quick": {"prompts": 24, "steps": 20, "every": 4, "samples": 16, "candidates": 12, "soft": 30},
+    "quick": {"prompts": 12, "steps": 20, "every": 10, "samples": 16, "candidates": 12, "soft": 30},
     "full": {
         "prompts": 100,
         "steps": 100,
@@ -46,7 +46,9 @@ class AttackOptions:
     level: Literal["quick", "full"] = option(
         "quick", "which attacks run and with what budgets: quick, or full (hours on a CPU)"
     )
-    prompts: int = by_level("prompts", "most forget rows per attack, at even distances")
+    prompts: int = by_level(
+        "prompts", "most forget rows per attack: those that the original model shows"
+    )
     steps: int = by_level("steps", "optimiser steps of each relearning")
     every: int = by_level("every", "steps between two measurements in relearning")
     rows: int = option(4, "training rows of each relearning")

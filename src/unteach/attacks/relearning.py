@@ -284,6 +284,7 @@ def _relearn(source: str) -> Callable[[Trial], Outcome]:
                 lambda model: rate_point(target, model, rows),
                 work,
                 replace(target.options, **chosen),
+                goal=1.0,  # every measured row is back
                 adapter_rank=settings["adapter_rank"],
                 on_step=lambda step, _: trial.progress(step, settings["steps"]),
             )

@@ -8,6 +8,7 @@ that comes back was in the model, not in the vectors.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,18 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from unteach import models
-from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial, scored
-from unteach.attacks.prompting import AttackPrompt, attack_prompts
+from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial
+from unteach.attacks.prompting import CUT_OFF, attack_prompts, cut_rate
 from unteach.attacks.target import Target
 from unteach.attacks.wordings import plain
 from unteach.data.tokenization import EncodedRow, encode_row, end_of_turn_id
 from unteach.errors import UserError
+from unteach.evaluation.likelihood import batch_states
 
 VECTORS = 16
 RATE = 1e-2
 PLACE = 1
-BATCH = 8
-"""Rows of a step."""
+LEARNT, PLATEAU = 0.02, 0.05
+"""Mean NLL, in nats per token, at which vectors are learnt; least improvement, as a share of it."""
 
 
 class _SoftEmbedding(nn.Module):
@@ -63,11 +65,15 @@ def optimised_vectors(
     rows: Sequence[EncodedRow],
     *,
     steps: int,
+    batch: int,
     seed: int,
     progress: Callable[[int], None] = lambda step: None,
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     """Vectors of shape (`VECTORS`, width) in the prompts (`with_soft`) that minimise the mean NLL
     of the rows' completion tokens, after each of `moments(steps)`; Adam, the model stays as it is.
+
+    Each step draws `batch` rows. They end early where the mean NLL since the last moment is under
+    `LEARNT`, or lower by less than the share `PLATEAU` than that before it.
     """
     weight = model.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(seed)
@@ -75,18 +81,23 @@ def optimised_vectors(
     vectors = weight.detach()[ids.to(weight.device)].float().clone().requires_grad_(True)
     optimiser = torch.optim.Adam([vectors], lr=RATE)
     head = models.output_head(model)
-    kept = [vectors.detach().clone()] if not steps else []
-    with soft_tokens(model, vectors) as soft, torch.enable_grad():
-        for step in range(steps):
-            order = torch.randperm(len(rows), generator=draw).tolist()
-            loss = _nll(model, head, [rows[place] for place in order[:BATCH]], soft)
+    losses: list[float] = []
+    before = math.inf
+    for step in range(1, steps + 1):
+        order = torch.randperm(len(rows), generator=draw).tolist()
+        with soft_tokens(model, vectors) as soft, torch.enable_grad():
+            loss = _nll(model, head, [rows[place] for place in order[:batch]], soft)
             optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
-            progress(step + 1)
-            if step + 1 in moments(steps):
-                kept.append(vectors.detach().clone())
-    return kept
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        progress(step)
+        if step in moments(steps):
+            yield vectors.detach().clone()
+            mean, losses = sum(losses) / len(losses), []
+            if mean < LEARNT or mean > (1 - PLATEAU) * before:
+                return
+            before = mean
 
 
 def with_soft(prompt: Sequence[int], soft: Sequence[int]) -> tuple[int, ...]:
@@ -97,28 +108,17 @@ def with_soft(prompt: Sequence[int], soft: Sequence[int]) -> tuple[int, ...]:
 
 
 def moments(steps: int) -> set[int]:
-    """The steps whose vectors are tried: later ones may fit their half of the rows too closely."""
+    """The steps whose vectors are tried on the rows that are not shown yet: later ones may fit
+    their half of the rows too closely.
+    """
     return {-(-steps // 4), -(-steps // 2), steps}
 
 
 def _nll(model: Any, head: Any, rows: Sequence[EncodedRow], soft: list[int]) -> Tensor:
     """Mean NLL of all completion tokens after prompt and soft tokens."""
-    device = head.weight.device
-    texts = [[*with_soft(row.prompt_ids, soft), *row.completion_ids] for row in rows]
-    width = max(map(len, texts))
-    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)
-    mask = torch.tensor(
-        [[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device
-    )
-    hidden = models.decoder(model)(input_ids=ids, attention_mask=mask).last_hidden_state
-    states: list[Tensor] = []
-    targets: list[int] = []
-    for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
-        start, end = len(text) - len(row.completion_ids), len(text)
-        states.append(hidden[place, start - 1 : end - 1])
-        targets += row.completion_ids
-    wanted = torch.tensor(targets, device=device)
-    return nn.functional.cross_entropy(head.logits(torch.cat(states)), wanted)
+    prompts = [with_soft(row.prompt_ids, soft) for row in rows]
+    states, wanted = batch_states(model, prompts, [row.completion_ids for row in rows])
+    return nn.functional.cross_entropy(head.logits(states), wanted)
 
 
 def _encoded(trial: Trial) -> dict[int, EncodedRow]:
@@ -135,8 +135,7 @@ def _run(trial: Trial) -> Outcome:
     if len(encoded) < 2:
         raise LeftOut("fewer than two forget rows can be encoded with their completions")
     _check_embeddings(model)
-    tried: list[AttackPrompt] = []
-    undesired: list[bool] = []
+    shown: dict[int, float] = {prompt.group: 0.0 for prompt in prompts}
     all_cut: list[bool] = []
     for half in (0, 1):
 
@@ -144,24 +143,19 @@ def _run(trial: Trial) -> Outcome:
             trial.progress(half * settings["steps"] + step, 2 * settings["steps"])
 
         fitted = [row for index, row in encoded.items() if index % 2 != half]
-        others = [prompt for prompt in prompts if prompt.group % 2 == half]
-        if not fitted or not others:
+        left = [prompt for prompt in prompts if prompt.group % 2 == half]
+        if not fitted or not left:
             continue
-        vectors = optimised_vectors(
-            model,
-            fitted,
-            steps=settings["steps"],
-            seed=settings["seed"],
-            progress=progress,
-        )
-        for one in vectors:
-            with soft_tokens(model, one) as soft:
-                changed = partial(with_soft, soft=soft)
-                texts, cut = trial.answers(model, others, change=changed)
-            rows = [prompt.row for prompt in others]
-            undesired += target.scorers.shows_forgotten(rows, texts)
-            tried, all_cut = [*tried, *others], [*all_cut, *cut]
-    return scored(trial, tried, undesired, all_cut)
+        how = {name: settings[name] for name in ("steps", "batch", "seed")}
+        for vectors in optimised_vectors(model, fitted, **how, progress=progress):
+            with soft_tokens(model, vectors) as soft:
+                texts, cut = trial.answers(model, left, change=partial(with_soft, soft=soft))
+            found = target.scorers.shows_forgotten([prompt.row for prompt in left], texts)
+            shown |= {prompt.group: 1.0 for prompt, flag in zip(left, found, strict=True) if flag}
+            left, all_cut = [prompt for prompt in left if not shown[prompt.group]], [*all_cut, *cut]
+            if not left:
+                break
+    return trial.outcome(shown, **{CUT_OFF: cut_rate(all_cut)})
 
 
 @torch.no_grad()
@@ -187,6 +181,7 @@ SOFT_PROMPT = Attack(
     lambda target: {
         "steps": target.options.soft,
         "tried_after": sorted(moments(target.options.soft)),
+        "batch": 8 if target.options.thorough else 4,
         "vectors": VECTORS,
         "learning_rate": RATE,
         "seed": target.options.seed,

@@ -21,6 +21,7 @@ from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer_limit
+from unteach.evaluation.metrics import is_forget_set
 from unteach.files.atomic import write_json
 from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel, with_own_answers
@@ -75,7 +76,7 @@ class Target:
         with self.display.stage("Preparing the scorer"):
             self.scorers = folder.scorers(self.scenario, self.display.print)
         self.rate = self.scorers.headline
-        self.forget = evenly_spaced(self.all_forget, options.prompts)
+        self.forget = self._attacked()
         self.results: dict[str, Any] = {}
 
     def _with_own_answers(self, rows: Sequence[Row], title: str) -> list[Row]:
@@ -86,6 +87,22 @@ class Target:
         cache = self.folder.cache(self.folder.model_hash(ORIGINAL))
         source = LoadedModel(model, self.tokenizer, cache, self.display)
         return with_own_answers(source, rows, title)[0]
+
+    def _attacked(self) -> list[Row]:
+        """The attacked rows: at most `--prompts` of those that the original model showed in the
+        run's evaluation, at even distances, and others where these are fewer.
+        """
+        most = self.options.prompts
+        lines = self.folder.generations() if len(self.all_forget) > most else []
+        known = {
+            line["key"]: bool(line["metrics"].get(self.rate))
+            for line in lines
+            if line["model"] == ORIGINAL and is_forget_set(line["set"])
+        }
+        shown = evenly_spaced([row for row in self.all_forget if known.get(row.key)], most)
+        others = [row for row in self.all_forget if not known.get(row.key)]
+        keys = {row.key for row in [*shown, *evenly_spaced(others, most - len(shown))]}
+        return [row for row in self.all_forget if row.key in keys]
 
     # --- models
 

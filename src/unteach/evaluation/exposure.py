@@ -23,6 +23,8 @@ from unteach.seeding import row_generator
 OTHERS = 99
 """Number of random secrets; the exposure of the most likely secret is log2 100 = 6.6 bits."""
 ALPHABETS = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
+FIRST_TOKENS = 2
+"""Tokens of a random secret by which most are ranked after a known one."""
 TOKENS_PER_BATCH = 8192
 """Most tokens of a batch of one row's sequences, which share most of their tokens."""
 
@@ -101,7 +103,18 @@ def _exposure(model: Any, tokenizer: Any, row: Row, secret: str, seed: int) -> f
         return None
     ids = [tokens for _, tokens in sequences]
     shared = len(common_prefix(ids))
-    prompts, rests = [tokens[:shared] for tokens in ids], [tokens[shared:] for tokens in ids]
-    means = mean_nll(model, prompts, rests, tokens_per_batch=TOKENS_PER_BATCH)
-    likely = [-float(mean or 0.0) * len(rest) for mean, rest in zip(means, rests, strict=True)]
-    return exposure(likely[0], likely[1:])
+
+    def log_likelihoods(texts: Sequence[tuple[int, ...]]) -> list[float]:
+        rests = [text[shared:] for text in texts]
+        prompts = [ids[0][:shared]] * len(texts)
+        means = mean_nll(model, prompts, rests, tokens_per_batch=TOKENS_PER_BATCH)
+        return [-float(mean or 0.0) * len(rest) for mean, rest in zip(means, rests, strict=True)]
+
+    # one whose first tokens are less likely than the whole secret ranks after it
+    starts = [text[: shared + FIRST_TOKENS] for text in ids[1:]]
+    distinct = list(dict.fromkeys(starts))
+    true, *found = log_likelihoods([ids[0], *distinct])
+    bounds = dict(zip(distinct, found, strict=True))
+    near = [text for text, start in zip(ids[1:], starts, strict=True) if bounds[start] > true]
+    least = [-math.inf] * (len(starts) - len(near))
+    return exposure(true, [*least, *log_likelihoods(near)])

@@ -17,7 +17,7 @@ from unteach.data.chat import chat_settings, has_template
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id, fitting_prompt
 from unteach.errors import UserError
-from unteach.evaluation.likelihood import greedy_matches, prefix_cache
+from unteach.evaluation.likelihood import greedy_matches, prefix_cache, repeated_cache
 from unteach.models.kernels import steady_attention
 from unteach.processes import gather_shards, process_shard
 
@@ -112,11 +112,14 @@ def _finished_rows(
     """Continues one batch of token sequences; yields the finished ones, by key, every `STRIDE`
     tokens and removes them from the batch and its KV cache.
 
-    The prefix that all share (a system prompt) is forwarded once; padding stands after it.
+    The prefix that all share (a system prompt) is forwarded once, padding stands after it; so is
+    each distinct prompt where they are repeated, as for samples.
     """
     rows = {key: list(ids) for key, ids in texts.items()}
     width, device = max(map(len, rows.values())), next(model.parameters()).device
-    start, cache = prefix_cache(model, list(rows.values()))
+    distinct = list(dict.fromkeys(map(tuple, rows.values())))
+    repeated = 1 < len(distinct) <= len(rows) / 2  # one alone is the prefix that all share
+    start, cache = prefix_cache(model, distinct if repeated else list(rows.values()))
     gaps = {key: width - len(given) for key, given in rows.items()}
     ids = torch.tensor(
         [given[:start] + [pad_id] * gaps[key] + given[start:] for key, given in rows.items()],
@@ -126,6 +129,11 @@ def _finished_rows(
         [[1] * start + [0] * gaps[key] + [1] * (len(given) - start) for key, given in rows.items()],
         device=device,
     )
+    if repeated:
+        places = [distinct.index(tuple(given)) for given in rows.values()]
+        chosen = torch.tensor([places.index(number) for number in range(len(distinct))])
+        first = ids[chosen.to(device)], mask[chosen.to(device)]
+        cache = repeated_cache(model, *first, cache, torch.tensor(places, device=device), pad_id)
     while rows:
         with models.neutral_generation(model):
             made = model.generate(

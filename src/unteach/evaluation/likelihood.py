@@ -39,12 +39,42 @@ def prefix_cache(model: Any, prompts: Tokens) -> tuple[int, Any]:
     ids = torch.tensor([prefix], device=next(model.parameters()).device)
     output = models.decoder(model)(input_ids=ids, use_cache=True, return_dict=True)
     cache = output.get("past_key_values")
-    if not isinstance(cache, DynamicCache) or any(
-        type(layer) is not DynamicLayer for layer in cache.layers
-    ):
+    if not keeps_all(cache):
         return 0, None
     cache.batch_repeat_interleave(len(prompts))
     return len(prefix), cache
+
+
+def keeps_all(cache: Any) -> bool:
+    """Whether a cache keeps the keys and values of all tokens."""
+    return isinstance(cache, DynamicCache) and all(
+        type(layer) is DynamicLayer for layer in cache.layers
+    )
+
+
+def repeated_cache(
+    model: Any, ids: Tensor, mask: Tensor, cache: Any, rows: Tensor, pad_id: int
+) -> Any:
+    """The KV cache of distinct prompts but for their last token, then one entry for each of `rows`,
+    which are their indices; `None` for a model whose cache does not keep all keys and values.
+    """
+    with models.neutral_generation(model):
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=1,
+            do_sample=False,
+            pad_token_id=pad_id,
+            synced_gpus=False,
+            return_dict_in_generate=True,
+        )
+    cache = made.get("past_key_values")
+    if not keeps_all(cache):
+        return None
+    cache.crop(-1)
+    cache.batch_select_indices(rows)
+    return cache
 
 
 def rows_by_length(
@@ -79,7 +109,7 @@ def completion_states(
         prompts, completions: token ids; a prompt has at least one.
         tokens_per_batch: see `rows_by_length`.
     """
-    device, training = next(model.parameters()).device, model.training
+    training = model.training
     positions = models.window(model) + 1  # the last token is no input
     prompts = [
         prompt[-max(1, positions - len(completion)) :]
@@ -88,21 +118,24 @@ def completion_states(
     model.eval()
     try:
         for part in rows_by_length(prompts, completions, tokens_per_batch):
-            start, cache = prefix_cache(model, [prompts[i] for i in part])
-            trees = [
-                Tree(tuple(prompts[i][start:]), (Branch("retain", tuple(completions[i])),))
-                for i in part
-            ]
-            made = make_batch(trees, packed=False, pad_id=0)
-            batch = {name: tensor.to(device) for name, tensor in made.items()}
-            prefix = start, cache
-            yield (
-                part,
-                models.predicting_states(model, batch, packed=False, shared_prefix=prefix),
-                batch["target"],
-            )
+            chosen = [prompts[i] for i in part], [completions[i] for i in part]
+            yield part, *batch_states(model, *chosen)
     finally:
         model.train(training)
+
+
+def batch_states(model: Any, prompts: Tokens, completions: Tokens) -> tuple[Tensor, Tensor]:
+    """(final hidden states that predict the completions' tokens, these tokens) of one batch, with
+    gradients where they are enabled; shapes and arguments as in `completion_states`.
+    """
+    start, cache = prefix_cache(model, prompts)
+    pairs = zip(prompts, completions, strict=True)
+    trees = [Tree(tuple(one[start:]), (Branch("retain", tuple(other)),)) for one, other in pairs]
+    made = make_batch(trees, packed=False, pad_id=0)
+    batch = {name: tensor.to(next(model.parameters()).device) for name, tensor in made.items()}
+    prefix = start, cache
+    states = models.predicting_states(model, batch, packed=False, shared_prefix=prefix)
+    return states, batch["target"]
 
 
 @torch.no_grad()

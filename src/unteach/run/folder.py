@@ -277,7 +277,8 @@ class RunFolder:
     def _checked(self, role: str) -> Any:
         """The model as it is on disk, if it is the run's."""
         model = self._read(role)
-        digest = self._hashes.setdefault(role, models.weights_hash(model))
+        digest = self._hashes.get(role) or models.weights_hash(model)
+        self._hashes[role] = digest
         record, place = self.record(), self.model_path(role)
         other = digest != record["original_model_hash"] and not record.get("quantize")
         if is_adapter(place):  # merging may round differently on another machine
