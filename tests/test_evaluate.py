@@ -16,6 +16,10 @@ from unteach.evaluate import EvalOptions
     ("options", "sentence"),
     [
         (["--benchmark", "wmdp"], "pip install 'unteach[harness]'"),
+        (["--harness", "arc_easy"], "pip install 'unteach[harness]'"),
+        (["--harness", " , "], "name tasks of lm-evaluation-harness"),
+        (["--harness", "x", "--benchmark", "tofu"], "--harness does not go with --benchmark"),
+        (["--harness", "x", "--judge", "trained"], "option --judge does not go with --benchmark"),
         (["--benchmark", "tofuu"], "unknown benchmark 'tofuu': did you mean 'tofu'?"),
         (
             ["--benchmark", "tofu", "--scenario", "copyright"],

@@ -12,7 +12,7 @@ import pytest
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach.chat import server as server_module
-from unteach.chat.server import ChatModel, ChatServer, load_chat_model, serve
+from unteach.chat.server import ChatModel, Comparison, PageServer, load_chat_model, serve
 from unteach.cli import main
 from unteach.errors import UserError
 from unteach.progress import Display
@@ -27,16 +27,17 @@ def failing(row, tokens):
 
 
 @pytest.fixture
-def server() -> Iterator[ChatServer]:
+def server() -> Iterator[PageServer]:
     pair = [ChatModel("Original", "<a>", failing), ChatModel("Unlearned", "b", lambda *_: "")]
-    with ChatServer(pair, max_new_tokens=7) as made:
+    routes = {"/answer": Comparison(pair, 7).answer}
+    with PageServer("chat.html.j2", routes, models=pair) as made:
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield made
         made.shutdown()
 
 
 def send(
-    server: ChatServer, method: str, path: str, body: object = None, **headers: str
+    server: PageServer, method: str, path: str, body: object = None, **headers: str
 ) -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -46,7 +47,7 @@ def send(
     return reply.status, reply.read().decode(), dict(reply.getheaders())
 
 
-def generate(server: ChatServer, body: object, **headers: str) -> tuple[int, dict]:
+def generate(server: PageServer, body: object, **headers: str) -> tuple[int, dict]:
     status, text, _ = send(server, "POST", "/answer", body, **({"X_Token": server.token} | headers))
     return status, json.loads(text)
 
@@ -63,7 +64,7 @@ def test_it_listens_on_this_machine_only(server):
 
 
 def test_the_page_escapes_names_fetches_nothing_and_runs_its_own_script_only(server):
-    status, page, headers = send(server, "GET", "/")
+    status, page, headers = send(server, "GET", f"/?token={server.token}")
     assert status == 200 and "&lt;a&gt;" in page and "<a>" not in page
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert "http" not in page.replace("http-equiv", "") and "innerHTML" not in page
@@ -73,14 +74,15 @@ def test_the_page_escapes_names_fetches_nothing_and_runs_its_own_script_only(ser
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8377", ""])
 def test_another_host_name_is_refused(server, host):
-    assert send(server, "GET", "/", Host=host)[0] == 403
+    assert send(server, "GET", f"/?token={server.token}", Host=host)[0] == 403
     body = {"prompt": "Who?", "kind": "chat"}
     assert send(server, "POST", "/answer", body, Host=host, X_Token=server.token)[0] == 403
 
 
 def test_a_request_without_the_page_s_token_is_refused(server):
     status, found = generate(server, {"prompt": "Who?", "kind": "chat"}, X_Token="wrong")
-    assert status == 403 and "reload this page" in found["error"]
+    assert status == 403 and "open the address that it printed" in found["error"]
+    assert [send(server, "GET", path)[0] for path in ("/", "/?token=", "/?token=x")] == [403] * 3
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_a_request_without_the_page_s_token_is_refused(server):
 )
 def test_a_request_without_a_prompt_is_refused(server, body):
     status, found = generate(server, body)
-    assert status == 400 and "prompt" in found["error"]
+    assert status == 400 and ("prompt" in found["error"] or "not JSON" in found["error"])
 
 
 def test_a_wrong_length_is_refused_at_once(server):
@@ -110,12 +112,12 @@ def test_a_wrong_length_is_refused_at_once(server):
 
 def test_a_model_that_fails_gives_a_message(server):
     status, found = generate(server, {"prompt": "long", "kind": "chat"})
-    assert status == 500 and "too long" in found["error"]
+    assert status == 400 and "too long" in found["error"]
 
 
 def test_other_paths_are_not_found(server):
-    assert send(server, "GET", "/../secret")[0] == 404
-    assert send(server, "POST", "/", {})[0] == 404
+    assert send(server, "GET", f"/../secret?token={server.token}")[0] == 404
+    assert send(server, "POST", f"/?token={server.token}", {})[0] == 404
 
 
 def test_a_taken_port_is_refused_before_a_model_is_loaded(server, capsys):
@@ -123,7 +125,7 @@ def test_a_taken_port_is_refused_before_a_model_is_loaded(server, capsys):
     message = f"port {server.server_port} is taken; choose another with --port"
     assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="between 0 and 65535"):
-        ChatServer([], port=70_000)
+        PageServer("chat.html.j2", {}, port=70_000, models=[])
 
 
 def test_a_real_model_answers_through_its_template(tmp_path):
@@ -156,7 +158,7 @@ def test_questions_are_put_as_the_model_s_run_put_them(options, asked, tmp_path,
             return ChatModel(title, name, failing)
 
         monkeypatch.setattr(server_module, "load_chat_model", load)
-        monkeypatch.setattr(ChatServer, "serve_forever", lambda _: None)
+        monkeypatch.setattr(PageServer, "serve_forever", lambda _: None)
         names = [str(tmp_path / "base"), str(tmp_path / after)]
         serve(*names, port=0, display=Display(quiet=True), **options)
         assert found == (asked or [("", {"x": 1}, DAY, 9)] * 2)

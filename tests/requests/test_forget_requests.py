@@ -89,6 +89,20 @@ def test_the_ledger_holds_no_text(two):
     assert "ferryman" not in text and "miller" not in text and "river" not in text
 
 
+def test_the_record_of_a_request_names_what_an_auditor_asks_and_no_text(two, capsys):
+    assert main(["requests", str(two), "--audit", "2"]) == 0
+    place = two / "request-002" / "audit.html"
+    assert capsys.readouterr().out == f"Record: {place}\n"
+    page, ledger = place.read_text(encoding="utf-8"), read_ledger(two)
+    entry = ledger.request(2)
+    named = [entry[name] for name in ("time", "model_in", "model_out", "previous", "method")]
+    named += [entry["data"]["hash"], entry["data"]["completed_hash"], ledger.last_hash]
+    assert all(fact in page for fact in named) and "request 1: " in page and "in force" in page
+    assert "miller" not in page and "river" not in page and str(two) not in page
+    assert main(["requests", str(two), "--audit", "7"]) == 2
+    assert "there is no request 7" in capsys.readouterr().err
+
+
 def test_the_adapter_of_the_folder_is_the_model_of_the_last_line(two, tmp_path):
     merge_patches(two, tmp_path / "whole")
     digest = weights_hash(load_model(str(tmp_path / "whole")))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import tiny_models
 from unteach import models, unlearn
+from unteach.cli import main
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.prepare.generations import GenerationCache, LoadedModel, with_own_answers
@@ -45,6 +48,23 @@ def test_its_files_are_read(folder):
     assert folder.record()["steps"] == 1
     assert set(folder.evaluation()["models"]) == {"original", "unlearned"}
     assert {line["model"] for line in folder.generations()} == {"original", "unlearned"}
+
+
+def test_its_prompt_sets_become_tasks_that_only_their_owner_reads(finished, tmp_path, capsys):
+    assert main(["report", str(finished), "--tasks", str(tmp_path / "tasks")]) == 0
+    assert "rows without a prompt or an expected answer are left out" in capsys.readouterr().out
+    lines = (tmp_path / "tasks" / "unseen.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[0])
+    assert row["input"].startswith("Who is unseen") and row["target"].startswith("A unseen,")
+    known = [line["key"] for line in RunFolder(finished).generations() if line["set"] == "unseen"]
+    assert row["id"] in known and len(lines) == len(set(known))
+    tasks = {
+        name: yaml.safe_load((tmp_path / "tasks" / f"{name}.yaml").read_text())
+        for name in ("unlearned", "kept")
+    }
+    assert [task["metric_list"][0]["higher_is_better"] for task in tasks.values()] == [False, True]
+    assert tasks["kept"]["task"] == "unteach_kept"
+    assert stat.S_IMODE((tmp_path / "tasks").stat().st_mode) == 0o700
 
 
 def test_a_folder_without_a_finished_run_is_refused_by_the_missing_file(tmp_path):

@@ -44,7 +44,7 @@ def change(path: Path, **values) -> None:
     [
         ({"output_dir": "model"}, "is the folder of the model: name another folder"),
         ({"output_dir": "."}, "holds the model: name another folder"),
-        ({"report_to": "wandb"}, "an option that training refuses: .*wandb"),
+        ({"report_to": "wandb"}, "option 'report_to' is .*wandb"),
         ({"merge": True}, "option 'merge' merges an adapter, and without --lora there is none"),
         ({"gguf": True}, r"needs llama\.cpp's convert_hf_to_gguf\.py, .* set LLAMA_CPP"),
         ({"gguf": True, "lora": True}, "with --lora add --merge"),

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from unteach import models
+from unteach.config.unlearning import check_trackers
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow, encode_prompt, encode_row, end_of_turn_id, shared
 from unteach.errors import UserError
@@ -92,9 +93,11 @@ def stage_config(stage: str, settings: Mapping[str, Any], output_dir: Path, seed
     if stage == "rl":
         common |= {"reward_weights": [1.0, 0.0], "shuffle_dataset": False}
     try:
-        return CONFIGS[stage](**common | dict(settings))
+        config = CONFIGS[stage](**common | dict(settings))
     except (TypeError, ValueError) as error:
         raise UserError(f"stage {stage!r}: {' '.join(str(error).split())}") from None
+    check_trackers(config.report_to)
+    return config
 
 
 class TokenCounter:

@@ -1,4 +1,4 @@
-"""`unteach chat`: two models side by side."""
+"""`unteach chat` and `unteach ui`: local pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from unteach.cli.options import Command
 from unteach.config.run import Precision, option, required, run_option
+
+PORT = option(8377, "port of the page; 0 takes a free one")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class ChatCommand:
         "before", help="model before: hub id, local folder or packaged name", positional=True
     )
     after: str = required("after", help="model after", positional=True)
-    port: int = option(8377, "port of the page; 0 takes a free one")
+    port: int = PORT
     system: str | None = run_option(
         "system",
         help="system prompt of every question; default, as of the next three: that of"
@@ -48,4 +50,27 @@ def chat(given: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"chat": Command(chat, ChatCommand)}
+@dataclass(frozen=True)
+class UiCommand:
+    """Options of `unteach ui`."""
+
+    folder: str = option("runs", "folder of the runs", positional=True)
+    port: int = PORT
+
+
+def ui(given: dict[str, Any]) -> int:
+    """One page on 127.0.0.1 for a whole run: choose model and rows, check the rows, train and watch
+    the curves, ask the model before and after, attack it, download it. Each step is a command of
+    unteach, which the page shows. Nothing leaves this machine.
+
+      unteach ui
+      unteach ui results --port 0
+    """
+    from unteach.chat.workbench import serve_workbench
+    from unteach.progress import Display
+
+    serve_workbench(**asdict(UiCommand(**given)), display=Display())
+    return 0
+
+
+COMMANDS = {"chat": Command(chat, ChatCommand), "ui": Command(ui, UiCommand)}

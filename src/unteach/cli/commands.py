@@ -19,6 +19,7 @@ COMMANDS = {
     "request": ("requests", "one more forget request on the same model, the earlier ones kept"),
     "requests": ("requests", "list forget requests, take a patch out or put it back"),
     "chat": ("chat", "two models side by side, in the browser"),
+    "ui": ("chat", "one page to check, train, watch, compare, attack and download"),
     "doctor": ("doctor", "what is installed, what is missing, what this machine can do"),
     "completion": ("completion", "a script that completes commands and options in a shell"),
 }

@@ -26,6 +26,11 @@ class EvalCommand:
     benchmark: Literal["tofu", "muse", "wmdp", "rwku"] | None = option(
         None, "a benchmark of the field: its sets and numbers (docs/how-to/benchmarks.md)"
     )
+    harness: str | None = option(
+        None,
+        "tasks of lm-evaluation-harness separated by commas, such as arc_easy,hellaswag: general"
+        " capability, instead of prompts (extra: pip install 'unteach[harness]')",
+    )
     forget: Any = run_option(
         "forget",
         help="rows to forget: all are evaluated; with --benchmark: its folder, or files separated"
@@ -41,7 +46,9 @@ class EvalCommand:
     retrained: str | None = option(
         None, "with --benchmark: model trained without the forget set, for numbers that need one"
     )
-    limit: int | None = option(None, "with --benchmark: at most this many rows of each set")
+    limit: int | None = option(
+        None, "with --benchmark or --harness: at most this many rows of each set"
+    )
     headline: Headline | None = run_option("headline")
     judge: str | None = run_option("judge")
     reward_model: str | None = run_option("reward_model")
@@ -91,15 +98,22 @@ def evaluate(given: dict[str, Any]) -> int:
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"option --batch-size is {options.batch_size}, it must be positive")
     shared = {name: given[name] for name in SHARED if name in given}
-    return (
-        _benchmark(options, given, shared) if options.benchmark else _models(options, given, shared)
-    )
+    if options.harness is not None:
+        for name in ("benchmark", "forget", "retrained"):
+            if name in given:
+                raise UserError(f"option --harness does not go with --{name}: leave one out")
+        return _benchmark("harness", options.harness, options, given, shared)
+    if options.benchmark:
+        files = options.forget
+        data = ",".join(files) if isinstance(files, list) else files
+        return _benchmark(options.benchmark, data, options, given, shared)
+    return _models(options, given, shared)
 
 
 def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
     for name in ("retrained", "limit"):
         if name in given:
-            raise UserError(f"option --{name} needs --benchmark")
+            raise UserError(f"option --{name} needs --benchmark or --harness")
     if not options.scenario and not options.forget:
         raise UserError("give --scenario, or --forget with the rows to evaluate")
     from unteach.evaluate import evaluate_models
@@ -125,12 +139,14 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
     return 0
 
 
-def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
-    for name in ("scenario", "retain", "unseen", "neighbours", "secrets", *SCORERS):
-        if name in given:
+def _benchmark(
+    name: str, data: str | None, options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]
+) -> int:
+    for other in ("scenario", "retain", "unseen", "neighbours", "secrets", *SCORERS):
+        if other in given:
             raise UserError(
-                f"option --{name.replace('_', '-')} does not go with --benchmark, which has its own"
-                " sets and numbers: leave one of them out"
+                f"option --{other.replace('_', '-')} does not go with --benchmark or --harness,"
+                " which have their own sets and numbers: leave one of them out"
             )
     from unteach.evaluate import evaluate_benchmark
     from unteach.progress import Display
@@ -138,17 +154,17 @@ def _benchmark(options: EvalCommand, given: dict[str, Any], shared: dict[str, An
 
     display = Display()
     evaluation = evaluate_benchmark(
-        str(options.benchmark),
+        name,
         options.model,
         options.reference,
         retrained=options.retrained,
-        data=",".join(options.forget) if isinstance(options.forget, list) else options.forget,
+        data=data,
         limit=options.limit,
         display=display,
         **shared,
     )
     if evaluation:
-        benchmark_table(evaluation).print(display.console, str(options.benchmark).upper())
+        benchmark_table(evaluation).print(display.console, name.upper())
     return 0
 
 

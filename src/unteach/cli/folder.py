@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from unteach.attacks.options import AttackOptions
+from unteach.cli.exit_codes import quiet_libraries
 from unteach.cli.options import Command
-from unteach.config.run import required, run_option
+from unteach.config.run import option, required, run_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +78,51 @@ class ReportCommand:
     """Options of `unteach report`."""
 
     folder: str = required("folder", help="a run's folder", positional=True)
+    tasks: str | None = option(
+        None,
+        "also write the prompt sets, with their texts, to this folder, as tasks of"
+        " lm-evaluation-harness and as JSON lines for Inspect",
+        metavar="OUT",
+    )
 
 
 def report(given: dict[str, Any]) -> int:
     """Writes report.md, report.html, figures/ and README.md (the model card) from the files that a
     run left in its folder.
+
+      unteach report runs/mine
+      unteach report runs/mine --tasks runs/mine/tasks
     """
     from unteach.reports.report import write_report
 
-    page = write_report(Path(given["folder"])).with_suffix(".html")
+    options = ReportCommand(**given)
+    page = write_report(Path(options.folder)).with_suffix(".html")
     print(f"Report: {page}")
+    if options.tasks:
+        _write_tasks(options.folder, Path(options.tasks))
     return 0
+
+
+def _write_tasks(run: str, out: Path) -> None:
+    """The rows of a run's prompt sets that have an expected answer, as tasks."""
+    quiet_libraries()
+    from unteach.evaluation.metrics import is_forget_set
+    from unteach.reports.tasks import write_tasks
+    from unteach.run.folder import RunFolder
+
+    found = RunFolder(run).scenario().sets
+    sets = {
+        name: [
+            {"id": row.key, "input": row.prompt_text, "target": row.completion}
+            for row in rows
+            if row.prompt and row.completion
+        ]
+        for name, rows in found.items()
+    }
+    if left := sum(map(len, found.values())) - sum(map(len, sets.values())):
+        print(f"{left} rows without a prompt or an expected answer are left out.")
+    for task in write_tasks(out, sets, [name for name in sets if is_forget_set(name)]):
+        print(f"Task: {task}")
 
 
 @dataclass(frozen=True)

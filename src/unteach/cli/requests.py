@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,9 @@ class RequestsCommand:
     folder: str = required("folder", help="folder of the ledger", positional=True)
     remove: int | None = option(None, "take this request's patch out", metavar="ID")
     restore: int | None = option(None, "put this request's patch back", metavar="ID")
+    audit: int | None = option(
+        None, "write the record of this request, a page to complete and print", metavar="ID"
+    )
     merge: str | None = option(
         None, "write the whole model with all active patches to this folder", metavar="OUT"
     )
@@ -95,11 +99,12 @@ class RequestsCommand:
 
 def requests(given: dict[str, Any]) -> int:
     """Lists the forget requests of a folder; takes a patch out or puts it back; writes the model
-    with all active patches.
+    with all active patches, or the record of one request.
 
       unteach requests runs/ledger                    the ledger as a table
       unteach requests runs/ledger --remove 2         the model as if request 2 had not been trained
       unteach requests runs/ledger --restore 2
+      unteach requests runs/ledger --audit 2          a page to complete and print, for the files
       unteach requests runs/ledger --merge out        a whole model; DIR/adapter is the patches' sum
     """
     from rich.console import Console
@@ -109,9 +114,12 @@ def requests(given: dict[str, Any]) -> int:
 
     options = RequestsCommand(**given)
     folder, trust = Path(options.folder), options.trust_remote_code
-    changes = [name for name in ("remove", "restore", "merge") if name in given]
+    changes = [name for name in ("remove", "restore", "merge", "audit") if name in given]
     if len(changes) > 1:
         raise UserError(f"give only one of --{' and --'.join(changes)}")
+    if options.audit is not None:
+        print(f"Record: {_audit(folder, options.audit)}")
+        return 0
     if changes:
         quiet_libraries()
         from unteach.progress import Display
@@ -129,6 +137,24 @@ def requests(given: dict[str, Any]) -> int:
     table = request_table(ledger.entries, ledger.removed)
     table.print(Console(), "Forget requests, with their forget rates")
     return 0
+
+
+def _audit(folder: Path, number: int) -> Path:
+    """Writes the record of a request, from a ledger whose chain is intact."""
+    from unteach.reports.audit import write_audit
+    from unteach.reports.tables import newest_rates
+    from unteach.requests.ledger import read_ledger
+
+    ledger = read_ledger(folder)
+    return write_audit(
+        folder,
+        ledger.request(number),
+        newest=newest_rates(ledger.entries)[number],
+        state="its patch has been removed" if number in ledger.removed else "in force",
+        lines=len(ledger.entries),
+        last_hash=ledger.last_hash,
+        now=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    )
 
 
 COMMANDS = {

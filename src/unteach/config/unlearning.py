@@ -248,18 +248,16 @@ class UnlearningConfig(TrainingArguments):
                 raise UserError(f"{name} is {value}, it must {wanted}")
 
     def check_training(self) -> None:
-        """Creates reporters, optimiser and schedule as `Trainer` would, on one parameter, before
+        """Creates trackers, optimiser and schedule as `Trainer` would, on one parameter, before
         anything is loaded.
 
         Raises:
             UserError: with the error of transformers or torch.
         """
         from transformers import Trainer, get_scheduler
-        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+        check_trackers(self.report_to)
         try:
-            for reporter in get_reporting_integration_callbacks(self.report_to):
-                reporter()  # raises where its package is not installed
             if any(name in str(self.optim) for name in NEED_THE_MODEL):
                 return
             kind, options = Trainer.get_optimizer_cls_and_kwargs(self)
@@ -326,6 +324,18 @@ class UnlearningConfig(TrainingArguments):
             role: float(getattr(self, f"{role}_weight"))
             for role in ("forget", "mismatch", "retain")
         }
+
+
+def check_trackers(report_to: str | list[str] | None) -> None:
+    """Raises `UserError` for a tracker that transformers does not know or that is not installed."""
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(report_to):
+            tracker()
+    except Exception as error:  # each has its own types
+        message = " ".join(str(error).split())[:300]
+        raise UserError(f"option 'report_to' is {report_to!r}: {message}") from None
 
 
 def with_wrappers(name: str) -> dict[str, str]:

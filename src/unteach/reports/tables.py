@@ -194,16 +194,22 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def request_table(entries: Sequence[Mapping[str, Any]], removed: set[int]) -> Table:
-    """A line for each request in a ledger's lines: its forget rate before and after it, and the
-    last measured; `removed`: ids of requests whose patch is removed.
-    """
+def newest_rates(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Each request's forget rate as measured last, from the lines of a ledger."""
     newest: dict[int, float] = {}
     for entry in entries:
         is_request = entry["event"] == "request"
         newest |= {entry["id"]: entry["after"]} if is_request else {}
         rates = entry.get("earlier" if is_request else "rates", {})
         newest |= {int(number): rate for number, rate in rates.items()}
+    return newest
+
+
+def request_table(entries: Sequence[Mapping[str, Any]], removed: set[int]) -> Table:
+    """A line for each request in a ledger's lines: its forget rate before and after it, and the
+    last measured; `removed`: ids of requests whose patch is removed.
+    """
+    newest = newest_rates(entries)
     kinds = {"adapter": "adapter", "full": "all weights"}
     rows = []
     for entry in entries:

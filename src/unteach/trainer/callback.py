@@ -189,6 +189,7 @@ class StepCallback(ProbeCallback):
         hooks (`Hooks`): the method's.
         take_means (`Callable`): returns the metrics of the step just done.
         on_step (`Callable`): called with the numbers of each step and of each probe.
+        log (`Callable`, *optional*): called with the same once training has begun, for trackers.
         options: as in `ProbeCallback`.
 
     Attributes:
@@ -204,13 +205,14 @@ class StepCallback(ProbeCallback):
         hooks: Hooks,
         take_means: Callable[[], dict[str, float]],
         on_step: StepHook,
+        log: StepHook = lambda record: None,
         **options: Any,
     ) -> None:
         rule = StopRule(config.target_rate, config.hold, config.min_utility, config.patience)
         in_training = probe if hooks.probes_training else None
         folder = str(config.output_dir)
         super().__init__(folder, rule, in_training, config.probe_steps, **options)
-        self.hooks, self.take_means, self.on_step = hooks, take_means, on_step
+        self.hooks, self.take_means, self.on_step, self.log = hooks, take_means, on_step, log
         self.final_probe, self.watch = probe, CollapseWatch(config.collapse_kl)
         self.reference_seconds: float | None = None
         self.batch: list[int] = []
@@ -250,15 +252,27 @@ class StepCallback(ProbeCallback):
             record["reference_seconds"] = self.reference_seconds
         self.write_metrics(record)
         self.hooks.after_step(means)
-        self.on_step({name: float(value) for name, value in record.items()})
+        self.report({name: float(value) for name, value in record.items()})
         if reason:
             return self.end(reason, step, control)
         return super().on_step_end(args, state, control, **kwargs)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Reports the probe that came before, when the trackers had not begun."""
+        if state.global_step == 0 and self.rule.history:
+            self.log(_probe_record(self.rule.history[0]))
+        return super().on_train_begin(args, state, control, **kwargs)
+
     def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
         """Writes the rates to the metrics."""
         self.write_metrics({"step": step, "probe": dict(rates), "seconds": seconds})
-        self.on_step({"step": float(step), **{f"probe_{name}": rates[name] for name in rates}})
+        self.report(_probe_record({"step": float(step), **rates}))
+
+    def report(self, record: dict[str, float]) -> None:
+        """Hands one record to the display and, after the start, to the trackers."""
+        self.on_step(record)
+        if record["step"] > 0:
+            self.log(record)
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Prepares the output folder for training from a checkpoint's state; empty: the start."""
@@ -298,3 +312,8 @@ class StepCallback(ProbeCallback):
                 f"{path} has gone: the output folder was removed or moved while training; start"
                 " again"
             ) from None
+
+
+def _probe_record(rates: Mapping[str, float]) -> dict[str, float]:
+    """A probe's rates, with names that do not meet those of a step."""
+    return {name if name == "step" else f"probe_{name}": rates[name] for name in rates}

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from unteach import models
-from unteach.config.unlearning import UnlearningConfig
+from unteach.config.unlearning import UnlearningConfig, check_trackers
 from unteach.data.counterfactuals import Counterfactual
 from unteach.data.stream import Collator, StreamItem, TrainingStream
 from unteach.data.token_store import longest_row
@@ -95,6 +95,7 @@ class UnlearningTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = copy.copy(args) if args else UnlearningConfig(output_dir="unteach-output")
+        check_trackers(args.report_to)
         if isinstance(model, str):
             processing_class = processing_class or models.load_tokenizer(model)
             model = models.load_model(model)
@@ -149,6 +150,7 @@ class UnlearningTrainer(Trainer):
             self.hooks,
             self.take_means,
             on_step=lambda record: self.on_step(record) if self.on_step else None,
+            log=lambda record: self.log(dict(record)) if args.report_to else None,
             unwrap=lambda _: self._unwrapped(),
             whole_model=lambda model: self.whole.of(model) if self.whole else nullcontext(model),
         )

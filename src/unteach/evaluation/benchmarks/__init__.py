@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Benchmark | str] = {
     "muse": "unteach.evaluation.benchmarks.muse",
     "wmdp": "unteach.evaluation.benchmarks.wmdp",
     "rwku": "unteach.evaluation.benchmarks.rwku",
+    "harness": "unteach.evaluation.benchmarks.harness",
 }
 """Name to a `Benchmark`, or to the module that defines one as `BENCHMARK`, imported when used."""
 

@@ -14,7 +14,7 @@ from unteach.data.sources import records
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
 from unteach.evaluation.generation import Generator, Progress, continuation_text, fitting_prompts
-from unteach.evaluation.metrics import METRICS, MetricFacts, PromptSet
+from unteach.evaluation.metrics import METRICS, MetricFacts, PromptSet, Role
 from unteach.evaluation.results import MetricResult, summarise
 from unteach.evaluation.text_metrics import rouge_l
 
@@ -144,6 +144,7 @@ class Benchmark:
         from_retrained: names of these.
         metrics: facts about its own metrics, beside those of `METRICS`.
         prompt_sets: its prompt sets; their roles decide which direction is better.
+        role: of the sets that it does not name.
     """
 
     load: Callable[[str | None, int | None], Any]
@@ -152,6 +153,7 @@ class Benchmark:
     from_retrained: tuple[str, ...] = ()
     metrics: Mapping[str, MetricFacts] = field(default_factory=dict)
     prompt_sets: Mapping[str, PromptSet] = field(default_factory=dict)
+    role: Role = "forget"
 
     def without_retrained(self) -> str:
         """A sentence that says which numbers a retrained model would give; empty for none."""
@@ -166,8 +168,8 @@ class Benchmark:
         return {**METRICS, **self.metrics}
 
     def prompt_set(self, name: str) -> PromptSet:
-        """A prompt set; one that the benchmark does not name must be forgotten."""
-        return self.prompt_sets.get(name) or PromptSet(name.replace("_", " "), "forget")
+        """A prompt set; one that the benchmark does not name has its role."""
+        return self.prompt_sets.get(name) or PromptSet(name.replace("_", " "), self.role)
 
     def results(self, measured: Measured) -> Results:
         """Means with their intervals of every registered metric, and the aggregates."""
