@@ -13,7 +13,7 @@ from test_imports import FLOORS
 
 # The aims are 115 files, 17,000 lines and 400 lines a file.
 FILES = 193
-LINES = 32_700
+LINES = 33_000
 LINES_OF_A_FILE = 455
 FLOORS_AT_MOST = 9
 COLUMNS = 100

@@ -57,8 +57,8 @@ def write_audit(
     groups = {
         "What was forgotten": [
             ("rows", str(data["rows"])),
-            ("SHA-256 of the rows as given", str(data["hash"])),
-            ("SHA-256 with their completions", str(data["completed_hash"])),
+            ("hash of the rows as given", str(data["hash"])),
+            ("hash with their completions", str(data["completed_hash"])),
         ],
         "From which model, and how": [
             ("model before the first request", last_name(str(entry["base"]))),
