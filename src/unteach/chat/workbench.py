@@ -124,9 +124,14 @@ class Workbench(PageServer):
             "/stop": self.stop,
             "/answer": self.answer,
         }
-        methods = [name for name, method in METHODS.items() if not method.says_instead]
-        values = {"folder": folder, "methods": methods, "most_bytes": MOST_BYTES}
-        super().__init__("ui.html.j2", routes, port=port, **values)
+        super().__init__(
+            "ui.html.j2",
+            routes,
+            port=port,
+            most_bytes=MOST_BYTES,
+            folder=folder,
+            methods=[name for name, method in METHODS.items() if not method.says_instead],
+        )
 
     # --- commands
 
