@@ -26,6 +26,7 @@ def test_weights_default_to_the_method_s(tmp_path):
         ({"mismatch_completions": 0}, "mismatch_completions is 0"),
         ({"forget_weight": -1.0}, "forget_weight is -1.0"),
         ({"max_retain_kl": 0.0}, "max_retain_kl is 0.0"),
+        ({"push_to_hub": True}, "early ones still know what is to be forgotten"),
         (
             {"long_rows": "cut"},
             "long_rows is 'cut', it must be one of error, truncate_prompt, drop",

@@ -28,6 +28,7 @@ ELSEWHERE = {
     r"--retrain$": "tests/attacks/test_suite.py",
     r"^unteach ui": "tests/chat/test_workbench.py",
     r"report_to=": "tests/trainer/test_trackers.py",
+    r"--push-to-hub": "tests/run/test_folder.py",
     r"--harness": "tests/evaluation/benchmarks/test_wmdp.py",
     r"--benchmark": "tests/evaluation/benchmarks/test_benchmark.py",
     r"--method (rlhf|sft)": "tests/baselines/test_runs.py",

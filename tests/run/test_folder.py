@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,27 @@ def test_its_prompt_sets_become_tasks_that_only_their_owner_reads(finished, tmp_
     assert [task["metric_list"][0]["higher_is_better"] for task in tasks.values()] == [False, True]
     assert tasks["kept"]["task"] == "unteach_kept"
     assert stat.S_IMODE((tmp_path / "tasks").stat().st_mode) == 0o700
+
+
+def test_the_model_is_pushed_with_its_card_to_a_private_repository(finished, monkeypatch, capsys):
+    asked = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            if "/" not in name:
+                raise OSError("no route to the hub")
+            asked.append((name, options))
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, repo_id, folder_path):
+            asked.append((repo_id, (folder_path / "README.md").is_file(), folder_path.name))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert main(["report", str(finished), "--push-to-hub", "me/it"]) == 0
+    assert asked == [("me/it", {"private": True, "exist_ok": True}), ("me/it", True, "model")]
+    assert "Pushed: " in capsys.readouterr().out
+    assert main(["report", str(finished), "--push-to-hub", "it"]) == 2
+    assert "'it' could not be pushed; log in by `hf auth login`" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_finished_run_is_refused_by_the_missing_file(tmp_path):

@@ -84,6 +84,12 @@ class ReportCommand:
         " lm-evaluation-harness and as JSON lines for Inspect",
         metavar="OUT",
     )
+    push_to_hub: str | None = option(
+        None,
+        "also upload the model or the adapter, with the card, to this repository of the Hugging"
+        " Face Hub, which is created as a private one",
+        metavar="NAME",
+    )
 
 
 def report(given: dict[str, Any]) -> int:
@@ -92,6 +98,7 @@ def report(given: dict[str, Any]) -> int:
 
       unteach report runs/mine
       unteach report runs/mine --tasks runs/mine/tasks
+      unteach report runs/mine --push-to-hub me/model-without-mira
     """
     from unteach.reports.report import write_report
 
@@ -100,6 +107,10 @@ def report(given: dict[str, Any]) -> int:
     print(f"Report: {page}")
     if options.tasks:
         _write_tasks(options.folder, Path(options.tasks))
+    if options.push_to_hub:
+        from unteach.reports.hub import push_model
+
+        print(f"Pushed: {push_model(Path(options.folder), options.push_to_hub)}")
     return 0
 
 

@@ -230,6 +230,11 @@ class UnlearningConfig(TrainingArguments):
             raise UserError(
                 f"an option that transformers refuses: {' '.join(str(error).split())[:300]}"
             ) from None
+        if self.push_to_hub:
+            raise UserError(
+                "push_to_hub would upload checkpoints, and early ones still know what is to be"
+                " forgotten; push the finished model: unteach report DIR --push-to-hub NAME"
+            )
         if self.eval_strategy != "no":
             named = getattr(self.eval_strategy, "value", self.eval_strategy)
             raise UserError(
