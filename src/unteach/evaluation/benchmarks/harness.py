@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from unteach.errors import UserError, did_you_mean
@@ -40,12 +41,12 @@ def load_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
     """
     try:
         import lm_eval.models.huggingface  # noqa: F401
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval.tasks import get_task_dict
     except ImportError:
         raise UserError(
             "lm-evaluation-harness is not installed: pip install 'unteach[harness]'"
         ) from None
-    manager = TaskManager()
+    manager = _manager()
     for name in tasks:
         if isinstance(name, str) and name not in manager.all_tasks:
             raise did_you_mean(name, manager.all_tasks, "task of lm-evaluation-harness")
@@ -58,6 +59,14 @@ def load_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
             f" ({reason})"
         ) from None
     return tuple(tasks)
+
+
+@cache
+def _manager() -> Any:
+    """The harness's index of its tasks, which takes it many seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _names(tasks: Sequence[Task]) -> str:
@@ -86,6 +95,7 @@ def harness_values(
     size = evaluated.batch_size or MIN_BATCH
     wrapped = HFLM(pretrained=evaluated.model, tokenizer=evaluated.tokenizer, batch_size=size)
     options: dict[str, Any] = {"limit": limit, "log_samples": True, "bootstrap_iters": 0}
+    options["task_manager"] = _manager()
     try:
         found = lm_eval.simple_evaluate(model=wrapped, tasks=list(tasks), **options)
     except (OSError, KeyError, ValueError) as error:
