@@ -245,7 +245,7 @@ def test_samples_decoding_and_layers_get_round_it(finished, hidden, tmp_path):
 def test_soft_prompts_get_round_it(finished, hidden, tmp_path, monkeypatch):
     """A tiny model takes few vectors; from half of the facts they learn little."""
     monkeypatch.setattr(soft_prompts, "VECTORS", 2)
-    monkeypatch.setattr(soft_prompts, "RATE", 0.1)
+    monkeypatch.setitem(soft_prompts.RATE, "quick", 0.1)
     found = attacked(finished, tmp_path, hidden, "soft_prompt")
     assert_brought_back(found, "soft_prompt", least=0.25)
     assert sum(found["rows"]["soft_prompt"]["retrained"]) == 0

@@ -113,7 +113,7 @@ def test_vectors_make_the_completions_likelier_and_change_no_weight(tokenizer, f
             prompts = [with_soft(item.prompt_ids, soft) for item in items]
             return sum(mean_nll(model, prompts, [item.completion_ids for item in items]))
 
-    start, *_, end = optimised_vectors(model, items, steps=20, batch=3, seed=0)
+    start, *_, end = optimised_vectors(model, items, steps=20, batch=3, learning_rate=0.01, seed=0)
     assert start.shape == (soft_prompts.VECTORS, 32) and nll(end) < nll(start)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -127,6 +127,6 @@ def test_vectors_end_where_they_are_learnt_or_stand_still(
     monkeypatch.setattr(soft_prompts, "LEARNT", learnt)
     monkeypatch.setattr(soft_prompts, "PLATEAU", plateau)
     steps = []
-    how = {"steps": 8, "batch": 2, "seed": 0, "progress": steps.append}
+    how = {"steps": 8, "batch": 2, "learning_rate": 0.01, "seed": 0, "progress": steps.append}
     found = list(optimised_vectors(tiny_model(), encoded(tokenizer), **how))
     assert len(found) == tried and len(steps) == {1: 2, 2: 4, 3: 8}[tried]

@@ -67,7 +67,7 @@ ATTACKS: dict[str, Attack] = {
     "relearning_forget": relearning("forget"),
     "relearning_related": relearning("related"),
     "relearning_unrelated": relearning("unrelated"),
-    "relearning_public": relearning("public"),
+    "relearning_public": relearning("public", level="full"),
     "relearning_forget_slow": relearning("forget", rate=0.2, level="full"),
     "relearning_related_slow": relearning("related", rate=0.2, level="full"),
     "relearning_forget_fast": relearning("forget", rate=4.0, level="full"),

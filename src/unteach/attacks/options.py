@@ -9,7 +9,7 @@ from unteach.config.run import option
 from unteach.errors import UserError
 
 BUDGETS: dict[str, dict[str, Any]] = {
-    "quick": {"prompts": 12, "steps": 20, "every": 10, "samples": 16, "candidates": 12, "soft": 30},
+    "quick": {"prompts": 12, "steps": 20, "every": 10, "samples": 16, "candidates": 12, "soft": 16},
     "full": {
         "prompts": 100,
         "steps": 100,

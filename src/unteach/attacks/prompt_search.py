@@ -9,14 +9,17 @@ fact which the prompt does not is refused, so that no prompt gives the answer aw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial
+from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial, undesired_answers_of
 from unteach.attacks.prompting import (
+    CUT_OFF,
     AttackPrompt,
     PromptContext,
+    cut_rate,
     in_template,
     prompt_of,
+    shown_by_row,
 )
 from unteach.attacks.wordings import QUESTION_ROLE, QUESTION_WORDINGS, TEXT_REQUEST, TEXT_WORDINGS
 from unteach.data.rows import Row, letters_and_digits
@@ -68,19 +71,19 @@ def _request(row: Row) -> Row:
     return in_template(row, TEXT_REQUEST, "chat")
 
 
-def _offspring(trial: Trial, parents: Sequence[Row], generation: int) -> list[list[Row]]:
-    """`PER_GENERATION` candidates for each parent, by parent."""
+def _offspring(trial: Trial, parents: Mapping[int, Row], generation: int) -> dict[int, list[Row]]:
+    """`PER_GENERATION` candidates for each parent, both by index of the forget row."""
     target = trial.target
     half, seed = PER_GENERATION // 2, trial.settings["seed"]
     requests = [REQUESTS[(generation + number) % len(REQUESTS)] for number in range(half)]
-    asked = [(i, in_template(row, one)) for i, row in enumerate(parents) for one in requests]
+    asked = [(i, in_template(row, one)) for i, row in parents.items() for one in requests]
     prompts = [prompt_of(row, i, target.prompt_context) for i, row in asked]
     draws = {"temperature": 1.0, "seed": seed + generation}
     texts, _ = trial.answers(trial.model(), prompts, **draws)
-    found: list[list[Row]] = [[] for _ in parents]
+    found: dict[int, list[Row]] = {index: [] for index in parents}
     for (index, _), text in zip(asked, texts, strict=True):
         found[index].append(in_template(parents[index], _escaped(cleaned(text))))
-    for index, row in enumerate(parents):
+    for index, row in parents.items():
         chance = row_generator("prompt search", seed, generation, row.key)
         for _ in range(PER_GENERATION - half):
             opening = OPENINGS[int(chance.integers(len(OPENINGS)))]
@@ -95,13 +98,13 @@ def _escaped(text: str) -> str:
 
 
 def _selected(
-    trial: Trial, candidates: Sequence[Sequence[Row]], population: list[Population]
-) -> list[Population]:
+    trial: Trial, candidates: Mapping[int, Sequence[Row]], population: Mapping[int, Population]
+) -> dict[int, Population]:
     """The best of each row's population and candidates, by the NLL of the row's completion."""
     target = trial.target
     context = target.prompt_context
     places, prompts, completions = [], [], []
-    for index, made in enumerate(candidates):
+    for index, made in candidates.items():
         row = context.rows[index]
         known = {one.prompt for _, one in population[index]}
         for one in made:
@@ -117,36 +120,42 @@ def _selected(
                     prompts.append(item.prompt_ids)
                     completions.append(item.completion_ids)
     values = mean_nll(trial.model(), prompts, completions) if prompts else []
-    found = [list(pairs) for pairs in population]
+    found = {index: list(pairs) for index, pairs in population.items()}
     for (index, one), value in zip(places, values, strict=True):
         if value is not None:
             found[index].append((value, one))
-    return [sorted(pairs, key=lambda pair: pair[0])[:SURVIVORS] for pairs in found]
+    return {i: sorted(pairs, key=lambda pair: pair[0])[:SURVIVORS] for i, pairs in found.items()}
 
 
-def search_prompts(trial: Trial) -> list[AttackPrompt]:
-    """The `SURVIVORS` best prompts of each row, of as many candidates as the budget has."""
+def search_prompts(trial: Trial, indices: Sequence[int]) -> list[AttackPrompt]:
+    """The `SURVIVORS` best prompts of each of these rows, of as many candidates as the budget
+    has.
+    """
     context: PromptContext = trial.target.prompt_context
-    seeds = [_seeds(row)[: trial.settings["candidates"]] for row in context.rows]
-    population = _selected(trial, seeds, [[] for _ in context.rows])
+    rows = {index: context.rows[index] for index in indices}
+    seeds = {index: _seeds(row)[: trial.settings["candidates"]] for index, row in rows.items()}
+    population = _selected(trial, seeds, {index: [] for index in rows})
     generations = trial.settings["generations"]
     for generation in range(generations):
-        parents = [
-            pairs[generation % len(pairs)][1] if pairs else context.rows[index]
-            for index, pairs in enumerate(population)
-        ]
+        parents = {
+            index: pairs[generation % len(pairs)][1] if pairs else rows[index]
+            for index, pairs in population.items()
+        }
         population = _selected(trial, _offspring(trial, parents, generation), population)
         trial.progress(generation + 1, generations)
-    return [
-        prompt_of(one, index, context) for index, pairs in enumerate(population) for _, one in pairs
-    ]
+    return [prompt_of(one, i, context) for i, pairs in population.items() for _, one in pairs]
 
 
 def _run(trial: Trial) -> Outcome:
-    prompts = search_prompts(trial)
-    if not prompts:
+    """The prompt itself is the first candidate: a row that it shows needs no search."""
+    plain = trial.target.rows_of("none", trial.role)
+    prompts = search_prompts(trial, [index for index, value in plain.items() if not value])
+    shown = {index: value for index, value in plain.items() if value}
+    if not prompts and not shown:
         raise LeftOut("no forget row has a prompt that can be scored")
-    return trial.scored_answers(trial.model(), prompts)
+    undesired, cut = undesired_answers_of(trial.target, trial.model(), prompts)
+    found = {**shown, **shown_by_row(prompts, undesired)}
+    return trial.outcome(dict(sorted(found.items())), **{CUT_OFF: cut_rate(cut)})
 
 
 PROMPT_SEARCH = Attack(

@@ -26,7 +26,8 @@ from unteach.errors import UserError
 from unteach.evaluation.likelihood import batch_states
 
 VECTORS = 16
-RATE = 1e-2
+RATE = {"quick": 2e-2, "full": 1e-2}
+"""Learning rate by level: fewer steps are longer."""
 PLACE = 1
 LEARNT, PLATEAU = 0.02, 0.05
 """Mean NLL, in nats per token, at which vectors are learnt; least improvement, as a share of it."""
@@ -66,6 +67,7 @@ def optimised_vectors(
     *,
     steps: int,
     batch: int,
+    learning_rate: float,
     seed: int,
     progress: Callable[[int], None] = lambda step: None,
 ) -> Iterator[Tensor]:
@@ -79,7 +81,7 @@ def optimised_vectors(
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(weight.shape[0], (VECTORS,), generator=draw)
     vectors = weight.detach()[ids.to(weight.device)].float().clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([vectors], lr=RATE)
+    optimiser = torch.optim.Adam([vectors], lr=learning_rate)
     head = models.output_head(model)
     losses: list[float] = []
     before = math.inf
@@ -146,7 +148,7 @@ def _run(trial: Trial) -> Outcome:
         left = [prompt for prompt in prompts if prompt.group % 2 == half]
         if not fitted or not left:
             continue
-        how = {name: settings[name] for name in ("steps", "batch", "seed")}
+        how = {name: settings[name] for name in ("steps", "batch", "learning_rate", "seed")}
         for vectors in optimised_vectors(model, fitted, **how, progress=progress):
             with soft_tokens(model, vectors) as soft:
                 texts, cut = trial.answers(model, left, change=partial(with_soft, soft=soft))
@@ -183,7 +185,7 @@ SOFT_PROMPT = Attack(
         "tried_after": sorted(moments(target.options.soft)),
         "batch": 8 if target.options.thorough else 4,
         "vectors": VECTORS,
-        "learning_rate": RATE,
+        "learning_rate": RATE[target.options.level],
         "seed": target.options.seed,
     },
     missing=_too_few,

@@ -104,7 +104,7 @@ class RunConfig:
     robust: str = option(
         "none",
         "what makes the forgetting last, see docs/reference/methods.md: sam, relearn, rounding,"
-        " perturb, or several joined by +",
+        " perturb, distill, or several joined by +",
         metavar="NAMES",
     )
     instead: str | None = option(

@@ -23,6 +23,7 @@ POSITIVE = (
     *("mismatch_completions", "retain_per_forget", "max_length", "row_tokens", "logits_budget_mb"),
     *("probe_steps", "hold", "update_rank", "per_device_train_batch_size"),
     *("sam_radius", "relearn_steps", "relearn_rate", "relearn_weight", "perturb_radius"),
+    *("distill_noise", "distill_steps", "distill_rate"),
     *("gradient_accumulation_steps", "num_train_epochs", "save_steps"),
 )
 """Fields that must be over 0."""
@@ -100,6 +101,16 @@ class UnlearningConfig(TrainingArguments):
     )
     perturb_layer: int | None = option(
         None, "perturb: the layer, counted from 0; default: the one at a quarter of the depth"
+    )
+    distill_noise: float = option(
+        0.1, "distill: alpha, the part of the way from the unlearned weights to noise"
+    )
+    distill_scale: float = option(
+        0.1, "distill: beta, the size of the noise as a share of a new model's weights"
+    )
+    distill_steps: int = option(100, "distill: optimiser steps of the second training")
+    distill_rate: float = option(
+        0.075, "distill: its learning rate times the hidden size; falls linearly to 0"
     )
     forget_end_of_turn: bool | None = option(
         None,
@@ -211,7 +222,7 @@ class UnlearningConfig(TrainingArguments):
                 " 1, a share of them"
             )
         self._require("state_weight", "least_steps", "learning_rate", "weight_decay", least=0)
-        self._require("perturb_steps", "perturb_layer", least=0)
+        self._require("perturb_steps", "perturb_layer", "distill_scale", least=0)
         self._require("patience", instead=" (or null)")
         for name, allowed in _choices().items():
             if getattr(self, name) not in allowed:

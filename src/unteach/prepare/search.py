@@ -286,7 +286,7 @@ class SearchContext:
         self.start_rates: Mapping[str, float] = {}
         self.avoiding: Sequence[Row] = self.forget
         self.tried = candidates(run.candidates, self.forget)
-        self.whole = with_trial(self.resolved, self.tried[0]).unlearning_config(self.folder)
+        self.whole = with_trial(self.resolved, self.tried[0]).first_training(self.folder)
         planned = self.whole.max_steps
         steps = min(run.search_steps, planned) if planned > 0 else run.search_steps
         self.fixed: dict[str, Any] = {"max_steps": steps, "probe_steps": 0.5, "save_strategy": "no"}
@@ -357,7 +357,7 @@ class SearchContext:
                     show(record)
 
                 resolved = with_trial(self.resolved, settings)
-                config = resolved.unlearning_config(self.folder, **self.fixed)
+                config = resolved.first_training(self.folder, **self.fixed)
                 trainer = UnlearningTrainer(
                     self.model,
                     config,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from unteach.errors import did_you_mean
 from unteach.robust.activations import Perturbation
+from unteach.robust.distillation import Distillation
 from unteach.robust.weights import Relearning, Rounding, SharpnessAware
 from unteach.robust.wrapper import Wrapper
 
-__all__ = ["ROBUST", "Wrapper", "wrappers"]
+__all__ = ["ROBUST", "Wrapper", "in_steps", "wrappers"]
 
 NONE = "none"
 ROBUST: dict[str, type[Wrapper]] = {
@@ -15,6 +16,7 @@ ROBUST: dict[str, type[Wrapper]] = {
     "relearn": Relearning,
     "rounding": Rounding,
     "perturb": Perturbation,
+    "distill": Distillation,
 }
 
 
@@ -27,3 +29,8 @@ def wrappers(names: str) -> dict[str, type[Wrapper]]:
         if name not in ROBUST and wanted != [NONE]:
             raise did_you_mean(name, [NONE, *ROBUST], "robust")
     return {name: kind for name, kind in ROBUST.items() if name in wanted}
+
+
+def in_steps(names: str) -> str:
+    """Of these names those that work in each step, not after the last one."""
+    return "+".join(name for name, kind in wrappers(names).items() if not kind.after) or NONE

@@ -69,6 +69,8 @@ class Wrapper:
         layers (`Sequence` of modules, *optional*): the decoder's; `None` where they are unknown.
     """
 
+    after = False
+    """Whether it is a second training after the method's own, and does nothing in its steps."""
     shards = True
     """Whether it works on weights that FSDP shards."""
     adapter_off = True

@@ -24,15 +24,23 @@ from unteach.files.atomic import read_json_lines, write_json
 from unteach.models.adapters import adapter_config
 from unteach.models.parts import freeze_lower_layers, unfreeze
 from unteach.models.precision import check_dtype, check_quantize
-from unteach.prepare.generations import LoadedModel, with_alternates, with_avoiding_answers
+from unteach.prepare.generations import (
+    LoadedModel,
+    with_alternates,
+    with_avoiding_answers,
+    with_own_answers,
+)
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
 from unteach.processes import broadcast_from_main, is_main_process, process_count
 from unteach.progress import step_display
+from unteach.robust import in_steps
+from unteach.robust.distillation import settings_of
 from unteach.run.model_check import check_model
 from unteach.run.record import scorer_names
 from unteach.scenarios.method_choice import INSTEAD
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, total, unlearning_cost
+from unteach.trainer.distillation import distillation_trainer
 from unteach.trainer.distributed import load_models_whole
 from unteach.trainer.rows import check_lengths
 from unteach.trainer.stopping import Probe
@@ -93,6 +101,8 @@ def _check_settings(resolved: ResolvedConfig, scenario: Scenario) -> None:
     config = first_config(resolved, scenario)
     if config.update == "directed":
         check_directed(resolved)
+    if in_steps(config.robust) != config.robust:
+        check_distilled(run, config.robust)
     if config.objective.says_instead != (run.instead is not None):
         raise UserError(
             f"option 'instead' and method {INSTEAD!r} go together: give a sentence as instead, and"
@@ -120,6 +130,18 @@ def check_directed(resolved: ResolvedConfig) -> None:
     if resolved.run.lora and "update_rank" in resolved.training:
         raise UserError(
             "option 'update_rank' is for runs without lora; with it the rank is lora_rank"
+        )
+
+
+def check_distilled(run: RunConfig, robust: str) -> None:
+    """Raises `UserError` for options that go with no second training of all weights."""
+    kept_apart = "lora" if run.lora and not run.merge else None
+    found = kept_apart or next((n for n in ("quantize", "frozen_layers") if getattr(run, n)), None)
+    if found:
+        with_it = "give merge=true with it" if kept_apart else "leave it out"
+        raise UserError(
+            f"robust is {robust!r}, which trains all weights in the end, but option {found!r} is"
+            f" {getattr(run, found)!r}; {with_it}"
         )
 
 
@@ -172,7 +194,7 @@ def train(
         picked, found, cost = search.pick()
         resolved, model = with_trial(resolved, picked), search.model
         facts, costs = {"search": found}, [*costs, cost]
-    config = resolved.unlearning_config(folder / "checkpoints")
+    config = resolved.first_training(folder / "checkpoints")
     if run.instead is not None:
         forget = [replace(row, completion=run.instead, secret=()) for row in forget]
     if config.objective.needs_alternates:
@@ -206,9 +228,41 @@ def train(
         model = model.merge_and_unload()
     facts |= training_facts(trainer, config, costs)
     facts |= {"forget_rows": len(forget), "retain_rows": len(retain)}
+    if in_steps(chosen := resolved.unlearning_config(folder).robust) != chosen:
+        unlearned = source.with_model(model)
+        cost = distil(resolved, unlearned, rows.forget, retain)
+        facts |= {"robust": chosen, "cost": asdict(total([Cost(**facts["cost"]), cost]))}
+        facts["costs"].append(asdict(cost))
+        return Trained(model, facts)
     kept = probe_file(folder, facts["kept_step"])
     drafts = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     return Trained(model, facts, drafts)
+
+
+def distil(
+    resolved: ResolvedConfig, teacher: LoadedModel, forget: Sequence[Row], retain: Sequence[Row]
+) -> Cost:
+    """The second training of `--robust distill`, on the unlearned model's own answers to the forget
+    prompts and on retain rows; changes the model in place.
+    """
+    asked = list({row.prompt_key: row.with_completion("") for row in forget}.values())
+    title = "Collecting the unlearned model's answers"
+    answered, costs = with_own_answers(teacher, asked, title)
+    folder, width = Path(resolved.run.output_dir) / "checkpoints", models.width(teacher.model)
+    first = resolved.unlearning_config(folder)
+    config = resolved.unlearning_config(folder / "distillation", **settings_of(first, width))
+    rows, noise = [*answered, *retain], (first.distill_noise, first.distill_scale)
+    trainer = distillation_trainer(teacher.model, config, rows, teacher.tokenizer, *noise)
+    trainer.remove_callback(PrinterCallback)
+    with teacher.display.stage("Distilling", config.max_steps) as stage:
+        trainer.on_step = step_display(stage)
+        trainer.train(resume_from_checkpoint=True)
+    lines = broadcast_from_main(lambda: read_json_lines(trainer.output / "metrics.jsonl"))
+    read = sum(map(len, trainer.retain_rows))
+    cost = unlearning_cost(
+        lines, reference_tokens=read, live_reference=False, peak_mb=peak_memory_mb()
+    )
+    return replace(total([*costs, cost]), stage="distillation")
 
 
 def probe_file(folder: Path, step: int) -> Path:
