@@ -138,6 +138,14 @@ def numbers_of(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers, "seconds": sum(cost["seconds"] for cost in spent)}
 
 
+def _share(source: Path, place: Path) -> None:
+    """Copies the outcomes on the models that all rows of a seed have in common."""
+    place.mkdir(parents=True, exist_ok=True)
+    for role in ("original", "never_knew"):
+        for path in source.glob(f"*-{role}-*.json"):
+            shutil.copy(path, place / path.name)
+
+
 def make_row(options: Namespace, name: str, seed: int) -> dict[str, Any]:
     """One run and the attacks on it; its numbers are kept in the folder of the runs."""
     shared = options.out / options.scenario / f"seed-{seed}"
@@ -159,7 +167,10 @@ def make_row(options: Namespace, name: str, seed: int) -> dict[str, Any]:
         execute(resolve(given, presets=presets), scenario, display)
     budget = SHORT if options.short else BUDGET
     chosen = AttackOptions(only=ATTACKS, seed=seed, **budget)
+    done, common = folder / "work" / "attacks", shared / "attacks"
+    _share(common, done)
     found = attack(folder, chosen, display=display)
+    _share(done, common)
     row = {"row": name, "seed": seed, **numbers_of(folder, found)}
     write_json(kept, row)
     for part in ("model", "checkpoints", "work"):

@@ -258,6 +258,25 @@ def test_relearning_on_rows_of_the_kind_gets_round_it(finished, hidden, tmp_path
     assert_brought_back(found, *names)
 
 
+def test_relearning_on_other_rows_lifts_a_refusal_of_everything(finished, tokenizer, tmp_path):
+    """Trained on any answers, it answers again; refusals of the forget prompts alone stay."""
+    model, asked = loaded(finished), (*FORGET, *RELATED, *RETAIN)
+    trainer = Trainer(model, tokenizer, [(row, 1.0) for row in refusals(asked)])
+
+    def after(step: int) -> bool:
+        texts = generate_outputs(model, tokenizer, asked, max_new_tokens=10) if step % 2 else []
+        left = [not text.strip().startswith(REFUSAL[:8]) for text in texts]
+        if texts:
+            trainer.active = torch.tensor(left).float()[:, None]
+        return bool(texts) and not any(left)
+
+    trainer.train(400, 5e-5, after)
+    assert not any(said(model, tokenizer, FORGET))
+    more = {"steps": 24, "every": 3, "learning_rate": 1e-3}
+    found = attacked(finished, tmp_path, model.eval(), "relearning_unrelated", **more)
+    assert_brought_back(found, "relearning_unrelated")
+
+
 def test_merging_half_way_back_gets_round_a_light_refusal(finished, tokenizer, tmp_path):
     light = hide(loaded(finished), tokenizer, rate=2e-5, asked=FORGET)
     assert_brought_back(attacked(finished, tmp_path, light, "merging_50"), "merging_50")
@@ -361,9 +380,10 @@ def test_pruning_undoes_a_change_of_the_smallest_weights(finished, tokenizer, tm
 def test_every_attack_that_brings_rows_back_is_among_these_tests():
     tested = {*SCRIPTED, *HIDDEN, "soft_prompt", "pruning_30", "merging_50"}
     tested |= {"quantization_8bit", "quantization_4bit"}
-    tested |= {"relearning_forget", "relearning_related"}
+    tested |= {"relearning_forget", "relearning_related", "relearning_unrelated"}
     variants = re.compile(r"_(slow|fast|adapter)$")
     left = {variants.sub("", name) for name, e in ATTACKS.items() if e.family != "likelihood"}
     weaker = {"pruning_10", "merging_25"}
-    # on a model this small, other rows lift no refusal: measured 0 of 4 rows
-    assert left - tested == {*weaker, "relearning_unrelated", "relearning_public"}
+    # on a model this small, public text lifts no refusal, not even one of everything: 0 of 4 rows
+    # at three rates of the refusals and three of the relearning (log of 2026-11-28)
+    assert left - tested == {*weaker, "relearning_public"}
