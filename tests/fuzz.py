@@ -4,7 +4,10 @@ Every input must end with exit code 0 or 2, the latter with one sentence: no tra
 output that looks like a result, no acceptance of a wrong input. Training is left out: a run that
 would begin to train counts as accepted.
 
-    python tests/fuzz.py [--count 5000] [--seed 0] [--only KIND]
+    python tests/fuzz.py [--count 5000] [--seed 0] [--only KIND] [--log FILE]
+
+`--log` gets a line for each input; the same command again goes on behind the last of them. Progress
+is printed every 50 inputs. Needs `src` and `tests` in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -758,8 +761,10 @@ class Fuzzer:
         ends = [token == tokenizer.eos_token_id for token in item.completion_ids]
         assert sum(ends) <= 2, (row.source, "ends more than once")
 
-    def run(self, count: int, only: str | None = None) -> list[str]:
-        """Feeds `count` inputs; returns a text for each wrong outcome."""
+    def run(self, count: int, only: str | None = None, log: Path | None = None) -> list[str]:
+        """Feeds `count` inputs; returns a text for each wrong outcome. Those in `log` are not fed
+        again, and it gets a line for each other.
+        """
         kinds: dict[str, Callable[[random.Random], list[str]]] = {
             "check_data": self.check_data,
             "run_data": self.run_data,
@@ -772,8 +777,21 @@ class Fuzzer:
             "reports": self.reports,
         }
         names = [only] if only else list(kinds)
-        faults = []
+        faults, started, run = [], time.monotonic(), [self.seed, only]
+        known, text = {}, log.read_text(encoding="utf-8") if log and log.exists() else ""
+        cut = not text.endswith("\n") and text
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):  # a line that an interruption cut
+                entry = json.loads(line)
+                known |= {entry["number"]: entry} if entry["run"] == run else {}
         for number in range(count):
+            if number in known:
+                self.outcomes[known[number]["outcome"]] += 1
+                faults += [known[number]["wrong"]] * bool(known[number]["wrong"])
+                continue
+            if self.prints and number % 50 == 0:
+                seconds = time.monotonic() - started
+                print(f"{number} of {count}, {len(faults)} wrong, {seconds:.0f} s", flush=True)
             draw = random.Random(f"{self.seed}-{number}")
             shutil.rmtree(self.place, ignore_errors=True)
             self.place.mkdir()
@@ -781,14 +799,18 @@ class Fuzzer:
             argv = kinds[kind](draw)
             result = self.feed(argv)
             wrong = self.fault_of(argv, result)
-            self.outcomes[
-                f"{kind}:"
-                f" {'accepted' if result.code == 0 else 'refused' if result.code == 2 else 'other'}"
-            ] += 1
+            outcome = f"{kind}: {({0: 'accepted', 2: 'refused'}).get(result.code, 'other')}"
+            self.outcomes[outcome] += 1
             if wrong:
-                faults.append(f"input {number} ({kind}) {argv}:\n{wrong}")
+                wrong = f"input {number} ({kind}) {argv}:\n{wrong}"
+                faults.append(wrong)
                 if self.prints:
-                    print(faults[-1], "\n", flush=True)
+                    print(wrong, "\n", flush=True)
+            if log:
+                entry = {"run": run, "number": number, "outcome": outcome, "wrong": wrong}
+                with log.open("a", encoding="utf-8") as file:  # the last line may have been cut
+                    file.write("\n" * bool(cut) + json.dumps(entry) + "\n")
+                cut = False
         return faults
 
 
@@ -798,13 +820,15 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only")
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         home = os.getcwd()
         os.chdir(folder)  # an option without a path may write where it stands
         fuzzer = Fuzzer(Path(folder), options.seed, prints=True)
-        faults = fuzzer.run(options.count, options.only)
+        log = options.log and Path(home, options.log)
+        faults = fuzzer.run(options.count, options.only, log)
         os.chdir(home)
     last = Counter(text.strip().splitlines()[-1][:160] for text in faults)
     for line, number in last.most_common():

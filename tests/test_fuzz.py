@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz import Fuzzer
+from fuzz import Fuzzer, Result
 from unteach.config.values import parse_settings, read_yaml
 from unteach.data.check import check_files
 from unteach.data.formats import SUFFIXES
@@ -58,6 +58,20 @@ def test_no_broken_input_ends_in_a_traceback_a_hang_or_a_wrong_acceptance(tmp_pa
         "run_settings: accepted",
         "run_settings: refused",
     } <= set(fuzzer.outcomes)
+
+
+def test_an_interrupted_fuzz_goes_on_behind_its_last_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log.jsonl"
+    fuzzer = Fuzzer(tmp_path, seed=77)
+    fuzzer.run(2, "reports", log)
+    log.write_text(log.read_text() + '{"run": [77')
+    fed: list[list[str]] = []
+    again = Fuzzer(tmp_path, seed=77)
+    monkeypatch.setattr(again, "feed", lambda argv: fed.append(argv) or Result(2, "", "unteach: x"))
+    again.run(3, "reports", log)
+    again.run(3, "reports", log)
+    assert len(fed) == 1 and sum(again.outcomes.values()) == 6
 
 
 @FEW

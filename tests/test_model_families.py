@@ -104,6 +104,7 @@ def test_an_adapter_stays_in_the_text_model_and_loads_elsewhere(family, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_command_takes_the_family(family, tmp_path, monkeypatch):
     model, out = save_family(family, tmp_path / "model"), tmp_path / "out"

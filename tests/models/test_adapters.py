@@ -106,6 +106,25 @@ def test_what_is_wrong_with_an_adapter_is_one_sentence(tmp_path):
         models.load_model(str(tmp_path / "dora"))
 
 
+def test_an_adapter_of_another_model_is_refused_and_no_part_of_it_left_out(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    adapter(tmp_path, "one")
+    path = tmp_path / "one" / "adapter_model.safetensors"
+    whole = load_file(path)
+    first = next(iter(whole))
+    renamed = {key.replace("layers.1", "layers.7"): value for key, value in whole.items()}
+    less = {key: value for key, value in whole.items() if key != first}
+    for tensors, sentence in (
+        (renamed, "missing adapter keys"),
+        (less, "missing adapter keys"),
+        ({**whole, first.replace("layers.0", "layers.7"): whole[first]}, "9 tensors, and 8 have a"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(UserError, match=f"onto its base model .*{sentence}"):
+            models.load_model(str(tmp_path / "one"))
+
+
 def test_prompt_tuning_changes_no_weights_and_is_refused(tmp_path):
     from peft import PromptTuningConfig, get_peft_model
 

@@ -52,6 +52,19 @@ def test_pickled_weights_are_refused(tmp_path):
         models.load_model(str(tmp_path))
 
 
+def test_weights_that_are_missing_are_refused_and_not_drawn_at_random(tmp_path):
+    """Of a language model, a score model without its head, and one with fewer layers than said."""
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"lack 1 of the \d+ tensors.*score\.weight.*random numbers"
+    ):
+        models.load_classifier(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"the first is model\.layers\.2\."):
+        models.load_model(str(tmp_path))
+
+
 def test_a_folder_that_is_no_model_and_a_name_that_nobody_knows_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"is a folder without config\.json"):
         models.load_model(str(tmp_path))

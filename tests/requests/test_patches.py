@@ -89,5 +89,5 @@ def test_a_patch_that_is_missing_or_broken_is_named(base, three, tmp_path):
         merged(base, [tmp_path])
     broken = patch(base, tmp_path / "broken", 1, 2)
     (broken / "adapter_model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="could not be loaded onto the base model"):
+    with pytest.raises(UserError, match="could not be loaded onto its base model"):
         merged(base, [broken])

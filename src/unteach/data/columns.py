@@ -15,6 +15,8 @@ ANSWERS = ("completion", "response", "output", "answer", "answers")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 CONTEXTS = ("context", "passage", "document", "article", "background")
 """Columns of a text that belongs to the prompt, though nothing says how."""
+TRACES = ("reasoning", "reasoning_content", "thinking", "rationale", "cot", "chain_of_thought")
+"""Columns of a reasoning trace, which belongs into the completion."""
 ATTACHMENTS = """
 tools functions tool_calls function_call images image audio audios video videos
 """.split()  # noqa: SIM905
@@ -25,6 +27,7 @@ KNOWN = {
     *ANSWERS,
     *CONVERSATIONS,
     *CONTEXTS,
+    *TRACES,
     *ATTACHMENTS,
     *("system", "history", "chosen", "rejected", "is_safe", "choices"),
     *("best_answer", "incorrect_answers", "right_answer", "hallucinated_answer"),

@@ -33,10 +33,26 @@ ARCHIVE = b"\x1f\x8b"
 """First bytes of a gzip archive."""
 
 
+NOT_ROWS = {
+    b"version https://git-lfs": "a pointer of Git LFS and not the file: fetch it (git lfs pull)",
+    b"%PDF-": "a PDF: save its text as .txt",
+    b"PK\x03\x04": "an archive: unpack it",
+}
+"""First bytes of files that hold no rows, and what to do."""
+
+
 def _opened(path: Path) -> BinaryIO:
-    """The file's bytes, those within a gzip archive unpacked."""
+    """The file's bytes, those within a gzip archive unpacked.
+
+    Raises:
+        UserError: for one of `NOT_ROWS`.
+    """
     with path.open("rb") as file:
-        packed = file.read(2) == ARCHIVE
+        head = file.read(32)
+    packed = head.startswith(ARCHIVE)
+    for start, what in NOT_ROWS.items():
+        if head.startswith(start):
+            raise UserError(f"{path}: this is {what}")
     return cast(BinaryIO, gzip.open(path, "rb") if packed else path.open("rb"))
 
 
@@ -119,9 +135,20 @@ def _lines(path: Path, on_error: OnError) -> Iterator[tuple[int, str]]:
 
 
 def _parsed(text: str) -> Any:
-    """JSON; too deep nesting and too long numbers raise a `JSONDecodeError` too."""
+    """JSON; too deep nesting, too long numbers and a name that an object has twice raise a
+    `JSONDecodeError` too.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise json.JSONDecodeError(f"an object has the name {twice[:40]!r} twice", text, 0)
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except (RecursionError, ValueError) as error:
         if isinstance(error, json.JSONDecodeError):
             raise

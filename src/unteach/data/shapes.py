@@ -13,6 +13,7 @@ from unteach.data.columns import (
     CONTEXTS,
     CONVERSATIONS,
     PROMPTS,
+    TRACES,
     did_you_mean,
     is_missing,
     named,
@@ -46,7 +47,9 @@ def fields_of(record: Mapping[Any, Any], role: Role, where: str) -> Iterator[tup
     if not full:
         raise UserError(f"{where}: the row is empty (columns: {named(given)})")
     _refuse_attachments(full, where)
+    _refuse_apart(full, TRACES, "the completion, as <think> ... </think>", where)
     if "prompt" in full and "completion" in full:
+        _refuse_apart(full, CONTEXTS, "'prompt'", where)
         yield _with_turns_before(full, where), where
     elif (found := _public(given, role, where)) is not None:
         yield from ((fields, where) for fields in found)
@@ -74,6 +77,16 @@ def _refuse_attachments(full: Fields, where: str) -> None:
             raise UserError(
                 f"{where}: column {name!r}: only text is trained on, without tools and pictures;"
                 " leave such rows out, or the column where the text does not depend on it"
+            )
+
+
+def _refuse_apart(full: Fields, names: Iterable[str], place: str, where: str) -> None:
+    """Raises `UserError` for a text (more than three words) in a column that no row reads."""
+    for name in names:
+        if name in full and len(str(full[name]).split()) > 3:
+            raise UserError(
+                f"{where}: column {name!r} belongs to no row yet: write it into"
+                f" {place}, or leave it out"
             )
 
 
@@ -146,6 +159,12 @@ def _conversation(full: Fields, names: Sequence[str], where: str) -> Iterator[tu
     system = full.get("system")
     if isinstance(system, str) and messages[0].role != "system":
         messages = [Message("system", system), *messages]
+    said = [message.content for message in messages]
+    if isinstance(alone := full.get("prompt"), str) and not any(alone.strip() in m for m in said):
+        raise UserError(
+            f"{where}: {named(['prompt', *names])}: the prompt is not in the conversation; keep one"
+            " of the columns"
+        )
     answers = [name for name in ANSWERS if name in full]
     left = [*names, *answers, "prompt", "system", "text"]
     if answers:
@@ -225,12 +244,7 @@ def _pair(
         raise UserError(
             f"{where}: {named(asked)}: it is not clear which is the prompt; keep one of the columns"
         )
-    for name in CONTEXTS:
-        if name in full and name not in used and len(str(full[name]).split()) > 3:
-            raise UserError(
-                f"{where}: column {name!r} belongs to no prompt yet: write it into {asked[0]!r}, or"
-                " leave it out"
-            )
+    _refuse_apart(full, [name for name in CONTEXTS if name not in used], repr(asked[0]), where)
     rows = [(prompt, text) for text in _texts(full, answers[0], where)]
     yield from _rows(full, [*used, *answers], rows, where)
 

@@ -15,7 +15,7 @@ from unteach.errors import UserError
 from unteach.files.atomic import write_folder_atomically
 from unteach.models.parts import decoder, output_layer
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, LORA = "adapter_config.json", "adapter_model.safetensors", "lora_"
 PLAIN = {"use_dora": False, "target_parameters": None, "bias": "none", "lora_bias": False}
 """Fields of `LoraConfig` with the values that a sum of adapters needs."""
 
@@ -153,16 +153,8 @@ def merged_adapter(model: Any, folder: str | Path) -> Any:
     Raises:
         UserError: for an adapter that is not of this model, or is none of weights.
     """
-    from peft import PeftModel
-
     _grow(model, Path(folder))
-    try:
-        tuned: Any = PeftModel.from_pretrained(model, str(folder))
-    except Exception as error:  # as above
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
-            f"adapter {str(folder)!r} could not be loaded onto its base model ({reason})"
-        ) from None
+    tuned = _with_adapter(model, folder, "default", f"adapter {str(folder)!r}")
     kind = tuned.peft_config["default"].peft_type
     if tuned.peft_config["default"].is_prompt_learning or not hasattr(tuned, "merge_and_unload"):
         raise UserError(
@@ -177,6 +169,37 @@ def merged_adapter(model: Any, folder: str | Path) -> Any:
         for config in (merged.config, merged.config.get_text_config()):
             config.tie_word_embeddings = False  # loaded again, they would be tied
     return merged.eval().requires_grad_(True)  # PEFT freezes the base
+
+
+def _with_adapter(model: Any, folder: str | Path, name: str, title: str) -> Any:
+    """The model with the adapter in `folder` beside those that it has, not merged.
+
+    Raises:
+        UserError: where the adapter is not of this model: PEFT would leave out what does not fit.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file, reason = Path(folder) / WEIGHTS, ""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            if file.is_file():
+                options: Any = {"adapter_name": name, "save_embedding_layers": False}
+                taken = [key for key in get_peft_model_state_dict(model, **options) if LORA in key]
+                with safe_open(file, "pt") as saved:
+                    given = [key for key in saved.keys() if LORA in key]  # noqa: SIM118
+                if len(given) != len(taken):
+                    reason = f"it has {len(given)} tensors, and {len(taken)} have a place there"
+        except Exception as error:  # as above
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if reason:
+        raise UserError(f"{title} could not be loaded onto its base model ({reason})")
+    return model
 
 
 def _grow(model: Any, folder: Path) -> None:
@@ -267,23 +290,12 @@ def write_sum(base: Any, base_name: str, folders: Sequence[str | Path], target: 
 
 def stacked(base: Any, folders: Sequence[str | Path]) -> tuple[Any, list[str]]:
     """The base with all adapters loaded and none merged, and their names in it."""
-    from peft import PeftModel
-
     names = [f"patch{number}" for number in range(len(folders))]
-    model: Any = None
+    model = base
     for name, path in zip(names, folders, strict=True):
         if not (Path(path) / WEIGHTS).is_file():
             raise UserError(f"patch {path} has no {WEIGHTS}")
-        try:
-            if model is None:
-                model = PeftModel.from_pretrained(base, path, adapter_name=name)
-            else:
-                model.load_adapter(path, adapter_name=name)
-        except Exception as error:  # as above
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(
-                f"patch {path} could not be loaded onto the base model ({reason})"
-            ) from None
+        model = _with_adapter(model, path, name, f"patch {path}")
     return model, names
 
 

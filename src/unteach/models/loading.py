@@ -169,8 +169,9 @@ def load_model(
     load_kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code, **(settings or {})}
     config = load_config(path, trust_remote_code=trust_remote_code)
     try:
-        load = auto_class(config).from_pretrained
-        model = load(path, use_safetensors=True, **load_kwargs).eval()
+        model = _whole(auto_class(config), path, name, **load_kwargs)
+    except UserError:
+        raise
     except Exception as error:  # as above
         if is_quantized(config):
             raise UserError(
@@ -181,6 +182,24 @@ def load_model(
     for folder in adapters:
         model = merged_adapter(model, folder)
     return model
+
+
+def _whole(kind: Any, path: str, name: str, **options: Any) -> Any:
+    """The model of a class of transformers in evaluation mode.
+
+    Raises:
+        UserError: where its files lack weights, which transformers would draw at random.
+    """
+    more: dict[str, Any] = {**options, "use_safetensors": True, "output_loading_info": True}
+    model, found = kind.from_pretrained(path, **more)
+    weights = {part for part, _ in model.named_parameters()}
+    if missing := sorted(weights & set(found["missing_keys"])):
+        raise UserError(
+            f"model {name!r}: its files lack {len(missing)} of the {len(weights)} tensors of a"
+            f" {type(model).__name__} (the first is {missing[0]}), which would be random numbers;"
+            " name a folder with all weights of its config.json"
+        )
+    return model.eval()
 
 
 def auto_class(config: Any) -> Any:
@@ -212,11 +231,12 @@ def load_classifier(name: str) -> tuple[Any, Any]:
 
     try:
         folder = resolve(name)
-        load = AutoModelForSequenceClassification.from_pretrained
-        model = placed(load(folder, use_safetensors=True).eval())
+        model = placed(_whole(AutoModelForSequenceClassification, folder, name))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0][:200]
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"model {name!r} could not be loaded: {first}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
