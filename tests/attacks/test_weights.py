@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import builtins
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tiny_models import tiny_model
+from unteach.attacks.attack import LeftOut, Trial
 from unteach.attacks.weights import (
     GROUP,
     NothingToRound,
@@ -18,6 +21,16 @@ from unteach.attacks.weights import (
     quantize,
 )
 from unteach.errors import UserError
+from unteach.run.folder import QuantizedWeights
+
+
+def test_on_quantised_weights_an_attack_on_weights_is_left_out_and_the_others_go_on():
+    def load(role, exact):
+        raise QuantizedWeights("quantised weights")
+
+    target: Any = SimpleNamespace(folder=SimpleNamespace(load_model=load))
+    with pytest.raises(LeftOut, match="quantised weights"):
+        Trial(target, "pruning_10", "original", {}, lambda *_: None).copy()
 
 
 def linear_layers(model):

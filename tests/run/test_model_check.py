@@ -14,6 +14,7 @@ from tiny_models import byte_level_bpe, tiny_model
 from unteach import models, unlearn
 from unteach.config.resolve import resolve
 from unteach.errors import UserError
+from unteach.requests.forget_requests import forget_request
 from unteach.run import gguf, pipeline
 from unteach.run.model_check import check_model, check_places
 
@@ -91,6 +92,8 @@ def test_quantised_weights_are_trained_by_an_adapter_alone(model):
         given = {"model": str(model), "output_dir": str(model.parent / "out"), **options}
         with pytest.raises(UserError, match=f"holds quantised weights, .*{sentence}"):
             check_model(resolve(given).run)
+    with pytest.raises(UserError, match="would round the patches of requests: name the model with"):
+        forget_request(model.parent / "ledger", ROWS, model=str(model))
     with pytest.raises(UserError, match="holds quantised weights, which cannot be loaded here"):
         models.load_model(str(model))
 

@@ -20,7 +20,7 @@ from unteach.attacks.prompting import (
 from unteach.attacks.target import Target
 from unteach.errors import UserError
 from unteach.evaluation.results import MetricResult, summarise
-from unteach.run.folder import ORIGINAL
+from unteach.run.folder import ORIGINAL, QuantizedWeights
 
 
 class LeftOut(UserError):
@@ -73,8 +73,16 @@ class Trial:
         return self.target.folder.model(self.role)
 
     def copy(self, *, exact: bool = True) -> Any:
-        """The model as the attack's own; `exact`: in float32. No other model is in memory then."""
-        return self.target.folder.load_model(self.role, exact=exact)
+        """The model as the attack's own; `exact`: in float32, for changes of its weights. No other
+        model is in memory then.
+
+        Raises:
+            LeftOut: where quantised weights cannot be changed.
+        """
+        try:
+            return self.target.folder.load_model(self.role, exact=exact)
+        except QuantizedWeights as error:
+            raise LeftOut(str(error)) from None
 
     def outcome(self, rows: Mapping[int, float], **more: Any) -> Outcome:
         """The run's headline rate over these rows, and other metrics."""

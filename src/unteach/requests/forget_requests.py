@@ -27,6 +27,7 @@ from unteach.evaluation.generation import answer_limit, generate_answers
 from unteach.evaluation.scorers import Scorers
 from unteach.files.atomic import read_json_lines, write_text_atomically
 from unteach.files.folders import FolderLock, local_path, private_folder
+from unteach.models.adapters import is_quantized
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.progress import Display
 from unteach.requests import patches
@@ -97,6 +98,7 @@ def forget_request(
     with FolderLock(root):
         ledger = open_ledger(root, display.print)
         base, kind = _base(ledger, model, full)
+        _refuse_quantized(base, **trust)
         patches.refresh_adapter(root, ledger, **trust)
         given = load_rows(forget, "forget", prompt_only=True)
         same = [entry for entry in ledger.active if entry["data"]["hash"] == rows_hash(given)]
@@ -200,6 +202,15 @@ def _base(ledger: Ledger, model: str | None, full: bool) -> tuple[str, str]:
         words = "all weights (--full)" if ledger.kind == "full" else "adapters (without --full)"
         raise UserError(f"the requests of this folder train {words}; do so, or use another folder")
     return base, kind
+
+
+def _refuse_quantized(base: str, **trust: Any) -> None:
+    """A patch is merged into the weights below the next one, and these would round it."""
+    if is_quantized(models.load_config(base, **trust)):
+        raise UserError(
+            f"model {base!r} holds quantised weights, which would round the patches of requests:"
+            " name the model with whole weights, or forget once with unteach run --lora"
+        )
 
 
 def _chat_settings(root: Path, entry: Entry) -> ChatSettings:

@@ -33,6 +33,10 @@ KEPT_MODELS = 2
 """Models for reading that stay in memory, so that comparing two reads each of them once."""
 
 
+class QuantizedWeights(UserError):
+    """Weights were to be changed that are quantised."""
+
+
 def recorded_chat(model: str) -> ChatSettings | None:
     """The chat settings of the run, or of the newest forget request, whose folder holds a model's
     folder; `None` where there is none.
@@ -262,15 +266,14 @@ class RunFolder:
             exact (`bool`): in float32, for changes of the weights, instead of the run's precision.
 
         Raises:
-            UserError: if the original model's weights are not those that the run started from, or
-                if weights that are quantised shall be changed.
+            UserError: if the original model's weights are not those that the run started from.
+            QuantizedWeights: if weights that are quantised shall be changed.
         """
         self._models.clear()
         model = self._checked(role)
         if exact and is_quantized(model.config):
-            raise UserError(
-                "the run's model holds quantised weights, which attacks on weights cannot change:"
-                " leave them out with --only"
+            raise QuantizedWeights(
+                "the run's model holds quantised weights, which stay as they are"
             )
         return models.placed(model.float() if exact else model)
 
