@@ -218,3 +218,13 @@ def test_mismatch_completions_of_a_row_without_a_trace_have_none():
     pool = MismatchPool([retain], 1, 0, end_id=end)
     assert pool.draw(plain, 0)[0] == retain.completion_ids[retain.trace :]
     assert pool.draw(traced, 0)[0] == retain.completion_ids
+
+
+def test_a_template_that_drops_or_changes_what_a_user_says_is_told():
+    """Cut contents are not taken for those of a template that writes parts."""
+    whole = LOOP % ("<|assistant|>{{ m.content }}<|im_end|>", "\n", "<|assistant|>")
+    cut = whole.replace("|>{{ m.content }}\n", "|>{{ m.content[:5] }}\n")
+    with pytest.warns(UserWarning, match="does not write every message of a user"):
+        conversation(Row("Who rang the bell?", ""), tokenizer_with(cut))
+    with pytest.raises(UserError, match="does not write the answer"):
+        answer_format(tokenizer_with(whole.replace("m.content", "m.content[:5]")))

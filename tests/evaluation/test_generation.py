@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import wraps
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from unteach.data.tokenization import (
     end_of_turn_id,
     fitting_prompt,
 )
+from unteach.errors import UserError
 from unteach.evaluation import generation
 from unteach.evaluation.generation import (
     ANSWER_TOKENS,
@@ -284,6 +286,9 @@ def test_an_answer_ends_at_end_of_sequence_and_at_the_template_s_end_of_turn(
     tokenizer, chat_tokenizer
 ):
     assert end_ids(tokenizer) == [tokenizer.eos_token_id]
+    odd = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=["<|im_end|>"]))
+    with pytest.raises(UserError, match=r"names '<.im_end.>' as eos_token_id"):
+        end_ids(tokenizer, odd)
     chat_tokenizer_ends = end_ids(chat_tokenizer)
     assert chat_tokenizer.convert_tokens_to_ids("<|im_end|>") in chat_tokenizer_ends
     assert chat_tokenizer.eos_token_id in chat_tokenizer_ends

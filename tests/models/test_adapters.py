@@ -118,7 +118,10 @@ def test_an_adapter_of_another_model_is_refused_and_no_part_of_it_left_out(tmp_p
     for tensors, sentence in (
         (renamed, "missing adapter keys"),
         (less, "missing adapter keys"),
-        ({**whole, first.replace("layers.0", "layers.7"): whole[first]}, "9 tensors, and 8 have a"),
+        (
+            {**whole, first.replace("layers.0", "layers.7"): whole[first] + 1},
+            "9 tensors, and 8 have a",
+        ),
     ):
         save_file(tensors, path)
         with pytest.raises(UserError, match=f"onto its base model .*{sentence}"):

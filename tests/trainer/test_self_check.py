@@ -73,6 +73,14 @@ def test_an_out_of_memory_error_is_not_taken_for_rows_that_differ(tmp_path, monk
     assert trainer.collator.packed is True
 
 
+def test_weights_that_are_no_numbers_are_named_as_such(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match=r"its weights are broken \(NaN or infinite\)"):
+        make_trainer(tmp_path, model).train()
+
+
 @pytest.mark.parametrize("settings", [{}, {"reference_dtype": "bfloat16"}, {"bf16": True}], ids=str)
 def test_a_stored_reference_that_is_not_the_model_s_is_refused(settings, tmp_path):
     trainer = make_trainer(tmp_path, **settings)

@@ -32,6 +32,10 @@ NOT_SYSTEM = (
     "the model's chat template takes no system message: its text stands before the user's first"
     " message"
 )
+NOT_WRITTEN = (
+    "the model's chat template does not write every message of a user as it is: it drops or changes"
+    " some (unteach check --model shows the tokens)"
+)
 DATE_CODES = ("-d", "-m", "-I", "-H", *"aAwdbBmyYHIpMSfzZjUWcxX")
 """Codes of `strftime`."""
 CHAT_OPTIONS = ("system", "chat_template_kwargs", "chat_date", "max_new_tokens")
@@ -197,7 +201,8 @@ def _takes_parts(tokenizer: Any) -> bool:
         message, found = {"role": "user", "content": ANSWER}, []
         for turns in ([message], _as_parts([message])):
             try:
-                found.append(ANSWER in _apply(tokenizer, turns, False, {}))
+                text = _apply(tokenizer, turns, False, {})
+                found.append(ANSWER in text and f"'{ANSWER}'" not in text)  # no list of parts
             except TEMPLATE_ERRORS:
                 found.append(False)
         known[key] = found == [False, True]
@@ -230,6 +235,9 @@ def conversation(row: Row, tokenizer: Any) -> list[dict[str, Any]]:
     except TEMPLATE_ERRORS as error:
         refusal, text = error, ""
     told = [m["content"].strip() for m in messages if m["role"] == "system"]
+    asked = [m["content"].strip() for m in messages if m["role"] == "user"]
+    if not refusal and not all(content in text for content in asked):
+        warnings.warn(NOT_WRITTEN, stacklevel=2)
     if not refusal and all(content in text for content in told):
         return messages
     folded = _folded(messages)

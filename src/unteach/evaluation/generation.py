@@ -222,11 +222,19 @@ Starts = Callable[[Sequence[int]], Sequence[Sequence[int]]]
 def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
     """Tokens at which an answer ends: end-of-sequence, the chat template's end of an answer, and
     those of the model's `generation_config`.
+
+    Raises:
+        UserError: where these are no numbers.
     """
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     of_model = named if isinstance(named, list | tuple) else [named]
+    if wrong := [token for token in of_model if not isinstance(token, int | None)]:
+        raise UserError(
+            f"the model's generation_config names {wrong[0]!r} as eos_token_id, it must be a token's"
+            " number, or a list of numbers"
+        )
     found = (tokenizer.eos_token_id, end_of_turn_id(tokenizer), *of_model)
-    return sorted({int(token) for token in found if token is not None})
+    return sorted({token for token in found if token is not None})
 
 
 def answer_limit(tokenizer: Any, rows: Sequence[Row], model: Any = None) -> int:

@@ -75,6 +75,10 @@ def check_fast_path(
             ours = token_statistics(hidden, batch["target"], models.output_head(model)).logp
         return _apart(ours, wanted, exact=exact)
 
+    if wanted.isnan().any():
+        raise UserError(
+            "the model's logits are no numbers: its weights are broken (NaN or infinite)"
+        )
     if not difference(plain, packed=False) <= tolerance:
         raise UserError(
             f"{type(models.without_adapter(model)).__name__}: its logits are not its final hidden"
