@@ -230,7 +230,7 @@ def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
     of_model = named if isinstance(named, list | tuple) else [named]
     if wrong := [token for token in of_model if not isinstance(token, int | None)]:
         raise UserError(
-            f"the model's generation_config names {wrong[0]!r} as eos_token_id, it must be a token's"
+            f"generation_config.json names {wrong[0]!r} as eos_token_id, it must be a token's"
             " number, or a list of numbers"
         )
     found = (tokenizer.eos_token_id, end_of_turn_id(tokenizer), *of_model)
