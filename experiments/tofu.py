@@ -2,13 +2,15 @@
 retrained model.
 
 The model is fine-tuned on the first 40 rows of forget10 and the first 120 of retain90 (`full`), and
-another on the 120 alone (`retrained`). Each method then unlearns the 40 with the 120 as retain set,
-with the same batch size and maximum number of steps. Ours runs with a run's defaults (`+own`: the
-model's own answers beside the retain rows), and with the retain rows alone, as the others do. Those
-have the weights and the retain term of their pages in docs/methods, and no KL budget. `--times`
-multiplies a run's default learning rate for the method, which was found on the copyright demo: each
-rate is a row of its own, none is selected. All are evaluated as by `unteach eval --benchmark tofu`:
-the 40 rows, 40 of the 120, 30 of real authors and 30 of world facts.
+another on the 120 alone (`retrained`). Each method then unlearns the 40 with four fifths of the 120
+as retain set; the others are only measured. `default` is `unteach run` with nothing set but model
+and files. All others have the same batch size and maximum number of steps: ours with a run's
+defaults (`+own`: the model's own answers beside the retain rows), and with the retain rows alone,
+as the published ones do. Those have the weights and the retain term of their pages in docs/methods,
+and no KL budget. `--times` multiplies a run's default learning rate for the method, which was found
+on the copyright demo: each rate is a row of its own, none is selected. All are evaluated as by
+`unteach eval --benchmark tofu`: the 40 rows, 40 of the 120, 30 of real authors and 30 of world
+facts.
 
     python experiments/tofu.py --data data/tofu --json docs/results/tofu.json [--methods npo,ga]
     [--times 1,0.3] [--seeds 0] [--bf16]
@@ -47,15 +49,17 @@ from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.tables import Table
 from unteach.run.pipeline import execute
-from unteach.scenarios import build_scenario
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import prompt_rows
+from unteach.scenarios.user_rows import user_scenario
 
+DEFAULT = "default"
+"""`unteach run` with nothing set: the method by the rows, and its own budget of steps."""
 OWN = "+own"
 """Behind a method's name: the full model's own answers to 48 neutral prompts are kept beside the
 retain rows, as a run does by itself.
 """
-OURS = (f"{DEFAULT_METHOD}{OWN}", "unlikelihood_mismatch+own", "unlikelihood_mismatch")
+OURS = (DEFAULT, f"{DEFAULT_METHOD}{OWN}", "unlikelihood_mismatch+own", "unlikelihood_mismatch")
 METHODS = (*OURS, "ga", "ga_mismatch", "grad_diff", "npo")
 BEFORE = ("full", "retrained")
 TEACHING = {
@@ -89,6 +93,9 @@ COLUMNS = (
 LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the columns are
 [TOFU's](../how-to/benchmarks.md#tofu).
 
+- **default**: `unteach run` with nothing set but the model and the files of rows.
+- **kept, held out**: ROUGE-L recall, relative to the full model's, of the retain rows that no
+  method trains on.
 - **`+own`**: the full model's own answers to 48 neutral prompts are kept beside the retain rows,
   as `unteach run` does by itself.
 - **full**: the model that was taught all rows; **retrained**: the model that was taught the retain
@@ -97,8 +104,8 @@ LEGEND = """Made by `python experiments/tofu.py`, whose head says how; the colum
   With 40 rows two samples of the same distribution have a distance of 0.18 on average, and over
   0.32 in one case of twenty: smaller differences are not significant.
 - **forget quality**: that test's p-value; over seeds the geometric mean.
-- **forget rate**: leak rate of the forget rows; **normal**: similarity of everyday answers to the
-  full model's.
+- **forget rate**: leak rate of the forget rows (`default`: said facts); **normal**: similarity of
+  everyday answers to the full model's.
 - **fluency**: mean NLL, in nats per token, of the answers to forget rows under the model before
   teaching (NM: not meaningful).
 - **seconds**: time of the unlearning steps.
@@ -182,19 +189,12 @@ class Protocol:
                     " a perturbed row"
                 )
         teaching = {**TEACHING, **({"num_train_epochs": 1} if options.short else {})}
-        normal = build_scenario("copyright").sets["normal"]
-        self.scenario = Scenario(
-            name="tofu",
-            forget=self.forget,
-            validation=[],
-            retain=self.retain,
-            sets={
-                "unlearned": self.forget,
-                "kept": self.retain[::3],
-                "normal": normal[:2] if options.short else normal,
-            },
+        users = user_scenario(self.forget, self.retain)
+        normal = users.sets["normal"]
+        self.scenario = replace(
+            users,
+            sets={**users.sets, "normal": normal[:2] if options.short else normal},
             teach=[*self.forget, *self.retain],
-            leak_corpus=[row.completion for row in [*self.forget, *self.retain[::3]]],
             teach_settings=teaching,
         )
 
@@ -270,28 +270,41 @@ class Protocol:
         """One row of the table."""
         if name in BEFORE:
             return self.measured(self.taught(name))
+        if name == DEFAULT:
+            steps = {"max_steps": 2, "probe_steps": 1} if self.options.short else {}
+            return self.unlearned(name, self.scenario, {"bf16": self.options.bf16, **steps})
         settings = settings_of(name, self.options.short, self.options.bf16)
         width = models.width(models.load_model(self.options.model))
         rate = suitable_learning_rate(width, name.removesuffix(OWN), lora=False) * times
         title = label(name, times)
         neutral = prompt_rows("neutral_prompts")[:48]
-        scenario = (
-            replace(self.scenario, own_prompts=neutral) if name.endswith(OWN) else self.scenario
-        )
+        scenario = replace(self.scenario, own_prompts=neutral if name.endswith(OWN) else [])
         try:
-            self.run(title, scenario, {**settings, "learning_rate": rate})
+            return self.unlearned(title, scenario, {**settings, "learning_rate": rate})
         except TrainingFault as fault:
             return {"fault": str(fault), "learning_rate": rate}
+
+    def unlearned(
+        self, title: str, scenario: Scenario, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The numbers of a run."""
+        self.run(title, scenario, settings)
         folder = self.folder / title
         facts, evaluation = (
             json.loads((folder / file).read_text(encoding="utf-8"))
             for file in ("run.json", "eval.json")
         )
-        after = evaluation["models"]["unlearned"]
+        full, after = (evaluation["models"][name] for name in ("original", "unlearned"))
+        recalls = [
+            found["kept_unseen"]["rouge_l_recall"]["value"]
+            for found in (full, after)
+            if "kept_unseen" in found
+        ]
         numbers = {
             **self.measured(folder / "model"),
             "forget_rate": after["unlearned"][evaluation["headline"]],
             "normal": after["normal"]["similarity"]["value"],
+            "kept_held_out": recalls[1] / recalls[0] if recalls and recalls[0] else None,
             "fluency": after["unlearned"]["fluency"]["value"],
             "seconds": next(cost for cost in facts["costs"] if cost["stage"] == "unlearning")[
                 "seconds"
@@ -347,7 +360,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             ),
             **{
                 key: mean([row[key] for row in whole if key in row])
-                for key in ("normal", "fluency", "seconds")
+                for key in ("kept_held_out", "normal", "fluency", "seconds")
             },
             "rates": sorted({row["learning_rate"] for row in every if "learning_rate" in row}),
             "fault": next((row["fault"] for row in every if "fault" in row), None),
@@ -399,6 +412,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 shown(row["distance"]),
                 "" if row["quality"] is None else f"{row['quality']:.2g}",
                 "" if row["forget_rate"] is None else f"{row['forget_rate']:.0%}",
+                shown(row["kept_held_out"]),
                 shown(row["normal"]),
                 fluency,
                 shown(row["seconds"], 0),
@@ -413,6 +427,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         "distance",
         "forget quality",
         "forget rate",
+        "kept, held out",
         "normal",
         "fluency",
         "seconds",
@@ -435,7 +450,8 @@ def main() -> None:
         else METHODS[: 1 if options.short else None]
     )
     for name in methods:
-        get_method(name.removesuffix(OWN))
+        if name != DEFAULT:
+            get_method(name.removesuffix(OWN))
     wanted = [(name, 1.0) for name in BEFORE] + [
         (name, float(times)) for times in options.times.split(",") for name in methods
     ]
