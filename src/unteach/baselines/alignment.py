@@ -63,12 +63,14 @@ class Aligned:
         costs (`list[Cost]`): by stage.
         folders (`dict[str, Path]`): of each stage's model.
         rules (`dict[str, dict]`): the state of each stage's `StopRule`; empty without a `Watch`.
+        curves (`dict[str, list]`): each stage's probes with the seconds of training before them.
     """
 
     model: Any
     costs: list[Cost]
     folders: dict[str, Path]
     rules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
 
 class StageCallback(ProbeCallback):
@@ -155,7 +157,7 @@ def align(
     folders = {stage: folder / stage for stage in stages}
     if sft_folder is not None:
         folders["sft"] = sft_folder
-    costs, rules = [], {}
+    costs, rules, curves = [], {}, {}
     for stage in stages:
         target = folders[stage]
         work = target.with_name(f"{target.name}-checkpoints")
@@ -198,8 +200,8 @@ def align(
             _free_memory(model)
         gc.collect()
         costs.append(Cost(**done["cost"]))
-        rules[stage] = {**done["rule"], "curve": done.get("curve", [])} if done["rule"] else {}
-    return Aligned(models.load_model(str(folders[stages[-1]])), costs, folders, rules)
+        rules[stage], curves[stage] = dict(done["rule"]), done.get("curve", [])
+    return Aligned(models.load_model(str(folders[stages[-1]])), costs, folders, rules, curves)
 
 
 def _stage_probe(stage: str, watch: Watch | None, tokenizer: Any) -> Probe | None:

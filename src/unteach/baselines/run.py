@@ -146,7 +146,7 @@ def _facts(pipeline: str, result: Aligned, rows: int) -> dict[str, Any]:
             "kept_step": rule["best_step"],
             "reason": rule["reason"],
             "probes": len(rule["history"]),
-            "curve": rule["curve"],
+            "curve": result.curves[name],
         }
         for name, rule in result.rules.items()
         if rule
