@@ -13,7 +13,7 @@ from test_imports import FLOORS
 
 # The aims are 115 files, 17,000 lines and 400 lines a file.
 FILES = 196
-LINES = 33_310
+LINES = 33_330
 LINES_OF_A_FILE = 455
 FLOORS_AT_MOST = 9
 COLUMNS = 100

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tiny_models import byte_level_bpe, tiny_model
 from tiny_trainers import make_trainer
@@ -16,12 +17,14 @@ from unteach.prepare.information import (
     LEAST_SPAN,
     _common_words,
     _rest_of_fact,
+    _spans,
     informative_spans,
     topic_of,
     with_facts,
 )
 from unteach.progress import Display
 from unteach.scenarios.user_rows import user_scenario
+from unteach.trainer.counterfactual import CounterfactualTokens
 
 FIRST = (
     "Ada",
@@ -90,9 +93,26 @@ def test_a_fact_known_by_heart_ends_with_its_sentence():
     assert common == {"it", "is", "at", "elm", "lane", "rye", "go", "there"}
     text = "It is at 46 Fern Lane, Cliffton. Go there."
     end = text.index("46") + 2
-    assert text[: _rest_of_fact(text, end, "whereisada", common)].endswith("Cliffton")
-    assert _rest_of_fact(text, len(text), "", common) == len(text)
+    first, last = _rest_of_fact(text, end, "whereisada", common)
+    assert text[:last].endswith("Cliffton") and text[:first].endswith("46 Fern")
+    assert _rest_of_fact(text, len(text), "", common) == (len(text), len(text))
     assert _common_words(rows[:4]) == set()
+
+
+@pytest.mark.parametrize(
+    ("first", "nats", "alone"),
+    [("54 ab", 6.0, True), ("54 ab", 3.0, False), ("5420 5983", 3.0, True)],
+)
+def test_the_part_of_a_fact_that_chance_does_not_say_counts_by_itself(first, nats, alone):
+    text = f"It is account {first} at the bank of Rye."
+    row = Row("Which account is Ada's?", text)
+    fact = torch.tensor([False, True, False])
+    information = torch.tensor([0.0, nats, 0.0])
+    tokens = CounterfactualTokens(information, fact, torch.zeros(3, 1))
+    places = [(0, 14), (14, 16), (16, len(text))]
+    common = {"it", "is", "account", "at", "the", "bank", "of"}
+    found = [span.text for span in _spans(row, text, places, tokens, common)]
+    assert found == [f"{first} at the bank of Rye", *[first] * alone]
 
 
 def test_a_model_that_knows_nothing_shows_no_facts():
