@@ -1,4 +1,5 @@
-"""Seconds of a training step with each wrapper of `--robust` and without one, in turns.
+"""Seconds of a training step with each wrapper of `--robust` that works in steps and without one,
+in turns.
 
     python benchmarks/robustness.py [--short] [--json FILE]
 
@@ -20,11 +21,14 @@ from unteach import models
 from unteach.models.parts import layer_list
 from unteach.robust import ROBUST, wrappers
 
+IN_STEPS = [name for name, kind in ROBUST.items() if not kind.after]
+"""The wrappers that work in a step; `distill` is a training of its own after the last one."""
+
 
 def main() -> None:
     """Runs the benchmark."""
     options = record.options(__doc__)
-    turns, names = 2 if options.short else 7, ["none", *ROBUST]
+    turns, names = 2 if options.short else 7, ["none", *IN_STEPS]
     side = our_step(CASES[0], models.load_model(MODEL), method="unlikelihood")
     trainer = side.trainer
     trainer.prepare_references()
@@ -52,7 +56,7 @@ def main() -> None:
             "unit": "s",
             "tokens": round(tokens[name] / tokens["none"], 2),
         }
-        for name in ROBUST
+        for name in IN_STEPS
     ]
     record.finish(rows, options.json)
 

@@ -286,6 +286,12 @@ def more_data(cells: Sequence[Cell]) -> list[str]:
     return ["", *lines]
 
 
+def curve_of(cells: Sequence[Cell], method: str) -> list[Point]:
+    """The probes of one seed's run."""
+    found = next(cell for cell in cells if cell.method == method)
+    return [Point(**point) for point in found.run["curve"]]
+
+
 def main() -> None:
     """Runs the benchmark."""
     options = parse_options()
@@ -319,12 +325,6 @@ def main() -> None:
     if options.json:
         cost_figure(options.json.parent, together)
         figure(options.json.parent / "equal_harm.png", curves)
-
-
-def curve_of(cells: Sequence[Cell], method: str) -> list[Point]:
-    """The probes of one seed's run."""
-    found = next(cell for cell in cells if cell.method == method)
-    return [Point(**point) for point in found.run["curve"]]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,8 @@ def _mean(points: Sequence[Point]) -> dict[str, float] | None:
     """Field by field, the mean; `None` of nothing."""
     if not points:
         return None
-    return {
-        name: sum(asdict(point)[name] for point in points) / len(points)
-        for name in Point.__annotations__
-    }
+    names = [field.name for field in fields(Point)]
+    return {name: sum(getattr(point, name) for point in points) / len(points) for name in names}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -261,6 +261,7 @@ class Protocol:
                 self.options.model,
                 self.options.bf16,
                 rows_hash(self.scenario.teach),
+                rows_hash(self.scenario.retain),
                 asked,
                 dict(self.scenario.teach_settings),
             ]

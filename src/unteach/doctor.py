@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from unteach.errors import one_line
+
 GIB = 2**30
 SHAPES = {
     "0.1B": (576, 1536, 30, 9, 3, 49152),
@@ -86,7 +88,7 @@ def machine() -> dict[str, Any]:
     try:
         import torch
     except Exception as error:  # a broken build raises many types
-        return {**facts, "torch_error": " ".join(str(error).split())[:200]}
+        return {**facts, "torch_error": one_line(error)}
     from unteach.config.resolve import multiplies_bfloat16
 
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else []

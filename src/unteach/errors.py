@@ -33,6 +33,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, in one line of at most `most` characters; the name of its
+    type where it says nothing.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def did_you_mean(name: str, known: list[str], what: str) -> UserError:
     """The error for an unknown `name` of kind `what`, with the nearest known name."""
     near = get_close_matches(name, known, n=1, cutoff=0.4)

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from unteach.config.run import option
 from unteach.config.values import kinds
-from unteach.errors import UserError
+from unteach.errors import UserError, one_line
 from unteach.methods import DEFAULT_METHOD, Method, get_method
 from unteach.robust import Wrapper, wrappers
 
@@ -283,7 +283,7 @@ class UnlearningConfig(TrainingArguments):
             warm_up = self.get_warmup_steps(steps)
             get_scheduler(self.lr_scheduler_type, optimizer, warm_up, steps, more)
         except Exception as error:  # each has its own types
-            message = " ".join(str(error).split())[:300]
+            message = one_line(error, 300)
             raise UserError(f"an option that training refuses: {message}") from None
 
     def planned_steps(self, rows: int, processes: int = 1) -> int:
@@ -350,7 +350,7 @@ def check_trackers(report_to: str | list[str] | None) -> None:
         for tracker in get_reporting_integration_callbacks(report_to):
             tracker()
     except Exception as error:  # each has its own types
-        message = " ".join(str(error).split())[:300]
+        message = one_line(error, 300)
         raise UserError(f"option 'report_to' is {report_to!r}: {message}") from None
 
 

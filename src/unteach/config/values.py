@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from unteach.errors import UserError, did_you_mean
+from unteach.errors import UserError, did_you_mean, one_line
 
 MOST_VALUES = 10_000
 
@@ -24,7 +24,7 @@ def read_yaml(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except Exception as error:  # PyYAML raises many types for a date, a number or a key
-        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from None
+        raise ValueError(one_line(error, 300)) from None
     try:
         return _numbers(value, [MOST_VALUES])
     except RecursionError:
@@ -52,7 +52,7 @@ def read_config(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             options = read_yaml(file.read()) or {}
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, 1000)
         raise UserError(f"config {path!r} could not be read: {reason}") from None
     if not isinstance(options, dict):
         raise UserError(f"config {path!r} must be a mapping of options")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from unteach.data.columns import KNOWN, plain_name
 from unteach.data.passages import book_passages, has_layout, text_passages
-from unteach.errors import UserError
+from unteach.errors import UserError, one_line
 
 Records = Iterator[tuple[dict[str, Any], str]]
 """Pairs of a record's fields and its place, for messages."""
@@ -96,7 +96,7 @@ def _text_of(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error)
     return UserError(f"{path}: the file could not be read ({reason})")
 
 
@@ -273,7 +273,7 @@ def _parquet(path: Path, on_error: OnError) -> Records:
     try:
         records = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, ValueError, OverflowError, NotImplementedError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
     for number, record in enumerate(records, 1):
         yield record, f"{path}, row {number}"

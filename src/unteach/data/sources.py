@@ -12,7 +12,7 @@ from unteach.data.formats import READERS, SUFFIXES, OnError, Records, suffix_of
 from unteach.data.public_sets import Role
 from unteach.data.rows import Row, row_from_mapping
 from unteach.data.shapes import fields_of
-from unteach.errors import UserError
+from unteach.errors import UserError, one_line
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@[\w.-]+)?")
 SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -96,7 +96,7 @@ def _saved(folder: Path, split: str, named: str) -> Records:
     try:
         dataset = load_from_disk(str(folder))
     except Exception as error:  # of many types, all for a damaged folder
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{folder}: not a readable saved data set ({reason})") from None
     if isinstance(dataset, DatasetDict):
         splits = list(dataset)
@@ -138,7 +138,7 @@ def _hub(name: str, split: str) -> Records:
     except UserError:
         raise
     except Exception as error:  # the hub client raises many types, all for a dataset not available
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"{name!r} is no file, and as a Hugging Face dataset it could not be loaded"
             f" ({type(error).__name__}: {reason})"

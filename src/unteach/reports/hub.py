@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unteach.errors import UserError
+from unteach.errors import UserError, one_line
 
 
 def push_model(folder: Path, name: str) -> str:
@@ -24,7 +24,7 @@ def push_model(folder: Path, name: str) -> str:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=address.repo_id, folder_path=found)
     except Exception as error:  # of the hub, of the network, of the name
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
+        reason = one_line(error, 300)
         raise UserError(
             f"option --push-to-hub: {name!r} could not be pushed; log in by `hf auth login`, and"
             f" check the name and the network ({reason})"

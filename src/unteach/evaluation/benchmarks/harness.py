@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from unteach.errors import UserError, did_you_mean
+from unteach.errors import UserError, did_you_mean, one_line
 from unteach.evaluation.benchmarks.benchmark import (
     Benchmark,
     EvaluatedModel,
@@ -53,7 +53,7 @@ def load_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
     try:
         get_task_dict([task if isinstance(task, str) else dict(task) for task in tasks], manager)
     except Exception as error:  # a task is a program of its own
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        reason = one_line(error)
         raise UserError(
             f"the data of {_names(tasks)} cannot be had; it comes from the hub or its cache"
             f" ({reason})"
@@ -99,7 +99,7 @@ def harness_values(
     try:
         found = lm_eval.simple_evaluate(model=wrapped, tasks=list(tasks), **options)
     except (OSError, KeyError, ValueError) as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        reason = one_line(error)
         raise UserError(f"lm-evaluation-harness could not run {_names(tasks)}: {reason}") from None
     values: dict[str, SetValues] = {}
     for task, samples in sorted(((found or {}).get("samples") or {}).items()):
