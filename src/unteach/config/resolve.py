@@ -20,7 +20,7 @@ from unteach.data.sources import name_of
 from unteach.errors import UserError, did_you_mean
 from unteach.files.folders import local_path
 from unteach.methods import DEFAULT_METHOD, METHODS, get_method
-from unteach.robust import in_steps
+from unteach.robust import in_steps, trains_again
 
 Source = Literal["user", "scenario", "rows", "method", "model", "search", "default"]
 
@@ -128,10 +128,9 @@ class ResolvedConfig:
     def first_training(self, folder: str | Path, **override: Any) -> UnlearningConfig:
         """The same for the training by the method itself, without what `--robust` has after it."""
         config = self.unlearning_config(folder, **override)
-        names = in_steps(config.robust)
-        if names == config.robust:
+        if not trains_again(config.robust):
             return config
-        return self.unlearning_config(folder, **{**override, "robust": names})
+        return self.unlearning_config(folder, **{**override, "robust": in_steps(config.robust)})
 
     @property
     def chosen(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from unteach.robust.distillation import Distillation
 from unteach.robust.weights import Relearning, Rounding, SharpnessAware
 from unteach.robust.wrapper import Wrapper
 
-__all__ = ["ROBUST", "Wrapper", "in_steps", "wrappers"]
+__all__ = ["ROBUST", "Wrapper", "in_steps", "trains_again", "wrappers"]
 
 NONE = "none"
 ROBUST: dict[str, type[Wrapper]] = {
@@ -34,3 +34,8 @@ def wrappers(names: str) -> dict[str, type[Wrapper]]:
 def in_steps(names: str) -> str:
     """Of these names those that work in each step, not after the last one."""
     return "+".join(name for name, kind in wrappers(names).items() if not kind.after) or NONE
+
+
+def trains_again(names: str) -> bool:
+    """Whether one of these names is a second training after the method's own."""
+    return any(kind.after for kind in wrappers(names).values())

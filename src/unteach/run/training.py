@@ -33,7 +33,7 @@ from unteach.prepare.generations import (
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
 from unteach.processes import broadcast_from_main, is_main_process, process_count
 from unteach.progress import step_display
-from unteach.robust import in_steps
+from unteach.robust import trains_again
 from unteach.robust.distillation import settings_of
 from unteach.run.model_check import check_model
 from unteach.run.record import scorer_names
@@ -101,7 +101,7 @@ def _check_settings(resolved: ResolvedConfig, scenario: Scenario) -> None:
     config = first_config(resolved, scenario)
     if config.update == "directed":
         check_directed(resolved)
-    if in_steps(config.robust) != config.robust:
+    if trains_again(config.robust):
         check_distilled(run, config.robust)
     if config.objective.says_instead != (run.instead is not None):
         raise UserError(
@@ -228,7 +228,7 @@ def train(
         model = model.merge_and_unload()
     facts |= training_facts(trainer, config, costs)
     facts |= {"forget_rows": len(forget), "retain_rows": len(retain)}
-    if in_steps(chosen := resolved.unlearning_config(folder).robust) != chosen:
+    if trains_again(chosen := resolved.unlearning_config(folder).robust):
         unlearned = source.with_model(model)
         cost = distil(resolved, unlearned, rows.forget, retain)
         facts |= {"robust": chosen, "cost": asdict(total([Cost(**facts["cost"]), cost]))}

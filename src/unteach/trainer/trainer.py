@@ -32,7 +32,7 @@ from unteach.methods.objective import RoleTokens, objective_terms, step_counts, 
 from unteach.models.adapters import adapter_config
 from unteach.models.kernels import compiled_layers, with_forward
 from unteach.models.parts import freeze_all_but, layer_list, unfreeze
-from unteach.robust import in_steps
+from unteach.robust import trains_again
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.counterfactual import store_counterfactuals
@@ -113,7 +113,7 @@ class UnlearningTrainer(Trainer):
                 "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
                 " 'stored'"
             )
-        if in_steps(args.robust) != args.robust:
+        if trains_again(args.robust):
             raise UserError(
                 f"robust is {args.robust!r}, but a second training is none of this trainer's: call"
                 " `trainer.distillation.distillation_trainer` after it, or `unlearn`, which does"
