@@ -125,11 +125,22 @@ def test_no_files_import_each_other_in_a_circle():
         "unteach.reports.report",
         "unteach.reports.tables",
         "unteach.data.check",
+        "unteach.preview",
     ],
 )
 def test_what_needs_no_torch_does_not_import_it(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_check_of_data_alone_imports_no_torch(tmp_path):
+    rows = '{"prompt": "Who is it?", "completion": "The ferryman."}\n'
+    (tmp_path / "f.jsonl").write_text(rows * 2, encoding="utf-8")
+    words = ["check", "--forget", str(tmp_path / "f.jsonl")]
+    code = f"import sys; from unteach.cli import main; main({words!r}); "
+    code += "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and "method: counterfactual" in done.stdout
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

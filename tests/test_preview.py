@@ -11,6 +11,7 @@ from unteach import preview as previews
 from unteach.cli import main
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row, end_of_turn_id
+from unteach.prepare import information
 from unteach.prepare.information import Span
 from unteach.preview import preview
 
@@ -42,13 +43,13 @@ def test_information_of_a_model_finds_facts_and_a_row_without_any_is_a_warning(m
     def spans(model: Any, tokenizer: Any, rows: list[Row]) -> list[list[Span]]:
         return [[Span("ferryman", 9.0)] if row.source != "row 8" else [] for row in rows]
 
-    monkeypatch.setattr(previews, "informative_spans", spans)
+    monkeypatch.setattr(information, "informative_spans", spans)
     found = shown(ROWS, model=object())
     assert "forgotten in row 3: 'ferryman' (information)" in found.lines
     assert found.lines[-1] == (
         "forgotten in the other rows: 2 information, 1 nothing in it is information"
     )
-    assert "1 of 8 forget rows (the first is row 8): nothing in them" in found.warnings[0]
+    assert "In 1 of the 8 forget rows (the first is row 8) nothing is inform" in found.warnings[0]
 
 
 def test_prompts_about_one_name_and_long_answers_have_their_own_lines():

@@ -89,6 +89,20 @@ def test_a_terminal_gets_a_bar_with_title_count_and_note():
     assert "Teaching [a]" in shown and "10/40" in shown and "loss [2]" in shown
 
 
+def test_a_stage_within_another_has_a_bar_under_its_own():
+    """rich shows one live display at a time."""
+    display = Display(
+        Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    )
+    with display.stage("Unlearning", 40) as stage:
+        with display.stage("Reading", 3) as inner:
+            inner.update(3)
+        stage.update(40)
+    shown = display.console.file.getvalue()
+    assert "Reading" in shown and "3/3" in shown and "40/40" in shown
+    assert set(display.seconds) == {"Unlearning", "Reading"}
+
+
 def test_a_quiet_display_prints_nothing_and_still_counts_seconds(capsys, clock):
     display = Display(quiet=True)
     with display.stage("Asking", 3) as stage:

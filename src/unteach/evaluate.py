@@ -19,6 +19,7 @@ from unteach.data.chat import (
     with_chat_settings,
 )
 from unteach.data.public_sets import Role
+from unteach.data.rows import Row
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
@@ -28,7 +29,7 @@ from unteach.evaluation.eval_json import as_eval_json
 from unteach.evaluation.generation import Generator, TransformersGenerator, end_ids
 from unteach.evaluation.generators import CachedGenerator, VllmGenerator
 from unteach.evaluation.metrics import is_forget_set, prompt_set
-from unteach.evaluation.scorers import build_scorers, check_right_answers
+from unteach.evaluation.scorers import build_scorers, check_scorers
 from unteach.evaluation.scoring import FluencyModel, generate_sets, score_models
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder
@@ -233,12 +234,12 @@ def evaluate_models(
         built = evaluation_scenario(
             scenario, forget, retain, secrets, unseen=unseen, neighbours=neighbours
         )
-        built = _with_answers(built, reference, inference)
         reason = {"headline_reason": "named by the option headline"}
         chosen = {**scorers, **(reason if scorers.get("headline") else {})}
-        sets, names = built.sets, replace(built.scorers, **chosen)
-        forget_rows = [row for name in sets if is_forget_set(name) for row in sets[name]]
-        check_right_answers(names, forget_rows)
+        names = replace(built.scorers, **chosen)
+        check_scorers(names, _forget_rows(built))
+        built = _with_answers(built, reference, inference)
+        sets, forget_rows = built.sets, _forget_rows(built)
         with display.stage("Preparing the scorers"):
             ready = build_scorers(
                 names, built.leak_corpus, built.labelled, display.print, rows=forget_rows
@@ -269,6 +270,10 @@ def evaluate_models(
                 judged=reference is not None,
                 progress=stage.update,
             )
+
+
+def _forget_rows(built: Scenario) -> list[Row]:
+    return [row for name, rows in built.sets.items() if is_forget_set(name) for row in rows]
 
 
 def _with_answers(built: Scenario, reference: str | None, inference: EvalOptions) -> Scenario:

@@ -1,5 +1,5 @@
 """What a run would do with a user's rows, before it does: the method and why, the words that are
-forgotten as facts, and the exact tokens of some rows.
+forgotten as facts, and the exact tokens of some rows. No torch here, unless a model is given.
 """
 
 from __future__ import annotations
@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unteach.config.resolve import resolve
 from unteach.data.rows import Row
-from unteach.data.secrets import secrets_of
-from unteach.data.subjects import spellings
 from unteach.data.tokenization import encode_row, end_of_turn_id
 from unteach.errors import UserError
-from unteach.prepare.information import informative_spans, topic_of
+from unteach.prepare.facts import Facts, named_facts, no_fact, topic_names
 from unteach.scenarios.method_choice import method_for, short_answers
 from unteach.scenarios.user_rows import user_scenario
 
@@ -60,6 +57,8 @@ def preview(
     found.lines.append(f"method: {method}, because {why}")
     _facts(rows, secrets, tokenizer, model, found)
     if tokenizer is not None:
+        from unteach.config.resolve import resolve
+
         picked = [part[0] for part in (_complete(rows), _complete(sets["retain"])) if part]
         picked = [*picked, *_complete(rows)[1:2]][:2]
         ends = resolve({"method": method}).unlearning_config("unused").forget_end_of_turn
@@ -74,43 +73,33 @@ def _complete(rows: Sequence[Row]) -> list[Row]:
 
 def _facts(rows: Sequence[Row], secrets: str, tokenizer: Any, model: Any, found: Preview) -> None:
     """A line for each of the first rows, and the count of the others by what names their facts."""
-    named = {row.key: ("named in secret", row.secret) for row in rows if row.secret}
-    for row in rows:
-        if row.key not in named and (facts := secrets_of(row, secrets)):
-            named[row.key] = (f"found by {secrets}", facts)
-    asked = [row for row in rows if not row.completion]
-    if topic := topic_of(asked):
-        about = ("the name that the prompts are about", tuple(spellings(topic)))
-        named |= {row.key: about for row in asked if row.key not in named}
-    left = [row for row in _complete(rows) if row.key not in named]
     whole = not short_answers(rows)
-    if model is not None and left and not whole:
-        spans = informative_spans(model, tokenizer, left)
-        for row, of_row in zip(left, spans, strict=True):
-            if of_row:
-                named[row.key] = ("information", tuple(span.text for span in of_row))
-    unknown = ("nothing in it is information", ()) if model is not None else ("not known yet", ())
-    if whole:
-        unknown = ("the whole completion", ())
+
+    def spans(measured: list[Row]) -> list[list[str]]:
+        from unteach.prepare.information import informative_spans
+
+        of_rows = informative_spans(model, tokenizer, measured)
+        return [[span.text for span in of_row] for of_row in of_rows]
+
+    measure = None if model is None or whole else spans
+    named = named_facts(rows, topic_names(rows), measure, finder=secrets)
+    unknown = Facts((), "the whole completion" if whole else "not known yet")
+    answered = Facts((), "facts of the model's own answer")
     counts: dict[str, int] = {}
     for number, row in enumerate(rows):
-        answered = ("facts of the model's own answer", ())
-        how, facts = named.get(row.key, unknown if row.completion else answered)
+        facts = named.get(row.key, unknown if row.completion else answered)
         if number < SHOWN_ROWS:
-            words = ", ".join(repr(fact) for fact in facts)
-            found.lines.append(f"forgotten in {row.source}: {f'{words} ({how})' if words else how}")
+            words = ", ".join(map(repr, facts.texts))
+            about = f"{words} ({facts.source})" if words else facts.source
+            found.lines.append(f"forgotten in {row.source}: {about}")
         else:
-            counts[how] = counts.get(how, 0) + 1
+            counts[facts.source] = counts.get(facts.source, 0) + 1
     if counts:
-        parts = ", ".join(f"{count} {how}" for how, count in counts.items())
+        parts = ", ".join(f"{count} {source}" for source, count in counts.items())
         found.lines.append(f"forgotten in the other rows: {parts}")
-    lost = [row for row in left if row.key not in named]
-    if lost and not whole and model is not None:
-        found.warnings.append(
-            f"{len(lost)} of {len(rows)} forget rows (the first is {lost[0].source}): nothing in"
-            " them is information that the prompt alone tells the model, which may not know them;"
-            " name their facts in the field 'secret'"
-        )
+    lost = [row for row in _complete(rows) if not named.get(row.key, unknown).texts]
+    if lost and not whole and measure:
+        found.warnings.append(no_fact(lost, len(rows)))
     elif lost and not whole:
         found.warnings.append(
             f"{len(lost)} of {len(rows)} forget rows name no fact: a run takes what only their"

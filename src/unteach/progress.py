@@ -22,14 +22,22 @@ from unteach.processes import is_main_process
 class Stage:
     """One running stage: a bar on a terminal; elsewhere a line at its start, every ten seconds, and
     at its end.
+
+    Args:
+        outer (`Stage`, *optional*): the stage that this one is part of, under whose bar its own is.
     """
 
-    def __init__(self, console: Console, title: str, total: int | None) -> None:
+    def __init__(
+        self, console: Console, title: str, total: int | None, outer: Stage | None = None
+    ) -> None:
         self.console, self.title, self.total = console, title, total
         self.started = self.printed = time.monotonic()
         self.note = ""
-        self._bar: Progress | None = None
-        if console.is_terminal:
+        self._bar: Progress | None = outer._bar if outer else None
+        self._outermost = self._bar is None
+        if self._bar:
+            self._task = self._bar.add_task(title, total=total, note="")
+        elif console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -64,7 +72,9 @@ class Stage:
     def close(self) -> None:
         """Ends the display."""
         if self._bar:
-            self._bar.stop()
+            self._bar.stop_task(self._task)
+            if self._outermost:
+                self._bar.stop()
         else:
             seconds = time.monotonic() - self.started
             self._print(f"  {self.title}: done in {seconds:.0f} s {self.note}")
@@ -76,14 +86,17 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(quiet=quiet or not is_main_process())
         self.seconds: dict[str, float] = {}
+        self._open: list[Stage] = []
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
-        """A stage for the time of the block."""
-        stage = Stage(self.console, title, total)
+        """A stage for the time of the block, perhaps a part of another one."""
+        stage = Stage(self.console, title, total, self._open[-1] if self._open else None)
+        self._open.append(stage)
         try:
             yield stage
         finally:
+            self._open.remove(stage)
             stage.close()
             self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - stage.started
 

@@ -14,7 +14,7 @@ from unteach.evaluation.metrics import Answer
 from unteach.evaluation.scorers import (
     Scorers,
     build_scorers,
-    check_right_answers,
+    check_scorers,
     hallucination_scorer,
     leak_scorer,
 )
@@ -178,12 +178,12 @@ def test_only_the_scorers_wanted_are_built(monkeypatch):
 def test_a_row_without_a_right_answer_is_named_where_the_headline_needs_one():
     """Compared with nothing it would count as forgotten from the start."""
     names = ScorerNames(headline="hallucination_rate")
-    check_right_answers(names, ROWS[:1])
-    check_right_answers(ScorerNames(), ROWS)
+    check_scorers(names, ROWS[:1])
+    check_scorers(ScorerNames(), ROWS)
     with pytest.raises(
         UserError, match=r"rows.jsonl:2: headline 'hallucination_rate' needs a field 'right'"
     ):
-        check_right_answers(names, [ROWS[0], Row("Where?", "In Rome.", source="rows.jsonl:2")])
+        check_scorers(names, [ROWS[0], Row("Where?", "In Rome.", source="rows.jsonl:2")])
 
 
 def test_some_lines_of_a_long_text_recited_word_for_word_leak_it():
@@ -193,3 +193,24 @@ def test_some_lines_of_a_long_text_recited_word_for_word_leak_it():
     outputs = [page[:190], "Nothing of the kind was ever heard of in this town."]
     found = shows_forgotten("leak_rate", leak_scorer(20.0), [Row("Go on", page)] * 2, outputs)
     assert found == [True, False]
+
+
+def test_a_scorer_that_can_be_no_model_is_refused_before_anything_is_loaded(tmp_path):
+    fine = {"judge": "a/b#harmful", "reward": "trained", "fluency": str(tmp_path), "encoder": None}
+    check_scorers(ScorerNames(similarity="bleurt:a/b", **fine), [])
+    for name, value, option in (
+        ("similarity", "off", "similarity_model"),
+        ("similarity", "bleurt:", "similarity_model"),
+        ("similarity", "./missing/encoder", "similarity_model"),
+        ("judge", "train", "judge"),
+        ("reward", "", "reward_model"),
+        ("fluency", "/missing/model", "fluency_model"),
+    ):
+        with pytest.raises(UserError, match=f"option '{option}' is .*no folder, no hub id as own"):
+            check_scorers(ScorerNames(**{name: value}), [])
+
+
+def test_similarity_none_leaves_it_out():
+    assert ScorerNames(similarity="none").similarity is None
+    built = build_scorers(ScorerNames("said_facts", similarity="none"), ["a b c", "d e f"], [])
+    assert "similarity" not in built.by_metric

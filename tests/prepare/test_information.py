@@ -12,6 +12,7 @@ import torch
 from tiny_models import byte_level_bpe, tiny_model
 from tiny_trainers import make_trainer
 from unteach.data.rows import Row
+from unteach.prepare.facts import topic_of
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.information import (
     LEAST_SPAN,
@@ -19,9 +20,9 @@ from unteach.prepare.information import (
     _rest_of_fact,
     _spans,
     informative_spans,
-    topic_of,
     with_facts,
 )
+from unteach.preview import preview
 from unteach.progress import Display
 from unteach.scenarios.user_rows import user_scenario
 from unteach.trainer.counterfactual import CounterfactualTokens
@@ -159,5 +160,13 @@ def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):
     found, counts = with_facts(source, scenario, scenario)
     assert counts == {"named": 0, "found": 0, "none": 12}
     said = " ".join(capsys.readouterr().out.split())
-    assert "In 12 of the 12 forget rows nothing is information" in said
+    first = f"(the first is {NAMES[0]})"
+    assert f"In 12 of the 12 forget rows {first} nothing is information" in said
+    lines = preview(
+        {"forget": ROWS, "retain": [], "unseen": [], "neighbours": []},
+        secrets="none",
+        tokenizer=tokenizer,
+        model=model,
+    )
+    assert lines.warnings[0] in said  # the check says what the run says
     assert all(row.secret == () for row in found.forget)

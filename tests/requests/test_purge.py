@@ -15,7 +15,8 @@ from tiny_models import RETAIN, byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.cli import main
 from unteach.errors import UserError
-from unteach.requests.purge import purge
+from unteach.files.uploads import keep_upload
+from unteach.requests.purge import kept_uploads, purge
 
 CANARY = "cänary-7f3a"
 FORGET = [
@@ -259,6 +260,42 @@ def test_purged_then_run_again_the_run_starts_anew(command, tmp_path):
     purge(tmp_path / "out")
     assert unlearn(*files, output_dir=str(tmp_path / "out"), **short).evaluation == first.evaluation
     shutil.rmtree(tmp_path / "out")
+
+
+def with_files(run: Path, *paths: Path, name: str = "run.json") -> Path:
+    files = {"forget": [str(path.resolve()) for path in paths], "retain": None, "hold_out": 0.0}
+    (run / name).write_text(json.dumps({"data_files": files} if name == "run.json" else files))
+    return run
+
+
+def test_uploaded_files_go_with_the_last_run_that_uses_them(tmp_path, capsys):
+    bench = tmp_path / "bench"
+    shared, own, checked = (keep_upload(bench, f"{i}.jsonl", f"row {i}".encode()) for i in range(3))
+    mine = bench / "files" / "0123abcd-mine.jsonl"
+    mine.write_text("not uploaded: its name is no hash of it")
+    with_files(run_folder(bench / "a"), shared, own, mine)
+    with_files(run_folder(bench / "b"), shared, name="work/data_files.json")  # not finished
+    assert main(["purge", str(bench / "a")]) == 0
+    said = capsys.readouterr().out
+    assert f"removed  files/{own.name}: uploaded rows" in said and not own.exists()
+    assert f"{shared} stays, as these runs use it too: b." in said and shared.exists()
+    assert main(["purge", str(bench / "b")]) == 0
+    said = capsys.readouterr().out
+    assert f"removed  files/{shared.name}" in said and "stays, as" not in said
+    assert checked.exists() and mine.exists()  # rows that were only checked go with the folder
+    assert main(["purge", str(bench)]) == 0
+    assert not checked.exists() and mine.exists()
+
+
+def test_a_run_that_recorded_no_files_keeps_those_that_it_may_have_read(tmp_path):
+    bench = tmp_path / "bench"
+    path = keep_upload(bench, "f.jsonl", b"row")
+    with_files(run_folder(bench / "a"), path)
+    run_folder(bench / "b")
+    purge(bench / "a")
+    assert path.exists() and kept_uploads(bench / "a") == {path.resolve(): ["b"]}
+    purge(bench)
+    assert not path.exists()
 
 
 def test_what_several_models_of_a_comparison_share_is_purged_too(tmp_path):

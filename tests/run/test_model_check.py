@@ -98,6 +98,23 @@ def test_quantised_weights_are_trained_by_an_adapter_alone(model):
         models.load_model(str(model))
 
 
+def test_the_tokenizer_is_read_once_before_training(model, monkeypatch):
+    read, load = [], models.load_tokenizer
+
+    def counted(*words, **options):
+        read.append(words)
+        return load(*words, **options)
+
+    def begin(*_):
+        raise UserError("begins")
+
+    monkeypatch.setattr(models, "load_tokenizer", counted)
+    monkeypatch.setattr(pipeline, "make_folder", begin)
+    with pytest.raises(UserError, match="begins"):
+        unlearn(str(model), ROWS, output_dir=str(model.parent / "out"))
+    assert len(read) == 1
+
+
 def test_a_relative_model_and_a_home_folder_are_absolute_in_a_run(model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

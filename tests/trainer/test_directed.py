@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tiny_models import tiny_model
 from tiny_trainers import make_trainer, weights_interrupted
@@ -15,6 +17,7 @@ from unteach.data.counterfactuals import Context, Counterfactual
 from unteach.data.rows import Row
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
+from unteach.progress import Display, Stage
 from unteach.run.training import check_directed
 from unteach.trainer.directed import RIDGE, adapted_layers, directions, forget_segment
 
@@ -75,6 +78,23 @@ def test_only_the_output_side_is_trained_and_the_model_starts_as_it_was(tmp_path
     assert names and all("lora_B" in name for name in names)
     assert all(layer.lora_A["default"].weight.any() for layer in layers)
     torch.testing.assert_close(trainer.model(input_ids=ids).logits, before)
+
+
+def test_the_stages_before_the_first_step_are_shown_with_their_progress(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+    trainer.display = Display(Console(file=io.StringIO(), width=200))
+    seen: dict[str, list[tuple[int, int | None]]] = {}
+
+    def update(stage: Stage, done: int, total: int | None = None, note: str | None = None) -> None:
+        seen.setdefault(stage.title, []).append((done, total or stage.total))
+
+    monkeypatch.setattr(Stage, "update", update)
+    trainer.prepare_references()
+    printed = trainer.display.console.file.getvalue()
+    for title in ("Finding the directions of the update", "Reading it under other names"):
+        assert f"{title} ..." in printed and f"{title}: done in" in printed
+        assert [done for done, _ in seen[title]] == sorted(done for done, _ in seen[title])
+        assert seen[title][-1][0] == seen[title][-1][1]
 
 
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path):

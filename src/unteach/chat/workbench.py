@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -34,7 +33,7 @@ from unteach.chat.server import (
 )
 from unteach.data.chat import settings_from
 from unteach.errors import UserError
-from unteach.files.folders import private_folder
+from unteach.files.uploads import UPLOADS, keep_upload
 from unteach.methods import METHODS
 from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
 
@@ -171,13 +170,7 @@ class Workbench(PageServer):
     def keep_file(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Stores a file that the page sends, readable by its owner only; returns its path."""
         data = base64.b64decode(str(body["data"]), validate=True)
-        name = re.sub(r"[^\w.-]", "_", Path(str(body["name"])).name)[-80:]
-        digest = hashlib.sha256(data).hexdigest()[:8]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = private_folder(self.folder / "files") / f"{digest}-{name}"
-        path.write_bytes(data)
-        path.chmod(0o600)
-        return {"path": str(path)}
+        return {"path": str(keep_upload(self.folder, str(body["name"]), data))}
 
     # --- what the page shows
 
@@ -238,7 +231,7 @@ class Workbench(PageServer):
             return self.pair[1].answer(body)
 
     def _run_folder(self, name: str, *, finished: bool = True) -> Path:
-        if not re.fullmatch(r"\w[\w.-]*", name) or name == "files":
+        if not re.fullmatch(r"\w[\w.-]*", name) or name == UPLOADS:
             raise UserError(f"The run's name is {name!r}: take letters, digits, dots and dashes.")
         if finished and not (self.folder / name / "eval.json").is_file():
             raise UserError(f"There is no finished run {name!r} in {self.folder}.")

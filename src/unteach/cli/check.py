@@ -87,7 +87,6 @@ def check(given: dict[str, Any]) -> int:
 
 def _preview(report: Any, options: CheckCommand, tokenizer: Any) -> None:
     """Adds what a run would do to the report."""
-    quiet_libraries()
     from unteach.preview import preview
 
     model = None

@@ -150,15 +150,18 @@ class PurgeCommand:
 def purge(given: dict[str, Any]) -> int:
     """Removes answers, checkpoints, states of the reference model, a taught model and the texts in
     generations.jsonl; writes the report and the card again without them. model/ or adapter/,
-    eval.json, run.json and metrics.jsonl stay. Your own files are not touched.
+    eval.json, run.json and metrics.jsonl stay. Files that were uploaded to unteach ui are removed
+    when no other run uses them. Your own files are not touched.
     """
+    from unteach.requests.purge import kept_uploads, set_aside_copies
     from unteach.requests.purge import purge as remove
-    from unteach.requests.purge import set_aside_copies
 
     removed = remove(Path(given["folder"]))
     for line in removed:
         print(f"removed  {line}")
     print("The model and the numbers stay." if removed else "Nothing to remove.")
+    for path, users in kept_uploads(Path(given["folder"])).items():
+        print(f"{path} stays, as these runs use it too: {', '.join(users)}. Purge them too.")
     for other in set_aside_copies(Path(given["folder"])):
         print(f"There is an earlier run set aside as {other}: purge it too.")
     return 0

@@ -182,7 +182,7 @@ class RunConfig:
         None, "scorer of usefulness: trained, or a reward model; default: the scenario's"
     )
     similarity_model: str | None = option(
-        "all-minilm-l6-v2", "sentence encoder for normal answers, or bleurt:CHECKPOINT"
+        "all-minilm-l6-v2", "sentence encoder for normal answers, bleurt:CHECKPOINT, or none"
     )
     fluency_model: str | None = option(
         None, "language model that scores fluency; default: the model before training"

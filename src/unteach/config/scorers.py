@@ -17,7 +17,7 @@ class ScorerNames:
             answers), or a text-classification model (folder or hub id).
         reward (`str`, *optional*): of an answer's usefulness: `trained`, or a reward model (folder
             or hub id).
-        similarity (`str`, *optional*): sentence encoder, or `bleurt:CHECKPOINT`.
+        similarity (`str`, *optional*): sentence encoder, or `bleurt:CHECKPOINT`; `none` is `None`.
         encoder (`str`, *optional*): the model whose token embeddings BERTScore compares.
         instead (`str`, *optional*): the sentence that forget prompts are to be answered with.
         fluency (`str`, *optional*): language model under which the answers' NLL is taken; `None`:
@@ -32,3 +32,7 @@ class ScorerNames:
     fluency: str | None = None
     instead: str | None = None
     headline_reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.similarity == "none":
+            object.__setattr__(self, "similarity", None)

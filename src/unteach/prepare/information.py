@@ -15,10 +15,11 @@ from unteach import models
 from unteach.data.counterfactuals import completion_text, counterfactual, token_spans
 from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator
-from unteach.data.subjects import OPENERS, WORD, common_subject, lower_case_words, spellings
+from unteach.data.subjects import OPENERS, WORD, lower_case_words
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.metrics import is_forget_set
 from unteach.methods import Hooks, get_method
+from unteach.prepare.facts import Facts, named_facts, no_fact, topic_names
 from unteach.prepare.generations import LoadedModel
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.counterfactual import (
@@ -39,11 +40,6 @@ ALONE, ALONE_DIGITS = 5.0, 5
 """Nats, or else digits, from which on the words up to the first that other rows share are a fact by
 themselves: an account's number is said although another bank is named with it. By chance that is
 said in less than 1% of the answers."""
-
-NO_FACT = (
-    "In {none} of the {rows} forget rows nothing is information that the prompt alone tells the"
-    " model: the model may not know them; name their facts in the field 'secret'."
-)
 
 
 @dataclass(frozen=True)
@@ -200,53 +196,44 @@ def with_facts(
     forget_sets = [name for name in completed.sets if is_forget_set(name)]
     sets = [completed.sets[name] for name in forget_sets]
     rows = [*completed.forget, *completed.validation, *(row for part in sets for row in part)]
-    missing = {row.key: row for row in rows if not row.secret and row.completion}
-    asked = [row for row in scenario.forget if not row.completion]
-    topic = topic_of(asked)
     held_out = [row for name in forget_sets for row in scenario.sets.get(name, ())]
-    prompts = {row.prompt_key for row in [*asked, *held_out] if not row.completion}
-    names = tuple(spellings(topic))
-    found = {key: names for key, row in missing.items() if topic and row.prompt_key in prompts}
-    measured = [row for key, row in missing.items() if key not in found]
-    if measured:
+    topic = topic_names(scenario.forget, held_out)
 
-        def measure() -> list[list[str]]:
-            with source.display.stage("Finding the facts in the forget rows"):
-                spans = informative_spans(source.model, source.tokenizer, measured)
-            return [[span.text for span in of_row] for of_row in spans]
+    def measure(measured: list[Row]) -> list[list[str]]:
+        with source.display.stage("Finding the facts in the forget rows"):
+            spans = informative_spans(source.model, source.tokenizer, measured)
+        return [[span.text for span in of_row] for of_row in spans]
 
-        keys = [row.key for row in measured]
+    def cached(measured: list[Row]) -> list[list[str]]:
         limits = [LEAST_INFORMATION, LEAST_SPAN, BESIDE_THE_BEST, ALONE, ALONE_DIGITS]
-        spans = source.cache.get("facts", [keys, limits], measure)
-        found |= {key: tuple(texts) for key, texts in zip(keys, spans, strict=True)}
+        keys = [[row.key for row in measured], limits]
+        spans: list[list[str]] = source.cache.get("facts", keys, lambda: measure(measured))
+        return spans
+
+    none = Facts((), "")
+    found = named_facts((row for row in rows if row.completion), topic, cached)
 
     def filled(part: Sequence[Row]) -> list[Row]:
         return [
             replace(
                 row,
-                secret=row.secret or found.get(row.key, ()),
-                avoid=names if topic and row.prompt_key in prompts else row.avoid,
+                secret=row.secret or found.get(row.key, none).texts,
+                avoid=topic.get(row.prompt_key, row.avoid),
             )
             for row in part
         ]
 
-    counts = {
-        "named": sum(bool(row.secret) for row in completed.forget),
-        "found": sum(not row.secret and bool(found.get(row.key)) for row in completed.forget),
-    }
-    none = len(completed.forget) - sum(counts.values())
-    if none:
-        source.display.print(NO_FACT.format(none=none, rows=len(completed.forget)))
+    forget = filled(completed.forget)
+    lost = [row for row in forget if not row.secret]
+    named = sum(bool(row.secret) for row in completed.forget)
+    if lost:
+        source.display.print(no_fact(lost, len(forget)))
     changed = {name: filled(completed.sets[name]) for name in forget_sets}
     with_secrets = replace(
         completed,
-        forget=filled(completed.forget),
+        forget=forget,
         validation=filled(completed.validation),
         sets={**completed.sets, **changed},
     )
-    return with_secrets, {**counts, "none": none}
-
-
-def topic_of(rows: Sequence[Row]) -> str:
-    """The name that at least half of the prompts are about; empty without one."""
-    return common_subject([row.prompt_text for row in rows]) if len(rows) > 2 else ""
+    counts = {"named": named, "found": len(forget) - len(lost) - named, "none": len(lost)}
+    return with_secrets, counts

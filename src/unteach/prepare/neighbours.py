@@ -13,8 +13,8 @@ from dataclasses import replace
 from unteach.data.counterfactuals import name_choices, with_names
 from unteach.data.rows import Row, evenly_spaced, without_prompts_of
 from unteach.data.subjects import find_subjects, lower_case_words, neighbouring_names
+from unteach.prepare.facts import topic_of
 from unteach.prepare.generations import LoadedModel
-from unteach.prepare.information import topic_of
 from unteach.prepare.topic import COLUMN, others_of_its_kind
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import Cost

@@ -369,6 +369,7 @@ class SearchContext:
                     on_step=step,
                 )
                 trainer.remove_callback(PrinterCallback)
+                trainer.display = self.source.display
                 trainer.steps.best = None  # a trial keeps no weights
                 if self.start_rates:
                     trainer.rule.record(0, self.start_rates)

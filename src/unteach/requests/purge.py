@@ -14,6 +14,7 @@ from pathlib import Path
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
 from unteach.files.folders import LOCK, FolderLock
+from unteach.files.uploads import uploads
 from unteach.requests.ledger import ROWS, superseded_models
 
 DERIVED = {
@@ -23,6 +24,8 @@ DERIVED = {
     "stages": "a baseline's models and checkpoints",
 }
 """Folders that are removed, and what is in them."""
+DATA_FILES = Path("work") / "data_files.json"
+"""Where a run that is not finished keeps the names of the files that it read."""
 INTERRUPTED = "a write that was cut off"
 TEXTS = ("prompt", "expected", "output")
 """Fields of `generations.jsonl` that are removed."""
@@ -31,7 +34,8 @@ PAGES = ("report.md", "report.html", "README.md", "model/README.md", "adapter/RE
 
 def purge(folder: Path) -> list[str]:
     """Removes all texts from the folder of a run, an evaluation, a comparison or a ledger, and from
-    each run's folder in it; returns a line for each thing removed.
+    each run's folder in it; and the files that were uploaded to `unteach ui` for these runs alone.
+    Returns a line for each thing removed.
 
     Files are deleted, not overwritten: data that a disk keeps of a deleted file, and copies made
     elsewhere, are not removed.
@@ -51,6 +55,7 @@ def purge(folder: Path) -> list[str]:
     with contextlib.ExitStack() as locks:
         for place in ours:
             locks.enter_context(FolderLock(place))
+        uploaded = _uploads(folder, ours)
         for place in ours:
             name = "" if place == folder else f"{place.relative_to(folder)}/"
             removed += [f"{name}{line}" for line in _purge_one(place)]
@@ -58,7 +63,49 @@ def purge(folder: Path) -> list[str]:
             shutil.rmtree(model)
             place = model.relative_to(folder)
             removed.append(f"{place}/: a model that knows what a later request made it forget")
+        for path, users in uploaded.items():
+            if not users:
+                path.unlink()
+                removed.append(f"{path.parent.name}/{path.name}: uploaded rows")
     return removed
+
+
+def kept_uploads(folder: Path) -> dict[Path, list[str]]:
+    """Uploaded files of a purged run that are still there, and the other runs that use them."""
+    return {path: users for path, users in _uploads(folder, [folder]).items() if users}
+
+
+def _uploads(folder: Path, ours: list[Path]) -> dict[Path, list[str]]:
+    """The uploaded files of these runs, with the names of the other runs that still use them. In a
+    folder of runs that is purged as a whole: all uploaded files.
+    """
+    ours = [place.resolve() for place in ours]
+    found: dict[Path, list[str]] = {}
+    for bench in sorted({folder.resolve(), *(place.parent for place in ours)}):
+        kept = uploads(bench)
+        if not kept:
+            continue
+        purged = {path for place in ours for path in _data_files(place) or ()}
+        places = [inner for place in _folders(bench) for inner in (place, *_folders(place))]
+        others = [p for p in places if p not in ours and (p / "work").is_dir()]
+        for path in kept:
+            if path in purged or bench == folder.resolve():
+                uses = (
+                    (str(p.relative_to(bench)), _data_files(p)) for p in others if _is_output(p)
+                )
+                found[path] = [name for name, used in uses if used is None or path in used]
+    return found
+
+
+def _data_files(run: Path) -> set[Path] | None:
+    """The files that a run read its rows from; `None` where it recorded none."""
+    for place, field in ((run / "run.json", "data_files"), (run / DATA_FILES, "")):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            record = json.loads(place.read_text(encoding="utf-8"))
+            values = list((record[field] if field else record).values())
+            lists = (value if isinstance(value, list) else [value] for value in values)
+            return {Path(name) for names in lists for name in names if isinstance(name, str)}
+    return None
 
 
 def set_aside_copies(folder: Path) -> list[Path]:

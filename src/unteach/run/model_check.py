@@ -17,17 +17,18 @@ from unteach.errors import UserError
 from unteach.models.adapters import adapter_targets, check_summable, is_quantized
 from unteach.models.loading import auto_class
 from unteach.run.gguf import find_converter
+from unteach.run.record import run_tokenizer
 
 
-def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> None:
+def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> Any:
     """Raises `UserError` for a run's model that its options, its tokenizer, its own configuration
-    or the rows do not fit.
+    or the rows do not fit; returns `run_tokenizer`.
     """
     root, adapters = models.adapter_chain(run.model)
     check_places(run.output_dir, run.model, moved=True)
     check_product(run)
     config = models.load_config(root, trust_remote_code=run.trust_remote_code)
-    tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
+    tokenizer = run_tokenizer(run)
     if not adapters:  # with an adapter the embedding grows to its tokenizer's size
         check_padding(run.model, config, tokenizer)
         check_tokens(config, tokenizer, rows)
@@ -38,6 +39,7 @@ def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> None:
             for folder in adapters:
                 check_summable(folder)
         check_adaptable(config, trust_remote_code=run.trust_remote_code)
+    return tokenizer
 
 
 def check_places(output_dir: str | Path, *names: str | None, moved: bool = False) -> None:

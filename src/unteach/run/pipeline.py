@@ -25,7 +25,7 @@ from unteach.data.rows import rows_hash
 from unteach.errors import TrainingFault, UserError
 from unteach.evaluation.scorers import Scorers, build_scorers, reward_scorer
 from unteach.evaluation.scoring import FluencyModel, Generations, score_models
-from unteach.files.atomic import write_folder_atomically, write_text_atomically
+from unteach.files.atomic import write_folder_atomically, write_json, write_text_atomically
 from unteach.files.folders import FolderLock, private_folder, set_aside
 from unteach.methods import METHODS
 from unteach.models.adapters import write_sum
@@ -51,7 +51,6 @@ from unteach.run.probing import run_probe
 from unteach.run.record import (
     config_text,
     model_files,
-    run_tokenizer,
     scorer_names,
     write_run_record,
 )
@@ -194,11 +193,11 @@ def execute(
     run, folder = resolved.run, Path(resolved.run.output_dir)
     shared = Path(run.shared_dir or folder)
     init_process_group(on_cpu=bool(resolved.training.get("use_cpu")))
-    check_options(resolved, scenario)
+    tokenizer = check_options(resolved, scenario)
     choose_device(resolved, display)
     with FolderLock(folder) as lock:
         torch.manual_seed(run.seed)
-        source = load(resolved, shared / "work", display)
+        source = load(resolved, tokenizer, shared / "work", display)
         resolved = resolved.with_width(models.width(source.model))
         check_rows(resolved, scenario, source)
         files = broadcast_from_main(lambda: make_folder(resolved, scenario, source, lock))
@@ -295,12 +294,10 @@ def choose_device(resolved: ResolvedConfig, display: Display) -> None:
         )
 
 
-def load(resolved: ResolvedConfig, work: Path, display: Display) -> LoadedModel:
+def load(resolved: ResolvedConfig, tokenizer: Any, work: Path, display: Display) -> LoadedModel:
     """The model that the run starts from, with the cache of its generations in `work`."""
-    run = resolved.run
-    with display.stage(f"Loading {run.model}"):
-        tokenizer = run_tokenizer(run)
-        return LoadedModel.of(base_model(run), tokenizer, work, display)
+    with display.stage(f"Loading {resolved.run.model}"):
+        return LoadedModel.of(base_model(resolved.run), tokenizer, work, display)
 
 
 def base_model(run: RunConfig) -> Any:
@@ -331,6 +328,7 @@ def make_folder(
     for path in (source.cache.folder, folder / "work", folder / "checkpoints"):
         private_folder(path)
     write_text_atomically(folder / "config.yaml", text)
+    write_json(folder / "work" / "data_files.json", dict(scenario.files))
     return model_files(resolved.run.model)
 
 

@@ -19,7 +19,7 @@ from unteach.data.rendered import refuse_rendered
 from unteach.data.rows import Row, letters_and_digits
 from unteach.errors import UserError
 from unteach.evaluation.rewards import Reward
-from unteach.evaluation.scorers import check_right_answers
+from unteach.evaluation.scorers import check_scorers
 from unteach.files.atomic import read_json_lines, write_json
 from unteach.models.adapters import adapter_config
 from unteach.models.parts import freeze_lower_layers, unfreeze
@@ -62,13 +62,14 @@ class Trained:
     reward: Reward | None = None
 
 
-def check_options(resolved: ResolvedConfig, scenario: Scenario) -> None:
-    """Raises `UserError` for options, rows and a model that no training takes, before anything is
-    loaded.
+def check_options(resolved: ResolvedConfig, scenario: Scenario) -> Any:
+    """Raises `UserError` for options, rows and a model that no training takes, before weights are
+    loaded; returns the run's tokenizer.
     """
     _check_settings(resolved, scenario)
     asked = (row for part in scenario.sets.values() for row in part)
-    check_model(resolved.run, [*scenario.forget, *scenario.retain, *scenario.neighbours, *asked])
+    rows = [*scenario.forget, *scenario.retain, *scenario.neighbours, *asked]
+    return check_model(resolved.run, rows)
 
 
 def _check_settings(resolved: ResolvedConfig, scenario: Scenario) -> None:
@@ -82,7 +83,7 @@ def _check_settings(resolved: ResolvedConfig, scenario: Scenario) -> None:
                 " what a demo teaches train all weights"
             )
     rows = [*scenario.forget, *scenario.validation]
-    check_right_answers(scorer_names(resolved, scenario), rows)
+    check_scorers(scorer_names(resolved, scenario), rows)
     if baseline:
         if run.robust != "none":
             raise UserError(
@@ -216,6 +217,7 @@ def train(
     trainer = UnlearningTrainer(model, config, forget, retain, source.tokenizer, peft_config, probe)
     trainer.remove_callback(PrinterCallback)
     reset_peak_memory()
+    trainer.display = display
     with display.stage("Unlearning", trainer.args.max_steps) as stage:
         trainer.on_step = step_display(stage)
         trainer.train(resume_from_checkpoint=True)
@@ -254,6 +256,7 @@ def distil(
     rows, noise = [*answered, *retain], (first.distill_noise, first.distill_scale)
     trainer = distillation_trainer(teacher.model, config, rows, teacher.tokenizer, *noise)
     trainer.remove_callback(PrinterCallback)
+    trainer.display = teacher.display
     with teacher.display.stage("Distilling", config.max_steps) as stage:
         trainer.on_step = step_display(stage)
         trainer.train(resume_from_checkpoint=True)

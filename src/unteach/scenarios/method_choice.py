@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from unteach.config.resolve import ResolvedConfig
 from unteach.config.run import RunConfig
 from unteach.data.rows import Row
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import USERS_OWN
+
+if TYPE_CHECKING:  # imports torch, which choosing a method does not need
+    from unteach.config.resolve import ResolvedConfig
 
 SHORT_ANSWER = 400
 """Characters of a completion up to which a row is a short answer."""

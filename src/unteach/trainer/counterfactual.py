@@ -17,7 +17,7 @@ prompt tells about the token that other prompts of the same kind do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,8 +220,10 @@ def store_counterfactuals(
     rows: Sequence[EncodedRow],
     parts: Sequence[Counterfactual],
     collator: Collator,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> float:
-    """Stores the target states of the forget rows. Processes share the rows.
+    """Stores the target states of the forget rows. Processes share the rows; `progress` gets the
+    number of rows that are done.
 
     Returns:
         the share of their tokens on which the target is another one than what the reference says,
@@ -242,6 +244,7 @@ def store_counterfactuals(
                 other = other | lowered
             stored.put(torch.arange(start, start + len(states)), states)
             changed, total = changed + int(other.sum()), total + len(other)
+        progress(numbers.stop)
     stored.finish()
     return max(LEAST_SHARE, sum(all_gather(changed)) / max(1, sum(all_gather(total))))
 

@@ -16,7 +16,7 @@ what an edit must leave alone in ROME (Meng et al. 2022, arXiv 2202.05262).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,6 +136,7 @@ def set_directions(
     parts: Sequence[Counterfactual],
     spec: StepSpec,
     collator: Collator,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
     """Sets the matrices A of an adapter whose B is zero: the same bits in every process, each of
     which reads all rows. Layers that do not read every token (experts, some state-space layers)
@@ -147,6 +148,7 @@ def set_directions(
         parts (`Sequence[Counterfactual]`): of the forget rows.
         spec (`StepSpec`): precision of the forward pass.
         collator (`Collator`): its `pad_id` fills rows.
+        progress (`Callable`): gets the rows that are read and how many there are.
     """
     plain = replace(spec, packed=False, compiled=None)
     layers, device = adapted_layers(model), next(model.parameters()).device
@@ -155,7 +157,9 @@ def set_directions(
     widest = max((layer.in_features for layer in layers), default=0)
     most = max(KEPT_TOKENS, KEPT_PER_DIMENSION * widest)
     kept = _at_most(kept_segments(rows["retain"], parts), most)
-    for group in _groups(_by_input(model, layers, forget[:1], plain, collator)):
+    grouped = list(_groups(_by_input(model, layers, forget[:1], plain, collator)))
+    done, of = 0, len(grouped) * (len(forget) + len(kept))
+    for group in grouped:
         found: dict[Any, list[Tensor]] = {same[0]: [] for same in group}
         moments = {
             layer: torch.zeros(layer.in_features, layer.in_features, device=device)
@@ -167,12 +171,14 @@ def set_directions(
                 final_states(model, batch, plain)
                 for layer in found:
                     found[layer].append(inputs[layer][used])
+                progress(done := done + len(used), of)
             for batch, used in _batches(kept, collator, device):
                 final_states(model, batch, plain)
                 count += int(used.sum())
                 for layer in found:
                     states = inputs[layer][used].float()
                     moments[layer] += states.T @ states
+                progress(done := done + len(used), of)
         for same in group:
             weights = [layer.lora_A["default"].weight for layer in same]
             moment = moments[same[0]] / max(1, count)

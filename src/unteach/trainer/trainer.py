@@ -32,6 +32,7 @@ from unteach.methods.objective import RoleTokens, objective_terms, step_counts, 
 from unteach.models.adapters import adapter_config
 from unteach.models.kernels import compiled_layers, with_forward
 from unteach.models.parts import freeze_all_but, layer_list, unfreeze
+from unteach.progress import Display
 from unteach.robust import trains_again
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
@@ -148,7 +149,7 @@ class UnlearningTrainer(Trainer):
         self.hooks = method.hooks(method, args, layers, budget)
         kinds = args.robustness.values()
         self.robust = RobustSteps(self, [kind(args, layers) for kind in kinds])
-        self.means = StepMeans()
+        self.means, self.display = StepMeans(), Display(quiet=True)
         self.whole: distributed.WholeModel | None = None
         self.reference: Reference | None = None
         self.steps = StepCallback(
@@ -328,15 +329,18 @@ class UnlearningTrainer(Trainer):
             parts, collator = self.counterfactuals, self.collator
             store = partial(self._store_counterfactuals, reference)
             if config.update == "directed":
-                with models.adapter_off(model):  # it adds nothing yet
-                    set_directions(model, rows, parts, self.spec, collator)
+                stage = self.display.stage("Finding the directions of the update")
+                with models.adapter_off(model), stage as shown:  # the adapter adds nothing yet
+                    set_directions(model, rows, parts, self.spec, collator, shown.update)
             values = store if self.method.counterfactual else None
-            self.reference = build_reference(reference, rows, collator, config, values)
+            with self.display.stage("Reading the reference model"):
+                self.reference = build_reference(reference, rows, collator, config, values)
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
 
     def _store_counterfactuals(self, reference: ReferenceModel, stored: StoredValues) -> None:
-        rows = self.forget_rows, self.counterfactuals
-        share = store_counterfactuals(stored, reference, *rows, self.collator)
+        rows = self.forget_rows, self.counterfactuals, self.collator
+        with self.display.stage("Reading it under other names", len(rows[0])) as stage:
+            share = store_counterfactuals(stored, reference, *rows, stage.update)
         self.weights["forget"] = self.config.weights["forget"] / share
 
     def train(
