@@ -34,8 +34,9 @@ help:  ## show this list
 demo: $(STAMPS)/core  ## make a real model forget a text, and show it (writes runs/demo)
 	@$(BIN)/unteach demo --out runs/demo $(DEMO_ARGS)
 
+# Files go to processes whole, so that none makes another's fixtures anew; tests/conftest.py puts the longest first.
 test: $(STAMPS)/test  ## run the tests, save those on the real model
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_JOBS) $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check style, format and types
 	$(BIN)/ruff check .

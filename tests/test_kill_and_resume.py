@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from forked_runs import Ended, Job, run_forked
 from tiny_models import byte_level_bpe, tiny_model, write_rows
 
 pytestmark = pytest.mark.timeout(900)
@@ -42,17 +43,6 @@ unteach.run.pipeline.score_models = kill
 """
     ),
 }
-RUN = "import sys; from unteach.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-def start(code: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code + RUN, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +65,32 @@ def weights(out: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "out"
-    done = start("", [*arguments, "--out", str(out)])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+def runs(
+    arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, list[Ended]]]:
+    """Point to the folder of the run that was killed there and started again, and how both ended;
+    `"never"` to that of an uninterrupted run.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    places = {point: folder / str(number) for number, point in enumerate(["never", *POINTS])}
+    jobs = [Job([*arguments, "--out", str(places["never"])])]
+    for point, patch in POINTS.items():
+        words = [*arguments, "--out", str(places[point])]
+        jobs += [Job(words, KILL + patch), Job(words)]
+    whole, *others = run_forked(jobs, folder)
+    pairs = {point: others[2 * i : 2 * i + 2] for i, point in enumerate(POINTS)}
+    return {point: (place, pairs.get(point, [whole])) for point, place in places.items()}
 
 
 @pytest.mark.parametrize("point", list(POINTS))
 def test_a_killed_run_ends_bit_identical(
-    point: str, arguments: list[str], uninterrupted: Path, tmp_path: Path
+    point: str, runs: dict[str, tuple[Path, list[Ended]]]
 ) -> None:
-    out = tmp_path / "out"
-    killed = start(KILL + POINTS[point], [*arguments, "--out", str(out)])
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    again = start("", [*arguments, "--out", str(out)])
-    assert again.returncode == 0, again.stdout + again.stderr
+    uninterrupted, (whole,) = runs["never"]
+    assert whole.codes == [0], whole.said
+    out, (killed, again) = runs[point]
+    assert killed.codes == [-signal.SIGKILL], killed.said
+    assert again.codes == [0], again.said
     wanted, found = weights(uninterrupted), weights(out)
     assert wanted.keys() == found.keys()
     assert all(bool((wanted[name] == found[name]).all()) for name in wanted)
