@@ -91,6 +91,11 @@ def test_rows_of_the_table_are_named():
         (["ga", "ga"], "names 'ga' twice"),
         ([{"name": "ga", "learning_rat": 1}], "did you mean 'learning_rate'"),
         ([{"name": "ga", "lora": "yes"}], "option 'lora' is 'yes', it must be bool"),
+        *(
+            ([{"name": name, "method": "ga"}], "which its folder cannot be called")
+            for name in ("../x", "a/b", " ", "", ".", "work", "model-0", "x" * 300, "a\0b")
+        ),
+        ([{"name": "x", "method": "ga", "shared_dir": "y"}], "the file's field 'out' decides it"),
     ],
 )
 def test_wrong_methods_are_named(methods, sentence):
@@ -106,6 +111,10 @@ def test_wrong_methods_are_named(methods, sentence):
         ({"scenario": "copyright"}, "give either 'scenario'"),
         ({"forget": None}, "give either 'scenario'"),
         ({"settings": {"hold": "x"}}, "option 'hold' is 'x'"),
+        ({"settings": {"model": "other/one"}}, "the file's field 'models' decides it"),
+        ({"hold_out": -1}, "option 'hold_out' is -1, it must be at least 0 and below 1"),
+        ({"hold_out": float("nan")}, "option 'hold_out' is nan, it must be at least 0"),
+        ({"seed": True}, "option 'seed' in the comparison file must be a whole number, not bool"),
         ({"judge_as": "harm"}, "did you mean 'harmfulness'"),
         ({"settings": {"hold_out": 0.1}}, "option 'hold_out' has no place here"),
         ({"methods": [{"name": "ga", "neighbours": "n"}]}, "option 'neighbours' has no place here"),

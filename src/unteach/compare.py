@@ -4,6 +4,7 @@ of the paper.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from unteach.progress import Display
 from unteach.reports.comparison import Cell, write_comparison
 from unteach.reports.figures import cost_figure
 from unteach.reports.results import Sets
+from unteach.requests.purge import DERIVED
 from unteach.run.folder import RunFolder
 from unteach.run.model_check import check_places
 from unteach.run.pipeline import execute
@@ -85,14 +87,37 @@ def method_rows(methods: Any) -> list[MethodRow]:
         if not isinstance(name, str):
             wrong = "which is neither a name nor a mapping with a name"
             raise UserError(f"option 'methods' holds {item!r}, {wrong}")
+        _check_folder_name(name)
         if name in {row.name for row in rows}:
             raise UserError(f"option 'methods' names {name!r} twice; give one of them another name")
         named = {} if "method" in given else with_wrappers(name)
         given = NAMED_METHODS.get(name, named) | given
         resolve(given)  # refuses what is unknown or of another type
-        refuse_data_options(given, OF_ALL_METHODS)
+        _refuse_other_fields(given)
         rows.append(MethodRow(name, given))
     return rows
+
+
+def _check_folder_name(name: str) -> None:
+    """Raises `UserError` for the name of a row that its folder cannot have."""
+    taken = {*DERIVED, "model", "adapter", "figures"}
+    plain = name.strip() and not name.startswith(".") and len(name.encode()) <= 200
+    if not plain or name in taken or re.search(r"[/\\\x00-\x1f]|^model-\d+$", name):
+        raise UserError(
+            f"option 'methods' names {name!r}, which its folder cannot be called: take a short name"
+            f" without slashes that is none of {', '.join(sorted(taken))}"
+        )
+
+
+def _refuse_other_fields(given: Mapping[str, Any]) -> None:
+    """Raises `UserError` for options that the comparison file decides by fields of its own."""
+    refuse_data_options(given, OF_ALL_METHODS)
+    for name in ("model", "output_dir", "shared_dir"):
+        if given.get(name) is not None:
+            field = "models" if name == "model" else "out"
+            raise UserError(
+                f"option {name!r} has no place here: the file's field {field!r} decides it"
+            )
 
 
 def check_fields(options: Mapping[str, Any]) -> None:
@@ -105,7 +130,8 @@ def check_fields(options: Mapping[str, Any]) -> None:
             raise UserError(f"option {name!r} is missing in the comparison file")
     for name, value in options.items():
         kinds, wanted = OPTIONS[name]
-        if value is not None and not isinstance(value, kinds):
+        wrong = isinstance(value, bool) and kinds not in (bool, object)
+        if value is not None and (wrong or not isinstance(value, kinds)):
             found = type(value).__name__
             raise UserError(f"option {name!r} in the comparison file must be {wanted}, not {found}")
     if bool(options.get("scenario")) == bool(options.get("forget")):
@@ -115,8 +141,12 @@ def check_fields(options: Mapping[str, Any]) -> None:
         raise UserError("option 'models' in the comparison file must be names of models")
     if options.get("limit") is not None and options["limit"] < 1:
         raise UserError(f"option 'limit' is {options['limit']}, it must be positive")
+    if not 0 <= (options.get("hold_out") or 0) < 1:
+        raise UserError(
+            f"option 'hold_out' is {options['hold_out']}, it must be at least 0 and below 1"
+        )
     resolve(options.get("settings") or {})
-    refuse_data_options(options.get("settings") or {}, OF_ALL_METHODS)
+    _refuse_other_fields(options.get("settings") or {})
     ours = ("unseen", "neighbours", "hold_out", "split_by")
     given = [name for name in ours if options.get(name) is not None]
     if options.get("scenario") and given:

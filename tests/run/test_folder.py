@@ -68,6 +68,74 @@ def test_its_prompt_sets_become_tasks_that_only_their_owner_reads(finished, tmp_
     assert stat.S_IMODE((tmp_path / "tasks").stat().st_mode) == 0o700
 
 
+def test_tasks_leave_what_is_in_their_folder_as_it_is(finished, tmp_path, capsys):
+    tmp_path.chmod(0o755)
+    mine = tmp_path / "unseen.jsonl"
+    mine.write_text("mine")
+    command = ["report", str(finished), "--tasks"]
+    assert main([*command, str(tmp_path)]) == 2
+    assert "unseen.jsonl is there and no task of unteach: name another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+    assert mine.read_text() == "mine"
+    mine.rename(tmp_path / "others.jsonl")
+    assert main([*command, str(tmp_path)]) == 0 == main([*command, str(tmp_path)])
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o600
+    for option in ("--tasks", "--push-to-hub"):
+        assert main(["report", str(finished), option, ""]) == 2
+        assert f"option {option} is empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    shutil.copytree(finished, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("run.json", "{", "run.json cannot be read"),
+        ("run.json", "[]", "run.json is broken: its content is [], it must be a mapping"),
+        ("run.json", "{}", "run.json is broken: its content has no field 'model'"),
+        ("eval.json", "null", "eval.json is broken: its content is None"),
+        ("eval.json", '{"models": 3}', "eval.json is broken: models is 3, it must be a mapping"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_a_sentence(copied, capsys, name, text, sentence):
+    (copied / name).write_text(text)
+    for command in (["attack", str(copied), "--level", "quick"], ["report", str(copied)]):
+        command += ["--tasks", str(copied.parent / "tasks")] * (command[0] == "report")
+        assert main(command) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_fields_of_another_version_are_a_sentence(copied, capsys):
+    record = json.loads((copied / "run.json").read_text())
+    record["data_files"]["whence"] = "x"
+    (copied / "run.json").write_text(json.dumps(record))
+    assert main(["attack", str(copied), "--level", "quick"]) == 2
+    assert "field 'data_files' holds 'whence', which this version" in capsys.readouterr().err
+
+
+def test_damaged_caches_are_made_anew_and_a_damaged_configuration_is_set_aside(copied, capsys):
+    command = ["run", "--model", str(copied.parent / "m"), "--out", str(copied)]
+    shutil.copytree(RunFolder(copied).model_paths()[ORIGINAL], copied.parent / "m")
+    files = [str(RunFolder(copied).record()["data_files"][name]) for name in ("forget", "retain")]
+    command += ["--forget", files[0], "--retain", files[1], "--similarity-model", "none"]
+    command += ["max_steps=1", "min_utility=0", "probe_steps=1"]
+    assert main(command) == 0  # other rows: the folder is set aside
+    evaluation = (copied / "eval.json").read_text()
+    for path in (copied / "work").glob("*.json"):
+        path.write_text("{")
+    assert main(command) == 0 and (copied / "eval.json").read_text() == evaluation
+    capsys.readouterr()
+    (copied / "config.yaml").write_text("chat: [")
+    assert main(command) == 0
+    assert f"it is now {copied}-2" in "".join(capsys.readouterr().out.split("\n"))
+    assert (copied.parent / "copied-2" / "config.yaml").read_text() == "chat: ["
+
+
 def test_the_model_is_pushed_with_its_card_to_a_private_repository(finished, monkeypatch, capsys):
     asked = []
 

@@ -5,7 +5,6 @@ et al. 2024).
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from unteach.attacks.wordings import plain
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.evaluation.results import MetricResult, summarise
-from unteach.files.atomic import write_json
+from unteach.files.atomic import read_cached, write_json
 from unteach.files.checkpoints import latest_checkpoint
 from unteach.files.folders import content_key
 from unteach.models.adapters import adapter_config
@@ -129,8 +128,8 @@ def relearn(
     path = folder / "points.json"
     newest = latest_checkpoint(folder) if folder.exists() else None
     done = int(newest.name.rpartition("-")[2]) if newest else 0
-    points: list[Point] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    points = [point for point in points if point["step"] <= done]
+    known: list[list[Point]] = read_cached(path)
+    points = [point for point in (known[0] if known else []) if point["step"] <= done]
     curve = _Curve(path, points, measure, options, goal)
     if not curve.points:
         curve.add_point(0, model)

@@ -7,7 +7,6 @@ Results of finished attacks are in `attacks.json`. Their parts, one file for eac
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,10 +21,11 @@ from unteach.data.tokenization import encode_row
 from unteach.errors import UserError
 from unteach.evaluation.generation import answer_limit
 from unteach.evaluation.metrics import is_forget_set
-from unteach.files.atomic import write_json
+from unteach.files.atomic import read_cached, write_json
 from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel, with_own_answers
 from unteach.progress import Display
+from unteach.reports.run_files import read_output
 from unteach.run.facts import lost_facts, with_recorded_facts
 from unteach.run.folder import NEVER_KNEW, ORIGINAL, UNLEARNED, RunFolder
 from unteach.run.record import versions
@@ -194,10 +194,13 @@ class Target:
             "forget_rows_hash": rows_hash(self.forget),
             "max_new_tokens": self.options.max_new_tokens,
         }
-        if path.exists():
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
-            if all(found.get(name) == value for name, value in same.items()):
-                return found
+        try:
+            found = read_output(path)
+        except UserError:
+            found = {}
+            self.display.print(f"{path} is damaged and is written anew.")
+        if all(found.get(name) == value for name, value in same.items()):
+            return found
         record = self.folder.record()
         facts = {"scenario": record["scenario"], "versions": versions(), "chat": record.get("chat")}
         empty: dict[str, Any] = {kind: {} for kind in (*KINDS, "left_out")}
@@ -212,8 +215,8 @@ class Target:
         limit = self.options.max_new_tokens
         key = content_key([SCHEMA_VERSION, model, rows, scorer, rendered, limit, inputs])
         path = self.work / f"{name}-{role}-{key}.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+        if known := read_cached(path):
+            return known[0]
         value = make()
         write_json(path, value)
         return value

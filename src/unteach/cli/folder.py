@@ -10,6 +10,7 @@ from unteach.attacks.options import AttackOptions
 from unteach.cli.exit_codes import quiet_libraries
 from unteach.cli.options import Command
 from unteach.config.run import option, required, run_option
+from unteach.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,11 @@ def report(given: dict[str, Any]) -> int:
     from unteach.reports.report import write_report
 
     options = ReportCommand(**given)
+    for name in ("tasks", "push_to_hub"):
+        if getattr(options, name) == "":
+            raise UserError(
+                f"option --{name.replace('_', '-')} is empty: name a place, or leave it out"
+            )
     page = write_report(Path(options.folder)).with_suffix(".html")
     print(f"Report: {page}")
     if options.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -104,7 +105,7 @@ def prompt_key(prompt: Sequence[int]) -> str:
 
 def read_continuations(path: Path) -> dict[str, list[int]]:
     """The complete lines of a cache file; an incomplete last line, left by an interruption, is
-    removed from the file.
+    removed from the file, and damaged ones are not read.
     """
     found: dict[str, list[int]] = {}
     data = path.read_bytes()
@@ -112,8 +113,9 @@ def read_continuations(path: Path) -> dict[str, list[int]]:
     if len(whole) < len(data):
         path.write_bytes(whole)
     for line in whole.splitlines():
-        key, ids = json.loads(line)
-        found[key] = ids
+        with contextlib.suppress(ValueError, TypeError):
+            key, ids = json.loads(line)
+            found[key] = ids
     return found
 
 

@@ -45,6 +45,16 @@ def read_json_lines(path: Path) -> list[Any]:
         return [json.loads(line) for line in file if line.strip()]
 
 
+def read_cached(path: Path) -> list[Any]:
+    """The JSON value of a cache file, alone in a list; empty where the file is missing or damaged,
+    so that its value is made anew.
+    """
+    try:
+        return [json.loads(path.read_text(encoding="utf-8"))]
+    except (FileNotFoundError, ValueError, RecursionError):
+        return []
+
+
 def write_folder_atomically(folder: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Calls `write` on a new folder, which then replaces `folder`; if `write` fails, `folder` stays
     as it was.

@@ -6,7 +6,6 @@ Each is cached by the model's hash and the inputs, and returned together with it
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from unteach.evaluation.generation import (
 )
 from unteach.evaluation.metrics import prompt_set
 from unteach.evaluation.text_metrics import rouge_l
-from unteach.files.atomic import write_json
+from unteach.files.atomic import read_cached, write_json
 from unteach.files.folders import content_key
 from unteach.processes import broadcast_from_main
 from unteach.progress import Display
@@ -67,9 +66,7 @@ class GenerationCache:
             make: called in every process of a distributed run, or in none.
         """
         path = self._path(name, inputs)
-        cached = broadcast_from_main(
-            lambda: [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
-        )
+        cached = broadcast_from_main(lambda: read_cached(path))
         if cached:
             return cached[0]
         started = time.perf_counter()
@@ -84,8 +81,8 @@ class GenerationCache:
 
     def seconds(self, name: str, inputs: Any) -> float:
         """Seconds that `make` took when the value was made; 0 if that is not recorded."""
-        path = self._path(name, inputs).with_suffix(".seconds")
-        return float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+        found = read_cached(self._path(name, inputs).with_suffix(".seconds"))
+        return float(found[0]) if found else 0.0
 
     def _path(self, name: str, inputs: Any) -> Path:
         return self.folder / f"{name}-{content_key([self.model_hash, self.rendered, inputs])}.json"

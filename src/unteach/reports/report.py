@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from unteach.errors import UserError
-from unteach.files.atomic import write_text_atomically
+from unteach.files.atomic import read_cached, write_text_atomically
 from unteach.reports.attacks import (
     attack_notes,
     attack_table,
@@ -246,8 +245,8 @@ def probe_table(folder: Path, records: Sequence[Mapping[str, Any]], rows: int = 
     answers = {}
     for path in (folder / "work").glob("*-*.json"):
         if match := re.fullmatch(r"(?:probe-outputs|said-at)-(\d+)", path.stem):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            answers[int(match[1])] = check_shape(path, content, "answers")
+            for content in read_cached(path):
+                answers[int(match[1])] = check_shape(path, content, "answers")
     probed = [key for key in prompts if all(key in found for found in answers.values())][:rows]
     if not answers or not probed:
         return None

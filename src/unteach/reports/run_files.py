@@ -56,25 +56,36 @@ def read_files(folder: Path) -> RunFiles:
     """
     if not (folder / "eval.json").exists():
         raise UserError(f"{folder} has no eval.json: it is not the folder of a finished run")
-    evaluation, run, config = (_read(folder / n) for n in ("eval.json", "run.json", "config.yaml"))
+    evaluation, run, config = (
+        read_output(folder / n) for n in ("eval.json", "run.json", "config.yaml")
+    )
     names = [run.get("model"), config.get("model"), evaluation.get("fluency_model")]
     local = {name for name in names if isinstance(name, str) and last_name(name) != name}
     paths = sorted(local, key=len, reverse=True)
-    metrics = _read(folder / "metrics.jsonl")
+    metrics = read_output(folder / "metrics.jsonl")
     return RunFiles(
         name=folder.resolve().name,
         results=Results(without_paths(evaluation, paths)),
         run=without_paths(run, paths),
         config=without_paths(config, paths),
-        attacks=_read(folder / "attacks.json"),
+        attacks=read_output(folder / "attacks.json"),
         steps=[line for line in metrics if "loss" in line],
         probes=[line for line in metrics if "probe" in line],
-        records=_read(folder / "generations.jsonl"),
+        records=read_output(folder / "generations.jsonl"),
         hub_id=base_model(run.get("model") or config.get("model")),
     )
 
 
-def _read(path: Path) -> Any:
+def read_output(path: Path, shape: str | None = None) -> Any:
+    """The content of a file that a command of ours wrote; empty where it is missing.
+
+    Args:
+        path (`Path`)
+        shape (`str`, *optional*): which of `SHAPES` it must have; default: that of its name.
+
+    Raises:
+        UserError: for a file that cannot be parsed or has another shape.
+    """
     import yaml
 
     lines = path.suffix == ".jsonl"
@@ -91,7 +102,7 @@ def _read(path: Path) -> Any:
         raise UserError(
             f"{path} cannot be read ({reason}); run the command that wrote it again"
         ) from None
-    return check_shape(path, content)
+    return check_shape(path, content, shape)
 
 
 def base_model(name: Any) -> str | None:

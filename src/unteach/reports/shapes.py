@@ -71,7 +71,29 @@ SHAPES: dict[str, Any] = {
         "versions?": {"*": ANY},
         "search?": {"why": str, "trials": [TRIAL], "untried?": [str]},
     },
-    "config.yaml": {"data?": {"*": ANY}},
+    "finished run": {
+        "model": str,
+        "scenario": str,
+        "seed": NUMBER,
+        "original_model_hash": str,
+        "forget_hash": str,
+        "retain_hash?": str,
+        "neighbours_hash?": str,
+        "base_model_hash?": (str, type(None)),
+        "shared_dir?": str,
+        "dtype?": str,
+        "chat?": (dict, type(None)),
+        "scorers?": (dict, type(None)),
+        "data_files?": {
+            "*": ANY,
+            "hold_out?": NUMBER,
+            "split_by?": (str, type(None)),
+            "secrets?": str,
+            "own_rows?": NUMBER,
+            "limit?": MAYBE,
+        },
+    },
+    "config.yaml": {"data?": {"*": ANY}, "chat?": {"*": ANY}},
     "attacks.json": {
         "headline?": str,
         "attacks?": {"*": {"*": {"*": RESULT}}},
@@ -112,8 +134,10 @@ SHAPES: dict[str, Any] = {
         }
     ],
     "answers": {"*": str},
+    "requests.jsonl": [{"run?": str}],
 }
-"""Fields by file: a name with `?` may be missing, `*` stands for any name."""
+"""Fields by file, or by what a file must hold for a command: a name with `?` may be missing, `*`
+stands for any name."""
 WORDS = {dict: "a mapping", list: "a list", str: "text", bool: "true or false"}
 
 

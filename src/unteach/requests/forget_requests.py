@@ -382,6 +382,8 @@ def merge_patches(
             one's model is the full model), and for a target that holds something else.
     """
     root, place = Path(folder), Path(target).resolve()
+    if not str(target):
+        raise UserError("option --merge is empty: name a new folder")
     free = not place.exists() or (place.is_dir() and not any(place.iterdir()))
     if not free and not patches.is_merged(place):
         raise UserError(f"{target} holds something other than a merged model; name a new folder")

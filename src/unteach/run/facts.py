@@ -4,14 +4,13 @@ what the run counted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from unteach.data.rows import Row
 from unteach.evaluation.metrics import is_forget_set
-from unteach.files.atomic import write_json
+from unteach.files.atomic import read_cached, write_json
 from unteach.scenarios.scenario import Scenario
 
 FACTS = Path("work") / "facts.json"
@@ -34,10 +33,8 @@ def with_recorded_facts(rows: Iterable[Row], folder: Path) -> list[Row]:
     """The rows, those without facts with the ones that the run in `folder` found in them; as they
     are where it recorded none.
     """
-    try:
-        known = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except OSError:
-        return list(rows)
+    found = read_cached(folder / FACTS)
+    known = found[0] if found and isinstance(found[0], dict) else {}
     return [replace(row, secret=row.secret or tuple(known.get(row.key, ()))) for row in rows]
 
 

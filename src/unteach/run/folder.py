@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from unteach import models
 from unteach.config.scorers import ScorerNames
@@ -17,11 +15,11 @@ from unteach.data.chat import ChatSettings, render_hash, settings_from, use_chat
 from unteach.data.rows import PAPER_HOLD_OUT, rows_hash
 from unteach.errors import UserError
 from unteach.evaluation.scorers import Scorers, build_scorers
-from unteach.files.atomic import read_json_lines
 from unteach.files.folders import FolderLock, private_folder
 from unteach.models.adapters import is_adapter, is_quantized, merged_adapter
 from unteach.models.precision import DTYPES
 from unteach.prepare.generations import GenerationCache
+from unteach.reports.run_files import read_output
 from unteach.run.record import model_files
 from unteach.scenarios import SCENARIOS, build_scenario
 from unteach.scenarios.scenario import Scenario
@@ -29,6 +27,11 @@ from unteach.scenarios.user_rows import user_scenario, with_unrelated
 
 ORIGINAL, UNLEARNED, NEVER_KNEW = "original", "unlearned", "never_knew"
 """Roles of a run's models: before unlearning, after it, and before a demo taught its texts."""
+KNOWN = {
+    "data_files": set(inspect.signature(user_scenario).parameters) | {"whole"},
+    "scorers": set(ScorerNames.__dataclass_fields__),
+}
+"""The names that fields of `run.json` may hold."""
 KEPT_MODELS = 2
 """Models for reading that stay in memory, so that comparing two reads each of them once."""
 
@@ -46,10 +49,9 @@ def recorded_chat(model: str) -> ChatSettings | None:
         return None
     above, run = place.resolve().parent, "."
     if (above / "requests.jsonl").exists():
-        entries = read_json_lines(above / "requests.jsonl")
+        entries = read_output(above / "requests.jsonl")
         run = next((str(entry["run"]) for entry in reversed(entries) if "run" in entry), ".")
-    record = above / run / "run.json"
-    chat = json.loads(record.read_text(encoding="utf-8")).get("chat") if record.exists() else None
+    chat = read_output(above / run / "run.json").get("chat")
     return settings_from(chat) if chat else None
 
 
@@ -78,7 +80,14 @@ class RunFolder:
 
     @cached_property
     def _run(self) -> dict[str, Any]:
-        return self._json("run.json")
+        found: dict[str, Any] = read_output(self.path / "run.json", "finished run")
+        for field, known in KNOWN.items():
+            if unknown := sorted(set(found.get(field) or {}) - known):
+                raise UserError(
+                    f"{self.path / 'run.json'}: field {field!r} holds {unknown[0]!r}, which this"
+                    " version of unteach does not know"
+                )
+        return found
 
     def record(self) -> dict[str, Any]:
         """`run.json`."""
@@ -86,18 +95,18 @@ class RunFolder:
 
     def evaluation(self) -> dict[str, Any]:
         """`eval.json`."""
-        return self._json("eval.json")
+        found: dict[str, Any] = read_output(self.path / "eval.json")
+        return found
 
     def config(self) -> dict[str, Any]:
         """`config.yaml`."""
-        return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+        found: dict[str, Any] = read_output(self.path / "config.yaml")
+        return found
 
     def generations(self) -> list[dict[str, Any]]:
         """The lines of `generations.jsonl`."""
-        return read_json_lines(self.path / "generations.jsonl")
-
-    def _json(self, name: str) -> dict[str, Any]:
-        return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        found: list[dict[str, Any]] = read_output(self.path / "generations.jsonl")
+        return found
 
     @property
     def shared(self) -> Path:

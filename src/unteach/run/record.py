@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -30,8 +31,10 @@ from unteach.data.chat import (
     with_chat_settings,
 )
 from unteach.data.rows import rows_hash
+from unteach.errors import UserError
 from unteach.files.atomic import read_json_lines, write_json, write_text_atomically
 from unteach.files.checkpoints import file_sha256
+from unteach.reports.run_files import read_output
 from unteach.scenarios.method_choice import with_suitable_method
 from unteach.scenarios.scenario import Scenario
 
@@ -60,10 +63,10 @@ def run_tokenizer(run: RunConfig) -> Any:
         UserError: for chat settings where the tokenizer has no chat template.
     """
     tokenizer = models.load_tokenizer(run.model, trust_remote_code=run.trust_remote_code)
-    config, day = Path(run.output_dir) / "config.yaml", ""
-    if config.exists():
-        recorded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        day = str((recorded.get("chat") or {}).get("date", ""))
+    day = ""
+    with contextlib.suppress(UserError):  # a broken file is another run's, which is set aside
+        recorded = read_output(Path(run.output_dir) / "config.yaml")
+        day = str(recorded.get("chat", {}).get("date", ""))
     chosen = {name: getattr(run, name) for name in CHAT_OPTIONS}
     return with_chat_settings(tokenizer, chosen_settings(ChatSettings(date=day), **chosen))
 
@@ -144,19 +147,22 @@ def finished_evaluation(resolved: ResolvedConfig, scenario: Scenario) -> dict[st
     )
     if not (config.exists() and record.exists() and evaluation.exists()):
         return None
-    facts = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        facts, found = read_output(record), read_output(evaluation)
+    except UserError:  # a damaged file, which the run writes again
+        return None
     scorers = asdict(scorer_names(resolved, scenario))
     if (facts.get("scorers") or {}).get("similarity") is None:
         scorers["similarity"] = None  # it was not available
     chat = chat_record(run_tokenizer(resolved.run))
     text = config_text(resolved, scenario, facts.get("base_model_hash"), chat)
     same = (
-        config.read_text(encoding="utf-8") == text
+        config.read_text(encoding="utf-8", errors="replace") == text
         and facts.get("scorers") == scorers
         and facts.get("show_text", False) == resolved.run.show_text
         and facts.get("model_files") == model_files(resolved.run.model)
     )
-    return dict(json.loads(evaluation.read_text(encoding="utf-8"))) if same else None
+    return dict(found) if same else None
 
 
 def versions() -> dict[str, str]:

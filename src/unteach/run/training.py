@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from unteach.data.rows import Row, letters_and_digits
 from unteach.errors import UserError
 from unteach.evaluation.rewards import Reward
 from unteach.evaluation.scorers import check_scorers
-from unteach.files.atomic import read_json_lines, write_json
+from unteach.files.atomic import read_cached, read_json_lines, write_json
 from unteach.models.adapters import adapter_config
 from unteach.models.parts import freeze_lower_layers, unfreeze
 from unteach.models.precision import check_dtype, check_quantize
@@ -236,9 +235,8 @@ def train(
         facts |= {"robust": chosen, "cost": asdict(total([Cost(**facts["cost"]), cost]))}
         facts["costs"].append(asdict(cost))
         return Trained(model, facts)
-    kept = probe_file(folder, facts["kept_step"])
-    drafts = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    return Trained(model, facts, drafts)
+    drafts = read_cached(probe_file(folder, facts["kept_step"]))
+    return Trained(model, facts, drafts[0] if drafts else {})
 
 
 def distil(

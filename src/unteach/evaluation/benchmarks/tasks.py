@@ -18,22 +18,31 @@ def write_tasks(
 ) -> list[Path]:
     """Writes each set as `NAME.jsonl` and, as a task on it, `NAME.yaml`; returns the tasks.
 
-    The folder is readable by its owner alone, as the files hold the texts.
+    A folder that is made, and the files with the texts, are readable by their owner alone.
 
     Args:
         sets: name to rows with `input`, `target` and `id`.
         forget: names of the sets that must be forgotten, in which lower is better.
 
     Raises:
-        UserError: if no set has a row.
+        UserError: if no set has a row, and for a file of the same name that is no such task.
     """
     tasks = []
+    for name in sets:
+        task = folder / f"{name}.yaml"
+        ours = task.is_file() and f"task: unteach_{name}\n" in task.read_text(errors="replace")
+        taken = [path for path in (folder / f"{name}.jsonl", task) if path.exists()]
+        if taken and not ours:
+            raise UserError(f"{taken[0]} is there and no task of unteach: name another folder")
+    if not folder.exists():
+        private_folder(folder)
     for name, rows in sets.items():
         if not rows:
             continue
-        data, task = private_folder(folder) / f"{name}.jsonl", folder / f"{name}.yaml"
+        data, task = folder / f"{name}.jsonl", folder / f"{name}.yaml"
         lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
         write_text_atomically(data, "".join(lines))
+        data.chmod(0o600)
         metrics = [
             {"metric": metric, "aggregation": metric, "higher_is_better": name not in forget}
             for metric in ("bleu", "chrf")
