@@ -195,7 +195,7 @@ class Target:
             "max_new_tokens": self.options.max_new_tokens,
         }
         try:
-            found = read_output(path)
+            found: dict[str, Any] = read_output(path)
         except UserError:
             found = {}
             self.display.print(f"{path} is damaged and is written anew.")

@@ -304,4 +304,5 @@ def chat_record(tokenizer: Any) -> dict[str, Any] | None:
 def settings_from(record: Mapping[str, Any] | None) -> ChatSettings:
     """The settings that `chat_record` recorded."""
     fields = ("system", "template_kwargs", "date", "max_new_tokens")
-    return ChatSettings(**{name: record[name] for name in fields if name in (record or {})})
+    known = record or {}
+    return ChatSettings(**{name: known[name] for name in fields if name in known})
