@@ -100,6 +100,8 @@ def copied(finished, tmp_path) -> Path:
         ("run.json", "{}", "run.json is broken: its content has no field 'model'"),
         ("eval.json", "null", "eval.json is broken: its content is None"),
         ("eval.json", '{"models": 3}', "eval.json is broken: models is 3, it must be a mapping"),
+        ("config.yaml", "x: [", "config.yaml cannot be read"),
+        ("generations.jsonl", "{", "generations.jsonl cannot be read"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_a_sentence(copied, capsys, name, text, sentence):

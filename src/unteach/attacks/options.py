@@ -73,6 +73,8 @@ class AttackOptions:
         if isinstance(self.only, str):
             names = [name.strip().replace("-", "_") for name in self.only.split(",")]
             object.__setattr__(self, "only", tuple(name for name in names if name))
+            if not self.only:
+                raise UserError("option --only is empty: name attacks or families, or leave it out")
         if self.level not in BUDGETS:
             raise UserError(f"option --level is {self.level!r}, it must be quick or full")
         for name, value in BUDGETS[self.level].items():

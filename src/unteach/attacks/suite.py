@@ -21,6 +21,7 @@ from unteach.prepare.generations import LoadedModel
 from unteach.prepare.teaching import teach
 from unteach.progress import Display
 from unteach.reports.report import write_report
+from unteach.reports.run_files import read_output
 from unteach.run.folder import NEVER_KNEW, ORIGINAL, RunFolder
 
 
@@ -146,6 +147,8 @@ def attack(
     options = options or AttackOptions()
     chosen = chosen_attacks(tuple(options.only), options.level)
     run = RunFolder(folder, trust_remote_code)
+    for name in ("config.yaml", "metrics.jsonl", "generations.jsonl"):
+        read_output(run.path / name)  # what the report will read: refused before hours of attacks
     with run.lock():
         files = {"forget": forget, "retain": retain, "unseen": unseen, "neighbours": neighbours}
         target = Target(run, options, display=display, **files)
