@@ -112,6 +112,8 @@ def test_wrong_methods_are_named(methods, sentence):
         ({"forget": None}, "give either 'scenario'"),
         ({"settings": {"hold": "x"}}, "option 'hold' is 'x'"),
         ({"settings": {"model": "other/one"}}, "the file's field 'models' decides it"),
+        ({"teach": {"max_step": 1}}, "did you mean 'max_steps'"),
+        ({"teach": {"model": "x"}}, "option 'teach' has 'model', which is no setting of a"),
         ({"hold_out": -1}, "option 'hold_out' is -1, it must be at least 0 and below 1"),
         ({"hold_out": float("nan")}, "option 'hold_out' is nan, it must be at least 0"),
         ({"seed": True}, "option 'seed' in the comparison file must be a whole number, not bool"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from unteach.baselines.pipelines import PIPELINES, STOP_FIELDS
 from unteach.config.resolve import ResolvedConfig, resolve
-from unteach.config.run import refuse_data_options
+from unteach.config.run import RunConfig, refuse_data_options
 from unteach.config.unlearning import with_wrappers
 from unteach.data.chat import settings_from
 from unteach.data.rows import PAPER_HOLD_OUT
@@ -145,6 +145,11 @@ def check_fields(options: Mapping[str, Any]) -> None:
         raise UserError(
             f"option 'hold_out' is {options['hold_out']}, it must be at least 0 and below 1"
         )
+    teach = options.get("teach") or {}
+    resolve(teach)
+    others = [n for n in teach if n in RunConfig.__dataclass_fields__ and n != "frozen_layers"]
+    if others:
+        raise UserError(f"option 'teach' has {others[0]!r}, which is no setting of a training")
     resolve(options.get("settings") or {})
     _refuse_other_fields(options.get("settings") or {})
     ours = ("unseen", "neighbours", "hold_out", "split_by")
@@ -168,7 +173,7 @@ def compare(options: Mapping[str, Any], display: Display | None = None) -> Path:
     rows, folder, given = method_rows(options["methods"]), Path(options["out"]), options["models"]
     models = [given] if isinstance(given, str) else list(given)
     cells: list[Cell] = []
-    check_places(folder, *map(str, models))
+    check_places(folder, *map(str, models), kind="comparison")
     with FolderLock(folder):
         for number, model in enumerate(models):
             base = folder / f"model-{number}" if len(models) > 1 else folder

@@ -229,7 +229,7 @@ def evaluate_models(
     inference = EvalOptions(**options).as_recorded(model)
     display, folder = inference.display, inference.folder
     roles = {"original": reference or model, "unlearned": model}
-    check_places(folder, *roles.values())
+    check_places(folder, *roles.values(), kind="evaluation")
     with FolderLock(folder):
         built = evaluation_scenario(
             scenario, forget, retain, secrets, unseen=unseen, neighbours=neighbours
@@ -344,7 +344,7 @@ def evaluate_benchmark(
         data_sets = protocol.load(data, limit)
     roles = {"original": reference or model, "unlearned": model}
     roles |= {"retrained": retrained} if retrained else {}
-    check_places(folder, *roles.values())
+    check_places(folder, *roles.values(), kind="evaluation")
     kept: dict[str, Any] = {}  # the original model stays in memory for the others
 
     def evaluate(role: str, loaded: Any, tokenizer: Any, generator: Generator) -> Measured:

@@ -146,6 +146,28 @@ def test_a_model_is_converted_by_the_converter_that_is_there(model, monkeypatch,
         gguf.write_gguf(model)
 
 
+def test_a_folder_with_results_of_another_kind_is_refused(tmp_path):
+    files = {
+        "run": ("config.yaml", "data:\n  prompt_sets: {}\n"),
+        "ledger": ("requests.jsonl", "{}\n"),
+        "comparison": ("comparison.json", "{}"),
+        "evaluation": ("eval.json", '{"schema_version": 2}'),
+    }
+    for held, (name, text) in files.items():
+        (tmp_path / held).mkdir()
+        (tmp_path / held / name).write_text(text)
+        for kind in files:
+            if kind == held:
+                check_places(tmp_path / held, kind=kind)
+                continue
+            with pytest.raises(
+                UserError, match=f"holds a finished or begun {held} .*another folder"
+            ):
+                check_places(tmp_path / held, kind=kind)
+    (tmp_path / "run" / "eval.json").write_text(files["evaluation"][1])
+    check_places(tmp_path / "run", kind="run")
+
+
 @pytest.mark.parametrize("out", ["\ud83d", "a\0b"])
 def test_an_output_folder_that_is_no_path_is_one_sentence(out, tmp_path):
     with pytest.raises(UserError, match=r"option --out is .* which is no path"):

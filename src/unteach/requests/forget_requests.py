@@ -48,7 +48,7 @@ from unteach.run.pipeline import execute
 from unteach.run.record import finished_evaluation, run_tokenizer
 from unteach.scenarios.user_rows import user_scenario
 
-OWN_OPTIONS = ("output_dir", "lora", "hold_out", "merge", "gguf")
+OWN_OPTIONS = ("output_dir", "lora", "hold_out", "merge", "gguf", "topic", "scenario")
 """Options of a run that a request sets itself: it forgets all rows."""
 
 
@@ -94,7 +94,7 @@ def forget_request(
             raise UserError(f"option {name!r} is not one of a request, which sets it itself")
     root, display = Path(folder), display or Display(quiet=True)
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    check_places(root, model)
+    check_places(root, model, kind="ledger")
     with FolderLock(root):
         ledger = open_ledger(root, display.print)
         base, kind = _base(ledger, model, full)

@@ -25,7 +25,7 @@ def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> Any:
     or the rows do not fit; returns `run_tokenizer`.
     """
     root, adapters = models.adapter_chain(run.model)
-    check_places(run.output_dir, run.model, moved=True)
+    check_places(run.output_dir, run.model, moved=True, kind="run")
     check_product(run)
     config = models.load_config(root, trust_remote_code=run.trust_remote_code)
     tokenizer = run_tokenizer(run)
@@ -42,11 +42,32 @@ def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> Any:
     return tokenizer
 
 
-def check_places(output_dir: str | Path, *names: str | None, moved: bool = False) -> None:
+MARKS = {
+    "run": ("config.yaml", "prompt_sets:"),
+    "ledger": ("requests.jsonl", ""),
+    "comparison": ("comparison.json", ""),
+    "evaluation": ("eval.json", '"schema_version"'),
+}
+"""What a folder holds, to the file that tells it and a text in that file."""
+
+
+def check_places(
+    output_dir: str | Path, *names: str | None, moved: bool = False, kind: str = ""
+) -> None:
     """Raises `UserError` where files would be written over one of these models, its base included,
-    or (`moved`) would be moved with an earlier run's folder that holds it.
+    or (`moved`) would be moved with an earlier run's folder that holds it; and, with a `kind` of
+    `MARKS`, over those of another kind.
     """
     out = _resolved(output_dir, "--out")
+    for other, (name, mark) in MARKS.items():
+        file = out / name
+        if kind and file.is_file() and mark in file.read_text(encoding="utf-8", errors="replace"):
+            if other == kind:
+                break
+            raise UserError(
+                f"{output_dir} holds a finished or begun {other} ({name}), over which this would"
+                " write: name another folder"
+            )
     for name in filter(None, names):
         root, adapters = models.adapter_chain(name)
         for place in (_resolved(folder, "--model") for folder in (root, *adapters)):
