@@ -103,3 +103,12 @@ def test_any_other_file_error_is_our_own_and_is_raised(error):
 
     with pytest.raises(OSError, match=r"No such file|Connection reset"):
         exit_code(command)
+
+
+@pytest.mark.parametrize("name", [".mm.part", ".mm.old.part", ".mm.412.part"])
+def test_the_unfinished_part_of_a_named_place_is_named_too(name):
+    error = OSError(30, "Read-only file system", f"runs/{name}")
+    with pytest.raises(UserError, match="Read-only"), named_files({"merge": "runs/mm"}):
+        raise error
+    with pytest.raises(OSError, match="Read-only"), named_files({"merge": "runs/other"}):
+        raise error

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ SEVERAL = ("run", "demo", "eval")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CACHES = ("UNTEACH_CACHE", "XDG_CACHE_HOME", "HF_HOME", "TMPDIR")
 """Environment variables that name folders of files that are not the run's."""
+PART = re.compile(r"^\.(.+?)(?:\.old|\.\d+)?\.part$")
+"""What an atomic write makes beside the file or folder whose name it holds."""
 MEMORY_FULL = (
     "the memory is full; take a smaller per_device_train_batch_size or row_tokens, or --lora"
     " (unteach plan says what a run needs); the same command goes on from the last checkpoint"
@@ -70,6 +73,7 @@ def named_files(options: Mapping[str, Any]) -> Iterator[None]:
         if not isinstance(error.filename, str | bytes) or error.errno in DISK_FULL:
             raise
         path = Path(os.fsdecode(error.filename)).absolute()
+        path = Path(*(PART.sub(r"\1", part) for part in path.parts))
         named = [*_texts(options), *(os.environ[name] for name in CACHES if name in os.environ)]
         with contextlib.suppress(UserError):
             named += _texts(read_config(str(options.get("config") or "")))
