@@ -168,7 +168,7 @@ def test_a_folder_with_results_of_another_kind_is_refused(tmp_path):
     check_places(tmp_path / "run", kind="run")
 
 
-@pytest.mark.parametrize("out", ["\ud83d", "a\0b"])
+@pytest.mark.parametrize("out", ["\ud83d", "a\0b", "\udcff"])
 def test_an_output_folder_that_is_no_path_is_one_sentence(out, tmp_path):
     with pytest.raises(UserError, match=r"option --out is .* which is no path"):
         check_places(out, str(tmp_path))

@@ -80,6 +80,7 @@ def check_places(
 
 def _resolved(path: str | Path, option: str) -> Path:
     try:
+        str(path).encode()  # tokenizers and safetensors take names in UTF-8 alone
         return Path(path).expanduser().resolve()
     except (OSError, ValueError, RuntimeError) as error:  # half a character, a null, no home
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
