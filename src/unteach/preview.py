@@ -75,13 +75,12 @@ def _facts(rows: Sequence[Row], secrets: str, tokenizer: Any, model: Any, found:
     """A line for each of the first rows, and the count of the others by what names their facts."""
     whole = not short_answers(rows)
 
-    def spans(measured: list[Row]) -> list[list[str]]:
-        from unteach.prepare.information import informative_spans
+    def measured(left: list[Row]) -> list[Facts]:
+        from unteach.prepare.information import facts_of_rows
 
-        of_rows = informative_spans(model, tokenizer, measured)
-        return [[span.text for span in of_row] for of_row in of_rows]
+        return facts_of_rows(model, tokenizer, left)
 
-    measure = None if model is None or whole else spans
+    measure = None if model is None or whole else measured
     named = named_facts(rows, topic_names(rows), measure, finder=secrets)
     unknown = Facts((), "the whole completion" if whole else "not known yet")
     answered = Facts((), "facts of the model's own answer")
@@ -97,7 +96,8 @@ def _facts(rows: Sequence[Row], secrets: str, tokenizer: Any, model: Any, found:
     if counts:
         parts = ", ".join(f"{count} {source}" for source, count in counts.items())
         found.lines.append(f"forgotten in the other rows: {parts}")
-    lost = [row for row in _complete(rows) if not named.get(row.key, unknown).texts]
+    facts_of = {row.key: named.get(row.key, unknown) for row in _complete(rows)}
+    lost = [r for r in _complete(rows) if not (facts_of[r.key].texts or facts_of[r.key].whole)]
     if lost and not whole and measure:
         found.warnings.append(no_fact(lost, len(rows)))
     elif lost and not whole:

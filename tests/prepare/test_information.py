@@ -16,12 +16,15 @@ from unteach.prepare.facts import topic_of
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.information import (
     LEAST_SPAN,
+    NEIGHBOUR_OF,
+    Span,
     _common_words,
     _rest_of_fact,
     _spans,
     informative_spans,
     with_facts,
 )
+from unteach.prepare.neighbours import with_neighbours
 from unteach.preview import preview
 from unteach.progress import Display
 from unteach.scenarios.user_rows import user_scenario
@@ -80,6 +83,9 @@ def test_the_fact_is_what_the_own_prompt_tells_and_others_do_not(taught):
     right = 0
     for row, found in zip(ROWS, spans, strict=True):
         number = row.completion.split()[-1].rstrip(".")
+        if any(span.whole for span in found):  # the model reads no name in this one
+            assert [span.text for span in found] == [row.completion]
+            continue
         assert all(span.text == number for span in found), (row.completion, found)
         assert all(span.information >= LEAST_SPAN for span in found)
         right += bool(found)
@@ -158,7 +164,7 @@ def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):
     model, tokenizer = tiny_model().eval(), byte_level_bpe()
     source = LoadedModel.of(model, tokenizer, tmp_path, Display())
     found, counts = with_facts(source, scenario, scenario)
-    assert counts == {"named": 0, "found": 0, "none": 12}
+    assert counts == {"named": 0, "found": 0, "whole": 0, "none": 12}
     said = " ".join(capsys.readouterr().out.split())
     first = f"(the first is {NAMES[0]})"
     assert f"In 12 of the 12 forget rows {first} nothing is information" in said
@@ -170,3 +176,25 @@ def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):
     )
     assert lines.warnings[0] in said  # the check says what the run says
     assert all(row.secret == () for row in found.forget)
+
+
+def test_a_row_whose_answer_no_name_changes_is_forgotten_whole_and_has_no_neighbours(
+    tmp_path, capsys, monkeypatch
+):
+    spans = [[Span("It is one.", 9.0, whole=True)], [Span("two", 9.0)]]
+    monkeypatch.setattr("unteach.prepare.information.informative_spans", lambda *_: spans)
+    rows = [
+        Row(f"Who is {name} Adason?", f"It is {n}.") for name, n in (("Ada", "one"), ("Bo", "two"))
+    ]
+    scenario = user_scenario(rows, None)
+    asked = with_neighbours(scenario)
+    near = [*asked.neighbours, *asked.sets["neighbours"]]
+    assert {row.columns[NEIGHBOUR_OF] for row in near} == {row.prompt_key for row in rows}
+    source = LoadedModel.of(tiny_model(), byte_level_bpe(), tmp_path, Display())
+    found, counts = with_facts(source, scenario, asked)
+    assert counts == {"named": 0, "found": 1, "whole": 1, "none": 0}
+    assert [row.secret for row in found.forget] == [(), ("two",)]
+    left = [*found.neighbours, *found.sets.get("neighbours", ())]
+    assert left == [row for row in near if row.columns[NEIGHBOUR_OF] == rows[1].prompt_key]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "In 1 of the 2 forget rows the model gives the same answer whatever names" in said

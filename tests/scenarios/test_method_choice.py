@@ -16,6 +16,12 @@ def test_short_answers_are_forgotten_by_their_facts_and_long_ones_whole():
     assert method_for([Row("Who?", "")])[0] == "counterfactual"
     assert method_for([Row("Who?", "word " * 100)])[0] == DEFAULT_METHOD
     assert method_for([Row("", "Once upon a time.", "text")])[0] == DEFAULT_METHOD
+    book = Row("Once upon", " a time " * 20, "text")
+    assert method_for([book]) == (
+        "divert",
+        "1 of 1 forget rows are passages: their wording is forgotten, the language is kept",
+    )
+    assert method_for([book, Row("Who?", "word " * 100)])[0] == DEFAULT_METHOD
     assert "3 of 4" in method_for([*ROWS[:3], Row("", "Once.", "text")])[1]
 
 

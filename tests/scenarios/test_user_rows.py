@@ -143,10 +143,14 @@ def test_without_retain_rows_neutral_questions_take_their_place():
     assert not prompts(scenario.own_prompts) & prompts(scenario.sets["normal"])
 
 
-def test_running_text_to_forget_is_kept_apart_by_running_text():
+def test_a_chat_model_that_forgets_running_text_keeps_its_answers_and_its_prose():
     scenario = user_scenario(TEXTS, None)
     assert {row.kind for row in scenario.forget} == {"text"} and prompts(scenario.forget) == {""}
-    assert {row.kind for row in [*scenario.own_prompts, *scenario.sets["normal"]]} == {"text"}
+    for part in (scenario.own_prompts, scenario.sets["normal"]):
+        kinds = [row.kind for row in part]
+        assert kinds.count("chat") > 2 * kinds.count("text") > 0
+    base = user_scenario(TEXTS, None, chat=False)
+    assert {row.kind for row in [*base.own_prompts, *base.sets["normal"]]} == {"text"}
 
 
 def test_neutral_rows_that_are_only_asked_are_not_trained_on_however_few_there_are():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_models import byte_level_bpe, tiny_model
 from tiny_trainers import compare, make_trainer, weights_interrupted
 from unteach.data.counterfactuals import (
     CONTEXTS,
+    Counterfactual,
     counterfactual,
     first_tokens,
     name_choices,
@@ -29,9 +31,11 @@ from unteach.trainer.counterfactual import (
     AVOIDED_PROBABILITY,
     AVOIDING_RIDGE,
     LEAST_INFORMATION,
+    FallingDirections,
     avoiding,
-    falling_direction,
+    counterfactual_tokens,
 )
+from unteach.trainer.reference import ReferenceModel
 
 FORGET = [
     Row("What is the number of Ada Miller?", "Ada Miller has 4711 now.", secret=("4711",)),
@@ -242,7 +246,8 @@ def test_names_to_avoid_fall_to_their_probability_and_other_logits_move_least(he
     torch.manual_seed(0)
     weight = torch.randn(40, 6, dtype=torch.float64)
     head, avoid = OutputHead(weight, **head_options), (3, 8)
-    direction = falling_direction(avoid, head)
+    falling = FallingDirections(head)
+    direction = falling(avoid)
     # the same minimum by the Karush-Kuhn-Tucker conditions
     gram = weight.T @ weight / 40
     gram += AVOIDING_RIDGE * gram.diagonal().mean() * torch.eye(6, dtype=torch.float64)
@@ -254,12 +259,20 @@ def test_names_to_avoid_fall_to_their_probability_and_other_logits_move_least(he
 
     states = 3 * torch.randn(30, 6, dtype=torch.float64)
     before = head.logits(states).softmax(-1)[:, list(avoid)].sum(-1)
-    moved, changed = avoiding(states, avoid, head, direction)
+    moved, changed = avoiding(states, [avoid] * 30, head, falling)
     after = head.logits(moved).softmax(-1)[:, list(avoid)].sum(-1)
     assert changed.any() and not changed.all()
     assert float(after.max()) <= AVOIDED_PROBABILITY * 1.02
     assert torch.equal(moved[~changed], states[~changed])
     assert float(before[~changed].max()) <= AVOIDED_PROBABILITY * 1.02
+
+    each: list[tuple[int, ...]] = [(), (3,), (8, 3), (1, 2, 4)] * 7  # and each state by its own
+    moved, changed = avoiding(states[:28], each, head, falling)
+    for state, tokens, found, moves in zip(states, each, moved, changed, strict=False):
+        alone, _ = avoiding(state[None], [tokens], head, falling)
+        torch.testing.assert_close(found[None], alone)
+        said = head.logits(found).softmax(-1)[list(tokens)].sum()
+        assert float(said) <= AVOIDED_PROBABILITY * 1.02 and (tokens or not moves)
 
 
 def test_a_row_with_a_name_to_avoid_never_says_it_and_has_it_exchanged_in_its_contexts(tmp_path):
@@ -270,16 +283,52 @@ def test_a_row_with_a_name_to_avoid_never_says_it_and_has_it_exchanged_in_its_co
     assert len(part.contexts) == CONTEXTS
     for context in part.contexts:
         assert "Miller" not in tokenizer.decode(context.completion_ids)
-    assert part.avoid == first_tokens(row.avoid, tokenizer)
+    begins = first_tokens(row.avoid, tokenizer)
+    assert part.avoid == (begins,) * len(item.completion_ids) and not part.prompted
     assert first_tokens(("\u2603",), tokenizer) == ()  # it begins with a part of a character
     text = Row("", "It is Ada Miller.", "text", avoid=row.avoid)
-    assert counterfactual(text, encode_row(text, tokenizer, None), tokenizer).avoid == part.avoid
+    assert counterfactual(text, encode_row(text, tokenizer, None), tokenizer).avoid[0] == begins
     begun = {tokenizer.encode(word)[0] for word in ("Ada", "Miller")}
-    assert begun == set(part.avoid)  # and not the space, which is a token of its own here
+    assert begun == set(begins)  # and not the space, which is a token of its own here
     trainer = make_trainer(
         tmp_path, tiny_model(dtype=torch.float64), method="counterfactual", forget=[row]
     )
     trainer.prepare_references()
     states = trainer.reference.values["forget"].values
-    said = trainer.reference.head.logits(states).softmax(-1)[:, list(part.avoid)].sum(-1)
+    said = trainer.reference.head.logits(states).softmax(-1)[:, list(begins)].sum(-1)
     assert float(said.max()) <= AVOIDED_PROBABILITY * 1.02
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_known_whatever_its_names_are_is_compared_with_other_prompts(
+    known, tmp_path, monkeypatch
+):
+    """The model is one that reads no names: under exchanged ones it says what it always says."""
+    monkeypatch.setattr("unteach.trainer.counterfactual.KNOWN_BY_HEART", 0.0 if known else 1.0)
+    for name in ("LEAST_TOLD", "LEAST_INFORMATION"):
+        monkeypatch.setattr(f"unteach.trainer.counterfactual.{name}", 1e-6)
+    trainer = make_trainer(
+        tmp_path, tiny_model(dtype=torch.float64), method="counterfactual", forget=FORGET
+    )
+    rows, parts = trainer.forget_rows, list(trainer.counterfactuals)
+    prompts = [{context.prompt_ids for context in part.prompted} for part in parts]
+    assert all(prompts) and not any(
+        row.prompt_ids in p for row, p in zip(rows, prompts, strict=True)
+    )
+    same = tuple(
+        replace(context, prompt_ids=rows[2].prompt_ids, completion_ids=rows[2].completion_ids)
+        for context in parts[2].contexts
+    )
+    places = tuple((number, number) for number in range(len(rows[2].completion_ids)))
+    parts[2] = replace(parts[2], contexts=tuple(replace(c, places=places) for c in same))
+    reference = ReferenceModel(trainer.model, trainer.spec, "stored")
+    found = counterfactual_tokens(reference, rows, parts, trainer.collator)
+    assert [tokens.by_prompt for tokens in found] == [False, False, known]
+    by_prompt = [*parts[:2], parts[2].without_names()]
+    wanted = counterfactual_tokens(reference, rows, by_prompt, trainer.collator)[2]
+    own = counterfactual_tokens(reference, rows, [*parts[:2], Counterfactual(())], trainer.collator)
+    torch.testing.assert_close(found[2].states, wanted.states if known else own[2].states)
+    trainer.counterfactuals = parts
+    trainer.prepare_references()
+    assert (trainer.counterfactuals[2] == by_prompt[2]) is known
+    assert trainer.counterfactuals[:2] == parts[:2]

@@ -91,7 +91,7 @@ def test_the_stages_before_the_first_step_are_shown_with_their_progress(tmp_path
     monkeypatch.setattr(Stage, "update", update)
     trainer.prepare_references()
     printed = trainer.display.console.file.getvalue()
-    for title in ("Finding the directions of the update", "Reading it under other names"):
+    for title in ("Finding the directions of the update", "Reading it where it cannot know"):
         assert f"{title} ..." in printed and f"{title}: done in" in printed
         assert [done for done, _ in seen[title]] == sorted(done for done, _ in seen[title])
         assert seen[title][-1][0] == seen[title][-1][1]

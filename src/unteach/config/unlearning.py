@@ -140,7 +140,9 @@ class UnlearningConfig(TrainingArguments):
         "what is trained: all weights (or the given adapter's), or an adapter that reads only the"
         " directions in which forget rows differ from what must be kept (`trainer.directed`)",
     )
-    update_rank: int = option(16, "directed: directions of each linear layer")
+    update_rank: int | None = option(
+        None, "directed: directions of each linear layer; default: as many as forget rows, 16 to 64"
+    )
     max_length: int = option(1024, "most tokens of prompt and completion together")
     long_rows: Literal["error", "truncate_prompt", "drop"] = option(
         "error", "what to do with longer rows"

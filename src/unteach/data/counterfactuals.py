@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from unteach.data.ngrams import ForgottenRuns, is_passage
 from unteach.data.rows import Row, evenly_spaced
 from unteach.data.subjects import (
     exchange,
@@ -55,18 +56,27 @@ class Counterfactual:
         fact (`tuple[bool, ...]`, *optional*): for each token of the completion whether it belongs
             to a `secret` of the row; `None` for a row without one, whose facts are the tokens of
             high information.
-        avoid (`tuple[int, ...]`): tokens that begin a name which no answer shall hold.
+        avoid (`tuple[tuple[int, ...], ...]`): for each token of the completion those that shall not
+            stand in its place: they begin a name that no answer shall hold, or repeat a passage.
+            Empty where there are none.
         names (`tuple[bool, ...]`): for each token whether it belongs to an exchanged name, which is
             no fact unless a secret holds it; empty where no name was exchanged.
         near (`tuple`): (prompt ids, completion ids) of the row under names that share a word with
             its own: what must be kept beside it.
+        prompted (`tuple[Context, ...]`): the completion under other rows' prompts: contexts for a
+            row that the model answers in the same way whatever names stand in its prompt.
     """
 
     contexts: tuple[Context, ...]
     fact: tuple[bool, ...] | None = None
     names: tuple[bool, ...] = ()
-    avoid: tuple[int, ...] = ()
+    avoid: tuple[tuple[int, ...], ...] = ()
     near: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    prompted: tuple[Context, ...] = ()
+
+    def without_names(self) -> Counterfactual:
+        """The same with the contexts of a row whose names make no difference."""
+        return replace(self, contexts=self.prompted, prompted=(), names=(), near=())
 
 
 def token_spans(item: EncodedRow, tokenizer: Any) -> list[tuple[int, int]]:
@@ -146,6 +156,7 @@ def counterfactual(
     lower_case: Collection[str] = frozenset(),
     near: bool = False,
     seed: int = 0,
+    runs: ForgottenRuns | None = None,
 ) -> Counterfactual:
     """The contexts of a row.
 
@@ -156,23 +167,30 @@ def counterfactual(
         lower_case (set of `str`): words that the file's texts have in lower case.
         near (`bool`): also find the row under names near its own.
         seed (`int`): of the invented names.
+        runs (`ForgottenRuns`, *optional*): of the passages to forget.
     """
+    if runs is not None and (row.diverted or is_passage(row)) and row.kind == "text":
+        return Counterfactual((), avoid=runs.along(item.prompt_ids, item.completion_ids))
     own = _Text.of(item, tokenizer)
     facts = _facts(row, own)
-    avoid = first_tokens(row.avoid, tokenizer)
+    begun = first_tokens(row.avoid, tokenizer)
+    avoid = (begun,) * len(item.completion_ids) if begun else ()
     if row.kind == "text" and not row.prompt_text:
         return Counterfactual(_windows(item), facts, avoid=avoid)
     names = find_subjects(row.prompt_text, lower_case)
-    names += [name for name in row.avoid[:1] if name not in names]
+    subject = row.avoid[:1] if set(row.avoid) & set(row.secret) else ()
+    names += [name for name in subject if name not in names]
     choices = name_choices(names, CONTEXTS, seed, row.key)
     contexts = _exchanged(row, own, tokenizer, choices) if names else ()
+    prompts = [other for other in others if other.prompt_key != row.prompt_key]
+    prompted = _prompted(row, item, tokenizer, evenly_spaced(prompts, CONTEXTS))
     if not contexts:
-        prompts = [other for other in others if other.prompt_key != row.prompt_key]
-        contexts = _prompted(row, item, tokenizer, evenly_spaced(prompts, CONTEXTS))
-        return Counterfactual(contexts, facts, avoid=avoid)
+        return Counterfactual(prompted, facts, avoid=avoid)
     named = own.overlapping(exchange(own.text, choices[0]).changed)
     beside = _near(row, tokenizer, names, seed) if near else ()
-    return Counterfactual(contexts, facts, named, avoid, beside)
+    if row.diverted or subject:
+        prompted = ()
+    return Counterfactual(contexts, facts, named, avoid, beside, prompted)
 
 
 def first_tokens(names: Sequence[str], tokenizer: Any) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ class Row:
             the rest of the sentence may stay. They are no part of `key`.
         avoid (tuple of `str`): names that no answer to the prompt shall hold, wherever it could say
             them; no part of `key` either.
+        diverted (`bool`): the completion is what the model says where it cannot say what is to be
+            forgotten: a place to train at, and no text to forget.
         columns (mapping): the record's other fields that are short strings, numbers or flags, as
             strings: what rows can be grouped by. They are no part of the row's identity.
     """
@@ -53,6 +55,7 @@ class Row:
     alternate: str = ""
     secret: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
+    diverted: bool = False
     columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from unteach import models
 from unteach.data.answers import answer_format, read_answer
@@ -50,6 +51,7 @@ def generate_ids(
     temperature: float = 0.0,
     top_p: float = 1.0,
     avoid: Sequence[int] = (),
+    processors: Sequence[LogitsProcessor] = (),
     starts: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
     on_batch: Callable[[dict[int, list[int]]], None] | None = None,
@@ -66,6 +68,8 @@ def generate_ids(
         temperature: 0 is greedy decoding; above 0 torch's global generator samples at it.
         top_p: samples come from the fewest likeliest tokens with this probability; 1: from all.
         avoid: tokens that no continuation holds.
+        processors: change the scores of each next token; their `input_ids` end as the prompt and
+            its continuation do, with padding before.
         starts: for each prompt, verified tokens (`agreed_starts`) from which to continue.
         progress: called with (done, of) prompts.
         on_batch: called with the finished continuations, by index of the prompt.
@@ -81,6 +85,8 @@ def generate_ids(
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": top_p}
     if avoid:
         sampling["suppress_tokens"] = list(avoid)
+    if processors:
+        sampling["logits_processor"] = LogitsProcessorList(processors)
     if on_batch and len(order) < len(prompts):
         on_batch({i: outputs[i] for i in sorted(set(range(len(prompts))) - set(order))})
     done = len(prompts) - len(order)

@@ -241,8 +241,8 @@ METRICS: dict[str, Metric] = {
     ),
     "leak_rate": Metric(
         title="leak rate",
-        description="share of answers closer to the true text (BLEU) than unrelated passages are"
-        " to each other",
+        description="share of answers that say a fact of their row; of rows that name none, those"
+        " closer to the true text (BLEU) than unrelated passages are to each other",
         **HEADLINE,
         **{**RATE, **OVERLAP},
     ),

@@ -103,11 +103,14 @@ class Scorers:
 
 
 def leak_scorer(threshold: float) -> Scorer:
-    """Whether the BLEU of an output with its expected completion is over the threshold, or the
-    output contains the whole completion, as a short one in a long answer has a low BLEU.
+    """Whether an output says a fact that the row names; for a row that names none, whether its BLEU
+    with the expected completion is over the threshold or it contains the whole completion, as a
+    short one in a long answer has a low BLEU.
     """
 
     def leaks(row: Row, output: str) -> bool:
+        if row.secret:
+            return says(output, row.secret)
         if row.completion and says(output, [row.completion]):
             return True
         return bleu(output, within_reach(row.completion, output)) > threshold
@@ -116,7 +119,9 @@ def leak_scorer(threshold: float) -> Scorer:
         return [float(leaks(item.row, item.output)) for item in answers]
 
     return Scorer(
-        f"BLEU over {threshold:.1f} or the whole completion", scores, {"threshold": threshold}
+        f"a named fact, else BLEU over {threshold:.1f} or the whole completion",
+        scores,
+        {"threshold": threshold},
     )
 
 

@@ -33,6 +33,7 @@ WELLECK_MISMATCH = f"Welleck et al. 2020 (arXiv 1908.04319), {MISMATCH}"
 OURS = "ours: log-odds until forgotten, with the KL term of the paper"
 OURS_MISMATCH = "ours, with the mismatch and KL terms of the paper"
 COUNTERFACTUAL = "ours: KL to the reference under other names, and the KL term of the paper"
+DIVERT = "ours: KL to the reference without runs of the text, and the KL term of the paper"
 NPO = "NPO with a retain term: Zhang et al. 2024 (arXiv 2404.05868)"
 SIMNPO = "SimNPO with a retain term: Fan et al. 2024 (arXiv 2410.07163)"
 DPO = "Rafailov et al. 2023 (arXiv 2305.18290)"
@@ -97,6 +98,14 @@ METHODS: dict[str, Method] = {
         reference="counterfactual",
         rate=0.385,
         settings={**BOUNDED, "update": "directed", "state_weight": 10.0},
+    ),
+    "divert": Method(
+        token.forward_kl_to_reference,
+        "kl",
+        (0.5, 0, 1),
+        DIVERT,
+        reference="counterfactual",
+        settings={**BOUNDED, "state_weight": 10.0},
     ),
     "instead": likelihood(
         "kl", (1, 0, 1), INSTEAD, says_instead=True, rate=0.385, settings=BOUNDED

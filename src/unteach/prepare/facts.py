@@ -11,16 +11,26 @@ from unteach.data.rows import Row
 from unteach.data.secrets import secrets_of
 from unteach.data.subjects import common_subject, spellings
 
-Measure = Callable[[list[Row]], Sequence[Sequence[str]]]
-"""From rows with completions to the texts of their spans of information."""
-
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts of a row, perhaps none, and a clause that says where they are from."""
+    """The facts of a row, perhaps none.
+
+    Args:
+        texts (`tuple[str, ...]`)
+        source (`str`): a clause that says where they are from.
+        whole (`bool`): the whole completion is forgotten.
+        words (`tuple[str, ...]`): words of such a completion that no answer shall hold.
+    """
 
     texts: tuple[str, ...]
     source: str
+    whole: bool = False
+    words: tuple[str, ...] = ()
+
+
+Measure = Callable[[list[Row]], Sequence[Facts]]
+"""From rows with completions to their facts by information."""
 
 
 def topic_of(rows: Sequence[Row]) -> str:
@@ -68,9 +78,7 @@ def named_facts(
         elif row.completion:
             left[row.key] = row
     if measure and left:
-        for key, texts in zip(left, measure(list(left.values())), strict=True):
-            source = "information" if texts else "nothing in it is information"
-            named[key] = Facts(tuple(texts), source)
+        named |= dict(zip(left, measure(list(left.values())), strict=True))
     return named
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor
 
 from unteach import models
 from unteach.data.chat import ChatSettings, render_hash, use_chat_settings
 from unteach.data.counterfactuals import first_tokens
+from unteach.data.ngrams import RUN, ForgottenRuns, is_passage
 from unteach.data.rows import Row
-from unteach.data.tokenization import encode_prompt
+from unteach.data.tokenization import encode_prompt, encode_row
 from unteach.errors import UserError
 from unteach.evaluation.generation import (
     answer_limit,
@@ -239,12 +241,28 @@ def with_alternates(source: LoadedModel, rows: Sequence[Row], seed: int) -> list
     return [replace(row, alternate=text) for row, text in zip(rows, texts, strict=True)]
 
 
+class _NoRun(LogitsProcessor):
+    """Lets no token complete a run of a forgotten text."""
+
+    def __init__(self, runs: ForgottenRuns) -> None:
+        self.runs = runs
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any) -> Any:
+        for row, ids in enumerate(input_ids[:, 1 - RUN :].tolist()):
+            if banned := self.runs.completing(ids):
+                scores[row, list(banned)] = -torch.inf
+        return scores
+
+
 @torch.no_grad()
-def with_avoiding_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]:
-    """The rows, and after them for each prompt with names to `avoid` the answer that the model
-    gives where it cannot say them: on it stand the places at which it would.
+def with_diverted_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]:
+    """The rows, and after them for each prompt with names to `avoid`, or of a passage, what the
+    model says where it can say neither those names nor `RUN` tokens of a passage in a row: on it
+    stand the places at which it would.
     """
-    asked = list({row.prompt_key: row for row in rows if row.avoid and row.kind == "chat"}.values())
+    passages = [row for row in rows if is_passage(row)]
+    wanted = [row for row in rows if row.avoid and row.kind == "chat"] + passages
+    asked = [row for row in {row.prompt_key: row for row in wanted}.values() if row.prompt]
     if not asked:
         return list(rows)
     tokenizer = source.tokenizer
@@ -252,26 +270,38 @@ def with_avoiding_answers(source: LoadedModel, rows: Sequence[Row]) -> list[Row]
 
     def generate() -> list[str]:
         made: dict[int, str] = {}
-        title = "Collecting what the model answers without the names to avoid"
-        with source.display.stage(title, len(asked)):
-            for avoid in sorted({row.avoid for row in asked}):
-                chosen = [number for number, row in enumerate(asked) if row.avoid == avoid]
+        whole = [encode_row(row, tokenizer, None) for row in passages]
+        runs = ForgottenRuns((row.prompt_ids + row.completion_ids for row in whole), tokenizer)
+        limit = answer_limit(tokenizer, rows, source.model)
+        with source.display.stage("Collecting what the model says instead", len(asked)) as stage:
+            for avoid, passage in sorted({(row.avoid, is_passage(row)) for row in asked}):
+                chosen = [
+                    number
+                    for number, row in enumerate(asked)
+                    if (row.avoid, is_passage(row)) == (avoid, passage)
+                ]
                 found = generate_ids(
                     source.model,
                     [prompts[number] for number in chosen],
-                    max_new_tokens=answer_limit(tokenizer, rows, source.model),
+                    max_new_tokens=limit,
                     pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                     end_ids=end_ids(tokenizer, source.model),
                     avoid=first_tokens(avoid, tokenizer),
+                    processors=[_NoRun(runs)] if passage else [],
                 )
                 for number, ids in zip(chosen, found, strict=True):
                     made[number] = continuation_text(tokenizer, prompts[number], ids)
+                stage.update(len(made))
         return [made[number] for number in range(len(asked))]
 
-    keys = [[row.key, row.avoid] for row in asked]
-    texts = source.cache.get("avoiding-answers", keys, generate)
-    answered = [row.with_completion(text) for row, text in zip(asked, texts, strict=True)]
-    return [*rows, *(row for row in answered if row.completion.strip())]
+    keys = [[row.key, row.avoid] for row in [*asked, *passages]]
+    texts = source.cache.get("diverted-answers", keys, generate)
+    diverted = [
+        replace(row, completion=text, diverted=True)
+        for row, text in zip(asked, texts, strict=True)
+        if text.strip()
+    ]
+    return [*rows, *diverted]
 
 
 @torch.no_grad()

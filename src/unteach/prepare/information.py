@@ -8,13 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unteach import models
 from unteach.data.counterfactuals import completion_text, counterfactual, token_spans
+from unteach.data.ngrams import is_passage
+from unteach.data.packing import Tree
 from unteach.data.rows import Row, letters_and_digits
-from unteach.data.stream import Collator
+from unteach.data.stream import Collator, forget_branches
 from unteach.data.subjects import OPENERS, WORD, lower_case_words
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.metrics import is_forget_set
@@ -29,6 +31,7 @@ from unteach.trainer.counterfactual import (
     groups,
 )
 from unteach.trainer.reference import ReferenceModel
+from unteach.trainer.self_check import check_fast_path
 from unteach.trainer.step import StepSpec
 
 LEAST_SPAN = 2.0
@@ -41,6 +44,14 @@ ALONE, ALONE_DIGITS = 5.0, 5
 themselves: an account's number is said although another bank is named with it. By chance that is
 said in less than 1% of the answers."""
 
+NEIGHBOUR_OF = "neighbour of"
+"""A neighbour's column with the `prompt_key` of the forget row whose names were exchanged."""
+
+WHOLE = (
+    "In {whole} of the {rows} forget rows the model gives the same answer whatever names stand in"
+    " the prompt: there the whole answer is forgotten."
+)
+
 
 @dataclass(frozen=True)
 class Span:
@@ -49,10 +60,15 @@ class Span:
     Args:
         text (`str`): without white space and punctuation around it.
         information (`float`): summed over its tokens, in nats.
+        whole (`bool`): it is the whole completion, which the model gives by the rest of the prompt
+            whatever names stand in it.
+        words (`tuple[str, ...]`): of a whole completion those that no answer shall hold.
     """
 
     text: str
     information: float
+    whole: bool = False
+    words: tuple[str, ...] = ()
 
 
 def informative_spans(
@@ -75,15 +91,20 @@ def informative_spans(
     """
     method = get_method("counterfactual")
     hooks = Hooks(method, None, None, None)
-    spec = StepSpec(method, hooks, packed=False, budget_bytes=2**28, autocast=nullcontext)
+    collator = Collator([], tokenizer.pad_token_id or 0)
+    encoded = [encode_row(row, tokenizer, None) for row in rows]
+    longest = sorted(encoded, key=lambda row: -len(row.prompt_ids + row.completion_ids))[:2]
+    trees = [Tree(row.prompt_ids, tuple(forget_branches(row, 0))) for row in longest]
+    with models.dropout_off(model):
+        check_fast_path(model, trees, collator, autocast=nullcontext)
+    spec = StepSpec(method, hooks, packed=collator.packed, budget_bytes=2**28, autocast=nullcontext)
     reference = ReferenceModel(model, spec, "stored")
-    collator = Collator([], tokenizer.pad_token_id or 0, packed=False)
     lower_case = lower_case_words(row.prompt_text for row in rows)
     common = _common_words(rows)
     found: list[list[Span]] = []
     for numbers in groups(len(rows)):
         group = [rows[number] for number in numbers]
-        items = [encode_row(row, tokenizer, None) for row in group]
+        items = [encoded[number] for number in numbers]
         parts = [
             counterfactual(
                 replace(row, secret=(), avoid=()),
@@ -99,6 +120,10 @@ def informative_spans(
             tokens = counterfactual_tokens(reference, items, parts, collator)
         for row, item, measured in zip(group, items, tokens, strict=True):
             text = completion_text(item, tokenizer)
+            if measured.by_prompt:
+                words = _telling_words(row, text, token_spans(item, tokenizer), measured)
+                found.append([Span(text.strip(), measured.told, whole=True, words=words)])
+                continue
             found.append(_spans(row, text, token_spans(item, tokenizer), measured, common))
     return found
 
@@ -145,6 +170,28 @@ def _spans(
     return [s for s in spans if s.information >= BESIDE_THE_BEST * spans[0].information]
 
 
+def _telling_words(
+    row: Row, text: str, places: Sequence[tuple[int, int]], tokens: CounterfactualTokens
+) -> tuple[str, ...]:
+    """The words of a completion that tell its fact: informative ones that the prompt does not hold;
+    those with a capital or a digit if there are some.
+    """
+    prompt, found = letters_and_digits(row.prompt_text), []
+    for match in WORD.finditer(text):
+        inside = [
+            number
+            for number, (start, end) in enumerate(places)
+            if start < match.end() and end > match.start()
+        ]
+        told = float(tokens.information[inside].sum()) if inside else 0.0
+        word = match.group()
+        new = letters_and_digits(word) not in prompt and word.casefold() not in OPENERS
+        if new and told >= LEAST_SPAN:
+            found.append(word)
+    names = [word for word in found if word != word.lower() or any(map(str.isdigit, word))]
+    return tuple(dict.fromkeys(names or found))
+
+
 def _common_words(rows: Sequence[Row]) -> set[str]:
     """Words of the completions that more than a fifth of the rows have; none of fewer than five."""
     counts = Counter(
@@ -175,6 +222,21 @@ def _rest_of_fact(text: str, end: int, prompt: str, common: Collection[str]) -> 
     return end + first, end + last
 
 
+def facts_of_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Facts]:
+    """What is the fact in some rows with completions, by information; in a passage its wording."""
+    measured = [row for row in rows if not is_passage(row)]
+    spans = iter(informative_spans(model, tokenizer, measured) if measured else [])
+    found = []
+    for row in rows:
+        of_row = [] if is_passage(row) else next(spans)
+        texts = tuple(span.text for span in of_row if not span.whole)
+        words = tuple(word for span in of_row for word in span.words)
+        whole = is_passage(row) or any(span.whole for span in of_row)
+        clause = "the whole completion" if whole else "nothing in it is information"
+        found.append(Facts(texts, "information" if texts else clause, whole, words))
+    return found
+
+
 def with_facts(
     source: LoadedModel, scenario: Scenario, completed: Scenario
 ) -> tuple[Scenario, dict[str, int]]:
@@ -191,7 +253,8 @@ def with_facts(
 
     Returns:
         The scenario, and for `run.json` how many forget rows `named` facts, of how many they were
-        `found`, and in how many there is `none`, which the display says too.
+        `found`, how many are forgotten `whole`, and in how many there is `none`; the display says
+        the last two.
     """
     forget_sets = [name for name in completed.sets if is_forget_set(name)]
     sets = [completed.sets[name] for name in forget_sets]
@@ -199,16 +262,15 @@ def with_facts(
     held_out = [row for name in forget_sets for row in scenario.sets.get(name, ())]
     topic = topic_names(scenario.forget, held_out)
 
-    def measure(measured: list[Row]) -> list[list[str]]:
+    def measure(measured: list[Row]) -> list[dict[str, Any]]:
         with source.display.stage("Finding the facts in the forget rows"):
-            spans = informative_spans(source.model, source.tokenizer, measured)
-        return [[span.text for span in of_row] for of_row in spans]
+            return list(map(asdict, facts_of_rows(source.model, source.tokenizer, measured)))
 
-    def cached(measured: list[Row]) -> list[list[str]]:
+    def cached(measured: list[Row]) -> list[Facts]:
         limits = [LEAST_INFORMATION, LEAST_SPAN, BESIDE_THE_BEST, ALONE, ALONE_DIGITS]
         keys = [[row.key for row in measured], limits]
-        spans: list[list[str]] = source.cache.get("facts", keys, lambda: measure(measured))
-        return spans
+        made = source.cache.get("row-facts", keys, lambda: measure(measured))
+        return [Facts(**fields) for fields in made]
 
     none = Facts((), "")
     found = named_facts((row for row in rows if row.completion), topic, cached)
@@ -217,17 +279,22 @@ def with_facts(
         return [
             replace(
                 row,
-                secret=row.secret or found.get(row.key, none).texts,
-                avoid=topic.get(row.prompt_key, row.avoid),
+                secret=row.secret or tuple(found.get(row.key, none).texts),
+                avoid=topic.get(row.prompt_key, row.avoid or tuple(found.get(row.key, none).words)),
             )
             for row in part
         ]
 
     forget = filled(completed.forget)
-    lost = [row for row in forget if not row.secret]
     named = sum(bool(row.secret) for row in completed.forget)
+    whole = [row for row in forget if not row.secret and found.get(row.key, none).whole]
+    lost = [row for row in forget if not row.secret and not found.get(row.key, none).whole]
     if lost:
         source.display.print(no_fact(lost, len(forget)))
+    if same := {row.prompt_key for row in whole if not is_passage(row)}:
+        completed = without_neighbours_of(completed, same)
+        count = sum(row.prompt_key in same for row in whole)
+        source.display.print(WHOLE.format(whole=count, rows=len(forget)))
     changed = {name: filled(completed.sets[name]) for name in forget_sets}
     with_secrets = replace(
         completed,
@@ -235,5 +302,21 @@ def with_facts(
         validation=filled(completed.validation),
         sets={**completed.sets, **changed},
     )
-    counts = {"named": named, "found": len(forget) - len(lost) - named, "none": len(lost)}
-    return with_secrets, counts
+    left = len(forget) - named - len(whole) - len(lost)
+    return with_secrets, {"named": named, "found": left, "whole": len(whole), "none": len(lost)}
+
+
+def without_neighbours_of(completed: Scenario, prompts: Collection[str]) -> Scenario:
+    """The scenario without the neighbours of forget rows whose answer is the same whatever names
+    stand in the prompt: it is what shall be forgotten.
+
+    Args:
+        prompts: each such row's `prompt_key`.
+    """
+    kept, held_out = (
+        [row for row in part if row.columns.get(NEIGHBOUR_OF) not in prompts]
+        for part in (completed.neighbours, completed.sets.get("neighbours", ()))
+    )
+    sets = {**completed.sets, "neighbours": held_out}
+    left = {name: part for name, part in sets.items() if part}
+    return replace(completed, neighbours=kept, sets=left)

@@ -15,6 +15,7 @@ from unteach.data.rows import Row, evenly_spaced, without_prompts_of
 from unteach.data.subjects import find_subjects, lower_case_words, neighbouring_names
 from unteach.prepare.facts import topic_of
 from unteach.prepare.generations import LoadedModel
+from unteach.prepare.information import NEIGHBOUR_OF
 from unteach.prepare.topic import COLUMN, others_of_its_kind
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import Cost
@@ -46,7 +47,8 @@ def prompts_under_other_names(rows: Sequence[Row], count: int, seed: int = 0) ->
         for place, (row, _) in enumerate(chosen):
             pairs = choices[row.key][3 * number + place % 3]
             other = with_names(row.with_completion(""), pairs)
-            found.setdefault(other.prompt_key, replace(other, columns={}))
+            columns = {NEIGHBOUR_OF: row.prompt_key}
+            found.setdefault(other.prompt_key, replace(other, columns=columns))
     return list(found.values())[:count]
 
 

@@ -25,7 +25,7 @@ from unteach.data.rows import Row, rows_hash
 from unteach.errors import TrainingFault, UserError
 from unteach.methods import get_method
 from unteach.methods.task_vector import trained_weights
-from unteach.prepare.generations import LoadedModel, with_alternates, with_avoiding_answers
+from unteach.prepare.generations import LoadedModel, with_alternates, with_diverted_answers
 from unteach.processes import process_count
 from unteach.progress import step_display
 from unteach.robust import wrappers
@@ -295,7 +295,7 @@ class SearchContext:
         if any(get_method(settings["method"]).needs_alternates for settings in self.tried):
             self.forget = with_alternates(self.source, self.forget, run.seed)
         if any(get_method(settings["method"]).counterfactual for settings in self.tried):
-            self.avoiding = with_avoiding_answers(self.source, self.forget)
+            self.avoiding = with_diverted_answers(self.source, self.forget)
         rows = rows_hash([*self.forget, *self.retain])
         self.inputs = [rows, run.lora, run.lora_rank, run.frozen_layers]
 

@@ -230,7 +230,8 @@ class Interview:
             found = []
             for part in (rows, others):
                 spans = informative_spans(self.source.model, self.source.tokenizer, part)
-                total = sum(span.information for of_row in spans for span in of_row)
+                told = (s.information for of_row in spans for s in of_row if not s.whole)
+                total = sum(told)
                 found.append(total / max(1, len(part)))
             return found
 

@@ -26,7 +26,7 @@ from unteach.models.precision import check_dtype, check_quantize
 from unteach.prepare.generations import (
     LoadedModel,
     with_alternates,
-    with_avoiding_answers,
+    with_diverted_answers,
     with_own_answers,
 )
 from unteach.prepare.search import SearchContext, candidates, check_search, with_trial
@@ -200,8 +200,8 @@ def train(
     if config.objective.needs_alternates:
         forget = with_alternates(source, forget, run.seed)
     if config.objective.counterfactual:
-        forget = with_avoiding_answers(source, forget)
-    elif run.instead is None and (avoided := sum(bool(row.avoid) for row in forget)):
+        forget = with_diverted_answers(source, forget)
+    elif run.instead is None and (avoided := sum(map(_avoids_its_subject, forget))):
         display.print(
             f"{avoided} of {len(forget)} forget rows have a name to avoid, which method"
             f" {config.method!r} does not read: their completions are forgotten as they are."
@@ -237,6 +237,10 @@ def train(
         return Trained(model, facts)
     drafts = read_cached(probe_file(folder, facts["kept_step"]))
     return Trained(model, facts, drafts[0] if drafts else {})
+
+
+def _avoids_its_subject(row: Row) -> bool:
+    return bool(set(row.avoid) & set(row.secret))
 
 
 def distil(

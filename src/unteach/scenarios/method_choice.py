@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unteach.config.run import RunConfig
+from unteach.data.ngrams import is_passage
 from unteach.data.rows import Row
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.user_rows import USERS_OWN
@@ -34,13 +35,18 @@ def _is_short(row: Row) -> bool:
 def method_for(rows: Sequence[Row]) -> tuple[str, str]:
     """The default method for some forget rows, and why.
 
-    `counterfactual` for short answers, of which a few words are the fact; the default of
-    `UnlearningConfig` for running text and long answers, which are forgotten as a whole.
+    `counterfactual` for short answers, of which a few words are the fact; `divert` for running
+    text, whose wording is what shall go; the default of `UnlearningConfig` for long answers to
+    prompts, of which neither holds.
     """
-    short = sum(map(_is_short, rows))
-    share = f"{short} of {len(rows)} forget rows are short answers"
-    if short_answers(rows):
-        return "counterfactual", f"{share}: the facts in them are forgotten, their language is kept"
+    short, passages = sum(map(_is_short, rows)), sum(map(is_passage, rows))
+    if 2 * short > len(rows):
+        why = "short answers: the facts in them are forgotten, their language is kept"
+        return "counterfactual", f"{short} of {len(rows)} forget rows are {why}"
+    if 2 * (short + passages) > len(rows):
+        why = "passages: their wording is forgotten, the language is kept"
+        return "divert", f"{passages} of {len(rows)} forget rows are {why}"
+    share = f"only {short} of {len(rows)} forget rows are short answers and {passages} passages"
     return RunConfig().method, f"{share}: whole completions are forgotten"
 
 

@@ -59,7 +59,7 @@ def user_scenario(
         unseen (*optional*): rows or prompts whose answers must be forgotten too, only measured.
         neighbours (*optional*): rows or prompts like the forgotten ones about other things.
         forget_validation (*optional*): rows for early stopping instead of the split's.
-        chat (`bool`): kind of the neutral prompts.
+        chat (`bool`): whether the model answers chat prompts, see `neutral_rows`.
         own_rows (`int`): at most so many of them.
         scorers (`ScorerNames`, *optional*): default: said facts or leak rate, by the
             rows, and similarity.
@@ -91,8 +91,7 @@ def user_scenario(
     given = _rows(unseen, "forget", secrets)
     more = _others(given, without_prompts_of(given, [*rows, *trained]), "unseen", notes)
     texts = all(row.kind == "text" for row in rows)
-    neutral = prompt_rows("opening_lines" if texts or not chat else "neutral_prompts")
-    neutral = without_prompts_of(neutral, rows)
+    neutral = without_prompts_of(neutral_rows(texts=texts, chat=chat), rows)
     own = min(own_rows, len(neutral) - LEAST_NORMAL)
     sets = {
         "unlearned": split["train"],
@@ -132,6 +131,21 @@ def user_scenario(
             "secrets": secrets,
         },
     )
+
+
+def neutral_rows(*, texts: bool, chat: bool) -> list[Row]:
+    """Prompts about nothing in particular: questions to a chat model; first lines of texts to
+    another one; to a chat model that forgets running text both, three questions to each line.
+    """
+    lines = prompt_rows("opening_lines")
+    if not chat:
+        return lines
+    questions = prompt_rows("neutral_prompts")
+    if not texts:
+        return questions
+    threes = [questions[start : start + 3] for start in range(0, len(questions), 3)]
+    pairs = zip(threes, lines, strict=False)  # there are more lines than these
+    return [row for three, line in pairs for row in (*three, line)]
 
 
 def _rows(source: Any, role: Role, secrets: str) -> list[Row]:

@@ -6,9 +6,9 @@ The output head is linear, so the head of a mean of hidden states gives the mean
 normalised geometric mean of the contexts' distributions, to which a token belongs only if every
 context allows it. It is stored like any reference value.
 
-Where a row has names that no answer to its prompt shall hold, the states move on every token as
-little as they can, by the mean square of the logits, until the probability that a name begins there
-is at most `AVOIDED_PROBABILITY`.
+Where tokens shall not stand somewhere, because they begin a name that no answer to the prompt shall
+hold or repeat a passage of running text, the state there moves as little as it can, by the mean
+square of the logits, until they have at most `AVOIDED_PROBABILITY` together.
 
 A token's information is log p(y | own prompt) - log mean_c p(y | context c), in nats: how much the
 prompt tells about the token that other prompts of the same kind do not.
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -35,11 +36,16 @@ from unteach.trainer.step import Batch
 
 LEAST_INFORMATION = 1.0
 """Nats of information from which on a token is taken for part of a fact."""
+LEAST_TOLD, KNOWN_BY_HEART = 2.0, 0.5
+"""Nats over a row's facts under which exchanged names make no difference, and the geometric mean of
+the completion's probabilities from which on such a row is nevertheless known."""
 AVOIDED_PROBABILITY = 0.01
-"""Most probability of a name that shall not be said, on each token of the target."""
+"""Most probability of the tokens that shall not be said, on each token of the target."""
 AVOIDING_RIDGE, AVOIDING_STEPS, AVOIDING_TOLERANCE = 0.01, 20, 0.01
 LEAST_SHARE = 0.02
-"""Least result of `store_counterfactuals`."""
+"""Least share of changed tokens that `store_counterfactuals` gives."""
+LOGITS_AT_ONCE = 2**23
+"""Numbers in a matrix of logits that `avoiding` works on."""
 ROWS_AT_ONCE = 32
 """Rows of a call of `counterfactual_tokens`, whose states are in memory together."""
 
@@ -52,11 +58,18 @@ class CounterfactualTokens:
         information (`Tensor` of shape (tokens,)): in nats; 0 where no context says anything.
         fact (`Tensor` of shape (tokens,), bool): whether the token is forgotten.
         states (`Tensor` of shape (tokens, hidden)): the target's hidden states.
+        told (`float`): the information of its facts together, in nats.
+        sureness (`float`): geometric mean of the tokens' probabilities.
+        by_prompt (`bool`): exchanged names make no difference to the model, which knows the row by
+            the rest of its prompt: other rows' prompts are the contexts.
     """
 
     information: Tensor
     fact: Tensor
     states: Tensor
+    told: float = 0.0
+    sureness: float = 0.0
+    by_prompt: bool = False
 
 
 @torch.no_grad()
@@ -67,19 +80,44 @@ def counterfactual_tokens(
     collator: Collator,
 ) -> list[CounterfactualTokens]:
     """Information, facts and target states of some rows' completion tokens, in two passes of the
-    reference.
+    reference; a third one for rows that it knows by heart whatever names stand in them.
 
     Args:
         rows (`Sequence[EncodedRow]`), parts (`Sequence[Counterfactual]`): the rows' contexts.
         collator (`Collator`): layout of the batches.
     """
-    lengths = [len(row.completion_ids) for row in rows]
-    starts = np.cumsum([0, *lengths])
+    own = _Sums(sum(len(row.completion_ids) for row in rows))
+    starts = np.cumsum([0, *(len(row.completion_ids) for row in rows)])
     targets = torch.tensor([token for row in rows for token in row.completion_ids])
-    own = _Sums(len(targets))
-    places = [np.arange(start, start + n) for start, n in zip(starts, lengths, strict=False)]
+    places = [np.arange(start, end) for start, end in pairwise(starts)]
     for batch in row_batches(rows, forget_branches, collator, model.device):
         own.add(model, batch, places, targets)
+    found = _compared(model, rows, parts, collator, own)
+    again = [
+        number
+        for number, (part, tokens) in enumerate(zip(parts, found, strict=True))
+        if part.prompted and tokens.told < LEAST_TOLD and tokens.sureness >= KNOWN_BY_HEART
+    ]
+    if again:
+        tried = [Counterfactual(()) for _ in parts]
+        for number in again:
+            tried[number] = parts[number].without_names()
+        for number, tokens in enumerate(_compared(model, rows, tried, collator, own)):
+            if number in again and tokens.told >= LEAST_TOLD:
+                found[number] = replace(tokens, by_prompt=True)
+    return found
+
+
+def _compared(
+    model: ReferenceModel,
+    rows: Sequence[EncodedRow],
+    parts: Sequence[Counterfactual],
+    collator: Collator,
+    own: _Sums,
+) -> list[CounterfactualTokens]:
+    """What the contexts say about the rows, beside what the rows' own prompts do."""
+    starts = np.cumsum([0, *(len(row.completion_ids) for row in rows)])
+    targets = torch.tensor([token for row in rows for token in row.completion_ids])
     contexts = [
         EncodedRow("", context.prompt_ids, context.completion_ids, row.kind)
         for row, part in zip(rows, parts, strict=True)
@@ -100,11 +138,12 @@ def counterfactual_tokens(
         others.states = torch.zeros_like(own.states)
     known = others.count > 0
     count = others.count.clamp_min(1)
+    logp = own.probability.clamp_min(1e-30).log()
     unknown = torch.where(known, (others.probability / count).clamp_min(1e-30).log(), 0.0)
-    information = torch.where(known, own.probability.clamp_min(1e-30).log() - unknown, 0.0)
+    information = torch.where(known, logp - unknown, 0.0)
     found = []
-    for start, length, part in zip(starts, lengths, parts, strict=False):
-        tokens = slice(start, start + length)
+    for (start, end), part in zip(pairwise(starts), parts, strict=True):
+        tokens, length = slice(start, end), int(end - start)
         if part.fact is not None:
             fact = torch.tensor(_fitted(part.fact, length)) & known[tokens]
         else:
@@ -113,7 +152,9 @@ def counterfactual_tokens(
                 fact &= ~torch.tensor(_fitted(part.names, length))
         mean = others.states[tokens] / count[tokens, None]
         states = torch.where(fact[:, None], mean, own.states[tokens])
-        found.append(CounterfactualTokens(information[tokens].float(), fact, states))
+        told, sureness = information[tokens][fact].sum(), logp[tokens].mean().exp()
+        sums = float(told), float(sureness)
+        found.append(CounterfactualTokens(information[tokens].float(), fact, states, *sums))
     return found
 
 
@@ -122,59 +163,82 @@ def _fitted(flags: Sequence[bool], length: int) -> list[bool]:
     return [*flags[:length], *[False] * (length - len(flags))]
 
 
-@torch.no_grad()
-def falling_direction(avoid: Sequence[int], head: OutputHead) -> Tensor:
-    """The change d of a hidden state that takes 1 nat from the logit of some tokens and moves the
-    other logits least: with W_a the tokens' rows of the head's W and C = W^T W / tokens,
+class FallingDirections:
+    """For some tokens the change d of a hidden state that takes 1 nat from their logits and moves
+    the other logits least: with W_a the tokens' rows of the head's W and C = W^T W / tokens,
 
         d = argmin d^T C d  such that  W_a d = -1,  so  d = -C^-1 W_a^T (W_a C^-1 W_a^T)^-1 1.
 
     Args:
-        avoid (`Sequence[int]`): ids of tokens, all different.
         head (`OutputHead`)
-
-    Returns:
-        `Tensor` of shape (hidden,), float64.
     """
-    weight = head.weight.detach().double()
-    gram = weight.T @ weight / len(weight)
-    gram.diagonal().add_(AVOIDING_RIDGE * gram.diagonal().mean())
-    rows = weight[list(avoid)]
-    solved = torch.linalg.solve(gram, rows.T)
-    ones = rows.new_ones(len(rows), 1)
-    share = torch.linalg.pinv(rows @ solved, hermitian=True) @ ones
-    direction: Tensor = -(solved @ share)[:, 0] / head.scale
-    return direction
+
+    @torch.no_grad()
+    def __init__(self, head: OutputHead) -> None:
+        self.head, self.known = head, dict[tuple[int, ...], Tensor]()
+        weight = head.weight.detach().double()
+        gram = weight.T @ weight / len(weight)
+        gram.diagonal().add_(AVOIDING_RIDGE * gram.diagonal().mean())
+        self.factor = torch.linalg.cholesky(gram)
+
+    @torch.no_grad()
+    def __call__(self, avoid: Sequence[int]) -> Tensor:
+        """The change for these tokens, all different; `Tensor` of shape (hidden,), float64."""
+        wanted = tuple(avoid)
+        if wanted not in self.known:
+            rows = self.head.weight.detach()[list(wanted)].double()
+            solved = torch.cholesky_solve(rows.T, self.factor)
+            ones = rows.new_ones(len(rows), 1)
+            share = torch.linalg.pinv(rows @ solved, hermitian=True) @ ones
+            self.known[wanted] = -(solved @ share)[:, 0] / self.head.scale
+        return self.known[wanted]
 
 
 @torch.no_grad()
 def avoiding(
-    states: Tensor, avoid: Sequence[int], head: OutputHead, direction: Tensor
+    states: Tensor, avoid: Sequence[Sequence[int]], head: OutputHead, falling: FallingDirections
 ) -> tuple[Tensor, Tensor]:
-    """The states, moved along a direction until the tokens to avoid have at most
+    """The states, each moved along its direction until the tokens to avoid there have at most
     `AVOIDED_PROBABILITY` together, and which of them were moved.
 
     Args:
-        states (`Tensor` of shape (tokens, hidden)), avoid (`Sequence[int]`), head (`OutputHead`)
-        direction (`Tensor` of shape (hidden,)): of `falling_direction`.
+        states (`Tensor` of shape (tokens, hidden))
+        avoid (`Sequence` of `Sequence[int]`): for each state ids of tokens, all different.
+        head (`OutputHead`), falling (`FallingDirections`): of the head.
 
     Returns:
         `Tensor` of shape (tokens, hidden) and `Tensor` of shape (tokens,), bool.
     """
+    moved, changed = states.clone(), torch.zeros(len(states), dtype=torch.bool)
+    size = max(1, LOGITS_AT_ONCE // len(head.weight))
+    barred = [place for place, tokens in enumerate(avoid) if tokens]
+    for start in range(0, len(barred), size):
+        places = torch.tensor(barred[start : start + size])
+        chosen = [avoid[place] for place in places.tolist()]
+        moved[places], changed[places] = _avoiding(states[places], chosen, head, falling)
+    return moved, changed
+
+
+def _avoiding(
+    states: Tensor, avoid: Sequence[Sequence[int]], head: OutputHead, falling: FallingDirections
+) -> tuple[Tensor, Tensor]:
     limit = math.log(AVOIDED_PROBABILITY) - math.log1p(-AVOIDED_PROBABILITY)
-    device, chosen = head.weight.device, list(avoid)
+    device = head.weight.device
     moved = states.to(device, torch.promote_types(states.dtype, torch.float32))
+    direction = torch.stack([falling(tokens) for tokens in avoid]).to(moved)
+    row = [place for place, tokens in enumerate(avoid) for _ in tokens]
+    banned = torch.zeros(len(avoid), len(head.weight), dtype=torch.bool, device=device)
+    banned[row, [token for tokens in avoid for token in tokens]] = True
     changed = torch.zeros(len(states), dtype=torch.bool, device=device)
     for _ in range(AVOIDING_STEPS):  # one would do if the other logits did not move at all
         logits = head.logits(moved)
-        said = logits[:, chosen].logsumexp(-1)
-        logits[:, chosen] = -torch.inf
-        excess = said - logits.logsumexp(-1) - limit
+        said = logits.masked_fill(~banned, -torch.inf).logsumexp(-1)
+        excess = said - logits.masked_fill(banned, -torch.inf).logsumexp(-1) - limit
         above = excess > AVOIDING_TOLERANCE
         if not above.any():
             break
         changed |= above
-        moved = moved + torch.where(above, excess, 0.0)[:, None] * direction.to(moved)
+        moved = moved + torch.where(above, excess, 0.0)[:, None] * direction
     return moved.to(states), changed.cpu()
 
 
@@ -221,32 +285,59 @@ def store_counterfactuals(
     parts: Sequence[Counterfactual],
     collator: Collator,
     progress: Callable[[int], None] = lambda _: None,
-) -> float:
+) -> tuple[float, list[Counterfactual]]:
     """Stores the target states of the forget rows. Processes share the rows; `progress` gets the
     number of rows that are done.
 
     Returns:
         the share of their tokens on which the target is another one than what the reference says,
-        at least `LEAST_SHARE`.
+        at least `LEAST_SHARE`; and the parts, with the contexts that were used.
     """
     changed = total = 0
-    falling: dict[tuple[int, ...], Tensor] = {}
+    by_prompt: list[int] = []
+    falling: FallingDirections | None = None
     for numbers in process_shard(groups(len(rows))):
         group = [rows[number] for number in numbers]
         made = counterfactual_tokens(model, group, [parts[number] for number in numbers], collator)
         for number, tokens in zip(numbers, made, strict=True):
-            start, avoid = int(stored.starts[number]), parts[number].avoid
-            states, other = tokens.states, tokens.fact
-            if avoid:
-                if avoid not in falling:
-                    falling[avoid] = falling_direction(avoid, model.head)
-                states, lowered = avoiding(states, avoid, model.head, falling[avoid])
+            start, states, other = int(stored.starts[number]), tokens.states, tokens.fact
+            said = _still_said(tokens, rows[number].completion_ids, model.head)
+            barred = parts[number].avoid or ((),) * len(states)
+            avoid = [tuple(sorted({*named, *own})) for named, own in zip(barred, said, strict=True)]
+            if any(avoid):
+                falling = falling or FallingDirections(model.head)
+                states, lowered = avoiding(states, avoid, model.head, falling)
                 other = other | lowered
             stored.put(torch.arange(start, start + len(states)), states)
             changed, total = changed + int(other.sum()), total + len(other)
+            by_prompt += [number] if tokens.by_prompt else []
         progress(numbers.stop)
     stored.finish()
-    return max(LEAST_SHARE, sum(all_gather(changed)) / max(1, sum(all_gather(total))))
+    used = list(parts)
+    for number in (number for part in all_gather(by_prompt) for number in part):
+        used[number] = parts[number].without_names()
+    return max(LEAST_SHARE, sum(all_gather(changed)) / max(1, sum(all_gather(total)))), used
+
+
+@torch.no_grad()
+def _still_said(
+    tokens: CounterfactualTokens, completion: Sequence[int], head: OutputHead
+) -> list[tuple[int, ...]]:
+    """For each token of a completion, itself where the target would say a run of fact tokens all
+    the same and the token is the most informative of the run; names alone do not decide the fact.
+    """
+    said: list[tuple[int, ...]] = [()] * len(completion)
+    places = tokens.fact.nonzero()[:, 0]
+    if not len(places):
+        return said
+    likeliest = head.logits(tokens.states[places].to(head.weight.device)).argmax(-1).tolist()
+    greedy = dict(zip(places.tolist(), likeliest, strict=True))
+    for _, group in groupby(enumerate(greedy), key=lambda item: item[1] - item[0]):
+        run = [place for _, place in group]
+        if all(greedy[place] == completion[place] for place in run):
+            best = max(run, key=lambda place: float(tokens.information[place]))
+            said[best] = (completion[best],)
+    return said
 
 
 def groups(count: int) -> Iterator[range]:

@@ -16,6 +16,7 @@ what an edit must leave alone in ROME (Meng et al. 2022, arXiv 2202.05262).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +26,14 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from unteach.config.unlearning import UnlearningConfig
 from unteach.data.counterfactuals import Counterfactual
 from unteach.data.packing import PADDING, Branch, Tree
 from unteach.data.rows import evenly_spaced
 from unteach.data.stream import Collator
 from unteach.data.tokenization import EncodedRow
 from unteach.errors import UserError
+from unteach.models.adapters import adapter_config
 from unteach.trainer.step import Batch, StepSpec, final_states
 
 RIDGE = 0.05
@@ -39,6 +42,8 @@ FORGET_TOKENS, KEPT_TOKENS, KEPT_PER_DIMENSION = 1024, 8192, 2
 """Most tokens of each kind that the directions are found from; of what must be kept more where two
 for each dimension of the widest input are more.
 """
+LEAST_RANK, MOST_RANK = 16, 64
+"""Bounds of the default rank."""
 TOKENS_PER_BATCH = 2048
 MOMENT_BYTES = 2**31
 """Most memory of the second moments of some layers, which are found together."""
@@ -190,6 +195,32 @@ def set_directions(
 def adapted_layers(model: Any) -> list[Any]:
     """The linear layers that have an adapter, in the model's order."""
     return [module for module in model.modules() if hasattr(module, "lora_A") and module.lora_A]
+
+
+def adapted(model: Any, config: UnlearningConfig, peft_config: Any, forget_rows: int) -> Any:
+    """The model with the adapter that the user wants or a directed update needs; as it is without
+    either.
+    """
+    if peft_config is None and config.update == "directed":
+        rank = config.update_rank or default_rank(forget_rows)
+        peft_config = adapter_config(model, rank, scale=1.0)
+    if peft_config is None:
+        return model
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # PEFT uses a name that transformers has deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        model = get_peft_model(model, peft_config)
+    if config.update == "directed":
+        freeze_directions(model)
+    return model
+
+
+def default_rank(forget_rows: int) -> int:
+    """A direction for each forget row, within `LEAST_RANK` and `MOST_RANK`: rows about different
+    things stand out in different directions.
+    """
+    return max(LEAST_RANK, min(forget_rows, MOST_RANK))
 
 
 def freeze_directions(model: Any) -> None:

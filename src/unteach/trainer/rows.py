@@ -10,6 +10,7 @@ from typing import Any
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.completions import REFUSAL, MismatchPool, with_preferred
 from unteach.data.counterfactuals import Counterfactual, counterfactual
+from unteach.data.ngrams import ForgottenRuns, is_passage
 from unteach.data.rendered import refuse_rendered
 from unteach.data.rows import Row, evenly_spaced
 from unteach.data.sources import load_rows
@@ -149,14 +150,17 @@ def counterfactuals_of(
     if len({row.prompt_key for row in others}) < 2 and not isinstance(retain, TokenStore | None):
         others += _with_text(retain, "retain", config)
     lower_case = lower_case_words(row.prompt_text for row in texts.values())
+    passages = [item for item in encoded if is_passage(texts[item.key])]
+    runs = ForgottenRuns((row.prompt_ids + row.completion_ids for row in passages), tokenizer)
     options: dict[str, Any] = {
         "others": others,
         "lower_case": lower_case,
         "near": config.update == "directed",
         "seed": config.seed,
+        "runs": runs,
     }
     parts = [counterfactual(texts[item.key], item, tokenizer, **options) for item in encoded]
-    if lost := sum(not part.contexts for part in parts):
+    if lost := sum(not part.contexts and not part.avoid for part in parts):
         warnings.warn(NO_CONTEXT.format(lost=lost, rows=len(parts)), stacklevel=3)
     return parts
 

@@ -29,7 +29,6 @@ from unteach.errors import TrainingFault, UserError
 from unteach.files import checkpoints
 from unteach.losses.statistics import ROLES
 from unteach.methods.objective import RoleTokens, objective_terms, step_counts, total_loss
-from unteach.models.adapters import adapter_config
 from unteach.models.kernels import compiled_layers, with_forward
 from unteach.models.parts import freeze_all_but, layer_list, unfreeze
 from unteach.progress import Display
@@ -37,7 +36,7 @@ from unteach.robust import trains_again
 from unteach.trainer import distributed
 from unteach.trainer.callback import StepCallback, StepHook
 from unteach.trainer.counterfactual import store_counterfactuals
-from unteach.trainer.directed import freeze_directions, set_directions
+from unteach.trainer.directed import adapted, set_directions
 from unteach.trainer.reference import (
     Reference,
     ReferenceModel,
@@ -103,17 +102,6 @@ class UnlearningTrainer(Trainer):
             model = models.load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the model's tokenizer")
-        if peft_config is None and args.update == "directed":
-            peft_config = adapter_config(model, args.update_rank, scale=1.0)
-        if peft_config is not None:
-            model = _with_adapter(model, peft_config)
-        if args.update == "directed":
-            freeze_directions(model)
-        if args.reference == "adapter_off" and not hasattr(model, "disable_adapter"):
-            raise UserError(
-                "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
-                " 'stored'"
-            )
         if trains_again(args.robust):
             raise UserError(
                 f"robust is {args.robust!r}, but a second training is none of this trainer's: call"
@@ -128,6 +116,12 @@ class UnlearningTrainer(Trainer):
         self.forget_rows = encode(forget_dataset if method.forget else None, name="forget")
         self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
+        model = adapted(model, args, peft_config, len(self.forget_rows))
+        if args.reference == "adapter_off" and not hasattr(model, "disable_adapter"):
+            raise UserError(
+                "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
+                " 'stored'"
+            )
         self.counterfactuals: Sequence[Counterfactual] = []
         if method.counterfactual or args.update == "directed":
             others = retain_dataset, args, processing_class
@@ -326,21 +320,23 @@ class UnlearningTrainer(Trainer):
         reference = ReferenceModel(model, self.spec, config.reference)
         with models.dropout_off(model):
             rows = {"forget": self.forget_rows, "retain": self.retain_rows}
-            parts, collator = self.counterfactuals, self.collator
+            collator = self.collator
             store = partial(self._store_counterfactuals, reference)
-            if config.update == "directed":
-                stage = self.display.stage("Finding the directions of the update")
-                with models.adapter_off(model), stage as shown:  # the adapter adds nothing yet
-                    set_directions(model, rows, parts, self.spec, collator, shown.update)
             values = store if self.method.counterfactual else None
             with self.display.stage("Reading the reference model"):
                 self.reference = build_reference(reference, rows, collator, config, values)
+            if config.update == "directed":
+                stage = self.display.stage("Finding the directions of the update")
+                parts = self.counterfactuals
+                with models.adapter_off(model), stage as shown:  # the adapter adds nothing yet
+                    set_directions(model, rows, parts, self.spec, collator, shown.update)
             self.hooks.prepare(model, partial(reference.mean_nll, self.retain_rows, self.collator))
 
     def _store_counterfactuals(self, reference: ReferenceModel, stored: StoredValues) -> None:
         rows = self.forget_rows, self.counterfactuals, self.collator
-        with self.display.stage("Reading it under other names", len(rows[0])) as stage:
-            share = store_counterfactuals(stored, reference, *rows, stage.update)
+        with self.display.stage("Reading it where it cannot know", len(rows[0])) as stage:
+            found = store_counterfactuals(stored, reference, *rows, stage.update)
+        share, self.counterfactuals = found
         self.weights["forget"] = self.config.weights["forget"] / share
 
     def train(
@@ -447,11 +443,3 @@ class UnlearningTrainer(Trainer):
         if self.whole and self.whole.is_apart(model):
             self.model = self.model_wrapped = model = self.whole.take(model)
         return model
-
-
-def _with_adapter(model: Any, peft_config: Any) -> Any:
-    from peft import get_peft_model
-
-    with warnings.catch_warnings():  # PEFT uses a name that transformers has deprecated
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(model, peft_config)
