@@ -182,6 +182,7 @@ def test_settings_may_stand_in_a_mapping_of_their_own():
         ({"model": 3}, "option 'model' is 3, it must be str"),
         ({"lora_rank": 0}, "option 'lora_rank' is 0, it must be at least 1"),
         ({"seed": -1}, "option 'seed' is -1, it must be at least 0"),
+        ({"probe_rows": 0}, "option 'probe_rows' is 0, it must be at least 1"),
         ({"data_seed": 1}, "option 'data_seed' is given as seed"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
     ],

@@ -164,7 +164,9 @@ class RunConfig:
         minimum=1,
     )
     probe_rows: int = option(
-        24, "most forget rows that a probe prompts, and most rows to keep that it reads"
+        24,
+        "most forget rows that a probe prompts, and most rows to keep that it reads",
+        minimum=1,
     )
     shared_dir: str | None = option(
         None, "folder for what runs with other settings can reuse; default: the run's own"
