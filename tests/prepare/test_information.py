@@ -108,7 +108,13 @@ def test_a_fact_known_by_heart_ends_with_its_sentence():
 
 @pytest.mark.parametrize(
     ("first", "nats", "alone"),
-    [("54 ab", 6.0, True), ("54 ab", 3.0, False), ("5420 5983", 3.0, True)],
+    [
+        ("54 ab", 6.0, True),
+        ("54 ab", 3.0, False),
+        ("5420 5983", 3.0, True),
+        ("Fern ab", 6.0, True),
+        ("fern ab", 6.0, False),
+    ],
 )
 def test_the_part_of_a_fact_that_chance_does_not_say_counts_by_itself(first, nats, alone):
     text = f"It is account {first} at the bank of Rye."

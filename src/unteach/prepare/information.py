@@ -40,9 +40,9 @@ fact that is known by heart tells little more, so a run is extended to whole wor
 BESIDE_THE_BEST = 0.5
 """Share of the information of a row's best run that another one needs to be a fact, too."""
 ALONE, ALONE_DIGITS = 5.0, 5
-"""Nats, or else digits, from which on the words up to the first that other rows share are a fact by
-themselves: an account's number is said although another bank is named with it. By chance that is
-said in less than 1% of the answers."""
+"""Nats, where a word has a capital or a digit, or else digits, from which on the words up to the
+first that other rows share are a fact by themselves: an account's number is said although another
+bank is named with it. By chance that is said in less than 1% of the answers."""
 
 NEIGHBOUR_OF = "neighbour of"
 """A neighbour's column with the `prompt_key` of the forget row whose names were exchanged."""
@@ -160,7 +160,9 @@ def _spans(
         first, end = _rest_of_fact(text, end, prompt, common)
         last_end = end
         digits = sum(map(str.isdigit, text[start:first]))
-        alone = first < end and (value >= ALONE or digits >= ALONE_DIGITS)
+        named = any(word[:1].isupper() for word in _words_of_own(text[start:first]))
+        told = value >= ALONE and (named or digits > 0)
+        alone = first < end and (told or digits >= ALONE_DIGITS)
         for stop in [end, first] if alone else [end]:
             words = text[start:stop].strip(" \t\n.,;:!?\"'()[]")
             plain = letters_and_digits(words)
@@ -168,6 +170,11 @@ def _spans(
                 spans.append(Span(words, value))
     spans.sort(key=lambda span: -span.information)
     return [s for s in spans if s.information >= BESIDE_THE_BEST * spans[0].information]
+
+
+def _words_of_own(text: str) -> list[str]:
+    """Its words without those that open sentences."""
+    return [word for word in WORD.findall(text) if word.casefold() not in OPENERS]
 
 
 def _telling_words(
