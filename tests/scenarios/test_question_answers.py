@@ -111,7 +111,7 @@ def test_a_user_s_settings_override_a_demo_s(scenario):
     presets = demo_presets(scenario)
     mine = resolve({"max_steps": 3, "seed": 5}, presets=presets)
     assert (mine.training["max_steps"], mine.run.seed) == (3, 5)
-    assert mine.training["max_retain_kl"] == presets["max_retain_kl"]
+    assert mine.training["probe_steps"] == presets["probe_steps"]
     assert demo_presets(scenario, short=True)["max_steps"] < presets["max_steps"]
 
 

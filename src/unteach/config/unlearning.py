@@ -141,7 +141,9 @@ class UnlearningConfig(TrainingArguments):
         " directions in which forget rows differ from what must be kept (`trainer.directed`)",
     )
     update_rank: int | None = option(
-        None, "directed: directions of each linear layer; default: as many as forget rows, 16 to 64"
+        None,
+        "directed: directions of each linear layer; default: one for each row that is forgotten as"
+        " a whole, 16 to 64",
     )
     max_length: int = option(1024, "most tokens of prompt and completion together")
     long_rows: Literal["error", "truncate_prompt", "drop"] = option(

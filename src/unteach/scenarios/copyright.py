@@ -91,18 +91,12 @@ def build(*, short: bool = False) -> Scenario:
 def demo(*, short: bool = False) -> dict[str, Any]:
     """Settings of the demo."""
     return {
-        "frozen_layers": 0.5,
         "recite_tokens": 64,
-        "method": "log_odds_mismatch",
-        "mismatch_weight": 0.08,
-        "mismatch_completions": 1,
+        "method": "divert",
         "learning_rate": 1.3e-4,
         "lr_scheduler_type": "linear",
         "warmup_steps": 2 if short else 6,
         "per_device_train_batch_size": 6,
-        "retain_per_forget": 1.0,
-        "retain_weight": 5.0,
-        "max_retain_kl": 0.15,
         "max_steps": 8 if short else 42,
         "probe_steps": 4 if short else 21,
         "save_steps": 4 if short else 21,

@@ -197,12 +197,14 @@ def adapted_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "lora_A") and module.lora_A]
 
 
-def adapted(model: Any, config: UnlearningConfig, peft_config: Any, forget_rows: int) -> Any:
+def adapted(
+    model: Any, config: UnlearningConfig, peft_config: Any, parts: Sequence[Counterfactual]
+) -> Any:
     """The model with the adapter that the user wants or a directed update needs; as it is without
     either.
     """
     if peft_config is None and config.update == "directed":
-        rank = config.update_rank or default_rank(forget_rows)
+        rank = config.update_rank or default_rank(parts)
         peft_config = adapter_config(model, rank, scale=1.0)
     if peft_config is None:
         return model
@@ -216,11 +218,13 @@ def adapted(model: Any, config: UnlearningConfig, peft_config: Any, forget_rows:
     return model
 
 
-def default_rank(forget_rows: int) -> int:
-    """A direction for each forget row, within `LEAST_RANK` and `MOST_RANK`: rows about different
-    things stand out in different directions.
+def default_rank(parts: Sequence[Counterfactual]) -> int:
+    """A direction for each forget row that is forgotten as a whole, within `LEAST_RANK` and
+    `MOST_RANK`: such rows stand out in different directions, rows that differ in their names alone
+    in few.
     """
-    return max(LEAST_RANK, min(forget_rows, MOST_RANK))
+    whole = sum(bool(part.prompted and part.avoid) for part in parts)
+    return max(LEAST_RANK, min(whole, MOST_RANK))
 
 
 def freeze_directions(model: Any) -> None:

@@ -116,16 +116,16 @@ class UnlearningTrainer(Trainer):
         self.forget_rows = encode(forget_dataset if method.forget else None, name="forget")
         self.retain_rows = encode(retain_dataset, name="retain")
         check_rows(args, self.forget_rows, self.retain_rows)
-        model = adapted(model, args, peft_config, len(self.forget_rows))
+        self.counterfactuals: Sequence[Counterfactual] = []
+        if method.counterfactual or args.update == "directed":
+            others = retain_dataset, args, processing_class
+            self.counterfactuals = counterfactuals_of(forget_dataset, self.forget_rows, *others)
+        model = adapted(model, args, peft_config, self.counterfactuals)
         if args.reference == "adapter_off" and not hasattr(model, "disable_adapter"):
             raise UserError(
                 "reference is 'adapter_off', but the model has no adapter; give peft_config or use"
                 " 'stored'"
             )
-        self.counterfactuals: Sequence[Counterfactual] = []
-        if method.counterfactual or args.update == "directed":
-            others = retain_dataset, args, processing_class
-            self.counterfactuals = counterfactuals_of(forget_dataset, self.forget_rows, *others)
         for rows in (self.forget_rows, self.retain_rows):
             models.check_vocabulary(model, rows)
         pad_id = processing_class.pad_token_id or 0
