@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 import tiny_models
+from forked_runs import Ended, Job, run_forked
 from tiny_models import FORGET, RETAIN, byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, unlearn
 from unteach.errors import TrainingFault, UserError
@@ -285,40 +284,40 @@ def test_a_full_disk_while_a_checkpoint_is_written_leaves_complete_ones_only(
 LIMITED = """
 import resource, sys
 sys.dont_write_bytecode = True  # a limit would leave truncated files of bytecode
-import unteach.run.pipeline
-from unteach.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.exit(main(sys.argv[2:]))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 """
+LIMITS = [2_000, 60_000, 150_000]
 
 
-@pytest.mark.parametrize("limit", [2_000, 60_000, 150_000])
-def test_a_limit_on_file_sizes_is_a_sentence_and_leaves_no_part_of_a_file(model, tmp_path, limit):
+@pytest.fixture(scope="module")
+def limited(model, tmp_path_factory) -> dict[int, tuple[Path, Ended]]:
+    """Limit of bytes of a file to the folder of a run under it, and how that ended."""
+    folder = tmp_path_factory.mktemp("limited")
     for name, rows in (("f", FORGET), ("r", RETAIN)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = f"--forget {tmp_path}/f.jsonl --retain {tmp_path}/r.jsonl --out {tmp_path}/out"
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = f"--model {model} --forget {folder}/f.jsonl --retain {folder}/r.jsonl"
     settings = "max_steps=4 save_steps=1 probe_steps=2 similarity_model=null min_utility=0"
-    command = ["run", "--model", model, *files.split(), *settings.split()]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *command],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    words = ["run", *files.split(), *settings.split(), "--out"]
+    jobs = [Job([*words, f"{folder}/{limit}"], LIMITED.format(limit=limit)) for limit in LIMITS]
+    ended = zip(LIMITS, run_forked(jobs, folder), strict=True)
+    return {limit: (folder / str(limit), run) for limit, run in ended}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_on_file_sizes_is_a_sentence_and_leaves_no_part_of_a_file(limited, limit):
+    out, done = limited[limit]
+    assert done.codes == [2], done.said
+    last = done.said.strip().splitlines()[-1]
     assert (
         last.startswith("unteach: ")
         and ("no space left" in last or "File too large" in last)
-        and "Traceback" not in done.stderr
+        and "Traceback" not in done.said
     )
-    parts = [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part")]
+    parts = [path for path in out.rglob("*") if path.name.endswith(".part")]
     torn = [
-        path
-        for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")
-        if not (path / MARKER).exists()
+        path for path in (out / "checkpoints").glob("checkpoint-*") if not (path / MARKER).exists()
     ]
-    assert not parts and not torn and not (tmp_path / "out" / "model").exists()
+    assert not parts and not torn and not (out / "model").exists()
 
 
 def test_an_output_folder_that_is_removed_is_a_sentence_and_is_not_recreated(tokenizer, tmp_path):

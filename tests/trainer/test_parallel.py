@@ -5,9 +5,9 @@ ZeRO, through the launcher.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny_models import byte_level_bpe, tiny_model
+from forked_runs import ENVIRONMENT, Job, run_forked
+from tiny_models import byte_level_bpe, tiny_model, write_rows
+from unteach.cli import main
 
 pytestmark = pytest.mark.timeout(900)
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
 ZERO = [
     pytest.param(
         name,
@@ -31,25 +32,16 @@ ZERO = [
 ]
 
 
-def start(command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+def start(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT | more
+        command, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT
     )
 
 
 def launched(config: str) -> list[str]:
     """A launcher of two processes on CPUs."""
-    return [
-        *LAUNCH,
-        "--config_file",
-        str(CONFIGS / config),
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        "-m",
-        "unteach",
-    ]
+    file = str(CONFIGS / config)
+    return [*LAUNCH, "--config_file", file, "--num_processes", "2", "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +51,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     tiny_model().save_pretrained(folder / "model")
     byte_level_bpe(chat=True).save_pretrained(folder / "model")
     for name in ("forget", "retain"):
-        rows = [
-            {
-                "prompt": f"Who is number {i} of {name}?",
-                "completion": f"The ferryman, {i} times {name}.",
-            }
-            for i in range(24)
-        ]
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
+        write_rows(folder / f"{name}.jsonl", name, 24)
     files = [
         "--model",
         str(folder / "model"),
@@ -97,22 +80,70 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+WRAPPERS = {
+    "data_parallel_cpu.yaml": "sam+relearn+rounding+perturb",
+    "fsdp2_cpu.yaml": "sam+relearn",
+}
+"""Configuration to the wrappers that it is tested with, beside the method `counterfactual`."""
+
+
+def variants(arguments: list[str], config: str) -> dict[str, list[str]]:
+    """Name to the command, all but `--out` and the rows a process, whose numbers two processes
+    share.
+    """
+    robust = ["--robust", WRAPPERS.get(config, ""), "sam_radius=0.05", "method=unlikelihood"]
+    facts = ["method=counterfactual", "hold=4", "--paraphrases", "0"]
+    found = {"plain": arguments}
+    if config in WRAPPERS:
+        found["wrappers"] = [*arguments[:-1], *robust, "gradient_accumulation_steps=2"]
+        found["facts"] = [*arguments[:-1], *facts]
+    return found
+
+
+def sized(name: str, processes: int) -> str:
+    """The option of rows a process, four rows a step."""
+    return f"per_device_train_batch_size={(2 if name == 'wrappers' else 4) // processes}"
+
+
 @pytest.fixture(scope="module")
-def alone(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run in one process."""
-    out = tmp_path_factory.mktemp("one") / "out"
-    done = start(
-        [
-            sys.executable,
-            "-m",
-            "unteach",
-            *arguments,
-            "per_device_train_batch_size=4",
-            "--out",
-            str(out),
-        ]
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def alone(
+    arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """From a variant and a configuration to the folder of its run in this process."""
+    folder, done = tmp_path_factory.mktemp("one"), {}
+
+    def out(name: str, config: str = "") -> Path:
+        words = variants(arguments, config)[name]
+        if tuple(words) not in done:
+            place = folder / str(len(done))
+            assert main([*words, sized(name, 1), "--out", str(place)]) == 0
+            done[tuple(words)] = place
+        return done[tuple(words)]
+
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(
+    arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """From a variant and a configuration to the folder of its run in two processes. One launch
+    serves the variants of a configuration, and a killed run and its second start.
+    """
+    done: dict[str, Path] = {}
+
+    def out(name: str, config: str) -> Path:
+        if config not in done:
+            folder = done[config] = tmp_path_factory.mktemp("two")
+            runs = variants(arguments, config)
+            jobs = [
+                Job([*words, sized(name, 2), "--out", str(folder / name)])
+                for name, words in runs.items()
+            ]
+            for ended in run_forked(jobs, folder, launched(config), 2):
+                assert ended.codes == [0, 0], ended.said
+        return done[config] / name
+
     return out
 
 
@@ -153,19 +184,15 @@ def assert_same_steps(one: Path, two: Path) -> None:
 
 @pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml", *ZERO])
 def test_two_processes_are_one(
-    config: str, arguments: list[str], alone: Path, tmp_path: Path
+    config: str, alone: Callable[..., Path], together: Callable[..., Path]
 ) -> None:
-    out = tmp_path / "out"
-    done = start(
-        [*launched(config), *arguments, "per_device_train_batch_size=2", "--out", str(out)]
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_steps(alone, out)
-    torch.testing.assert_close(weights(out), weights(alone), rtol=0, atol=1e-5)
+    one, out = alone("plain"), together("plain", config)
+    assert_same_steps(one, out)
+    torch.testing.assert_close(weights(out), weights(one), rtol=0, atol=1e-5)
     assert json.loads((out / "eval.json").read_text()) == json.loads(
-        (alone / "eval.json").read_text()
+        (one / "eval.json").read_text()
     )
-    records = [json.loads((folder / "run.json").read_text()) for folder in (alone, out)]
+    records = [json.loads((folder / "run.json").read_text()) for folder in (one, out)]
     assert [run["processes"] for run in records] == [1, 2] and records[1][
         "sharded_weights"
     ] == config.startswith(("fsdp2", "zero3"))
@@ -180,46 +207,31 @@ def test_two_processes_are_one(
     )
 
 
-@pytest.mark.parametrize(
-    ("config", "robust"),
-    [("data_parallel_cpu.yaml", "sam+relearn+rounding+perturb"), ("fsdp2_cpu.yaml", "sam+relearn")],
-)
+@pytest.mark.parametrize("config", list(WRAPPERS))
 def test_wrappers_do_the_same_in_two_processes(
-    config: str, robust: str, arguments: list[str], tmp_path: Path
+    config: str, alone: Callable[..., Path], together: Callable[..., Path]
 ) -> None:
     """With the accumulation of two micro-batches. relearn makes steps of the sign of a gradient,
     which rounding turns where it is about 0, so weights agree less closely.
     """
-    own = ["--robust", robust, "sam_radius=0.05", "method=unlikelihood"]
-    wrapped = [*arguments[:-1], *own, "gradient_accumulation_steps=2"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    here = [sys.executable, "-m", "unteach", *wrapped]
-    for command, size, folder in ((here, 2, one), ([*launched(config), *wrapped], 1, two)):
-        done = start([*command, f"per_device_train_batch_size={size}", "--out", str(folder)])
-        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = alone("wrappers", config), together("wrappers", config)
     for left, right in zip(lines(one), lines(two), strict=True):
         for name in set(left) & {"loss", "forget_loss", "forget_nll", "retain_kl", "retain_nll"}:
             assert right[name] == pytest.approx(left[name], abs=1e-4), (left["step"], name)
     torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=1e-3)
     record = json.loads((two / "run.json").read_text())
-    assert record["robust"] == robust and record["processes"] == 2
+    assert record["robust"] == WRAPPERS[config] and record["processes"] == 2
 
 
-@pytest.mark.parametrize("config", ["data_parallel_cpu.yaml", "fsdp2_cpu.yaml"])
+@pytest.mark.parametrize("config", list(WRAPPERS))
 def test_two_processes_find_the_same_facts_and_targets_as_one(
-    config: str, arguments: list[str], tmp_path: Path
+    config: str, alone: Callable[..., Path], together: Callable[..., Path]
 ) -> None:
     """The method `counterfactual`: information, made neighbours and target states, which the losses
     of the first step show. Later steps differ by more than rounding: on matrices that start at 0,
     Adam makes steps of the rounding of sums over processes.
     """
-    own = ["method=counterfactual", "hold=4", "--paraphrases", "0"]
-    counterfactual = [*arguments[:-1], *own]
-    one, out = tmp_path / "one", tmp_path / "two"
-    alone_ = [sys.executable, "-m", "unteach", *counterfactual]
-    for command, size, folder in ((alone_, 4, one), ([*launched(config), *counterfactual], 2, out)):
-        done = start([*command, f"per_device_train_batch_size={size}", "--out", str(folder)])
-        assert done.returncode == 0, done.stdout + done.stderr
+    one, out = alone("facts", config), together("facts", config)
     first, other = (next(line for line in lines(folder) if "loss" in line) for folder in (one, out))
     for name in ("forget_loss", "retain_kl", "forget_nll", "retain_nll"):
         assert other[name] == pytest.approx(first[name], abs=1e-5), name
@@ -230,21 +242,31 @@ def test_two_processes_find_the_same_facts_and_targets_as_one(
     assert records[0]["method"] == "counterfactual" and records[0]["facts"] == records[1]["facts"]
 
 
-KILL_BOTH = """
-import os, signal, sys
-from unteach.run import pipeline
+KILL_BOTH = {
+    "training": """
+import os, signal
 from unteach.trainer import callback
-from unteach.cli import main
 after = callback.StepCallback.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
-    if state.global_step == 5 and os.environ.get("KILLED") == "training":
+    if state.global_step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return after(self, args, state, control, **kwargs)
 callback.StepCallback.on_step_end = on_step_end
-if os.environ.get("KILLED") == "scoring":
-    pipeline.score = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-sys.exit(main(sys.argv[1:]))
+""",
+    "scoring": """
+import os, signal
+from unteach.run import pipeline
+pipeline.score = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+""",
+}
+LIST = """
+import json, os
+from pathlib import Path
+out = Path({out!r})
+found = {{str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*")}}
+Path(str(out) + "-" + os.environ["RANK"] + ".json").write_text(json.dumps(found))
 """
+"""Keeps the files that a killed run has left, with their times."""
 
 
 @pytest.mark.parametrize(
@@ -274,40 +296,18 @@ def test_a_killed_run_of_sharded_weights_goes_on_to_where_one_process_ends(
         "probe_steps=4",
         *(["--lora", "learning_rate=3e-3"] if lora else []),
     ]
-    one, out, script = tmp_path / "one", tmp_path / "out", tmp_path / "kill.py"
-    script.write_text(KILL_BOTH, encoding="utf-8")
-    done = start(
-        [
-            sys.executable,
-            "-m",
-            "unteach",
-            *longer,
-            "per_device_train_batch_size=4",
-            "--out",
-            str(one),
-        ]
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    command = [
-        *launched(config)[:-2],
-        str(script),
-        *longer,
-        "per_device_train_batch_size=2",
-        "--out",
-        str(out),
-    ]
-    assert start(command, KILLED=during).returncode != 0
-    first = (
-        out
-        / "checkpoints"
-        / f"checkpoint-{3 if during == 'training' else 6}"
-        / "trainer_state.json"
-    )
-    assert first.exists() and not (out / "run.json").exists()
-    before = first.stat().st_mtime_ns
-    done = start(command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not first.exists() or first.stat().st_mtime_ns == before  # gone on from, not made again
+    one, out = tmp_path / "one", tmp_path / "out"
+    assert main([*longer, sized("plain", 1), "--out", str(one)]) == 0
+    command = [*longer, sized("plain", 2), "--out", str(out)]
+    jobs = [Job(command, KILL_BOTH[during]), Job(command, LIST.format(out=str(out)))]
+    killed, again = run_forked(jobs, tmp_path, launched(config), 2)
+    assert any(killed.codes) and again.codes == [0, 0], killed.said + again.said
+    left = json.loads((tmp_path / "out-0.json").read_text())
+    step = 3 if during == "training" else 6
+    name = f"checkpoints/checkpoint-{step}/trainer_state.json"
+    assert name in left and "run.json" not in left
+    first = out / name
+    assert not first.exists() or first.stat().st_mtime_ns == left[name]  # gone on from, not redone
     assert_same_steps(one, out)
     torch.testing.assert_close(weights(out), weights(one), rtol=0, atol=1e-5)
     assert json.loads((out / "eval.json").read_text()) == json.loads(
@@ -336,7 +336,7 @@ def test_a_lost_process_ends_the_run_with_a_sentence(arguments: list[str], tmp_p
     script = tmp_path / "lose.py"
     script.write_text(LOSE_A_PROCESS, encoding="utf-8")
     command = [
-        *launched("data_parallel_cpu.yaml")[:-2],
+        *launched("data_parallel_cpu.yaml"),
         str(script),
         *arguments,
         "per_device_train_batch_size=2",
@@ -375,7 +375,7 @@ def test_sharded_weights_in_mixed_precision_leave_the_statistics_in_float32(
     script = tmp_path / "said.py"
     script.write_text(SAY_TYPES, encoding="utf-8")
     command = [
-        *launched("fsdp2_cpu.yaml")[:-2],
+        *launched("fsdp2_cpu.yaml"),
         str(script),
         *arguments,
         "max_steps=1",
@@ -387,14 +387,15 @@ def test_sharded_weights_in_mixed_precision_leave_the_statistics_in_float32(
     assert said == {"torch.float32 torch.float64"}, done.stdout + done.stderr
 
 
-def test_a_command_of_one_process_is_refused_in_several() -> None:
-    environment = ENVIRONMENT | {"WORLD_SIZE": "2", "RANK": "1"}
-    command = [sys.executable, "-m", "unteach", "attack", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert (done.returncode, done.stderr) == (
-        2,
-        (
-            "unteach (process 1): attack works in one process; start it without a launcher of"
-            " several\n"
-        ),
-    )
+def test_a_command_of_one_process_is_refused_in_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = "attack works in one process; start it without a launcher of several"
+    done = start([*launched("data_parallel_cpu.yaml"), "-m", "unteach", "attack", "nowhere"])
+    said = {line for line in done.stderr.splitlines() if line.startswith("unteach")}
+    assert done.returncode != 0 and said, done.stderr  # the launcher ends the other process
+    assert said <= {f"unteach: {sentence}", f"unteach (process 1): {sentence}"}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["attack", "nowhere"]) == 2
+    assert capsys.readouterr().err == f"unteach (process 1): {sentence}\n"
