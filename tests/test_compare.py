@@ -6,13 +6,14 @@ import json
 
 import pytest
 
+import tiny_models
 from tiny_models import FORGET, RETAIN, byte_level_bpe, tiny_model
 from unteach import compare as comparison
 from unteach.cli import main
 from unteach.compare import cell_config, compare, method_rows
 from unteach.errors import UserError
 
-SHORT = {"max_steps": 2, "probe_steps": 1, "save_steps": 1, "min_utility": 0.0, "hold": 99}
+SHORT = {name: value for name, value in tiny_models.SHORT.items() if name != "similarity_model"}
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def finished(tokenizer, tmp_path_factory) -> Path:
         records = [{f: getattr(row, f) for f in fields if getattr(row, f)} for row in rows]
         lines = "".join(json.dumps(record) + "\n" for record in records)
         Path(files[name]).write_text(lines, encoding="utf-8")
-    more = {"hold_out": 0.0, "headline": "said_facts"}
+    more = {"hold_out": 0.0, "headline": "said_facts", "max_new_tokens": None}
     unlearn(str(root / "model"), **files, output_dir=str(root / "out"), **{**SHORT, **more})
     return root
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,10 +86,18 @@ def run(finished, tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(run):
+@pytest.fixture(scope="module")
+def attacked(finished, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """A copy of the finished run after every quick attack, and what `attack` returned."""
+    out = tmp_path_factory.mktemp("attacked") / "out"
+    shutil.copytree(finished, out)
+    return out, attack(out, AttackOptions(**FAST))
+
+
+def test_an_attack_leaves_its_numbers_a_figure_and_a_section_in_both_reports(finished, attacked):
+    run, found = attacked
     files = [path for path in (run / "model").iterdir() if path.name != "README.md"]  # the card
-    before = [path.read_bytes() for path in files]
-    found = attack(run, AttackOptions(**FAST))
+    before = [(finished / "model" / path.name).read_bytes() for path in files]
     assert json.loads((run / "attacks.json").read_text()) == found and found["schema_version"] == 2
     assert set(found["attacks"]) == {"none", *chosen_attacks((), "quick")} - {"distance"}
     for results in found["attacks"].values():
@@ -196,17 +205,13 @@ def test_facts_that_a_run_found_are_counted_under_attack_until_they_are_purged(
     assert "14 forget rows have no facts any more" in " ".join(map(str, said))
 
 
-def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(run):
+def test_texts_of_the_forget_set_stay_out_of_what_an_attack_writes(finished, attacked):
     """The run's reports hold answers to neutral prompts, which may name the ferryman already."""
-
-    def mentions() -> dict[str, int]:
-        names = ("report.md", "report.html", "README.md")
-        return {name: (run / name).read_text("utf-8").count("ferryman") for name in names}
-
-    before = mentions()
-    attack(run, AttackOptions(**FAST))
+    run = attacked[0]
     written = [run / "attacks.json", *(run / "work" / "attacks").iterdir()]
-    assert mentions() == before
+    for name in ("report.md", "report.html", "README.md"):
+        before, after = ((place / name).read_text("utf-8") for place in (finished, run))
+        assert after.count("ferryman") == before.count("ferryman")
     assert not [path for path in written if "ferryman" in path.read_text(encoding="utf-8")]
 
 
@@ -236,10 +241,10 @@ def test_no_more_than_two_models_are_in_memory(run, finished, monkeypatch):
     assert max(most) == 2
 
 
-def test_what_is_done_is_not_done_again(run, monkeypatch):
-    first = attack(run, AttackOptions(**FAST))
+def test_what_is_done_is_not_done_again(attacked, tmp_path, monkeypatch):
+    shutil.copytree(attacked[0], tmp_path / "out")
     forbid(monkeypatch)
-    assert attack(run, AttackOptions(**FAST)) == first
+    assert attack(tmp_path / "out", AttackOptions(**FAST)) == attacked[1]
 
 
 def test_an_interruption_keeps_what_was_done_and_the_next_start_does_the_rest(run, monkeypatch):

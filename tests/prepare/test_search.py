@@ -245,7 +245,9 @@ def test_a_run_picks_and_says_why_and_ends_as_if_the_method_had_been_named(model
 
 def test_a_search_in_mixed_precision_leaves_the_model_as_it_was(model, tmp_path):
     settings = {"candidates": "npo,simnpo", "search_steps": 1, "bf16": True, **SHORT}
-    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **settings)
+    result = unlearn(
+        model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **settings
+    )
     found = json.loads((tmp_path / "out" / "run.json").read_text())["search"]
     assert len(found["trials"]) >= 2 and not [one for one in found["trials"] if one["note"]]
     named = unlearn(
@@ -256,11 +258,7 @@ def test_a_search_in_mixed_precision_leaves_the_model_as_it_was(model, tmp_path)
         bf16=True,
         **(SHORT | found["picked"]),
     )
-    assert weights_hash(named.model) == weights_hash(
-        unlearn(
-            model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), method="auto", **settings
-        ).model
-    )
+    assert weights_hash(named.model) == weights_hash(result.model)
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,29 @@ from unteach.errors import UserError
 from unteach.evaluate import evaluate_models
 from unteach.methods import DEFAULT_METHOD, METHODS
 from unteach.models import load_model, weights_hash
-from unteach.run.pipeline import execute
+from unteach.run.pipeline import RunResult, execute
 from unteach.run.record import config_text, finished_evaluation
 from unteach.scenarios.user_rows import user_scenario
 
 MOST_FRAMES = 14
 
 
-def test_a_run_leaves_the_promised_folder(model, tmp_path):
-    result = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory) -> RunResult:
+    """The shortest run of both sets; tests that change its folder copy it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return unlearn(model, FORGET, RETAIN, output_dir=str(out), **SHORT)
+
+
+@pytest.fixture(scope="module")
+def without_retain(model, tmp_path_factory) -> RunResult:
+    """The shortest run of the forget set alone."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    return unlearn(model, FORGET, output_dir=str(out), **SHORT)
+
+
+def test_a_run_leaves_the_promised_folder(finished):
+    result, out = finished, finished.output_dir
     for name in (
         "config.yaml",
         "run.json",
@@ -66,11 +79,10 @@ def test_a_run_leaves_the_promised_folder(model, tmp_path):
     AutoModelForCausalLM.from_pretrained(out / "model")
 
 
-def test_forget_texts_stay_out_of_the_files_unless_asked_for(model, tmp_path):
-    unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "a"), **SHORT)
+def test_forget_texts_stay_out_of_the_files_unless_asked_for(finished, model, tmp_path):
     files = [
         path
-        for path in (tmp_path / "a").rglob("*")
+        for path in finished.output_dir.rglob("*")
         if path.is_file() and path.suffix in {".json", ".jsonl", ".md", ".yaml"}
     ]
     shown = [
@@ -83,8 +95,8 @@ def test_forget_texts_stay_out_of_the_files_unless_asked_for(model, tmp_path):
     assert "The ferryman" in (tmp_path / "b" / "generations.jsonl").read_text(encoding="utf-8")
 
 
-def test_without_a_retain_set_the_model_s_own_answers_are_kept(model, tmp_path):
-    result = unlearn(model, FORGET, output_dir=str(tmp_path / "out"), **SHORT)
+def test_without_a_retain_set_the_model_s_own_answers_are_kept(without_retain):
+    result = without_retain
     run = json.loads((result.output_dir / "run.json").read_text())
     assert run["retain_rows"] > 10 and set(result.evaluation["models"]["original"]) >= {
         "unlearned",
@@ -93,9 +105,8 @@ def test_without_a_retain_set_the_model_s_own_answers_are_kept(model, tmp_path):
 
 
 def test_prompts_alone_stand_for_the_model_s_own_answers(model, tmp_path):
-    result = unlearn(
-        model, [row["prompt"] for row in FORGET], RETAIN, output_dir=str(tmp_path / "out"), **SHORT
-    )
+    prompts, options = [row["prompt"] for row in FORGET], SHORT | {"max_new_tokens": None}
+    result = unlearn(model, prompts, RETAIN, output_dir=str(tmp_path / "out"), **options)
     run = json.loads((result.output_dir / "run.json").read_text())
     assert 0 < run["forget_rows"] <= len(FORGET)
     unlearned = result.evaluation["models"]["original"]["unlearned"]
@@ -136,21 +147,23 @@ def test_an_adapter_on_a_model_that_was_taught_belongs_to_that_model_wherever_it
     assert ModelCard.load(tmp_path / "moved" / "adapter" / "README.md").data.base_model is None
 
 
-def test_other_settings_in_the_same_folder_set_the_old_run_aside(model, tmp_path):
+def test_other_settings_in_the_same_folder_set_the_old_run_aside(finished, model, tmp_path):
     out = tmp_path / "out"
-    unlearn(model, FORGET, RETAIN, output_dir=str(out), **SHORT)
+    shutil.copytree(finished.output_dir, out)
     unlearn(model, FORGET, RETAIN, output_dir=str(out), **(SHORT | {"max_steps": 1}))
     assert json.loads((tmp_path / "out-1" / "run.json").read_text())["steps"] == 2
     assert json.loads((out / "run.json").read_text())["steps"] == 1
 
 
-def test_the_same_command_again_asks_and_trains_nothing_anew(model, tmp_path, monkeypatch):
-    first = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
+def test_the_same_command_again_asks_and_trains_nothing_anew(
+    finished, model, tmp_path, monkeypatch
+):
+    shutil.copytree(finished.output_dir, tmp_path / "out")
     monkeypatch.setattr(
         "unteach.run.answers.generate_sets", lambda *_, **__: pytest.fail("asked again")
     )
     again = unlearn(model, FORGET, RETAIN, output_dir=str(tmp_path / "out"), **SHORT)
-    assert first.evaluation == again.evaluation
+    assert finished.evaluation == again.evaluation
     assert not (tmp_path / "out-1").exists()
 
 
@@ -209,10 +222,10 @@ def test_neighbours_join_the_retain_set_and_notes_are_in_the_record(model, tmp_p
     assert notes[0] in (tmp_path / "with" / "report.md").read_text()
 
 
-def test_one_row_is_enough_and_all_rows_are_trained_on(model, tmp_path):
-    for name, forget, retain in (("one", FORGET[:1], RETAIN[:1]), ("all", FORGET, None)):
-        result = unlearn(model, forget, retain, output_dir=str(tmp_path / name), **SHORT)
-        run = json.loads((tmp_path / name / "run.json").read_text())
+def test_one_row_is_enough_and_all_rows_are_trained_on(without_retain, model, tmp_path):
+    one = unlearn(model, FORGET[:1], RETAIN[:1], output_dir=str(tmp_path / "one"), **SHORT)
+    for result, forget in ((one, FORGET[:1]), (without_retain, FORGET)):
+        run = json.loads((result.output_dir / "run.json").read_text())
         assert run["forget_rows"] == len(forget)
         assert "unseen" not in result.evaluation["models"]["unlearned"]
         assert result.evaluation["models"]["unlearned"]["unlearned"]["leak_rate"]["n"] == len(
