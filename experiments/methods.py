@@ -121,6 +121,15 @@ FOOT = """- **sum of ranks**: over all columns but the seconds; lower is better.
   demo's rate.
 - **seeds**: number of seeds; ranks are comparable among methods with the same number."""
 KEPT = ("kept", "kept_unseen", "normal")
+STORY = {
+    "frozen_layers": 0.5,
+    "mismatch_weight": 0.08,
+    "mismatch_completions": 1,
+    "retain_per_forget": 1.0,
+    "retain_weight": 5.0,
+    "max_retain_kl": 0.15,
+}
+"""Settings of all methods on the story, beside those of its demo, whose method sets its own."""
 RELEARNING = AttackOptions(steps=24, every=6, learning_rate=5e-5)
 
 
@@ -159,7 +168,8 @@ def all_weights(scenario: str, short: bool) -> dict[str, Any]:
     """
     if scenario == "harmfulness":
         return question_answers.question_demo(learning_rate=1.2e-4, short=short)
-    return dict(embedded_scenario(scenario).demo(short=short))
+    demo = embedded_scenario(scenario).demo(short=short)
+    return {**demo, **STORY} if scenario == "copyright" else dict(demo)
 
 
 def settings_of(scenario: str, method: str, short: bool, bf16: bool = False) -> dict[str, Any]:

@@ -61,7 +61,6 @@ def test_the_demo_runs_from_python(monkeypatch, inputs, tmp_path, capsys):
         "behaviour.png",
         "losses.png",
         "retain_kl.png",
-        "retain_weight.png",
     }
 
 

@@ -84,7 +84,7 @@ def runs(experiment, monkeypatch, tmp_path):
         for row in options["methods"]:
             (folder / row["name"] / "checkpoints").mkdir(parents=True)
             lines = [
-                {"model": model, "set": "normal", "prompt": "Why?", "output": "So."}
+                {"model": model, "set": "normal", "key": "k", "prompt": "Why?", "output": "So."}
                 for model in ("original", "unlearned")
             ]
             (folder / row["name"] / "metrics.jsonl").write_text(

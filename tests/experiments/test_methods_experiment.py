@@ -128,7 +128,7 @@ def test_ours_have_the_weights_of_the_scenario_s_demo_and_the_others_those_of_th
 ):
     demo = experiment.all_weights(scenario, False)
     adapter = scenario == "harmfulness"  # its own demo trains one
-    assert demo == embedded_scenario(scenario).demo() or adapter
+    assert embedded_scenario(scenario).demo().items() <= demo.items() or adapter
     ours = experiment.settings_of(scenario, "unlikelihood_mismatch", False)
     assert (ours["retain_weight"], ours["mismatch_weight"]) == (
         demo["retain_weight"],

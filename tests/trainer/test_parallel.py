@@ -392,7 +392,7 @@ def test_a_command_of_one_process_is_refused_in_several(
 ) -> None:
     sentence = "attack works in one process; start it without a launcher of several"
     done = start([*launched("data_parallel_cpu.yaml"), "-m", "unteach", "attack", "nowhere"])
-    said = {line for line in done.stderr.splitlines() if line.startswith("unteach")}
+    said = {line for line in done.stderr.splitlines() if line.startswith(("unteach:", "unteach ("))}
     assert done.returncode != 0 and said, done.stderr  # the launcher ends the other process
     assert said <= {f"unteach: {sentence}", f"unteach (process 1): {sentence}"}
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -42,13 +42,14 @@ def check_model(run: RunConfig, rows: Iterable[Row] = ()) -> Any:
     return tokenizer
 
 
-MARKS = {
-    "run": ("config.yaml", "prompt_sets:"),
-    "ledger": ("requests.jsonl", ""),
-    "comparison": ("comparison.json", ""),
-    "evaluation": ("eval.json", '"schema_version"'),
-}
-"""What a folder holds, to the file that tells it and a text in that file."""
+MARKS = (
+    ("run", "config.yaml", "prompt_sets:"),
+    ("run", "run.json", ""),  # its config.yaml may be damaged
+    ("ledger", "requests.jsonl", ""),
+    ("comparison", "comparison.json", ""),
+    ("evaluation", "eval.json", '"schema_version"'),
+)
+"""What a folder holds, the file that tells it and a text in that file."""
 
 
 def check_places(
@@ -59,7 +60,7 @@ def check_places(
     `MARKS`, over those of another kind.
     """
     out = _resolved(output_dir, "--out")
-    for other, (name, mark) in MARKS.items():
+    for other, name, mark in MARKS:
         file = out / name
         if kind and file.is_file() and mark in file.read_text(encoding="utf-8", errors="replace"):
             if other == kind:
