@@ -183,13 +183,13 @@ def counterfactual(
     choices = name_choices(names, CONTEXTS, seed, row.key)
     contexts = _exchanged(row, own, tokenizer, choices) if names else ()
     prompts = [other for other in others if other.prompt_key != row.prompt_key]
+    if row.diverted or (subject and contexts):
+        prompts = []
     prompted = _prompted(row, item, tokenizer, evenly_spaced(prompts, CONTEXTS))
     if not contexts:
         return Counterfactual(prompted, facts, avoid=avoid)
     named = own.overlapping(exchange(own.text, choices[0]).changed)
     beside = _near(row, tokenizer, names, seed) if near else ()
-    if row.diverted or subject:
-        prompted = ()
     return Counterfactual(contexts, facts, named, avoid, beside, prompted)
 
 

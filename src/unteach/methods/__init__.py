@@ -75,6 +75,10 @@ BOUNDED: Mapping[str, Any] = {
     "hold": 4,  # a bounded target: what is kept recovers while the rate falls,
     "min_utility": 0.5,  # and half of it lost is no reason to end before that
 }
+HELD = {**BOUNDED, "state_weight": 10.0}
+towards_target = partial(
+    Method, token.forward_kl_to_reference, "kl", (0.5, 0, 1), reference="counterfactual"
+)
 FOUND_WITH = {"mismatch_completions": 1, "retain_weight": 5.0}
 
 METHODS: dict[str, Method] = {
@@ -90,23 +94,10 @@ METHODS: dict[str, Method] = {
     "log_odds_mismatch": log_odds(
         "kl", (1, 0.5, 1), OURS_MISMATCH, mismatch=True, settings=FOUND_WITH
     ),
-    "counterfactual": Method(
-        token.forward_kl_to_reference,
-        "kl",
-        (0.5, 0, 1),
-        COUNTERFACTUAL,
-        reference="counterfactual",
-        rate=0.385,
-        settings={**BOUNDED, "update": "directed", "state_weight": 10.0},
+    "counterfactual": towards_target(
+        COUNTERFACTUAL, rate=0.385, settings={**HELD, "update": "directed"}
     ),
-    "divert": Method(
-        token.forward_kl_to_reference,
-        "kl",
-        (0.5, 0, 1),
-        DIVERT,
-        reference="counterfactual",
-        settings={**BOUNDED, "state_weight": 10.0},
-    ),
+    "divert": towards_target(DIVERT, settings=HELD),
     "instead": likelihood(
         "kl", (1, 0, 1), INSTEAD, says_instead=True, rate=0.385, settings=BOUNDED
     ),

@@ -277,7 +277,7 @@ def with_facts(
         limits = [LEAST_INFORMATION, LEAST_SPAN, BESIDE_THE_BEST, ALONE, ALONE_DIGITS]
         keys = [[row.key for row in measured], limits]
         made = source.cache.get("row-facts", keys, lambda: measure(measured))
-        return [Facts(**fields) for fields in made]
+        return [Facts(tuple(f["texts"]), f["source"], f["whole"], tuple(f["words"])) for f in made]
 
     none = Facts((), "")
     found = named_facts((row for row in rows if row.completion), topic, cached)
@@ -286,8 +286,8 @@ def with_facts(
         return [
             replace(
                 row,
-                secret=row.secret or tuple(found.get(row.key, none).texts),
-                avoid=topic.get(row.prompt_key, row.avoid or tuple(found.get(row.key, none).words)),
+                secret=row.secret or found.get(row.key, none).texts,
+                avoid=topic.get(row.prompt_key, row.avoid or found.get(row.key, none).words),
             )
             for row in part
         ]

@@ -230,8 +230,7 @@ class Interview:
             found = []
             for part in (rows, others):
                 spans = informative_spans(self.source.model, self.source.tokenizer, part)
-                told = (s.information for of_row in spans for s in of_row if not s.whole)
-                total = sum(told)
+                total = sum(s.information for of_row in spans for s in of_row if not s.whole)
                 found.append(total / max(1, len(part)))
             return found
 

@@ -323,8 +323,8 @@ def store_counterfactuals(
 def _still_said(
     tokens: CounterfactualTokens, completion: Sequence[int], head: OutputHead
 ) -> list[tuple[int, ...]]:
-    """For each token of a completion, itself where the target would say a run of fact tokens all
-    the same and the token is the most informative of the run; names alone do not decide the fact.
+    """For each token of a completion what shall not stand there, itself or nothing: of each run of
+    fact tokens that the target would still say greedily, the most informative token.
     """
     said: list[tuple[int, ...]] = [()] * len(completion)
     places = tokens.fact.nonzero()[:, 0]
