@@ -660,6 +660,12 @@ class Fuzzer:
         """What is wrong with an outcome; empty if nothing is."""
         if result.fault:
             return result.fault
+        for stream in range(3):
+            try:
+                os.fstat(stream)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+                return f"the process's file descriptor {stream} was closed"
         said = [line for line in result.err.splitlines() if line.startswith("unteach: ")]
         if result.code not in (0, 2):
             return f"exit code {result.code}: {result.err[-500:]}"

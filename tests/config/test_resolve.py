@@ -180,6 +180,12 @@ def test_settings_may_stand_in_a_mapping_of_their_own():
         ({"learning_rate": "fast"}, "option 'learning_rate' is 'fast', it must be float"),
         ({"lora": 1}, "option 'lora' is 1, it must be bool"),
         ({"model": 3}, "option 'model' is 3, it must be str"),
+        (
+            {"accelerator_config": True},  # was opened as file descriptor 1, and that closed
+            "option 'accelerator_config' is True, it must be dict or null or str",
+        ),
+        ({"fsdp_config": 2}, "option 'fsdp_config' is 2, it must be dict or null or str"),
+        ({"report_to": 1}, "option 'report_to' is 1, it must be list or null or str"),
         ({"lora_rank": 0}, "option 'lora_rank' is 0, it must be at least 1"),
         ({"seed": -1}, "option 'seed' is -1, it must be at least 0"),
         ({"probe_rows": 0}, "option 'probe_rows' is 0, it must be at least 1"),

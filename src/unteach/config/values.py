@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from unteach.errors import UserError, did_you_mean, one_line
 
 MOST_VALUES = 10_000
+PLAIN = {bool, int, float, str, type(None)}
 
 
 def read_yaml(text: str) -> Any:
@@ -90,12 +91,15 @@ def kinds(hint: Any) -> tuple[set[Any], tuple[Any, ...]]:
 def check_types(values: Mapping[str, Any], options: type) -> None:
     """Raises `UserError` for a value of another type than its field of the dataclass `options`.
 
-    Only fields of plain types (bool, int, float, str, null) are checked.
+    Values of plain data are checked (bool, int, float, str, list, dict, null; null only where all
+    types of the field are plain): a number where a file name belongs would be opened as a file
+    descriptor.
     """
     hints = get_type_hints(options)
     for name, value in values.items():
         types, _ = kinds(hints[name])
-        if not types <= {bool, int, float, str, type(None)}:
+        plain = {bool, int, float, str} | ({type(None)} if types <= PLAIN else {list, dict})
+        if type(value) not in plain or Any in types or object in types:
             continue
         if type(value) not in types and not (type(value) is int and float in types):
             names = sorted("null" if kind is type(None) else kind.__name__ for kind in types)
