@@ -168,6 +168,14 @@ def test_a_process_that_comes_second_takes_what_the_first_has_put_there(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_tokenizer_that_ends_a_sequence_with_a_space_is_refused(tmp_path):
+    tokenizer = byte_level_bpe()
+    tokenizer.eos_token = " "
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="eos_token of its tokenizer is ' ', so each space"):
+        models.load_tokenizer(str(tmp_path))
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(tmp_path):
     rows = [EncodedRow("k", (1, 511), (3,), "text"), EncodedRow("l", (4,), (512, 6), "text")]
     models.check_vocabulary(tiny_model(), rows[:1])

@@ -91,17 +91,18 @@ def kinds(hint: Any) -> tuple[set[Any], tuple[Any, ...]]:
 def check_types(values: Mapping[str, Any], options: type) -> None:
     """Raises `UserError` for a value of another type than its field of the dataclass `options`.
 
-    Values of plain data are checked (bool, int, float, str, list, dict, null; null only where all
-    types of the field are plain): a number where a file name belongs would be opened as a file
-    descriptor.
+    Where a field takes other types than bool, int, float, str and null, only values of these types,
+    lists and dicts are checked, and null is not: a number where a file name belongs would be opened
+    as a file descriptor.
     """
     hints = get_type_hints(options)
     for name, value in values.items():
         types, _ = kinds(hints[name])
-        plain = {bool, int, float, str} | ({type(None)} if types <= PLAIN else {list, dict})
-        if type(value) not in plain or Any in types or object in types:
+        given = type(value)
+        checked = types <= PLAIN or given in (PLAIN - {type(None)} | {list, dict})
+        if not checked or Any in types:
             continue
-        if type(value) not in types and not (type(value) is int and float in types):
+        if given not in types and not (given is int and float in types):
             names = sorted("null" if kind is type(None) else kind.__name__ for kind in types)
             raise UserError(f"option {name!r} is {value!r}, it must be {' or '.join(names)}")
 

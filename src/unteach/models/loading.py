@@ -92,7 +92,11 @@ def check_name(option: str, name: str, words: Sequence[str] = ()) -> None:
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; end-of-sequence is its padding token if it has none."""
+    """The tokenizer of a model; end-of-sequence is its padding token if it has none.
+
+    Raises:
+        UserError: if it cannot be loaded, or ends a sequence with a space.
+    """
     from transformers import AutoTokenizer
 
     path = resolve(name)
@@ -108,6 +112,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise _unknown_model(name, error) from None
+    if tokenizer.eos_token and not tokenizer.eos_token.strip(" "):
+        raise UserError(
+            f"model {name!r}: the eos_token of its tokenizer is {tokenizer.eos_token!r}, so each"
+            " space would end an answer; name its end token in tokenizer_config.json"
+        )
     return tokenizer
 
 
