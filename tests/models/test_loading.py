@@ -171,6 +171,7 @@ def test_a_process_that_comes_second_takes_what_the_first_has_put_there(tmp_path
 def test_a_tokenizer_that_ends_a_sequence_with_a_space_is_refused(tmp_path):
     tokenizer = byte_level_bpe()
     tokenizer.eos_token = " "
+    tiny_model().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="eos_token of its tokenizer is ' ', so each space"):
         models.load_tokenizer(str(tmp_path))
