@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 from unteach.data.rows import Row
 from unteach.evaluation.scoring import Generations
-from unteach.run.probing import kept_rows
+from unteach.run.probing import kept_rows, run_probe
 from unteach.scenarios.scenario import Scenario
 
 
@@ -73,3 +74,27 @@ def test_of_rows_with_facts_those_that_the_original_model_says_are_read():
     said = outputs(sets)
     said.outputs["neighbours"][0] = "It is Bob."
     assert kept_rows(replace(SCENARIO, sets=sets), said, 24).neighbours == near[1:]
+
+
+def test_a_short_answer_to_keep_that_the_original_model_gives_is_a_fact_as_a_whole():
+    sets = {**SETS, "kept_unseen": [*rows("aside", 2), Row("Go on", "aside, 2.", kind="text")]}
+    said = outputs(sets)
+    said.outputs["kept_unseen"][1] = "Something else."
+    utility = kept_rows(replace(SCENARIO, sets=sets), said, 24).utility
+    facts = {row.prompt: row.secret for row in utility if row.prompt.split()[0] != "everyday"}
+    assert facts == {"aside 0?": ("aside, 0.",), "aside 1?": (), "Go on": ()}
+
+
+def test_rows_of_which_nothing_can_be_seen_to_be_forgotten_are_not_asked(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "unteach.run.probing.make_probe",
+        lambda tokenizer, forget, validation, *_, **__: asked.update(f=forget, v=validation),
+    )
+    scorers = SimpleNamespace(shows_forgotten=None)
+    for unknown, left in ((SCENARIO.forget[:5], 7), (SCENARIO.forget, 12), ([], 12)):
+        keys = frozenset(row.key for row in unknown)
+        scenario = replace(SCENARIO, validation=SCENARIO.forget[:1], unknown=keys)
+        make, _ = run_probe(None, scenario, outputs(SETS), scorers, forget_rows=24, drafts={})
+        make()
+        assert len(asked["f"]) == left and asked["v"] == SCENARIO.forget[:1]

@@ -25,6 +25,9 @@ def prompts(rows):
     return {row.prompt_text for row in rows}
 
 
+NAMES = ("Orr", "Pike", "Quaid", "Ross", "Shaw")
+
+
 def keys(rows):
     return {row.key for row in rows}
 
@@ -227,6 +230,26 @@ def test_rows_of_one_person_are_in_one_split_of_either_set():
     assert again.forget == scenario.forget
     with pytest.raises(UserError, match="no row has this column; the columns are 'prompt'"):
         user_scenario(FORGET, RETAIN, split_by="person")
+
+
+def test_retain_rows_about_one_name_are_held_out_together():
+    names = [f"{first} {last}" for first in ("Ann", "Bea", "Cid", "Dov") for last in NAMES]
+    about = [
+        {"prompt": ask.format(name), "completion": f"{name}: {i}."}
+        for i, name in enumerate(names)
+        for ask in ("When was {} born?", "Where does {} work?", "Name {}'s bank.")
+    ]
+
+    def people(rows):
+        return {name for name in names for row in rows if name in row.prompt_text}
+
+    scenario = user_scenario(FORGET, about)
+    held_out = people(scenario.sets["kept_unseen"])
+    assert held_out and not held_out & people(scenario.retain)
+    assert len(scenario.sets["kept_unseen"]) == 3 * len(held_out)
+    one = [{"prompt": f"Ann Orr, {i}?", "completion": f"{i}."} for i in range(20)]
+    found = user_scenario(FORGET, one)
+    assert people(found.sets["kept_unseen"]) == people(found.retain), "else none was held out"
 
 
 def test_a_forget_set_whose_training_split_is_empty_is_refused():

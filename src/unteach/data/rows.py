@@ -157,7 +157,12 @@ def split_rows(
 
 
 def held_out_rows(
-    rows: Sequence[Row], share: float, *, by: str | None = "prompt", fewest: int = 5
+    rows: Sequence[Row],
+    share: float,
+    *,
+    by: str | None = "prompt",
+    fewest: int = 5,
+    groups: Sequence[str] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows held out), both in their order: by hash, as `split_rows` would with
     this share of test rows. Of two groups and more neither part is empty.
@@ -166,10 +171,11 @@ def held_out_rows(
         share (`float`): of the rows that are held out.
         by (`str`, *optional*): see `split_rows`; where no row has the column, the prompt.
         fewest (`int`): of fewer rows none is held out.
+        groups (sequence of `str`, *optional*): one for each row, instead of `by`.
     """
     if by not in (None, "prompt") and not any(by in row.columns for row in rows):
         by = "prompt"
-    groups = [_group(row, by) for row in rows]
+    groups = [_group(row, by) for row in rows] if groups is None else groups
     order = sorted(set(groups), key=_position)
     if len(rows) < fewest or len(order) < 2:
         return list(rows), []

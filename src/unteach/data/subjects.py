@@ -115,6 +115,13 @@ def find_subjects(text: str, lower_case: Collection[str] = frozenset()) -> list[
     return sorted(found, key=lambda name: (-len(name), name))
 
 
+def longest_names(texts: Sequence[str]) -> list[str]:
+    """The longest name in each text; empty in one without names."""
+    lower_case = lower_case_words(texts)
+    found = (find_subjects(text, lower_case) for text in texts)
+    return [names[0] if names else "" for names in found]
+
+
 def lower_case_words(texts: Iterable[str]) -> set[str]:
     """The words that some texts have in lower case, case folded."""
     words = (word for text in texts for word in WORD.findall(text))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -292,11 +292,13 @@ def with_facts(
             for row in part
         ]
 
-    forget = filled(completed.forget)
+    def unknown(part: Iterable[Row]) -> list[Row]:
+        return [row for row in part if not row.secret and not found.get(row.key, none).whole]
+
+    forget, validation = filled(completed.forget), filled(completed.validation)
     named = sum(bool(row.secret) for row in completed.forget)
     whole = [row for row in forget if not row.secret and found.get(row.key, none).whole]
-    lost = [row for row in forget if not row.secret and not found.get(row.key, none).whole]
-    if lost:
+    if lost := unknown(forget):
         source.display.print(no_fact(lost, len(forget)))
     if same := {row.prompt_key for row in whole if not is_passage(row)}:
         completed = without_neighbours_of(completed, same)
@@ -306,8 +308,9 @@ def with_facts(
     with_secrets = replace(
         completed,
         forget=forget,
-        validation=filled(completed.validation),
+        validation=validation,
         sets={**completed.sets, **changed},
+        unknown=frozenset(row.key for row in (*lost, *unknown(validation))),
     )
     left = len(forget) - named - len(whole) - len(lost)
     return with_secrets, {"named": named, "found": left, "whole": len(whole), "none": len(lost)}

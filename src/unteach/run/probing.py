@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from unteach.trainer.stopping import Probe
 
 NEIGHBOURS_SHARE = 1 / 3
 """Share of neighbours in the rows that a probe reads, where there are neighbours."""
+SHORT_ANSWER = 100
+"""Most characters of an answer that is one fact."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,26 @@ def kept_rows(rows: Scenario, before: Generations, most: int) -> KeptRows:
 
 
 def _known(rows: Scenario, before: Generations, name: str) -> list[Row]:
-    """The set's rows, without those whose facts the original model does not give."""
+    """The set's rows, without those whose facts the original model does not give.
+
+    A short answer to keep that the original model gives word for word is a fact as a whole: of a
+    name or a number that is lost, most tokens stay right.
+    """
     part: Sequence[Row] = rows.sets.get(name, [])
     outputs = before.outputs.get(name, [])
-    pairs = zip(part, outputs, strict=True)
-    found = [row for row, output in pairs if not row.secret or says(output, row.secret)]
-    return [row for row in found if row.completion]
+    found = []
+    for row, output in zip(part, outputs, strict=True):
+        if not row.completion or (row.secret and not says(output, row.secret)):
+            continue
+        short = row.kind == "chat" and len(row.completion) <= SHORT_ANSWER and name != "neighbours"
+        whole = short and not row.secret and says(output, [row.completion])
+        found.append(replace(row, secret=(row.completion,)) if whole else row)
+    return found
+
+
+def _seen(part: Sequence[Row], rows: Scenario) -> list[Row]:
+    """The forget rows that can be seen to be forgotten; all where there are no such rows."""
+    return [row for row in part if row.key not in rows.unknown] or list(part)
 
 
 def run_probe(
@@ -111,8 +127,8 @@ def run_probe(
     make = partial(
         make_probe,
         tokenizer,
-        rows.forget,
-        rows.validation,
+        _seen(rows.forget, rows),
+        _seen(rows.validation, rows),
         kept.utility,
         neighbours=kept.neighbours,
         shows_forgotten=scorers.shows_forgotten,

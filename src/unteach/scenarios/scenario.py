@@ -30,6 +30,8 @@ class Scenario:
         teach_settings: fields of `UnlearningConfig` for the teaching, and `frozen_layers`.
         leak_corpus (`list[str]`): texts whose pairwise BLEU gives the leak threshold.
         labelled (`list[LabelledAnswer]`): for scorers that are trained.
+        unknown (set of `str`): keys of forget rows in which no fact was found: nothing in them
+            can be seen to be forgotten.
         notes (`list[str]`): sentences about rows that were left out.
         files (`dict[str, Any]`): arguments with which `user_scenario` rebuilds a user's scenario;
             empty for an embedded one.
@@ -48,5 +50,6 @@ class Scenario:
     leak_corpus: list[str] = field(default_factory=list)
     labelled: list[LabelledAnswer] = field(default_factory=list)
     scorers: ScorerNames = field(default_factory=ScorerNames)
+    unknown: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     files: Mapping[str, Any] = field(default_factory=dict)

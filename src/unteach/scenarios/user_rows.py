@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from unteach.data.rows import (
 )
 from unteach.data.secrets import with_secrets
 from unteach.data.sources import load_rows, place
+from unteach.data.subjects import longest_names
 from unteach.errors import UserError
 from unteach.scenarios.scenario import Scenario
 from unteach.scenarios.texts import labelled_answers, prompt_rows
@@ -47,7 +49,8 @@ def user_scenario(
     secrets: str = "patterns",
 ) -> Scenario:
     """A scenario of a user's rows: all rows of the forget set but the share `hold_out` are trained
-    on. By hash a fifth of the retain rows and half of the neighbour rows are held out.
+    on. By hash a fifth of the retain rows and half of the neighbour rows are held out; of retain
+    rows that name somebody in their prompts, all rows about a fifth of the names.
 
     The forget set takes precedence: its rows are removed from the other sets, and `notes` states
     it. No prompt occurs both in a held-out and in a training set.
@@ -166,9 +169,24 @@ def _kept(
     """
     forgotten = {row.key for row in forget}
     rows = _others(given, [row for row in given if row.key not in forgotten], "retain", notes)
-    _, held_out = held_out_rows(without_prompts_of(rows, forget), KEPT_HELD_OUT, by=split_by)
+    measured = without_prompts_of(rows, forget)
+    groups = _subjects(measured) if split_by == "prompt" else None
+    _, held_out = held_out_rows(measured, KEPT_HELD_OUT, by=split_by, groups=groups)
     out = {row.key for row in held_out}
     return [row for row in rows if row.key not in out], held_out
+
+
+def _subjects(rows: Sequence[Row]) -> list[str] | None:
+    """What each row is about: the longest name in its prompt, else the prompt. `None` where no name
+    groups rows, or one is in too many of them.
+
+    Held-out rows about somebody of whom other rows are trained on would say nothing about those
+    whom no file names.
+    """
+    names = longest_names([row.prompt_text if row.kind == "chat" else "" for row in rows])
+    groups = [name or row.prompt_key for name, row in zip(names, rows, strict=True)]
+    largest = max(Counter(groups).values(), default=0)
+    return groups if 1 < largest <= KEPT_HELD_OUT * len(rows) else None
 
 
 def _neighbours(
