@@ -32,6 +32,7 @@ def test_weights_default_to_the_method_s(tmp_path):
             "long_rows is 'cut', it must be one of error, truncate_prompt, drop",
         ),
         ({"reference": "none"}, "reference is 'none'"),
+        ({"robust": "sam+sam"}, "which names 'sam' twice"),
         ({"update": "direct"}, "update is 'direct', it must be one of all, directed"),
         ({"update": "directed", "update_rank": 0}, "update_rank is 0, it must be positive"),
         ({"method": "ga", "mismatch_weight": 0.5}, "method 'ga' has no mismatch term"),

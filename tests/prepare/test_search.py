@@ -106,7 +106,7 @@ def test_what_time_did_not_suffice_for_is_named():
 
 
 def test_named_candidates_are_tried_with_what_they_need():
-    assert [settings["method"] for settings in candidates("rmu, unlikelihood_mismatch,rmu")] == [
+    assert [settings["method"] for settings in candidates("rmu, unlikelihood_mismatch")] == [
         "rmu",
         "unlikelihood_mismatch",
     ]
@@ -136,6 +136,9 @@ def test_a_candidate_may_have_a_wrapper_and_is_a_method_of_its_own():
     assert with_trial(resolved, plain).training["robust"] == "relearn"
     with pytest.raises(UserError, match="unknown robust 'sma'"):
         candidates("npo+sma")
+    for wrong, what in (("", "empty name"), ("npo,", "empty name"), ("npo,npo", "'npo' twice")):
+        with pytest.raises(UserError, match=what):
+            candidates(wrong)
 
 
 def test_the_default_method_for_the_rows_is_tried_first():

@@ -108,7 +108,7 @@ def check_search(resolved: ResolvedConfig) -> None:
     """Raises `UserError` for options that exclude method `auto`, and for no time or no steps."""
     run, chosen = resolved.run, resolved.chosen
     if run.method != AUTO:
-        if run.candidates:
+        if run.candidates is not None:
             raise UserError(f"option 'candidates' is for method {AUTO!r}, which picks one of them")
         return
     candidates(run.candidates)
@@ -135,12 +135,15 @@ def candidates(names: str | None, rows: Sequence[Row] = ()) -> tuple[Mapping[str
     `npo+sam`); `None`: the default method for the forget rows, if it is none of `TRIED`, and those.
 
     Raises:
-        UserError: for an unknown name, with the nearest, and for a method that changes the weights
-            after its training, which no probe measures.
+        UserError: for an unknown name, with the nearest, for an empty one or one that stands twice,
+            and for a method that changes the weights after its training, which no probe measures.
     """
     known = {_named(settings): settings for settings in TRIED}
-    wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
+    wanted = [] if names is None else [name.strip() for name in names.split(",")]
     for name in wanted:
+        if not name or wanted.count(name) > 1:
+            what = f"names {name!r} twice" if name else "holds an empty name"
+            raise UserError(f"option 'candidates' is {names!r}, which {what}")
         settings = with_wrappers(name)
         wrappers(settings.get("robust", "none"))  # refuses an unknown one
         if not get_method(settings["method"]).hooks.probes_training:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unteach.errors import did_you_mean
+from unteach.errors import UserError, did_you_mean
 from unteach.robust.activations import Perturbation
 from unteach.robust.distillation import Distillation
 from unteach.robust.weights import Relearning, Rounding, SharpnessAware
@@ -22,12 +22,17 @@ ROBUST: dict[str, type[Wrapper]] = {
 
 def wrappers(names: str) -> dict[str, type[Wrapper]]:
     """The wrappers with these names, which `+` joins, by name in the order of `ROBUST`; `none` for
-    none. An unknown name raises `UserError` with the nearest known one.
+    none.
+
+    Raises:
+        UserError: for an unknown name, with the nearest known one, and for one that stands twice.
     """
     wanted = [name.strip() for name in names.split("+")]
     for name in wanted:
         if name not in ROBUST and wanted != [NONE]:
             raise did_you_mean(name, [NONE, *ROBUST], "robust")
+        if wanted.count(name) > 1:
+            raise UserError(f"option 'robust' is {names!r}, which names {name!r} twice")
     return {name: kind for name, kind in ROBUST.items() if name in wanted}
 
 
