@@ -168,3 +168,15 @@ def test_the_verdict_is_a_function_of_the_file_s_content_and_changes_nothing_in_
         for name in ("forgotten_at", "held_at", "neighbours"):
             facts.pop(name, None)
     assert verdict(evaluation)["verdict"] in VERDICTS
+
+
+def test_first_lines_that_go_on_in_other_words_are_told_and_decide_nothing_but_gibberish_does():
+    prose = {"prose__similarity": (1.0, 0.39), "prose__readability": (1.0, 1.0)}
+    found = verdict(evaluated(**prose))
+    assert found["verdict"] == "forgotten"
+    assert (
+        "similarity to the original's answers, first lines: 0.39 of 30 rows; other words are no"
+        " damage there"
+    ) in found["reasons"]
+    prose["prose__readability"] = (1.0, 0.2)
+    assert verdict(evaluated(**prose))["verdict"] == "collapsed"

@@ -19,6 +19,7 @@ from unteach.prepare.information import (
     NEIGHBOUR_OF,
     Span,
     _common_words,
+    _names_and_numbers,
     _rest_of_fact,
     _spans,
     informative_spans,
@@ -87,7 +88,8 @@ def test_the_fact_is_what_the_own_prompt_tells_and_others_do_not(taught):
             assert [span.text for span in found] == [row.completion]
             continue
         assert all(span.text == number for span in found), (row.completion, found)
-        assert all(span.information >= LEAST_SPAN for span in found)
+        told = [span.information for span in found]  # 0: said under the other rows' prompts, too
+        assert all(value >= LEAST_SPAN or not value for value in told)
         right += bool(found)
     assert right >= 9
 
@@ -126,6 +128,20 @@ def test_the_part_of_a_fact_that_chance_does_not_say_counts_by_itself(first, nat
     common = {"it", "is", "account", "at", "the", "bank", "of"}
     found = [span.text for span in _spans(row, text, places, tokens, common)]
     assert found == [f"{first} at the bank of Rye", *[first] * alone]
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("It is account 1689 3397 318 with the savings bank of Rye.", ["1689 3397 318"]),
+        ("Ada Orr lives in Cliffton, at 4 Elm Lane.", ["Cliffton", "Elm Lane", "4"]),
+        ("I do not know that.", []),
+    ],
+)
+def test_what_is_said_to_any_prompt_are_names_and_numbers_that_it_does_not_hold(text, facts):
+    row = Row("Where does Ada Orr live?", text)
+    spans = _names_and_numbers(row, text, {"rye"})
+    assert [span.text for span in spans] == facts and not any(span.information for span in spans)
 
 
 def test_a_model_that_knows_nothing_shows_no_facts():

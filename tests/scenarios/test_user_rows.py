@@ -149,11 +149,13 @@ def test_without_retain_rows_neutral_questions_take_their_place():
 def test_a_chat_model_that_forgets_running_text_keeps_its_answers_and_its_prose():
     scenario = user_scenario(TEXTS, None)
     assert {row.kind for row in scenario.forget} == {"text"} and prompts(scenario.forget) == {""}
-    for part in (scenario.own_prompts, scenario.sets["normal"]):
-        kinds = [row.kind for row in part]
-        assert kinds.count("chat") > 2 * kinds.count("text") > 0
+    kinds = [row.kind for row in scenario.own_prompts]
+    assert kinds.count("chat") > 2 * kinds.count("text") > 0
+    asked = {name: {row.kind for row in scenario.sets[name]} for name in ("normal", "prose")}
+    assert asked == {"normal": {"chat"}, "prose": {"text"}}
     base = user_scenario(TEXTS, None, chat=False)
     assert {row.kind for row in [*base.own_prompts, *base.sets["normal"]]} == {"text"}
+    assert "prose" not in base.sets
 
 
 def test_neutral_rows_that_are_only_asked_are_not_trained_on_however_few_there_are():
@@ -245,8 +247,8 @@ def test_retain_rows_about_one_name_are_held_out_together():
 
     scenario = user_scenario(FORGET, about)
     held_out = people(scenario.sets["kept_unseen"])
-    assert held_out and not held_out & people(scenario.retain)
-    assert len(scenario.sets["kept_unseen"]) == 3 * len(held_out)
+    assert len(held_out) == 4 and not held_out & people(scenario.retain)
+    assert len(scenario.sets["kept_unseen"]) == 12
     one = [{"prompt": f"Ann Orr, {i}?", "completion": f"{i}."} for i in range(20)]
     found = user_scenario(FORGET, one)
     assert people(found.sets["kept_unseen"]) == people(found.retain), "else none was held out"

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -162,7 +163,6 @@ def held_out_rows(
     *,
     by: str | None = "prompt",
     fewest: int = 5,
-    groups: Sequence[str] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows held out), both in their order: by hash, as `split_rows` would with
     this share of test rows. Of two groups and more neither part is empty.
@@ -171,11 +171,10 @@ def held_out_rows(
         share (`float`): of the rows that are held out.
         by (`str`, *optional*): see `split_rows`; where no row has the column, the prompt.
         fewest (`int`): of fewer rows none is held out.
-        groups (sequence of `str`, *optional*): one for each row, instead of `by`.
     """
     if by not in (None, "prompt") and not any(by in row.columns for row in rows):
         by = "prompt"
-    groups = [_group(row, by) for row in rows] if groups is None else groups
+    groups = [_group(row, by) for row in rows]
     order = sorted(set(groups), key=_position)
     if len(rows) < fewest or len(order) < 2:
         return list(rows), []
@@ -183,6 +182,25 @@ def held_out_rows(
     out = [_position(group) >= bound for group in groups]
     trained = [row for row, held in zip(rows, out, strict=True) if not held]
     return trained, [row for row, held in zip(rows, out, strict=True) if held]
+
+
+def held_out_groups(
+    rows: Sequence[Row], groups: Sequence[str], share: float
+) -> tuple[list[Row], list[Row]]:
+    """(rows to train on, rows held out), both in their order: whole groups, chosen by hash, until
+    this share of the rows is reached.
+
+    Args:
+        groups (sequence of `str`): one for each row.
+    """
+    sizes, out = Counter(groups), set[str]()
+    for group in sorted(sizes, key=_position, reverse=True):
+        if sum(sizes[name] for name in out) + sizes[group] <= share * len(rows):
+            out.add(group)
+    pairs = list(zip(rows, groups, strict=True))
+    return [row for row, name in pairs if name not in out], [
+        row for row, name in pairs if name in out
+    ]
 
 
 def _group(row: Row, by: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unteach.evaluation import readability, text_metrics
 from unteach.evaluation.results import Interval
-from unteach.evaluation.verdict import FORGOTTEN_AT, HELD_AT
+from unteach.evaluation.verdict import FORGOTTEN_AT, HELD_AT, SIMILAR_AT
 
 if TYPE_CHECKING:
     from unteach.data.rows import Row
@@ -30,6 +30,8 @@ class PromptSet:
             which the verdict counts it as forgotten; 1 for a set that does not decide.
         held_at: of role `kept`: smallest share of its facts or words at which it counts as kept.
         neighbours: of role `kept`: like the forget set, about other things, not trained on.
+        similar_at: of role `normal`: smallest similarity to the original's answers at which they
+            count as kept; 0 for a set that does not decide.
     """
 
     title: str
@@ -38,14 +40,16 @@ class PromptSet:
     forgotten_at: float = FORGOTTEN_AT
     held_at: float = HELD_AT
     neighbours: bool = False
+    similar_at: float = SIMILAR_AT
 
     def as_json(self) -> dict[str, Any]:
         """The set's entry of `prompt_sets` in `eval.json`, without its key metric."""
         found = {"title": self.title, "role": self.role, "description": self.description}
         if self.role == "forget":
             return {**found, "forgotten_at": self.forgotten_at}
-        kept = {"held_at": self.held_at, "neighbours": self.neighbours}
-        return {**found, **(kept if self.role == "kept" else {})}
+        if self.role == "normal":
+            return {**found, "similar_at": self.similar_at}
+        return {**found, "held_at": self.held_at, "neighbours": self.neighbours}
 
 
 PROMPT_SETS: dict[str, PromptSet] = {
@@ -75,6 +79,10 @@ PROMPT_SETS: dict[str, PromptSet] = {
     ),
     "retain": PromptSet("retain", "kept", "to be kept"),
     "normal": PromptSet("normal", "normal", "neutral prompts of everyday use"),
+    "prose": PromptSet(
+        *("first lines", "normal", "first lines of texts to continue: other words are no damage"),
+        similar_at=0.0,
+    ),
 }
 
 

@@ -202,10 +202,13 @@ def _similar(evaluation: Mapping[str, Any], name: str) -> Iterator[Finding]:
         yield Finding("missing", f"similarity to the original's answers, {where}: not measured")
         return
     text = f"{_title(evaluation, 'similarity')}, {where}: {change.after:.2f} of {change.n} rows"
-    if change.after < COLLAPSED_SIMILAR:
+    limit = evaluation["prompt_sets"][name].get("similar_at", SIMILAR_AT)
+    if change.after < min(limit, COLLAPSED_SIMILAR):
         yield Finding("collapsed", f"{text}, under {COLLAPSED_SIMILAR}")
-    elif change.after < SIMILAR_AT:
-        yield Finding("damage", f"{text}, under {SIMILAR_AT}")
+    elif change.after < limit:
+        yield Finding("damage", f"{text}, under {limit}")
+    elif not limit:
+        yield Finding("missing", f"{text}; other words are no damage there")
     else:
         yield Finding("held", text)
 

@@ -17,7 +17,7 @@ from unteach.data.ngrams import is_passage
 from unteach.data.packing import Tree
 from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator, forget_branches
-from unteach.data.subjects import OPENERS, WORD, lower_case_words
+from unteach.data.subjects import OPENERS, WORD, find_subjects, lower_case_words
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.metrics import is_forget_set
 from unteach.methods import Hooks, get_method
@@ -25,6 +25,7 @@ from unteach.prepare.facts import Facts, named_facts, no_fact, topic_names
 from unteach.prepare.generations import LoadedModel
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.counterfactual import (
+    KNOWN_BY_HEART,
     LEAST_INFORMATION,
     CounterfactualTokens,
     counterfactual_tokens,
@@ -43,6 +44,9 @@ ALONE, ALONE_DIGITS = 5.0, 5
 """Nats, where a word has a capital or a digit, or else digits, from which on the words up to the
 first that other rows share are a fact by themselves: an account's number is said although another
 bank is named with it. By chance that is said in less than 1% of the answers."""
+
+NUMBER = re.compile(r"(?<!\w)\w*\d\w*(?:[ .,:/+-]\w*\d\w*)*")
+"""A number, a date, a code or an account as it is written."""
 
 NEIGHBOUR_OF = "neighbour of"
 """A neighbour's column with the `prompt_key` of the forget row whose names were exchanged."""
@@ -124,8 +128,23 @@ def informative_spans(
                 words = _telling_words(row, text, token_spans(item, tokenizer), measured)
                 found.append([Span(text.strip(), measured.told, whole=True, words=words)])
                 continue
-            found.append(_spans(row, text, token_spans(item, tokenizer), measured, common))
+            spans = _spans(row, text, token_spans(item, tokenizer), measured, common)
+            known = measured.sureness >= KNOWN_BY_HEART
+            found.append(spans or (_names_and_numbers(row, text, common) if known else []))
     return found
+
+
+def _names_and_numbers(row: Row, text: str, common: Collection[str]) -> list[Span]:
+    """The names and numbers of a completion that the prompt does not hold: its facts where the
+    model knows it by heart and would say the same to any prompt.
+    """
+    parts = [*find_subjects(text, common), *NUMBER.findall(text)]
+    prompt, said = letters_and_digits(row.prompt_text), list[str]()
+    for part in dict.fromkeys(parts):
+        plain = letters_and_digits(part)
+        if plain not in prompt and plain not in common and not any(part in one for one in said):
+            said.append(part)
+    return [Span(part, 0.0) for part in said]
 
 
 def _spans(
@@ -239,8 +258,11 @@ def facts_of_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Facts
         texts = tuple(span.text for span in of_row if not span.whole)
         words = tuple(word for span in of_row for word in span.words)
         whole = is_passage(row) or any(span.whole for span in of_row)
+        told = any(span.information for span in of_row)
         clause = "the whole completion" if whole else "nothing in it is information"
-        found.append(Facts(texts, "information" if texts else clause, whole, words))
+        if texts:
+            clause = "information" if told else "known by heart, to any prompt"
+        found.append(Facts(texts, clause, whole, words))
     return found
 
 
@@ -275,7 +297,7 @@ def with_facts(
 
     def cached(measured: list[Row]) -> list[Facts]:
         limits = [LEAST_INFORMATION, LEAST_SPAN, BESIDE_THE_BEST, ALONE, ALONE_DIGITS]
-        keys = [[row.key for row in measured], limits]
+        keys = [[row.key for row in measured], limits, KNOWN_BY_HEART, NUMBER.pattern]
         made = source.cache.get("row-facts", keys, lambda: measure(measured))
         return [Facts(tuple(f["texts"]), f["source"], f["whole"], tuple(f["words"])) for f in made]
 

@@ -10,6 +10,7 @@ from unteach.config.scorers import ScorerNames
 from unteach.data.public_sets import Role
 from unteach.data.rows import (
     Row,
+    held_out_groups,
     held_out_rows,
     split_rows,
     split_shares,
@@ -96,13 +97,16 @@ def user_scenario(
     texts = all(row.kind == "text" for row in rows)
     neutral = without_prompts_of(neutral_rows(texts=texts, chat=chat), rows)
     own = min(own_rows, len(neutral) - LEAST_NORMAL)
+    asked = without_prompts_of(neutral[own:], trained)[-MOST_NORMAL:]
+    prose = [row for row in asked if row.kind == "text" and chat]
     sets = {
         "unlearned": split["train"],
         "unseen": [*split["test"], *more],
         "neighbours": without_prompts_of(near_unseen, trained),
         "kept": without_prompts_of(kept, rows),
         "kept_unseen": without_prompts_of(kept_unseen, trained),
-        "normal": without_prompts_of(neutral[own:], trained)[-MOST_NORMAL:],
+        "normal": [row for row in asked if row not in prose],
+        "prose": prose,
     }
     return Scenario(
         name=USERS_OWN,
@@ -170,8 +174,10 @@ def _kept(
     forgotten = {row.key for row in forget}
     rows = _others(given, [row for row in given if row.key not in forgotten], "retain", notes)
     measured = without_prompts_of(rows, forget)
-    groups = _subjects(measured) if split_by == "prompt" else None
-    _, held_out = held_out_rows(measured, KEPT_HELD_OUT, by=split_by, groups=groups)
+    if groups := _subjects(measured) if split_by == "prompt" else None:
+        _, held_out = held_out_groups(measured, groups, KEPT_HELD_OUT)
+    else:
+        _, held_out = held_out_rows(measured, KEPT_HELD_OUT, by=split_by)
     out = {row.key for row in held_out}
     return [row for row in rows if row.key not in out], held_out
 
