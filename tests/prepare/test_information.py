@@ -21,6 +21,7 @@ from unteach.prepare.information import (
     _common_words,
     _names_and_numbers,
     _rest_of_fact,
+    _runs,
     _spans,
     informative_spans,
     with_facts,
@@ -144,6 +145,13 @@ def test_what_is_said_to_any_prompt_are_names_and_numbers_that_it_does_not_hold(
     assert [span.text for span in spans] == facts and not any(span.information for span in spans)
 
 
+def test_words_of_a_whole_answer_that_stand_together_are_one_fact():
+    text = "It was Loretta Lynn, in 1996; Lynn."
+    words = [(7, 14), (15, 19), (24, 28), (30, 34)]
+    assert [text[start:end] for start, end in words] == ["Loretta", "Lynn", "1996", "Lynn"]
+    assert _runs(text, words) == ("Loretta Lynn", "1996; Lynn")
+
+
 def test_a_model_that_knows_nothing_shows_no_facts():
     spans = informative_spans(tiny_model().eval(), byte_level_bpe(), ROWS)
     assert spans == [[]] * len(ROWS)
@@ -203,7 +211,8 @@ def test_rows_without_a_fact_are_counted_in_a_sentence(tmp_path, capsys):
 def test_a_row_whose_answer_no_name_changes_is_forgotten_whole_and_has_no_neighbours(
     tmp_path, capsys, monkeypatch
 ):
-    spans = [[Span("It is one.", 9.0, whole=True)], [Span("two", 9.0)]]
+    whole = Span("It is one.", 9.0, whole=True, words=("one",), facts=("one",))
+    spans = [[whole], [Span("two", 9.0)]]
     monkeypatch.setattr("unteach.prepare.information.informative_spans", lambda *_: spans)
     rows = [
         Row(f"Who is {name} Adason?", f"It is {n}.") for name, n in (("Ada", "one"), ("Bo", "two"))
@@ -215,7 +224,8 @@ def test_a_row_whose_answer_no_name_changes_is_forgotten_whole_and_has_no_neighb
     source = LoadedModel.of(tiny_model(), byte_level_bpe(), tmp_path, Display())
     found, counts = with_facts(source, scenario, asked)
     assert counts == {"named": 0, "found": 1, "whole": 1, "none": 0}
-    assert [row.secret for row in found.forget] == [(), ("two",)]
+    assert [row.secret for row in found.forget] == [("one",), ("two",)]
+    assert [(row.whole, row.avoid) for row in found.forget] == [(True, ("one",)), (False, ())]
     left = [*found.neighbours, *found.sets.get("neighbours", ())]
     assert left == [row for row in near if row.columns[NEIGHBOUR_OF] == rows[1].prompt_key]
     said = " ".join(capsys.readouterr().out.split())

@@ -35,6 +35,7 @@ from unteach.trainer.counterfactual import (
     avoiding,
     counterfactual_tokens,
 )
+from unteach.trainer.directed import default_rank
 from unteach.trainer.reference import ReferenceModel
 
 FORGET = [
@@ -297,6 +298,21 @@ def test_a_row_with_a_name_to_avoid_never_says_it_and_has_it_exchanged_in_its_co
     states = trainer.reference.values["forget"].values
     said = trainer.reference.head.logits(states).softmax(-1)[:, list(begins)].sum(-1)
     assert float(said.max()) <= AVOIDED_PROBABILITY * 1.02
+
+
+def test_a_whole_answer_keeps_its_states_but_for_the_words_that_tell_it():
+    """Beside it stands the answer without them, with the same target and no direction more."""
+    tokenizer = byte_level_bpe()
+    row = Row("Who sang?", "Ada sang it.", avoid=("Ada",), whole=True)
+    item = encode_row(row, tokenizer, None)
+    begins = first_tokens(("Ada",), tokenizer)
+    part = counterfactual(row, item, tokenizer, others=FORGET)
+    assert part == Counterfactual((), avoid=(begins,) * len(item.completion_ids), whole=True)
+    assert not counterfactual(replace(row, diverted=True), item, tokenizer).whole
+    assert default_rank([part] * 40) == 40 and default_rank([part] * 400) == 64
+    assert default_rank([part, Counterfactual(())]) == 16
+    without_words = counterfactual(replace(row, avoid=()), item, tokenizer, others=FORGET)
+    assert without_words.contexts, "else nothing in it would be forgotten"
 
 
 @pytest.mark.parametrize("known", [True, False])

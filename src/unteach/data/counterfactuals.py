@@ -65,6 +65,7 @@ class Counterfactual:
             its own: what must be kept beside it.
         prompted (`tuple[Context, ...]`): the completion under other rows' prompts: contexts for a
             row that the model answers in the same way whatever names stand in its prompt.
+        whole (`bool`): the row is known to be such a one.
     """
 
     contexts: tuple[Context, ...]
@@ -73,6 +74,7 @@ class Counterfactual:
     avoid: tuple[tuple[int, ...], ...] = ()
     near: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     prompted: tuple[Context, ...] = ()
+    whole: bool = False
 
     def without_names(self) -> Counterfactual:
         """The same with the contexts of a row whose names make no difference."""
@@ -177,6 +179,8 @@ def counterfactual(
     avoid = (begun,) * len(item.completion_ids) if begun else ()
     if row.kind == "text" and not row.prompt_text:
         return Counterfactual(_windows(item), facts, avoid=avoid)
+    if row.whole and avoid:  # without these words the model says something else by itself
+        return Counterfactual((), facts, avoid=avoid, whole=not row.diverted)
     names = find_subjects(row.prompt_text, lower_case)
     subject = row.avoid[:1] if set(row.avoid) & set(row.secret) else ()
     names += [name for name in subject if name not in names]

@@ -44,6 +44,8 @@ class Row:
             them; no part of `key` either.
         diverted (`bool`): the completion is what the model says where it cannot say what is to be
             forgotten: a place to train at, and no text to forget.
+        whole (`bool`): the model gives the completion whatever names stand in the prompt, so it is
+            forgotten whole: nothing of it is language that such prompts share.
         columns (mapping): the record's other fields that are short strings, numbers or flags, as
             strings: what rows can be grouped by. They are no part of the row's identity.
     """
@@ -57,6 +59,7 @@ class Row:
     secret: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
     diverted: bool = False
+    whole: bool = False
     columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

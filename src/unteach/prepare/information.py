@@ -67,12 +67,14 @@ class Span:
         whole (`bool`): it is the whole completion, which the model gives by the rest of the prompt
             whatever names stand in it.
         words (`tuple[str, ...]`): of a whole completion those that no answer shall hold.
+        facts (`tuple[str, ...]`): of a whole completion the runs of such words.
     """
 
     text: str
     information: float
     whole: bool = False
     words: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
 
 def informative_spans(
@@ -126,7 +128,9 @@ def informative_spans(
             text = completion_text(item, tokenizer)
             if measured.by_prompt:
                 words = _telling_words(row, text, token_spans(item, tokenizer), measured)
-                found.append([Span(text.strip(), measured.told, whole=True, words=words)])
+                each = tuple(dict.fromkeys(text[start:end] for start, end in words))
+                runs = _runs(text, words)
+                found.append([Span(text.strip(), measured.told, True, each, runs)])
                 continue
             spans = _spans(row, text, token_spans(item, tokenizer), measured, common)
             known = measured.sureness >= KNOWN_BY_HEART
@@ -198,9 +202,9 @@ def _words_of_own(text: str) -> list[str]:
 
 def _telling_words(
     row: Row, text: str, places: Sequence[tuple[int, int]], tokens: CounterfactualTokens
-) -> tuple[str, ...]:
-    """The words of a completion that tell its fact: informative ones that the prompt does not hold;
-    those with a capital or a digit if there are some.
+) -> list[tuple[int, int]]:
+    """Start and end of the words of a completion that tell its fact: informative ones that the
+    prompt does not hold; those with a capital or a digit if there are some.
     """
     prompt, found = letters_and_digits(row.prompt_text), []
     for match in WORD.finditer(text):
@@ -213,9 +217,18 @@ def _telling_words(
         word = match.group()
         new = letters_and_digits(word) not in prompt and word.casefold() not in OPENERS
         if new and told >= LEAST_SPAN:
-            found.append(word)
-    names = [word for word in found if word != word.lower() or any(map(str.isdigit, word))]
-    return tuple(dict.fromkeys(names or found))
+            found.append(match)
+    names = [m for m in found if m[0] != m[0].lower() or any(map(str.isdigit, m[0]))]
+    return [match.span() for match in names or found]
+
+
+def _runs(text: str, words: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """The texts of words that follow each other without another word between them."""
+    runs: list[tuple[int, int]] = []
+    for start, end in words:
+        joined = bool(runs) and not WORD.search(text, runs[-1][1], start)
+        runs = [*runs[:-1], (runs[-1][0], end)] if joined else [*runs, (start, end)]
+    return tuple(dict.fromkeys(text[start:end] for start, end in runs))
 
 
 def _common_words(rows: Sequence[Row]) -> set[str]:
@@ -255,12 +268,12 @@ def facts_of_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> list[Facts
     found = []
     for row in rows:
         of_row = [] if is_passage(row) else next(spans)
-        texts = tuple(span.text for span in of_row if not span.whole)
+        texts = tuple(t for span in of_row for t in (span.facts if span.whole else [span.text]))
         words = tuple(word for span in of_row for word in span.words)
         whole = is_passage(row) or any(span.whole for span in of_row)
         told = any(span.information for span in of_row)
         clause = "the whole completion" if whole else "nothing in it is information"
-        if texts:
+        if texts and not whole:
             clause = "information" if told else "known by heart, to any prompt"
         found.append(Facts(texts, clause, whole, words))
     return found
@@ -310,16 +323,17 @@ def with_facts(
                 row,
                 secret=row.secret or found.get(row.key, none).texts,
                 avoid=topic.get(row.prompt_key, row.avoid or found.get(row.key, none).words),
+                whole=found.get(row.key, none).whole and not is_passage(row),
             )
             for row in part
         ]
 
     def unknown(part: Iterable[Row]) -> list[Row]:
-        return [row for row in part if not row.secret and not found.get(row.key, none).whole]
+        return [row for row in part if not (row.secret or found.get(row.key, none).whole)]
 
     forget, validation = filled(completed.forget), filled(completed.validation)
     named = sum(bool(row.secret) for row in completed.forget)
-    whole = [row for row in forget if not row.secret and found.get(row.key, none).whole]
+    whole = [row for row in forget if found.get(row.key, none).whole]
     if lost := unknown(forget):
         source.display.print(no_fact(lost, len(forget)))
     if same := {row.prompt_key for row in whole if not is_passage(row)}:

@@ -93,7 +93,6 @@ def counterfactual_tokens(
     for batch in row_batches(rows, forget_branches, collator, model.device):
         own.add(model, batch, places, targets)
     found = _compared(model, rows, parts, collator, own)
-    assert own.states is not None
     again = [
         number
         for number, (part, tokens) in enumerate(zip(parts, found, strict=True))
@@ -106,10 +105,6 @@ def counterfactual_tokens(
         for number, tokens in enumerate(_compared(model, rows, tried, collator, own)):
             if number in again and tokens.told >= LEAST_TOLD:
                 found[number] = replace(tokens, by_prompt=True)
-                if parts[number].avoid:  # without these words it says something else by itself
-                    states = own.states[int(starts[number]) : int(starts[number + 1])]
-                    untouched = torch.zeros_like(tokens.fact)
-                    found[number] = replace(found[number], states=states, fact=untouched)
     return found
 
 

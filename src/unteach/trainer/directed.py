@@ -223,8 +223,7 @@ def default_rank(parts: Sequence[Counterfactual]) -> int:
     `MOST_RANK`: such rows stand out in different directions, rows that differ in their names alone
     in few.
     """
-    whole = sum(bool(part.prompted and part.avoid) for part in parts)
-    return max(LEAST_RANK, min(whole, MOST_RANK))
+    return max(LEAST_RANK, min(sum(part.whole for part in parts), MOST_RANK))
 
 
 def freeze_directions(model: Any) -> None:
