@@ -17,7 +17,7 @@ from unteach.data.ngrams import is_passage
 from unteach.data.packing import Tree
 from unteach.data.rows import Row, letters_and_digits
 from unteach.data.stream import Collator, forget_branches
-from unteach.data.subjects import OPENERS, WORD, find_subjects, lower_case_words
+from unteach.data.subjects import JOINERS, OPENERS, WORD, find_subjects, lower_case_words
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.metrics import is_forget_set
 from unteach.methods import Hooks, get_method
@@ -127,10 +127,11 @@ def informative_spans(
         for row, item, measured in zip(group, items, tokens, strict=True):
             text = completion_text(item, tokenizer)
             if measured.by_prompt:
-                words = _telling_words(row, text, token_spans(item, tokenizer), measured)
-                each = tuple(dict.fromkeys(text[start:end] for start, end in words))
-                runs = _runs(text, words)
-                found.append([Span(text.strip(), measured.told, True, each, runs)])
+                facts = tuple(span.text for span in _names_and_numbers(row, text, common))
+                telling = _telling_words(row, text, token_spans(item, tokenizer), measured)
+                facts = facts or _runs(text, telling)
+                words = _words_not_in(row.prompt_text, facts)
+                found.append([Span(text.strip(), measured.told, True, words, facts)])
                 continue
             spans = _spans(row, text, token_spans(item, tokenizer), measured, common)
             known = measured.sureness >= KNOWN_BY_HEART
@@ -203,9 +204,7 @@ def _words_of_own(text: str) -> list[str]:
 def _telling_words(
     row: Row, text: str, places: Sequence[tuple[int, int]], tokens: CounterfactualTokens
 ) -> list[tuple[int, int]]:
-    """Start and end of the words of a completion that tell its fact: informative ones that the
-    prompt does not hold; those with a capital or a digit if there are some.
-    """
+    """Start and end of the informative words of a completion that the prompt does not hold."""
     prompt, found = letters_and_digits(row.prompt_text), []
     for match in WORD.finditer(text):
         inside = [
@@ -217,9 +216,15 @@ def _telling_words(
         word = match.group()
         new = letters_and_digits(word) not in prompt and word.casefold() not in OPENERS
         if new and told >= LEAST_SPAN:
-            found.append(match)
-    names = [m for m in found if m[0] != m[0].lower() or any(map(str.isdigit, m[0]))]
-    return [match.span() for match in names or found]
+            found.append(match.span())
+    return found
+
+
+def _words_not_in(prompt: str, facts: Sequence[str]) -> tuple[str, ...]:
+    """The words of some facts that a prompt does not hold, each once, without `JOINERS`."""
+    known = {word.casefold() for word in WORD.findall(prompt)} | JOINERS
+    words = (word for fact in facts for word in WORD.findall(fact))
+    return tuple(dict.fromkeys(word for word in words if word.casefold() not in known))
 
 
 def _runs(text: str, words: Sequence[tuple[int, int]]) -> tuple[str, ...]:
