@@ -63,6 +63,10 @@ def test_trained_rows_take_their_place_only_where_none_is_held_out():
     assert kinds(found.utility) == {"everyday"} and found.facts["held_out"]
 
 
+def test_first_lines_to_continue_in_any_words_are_not_read():
+    assert kinds(chosen(prose=rows("prose")).utility) == {"aside", "everyday"}
+
+
 def test_few_rows_of_one_set_leave_room_for_more_of_the_other():
     found = chosen(24, "neighbours", kept_unseen=rows("aside", 2), normal=rows("everyday", 30))
     assert found.facts["utility"] == {"kept_unseen": 2, "normal": 22}

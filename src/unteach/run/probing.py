@@ -55,7 +55,7 @@ def kept_rows(rows: Scenario, before: Generations, most: int) -> KeptRows:
     held_out = [name for name in sets if name != "kept"]
     parts = {name: _known(rows, before, name) for name in held_out or sets}
     for name, part in rows.sets.items():
-        if prompt_set(name).role == "normal":
+        if prompt_set(name).role == "normal" and prompt_set(name).similar_at:
             answers = zip(part, before.outputs[name], strict=True)
             parts[name] = [row.with_completion(text) for row, text in answers if text.strip()]
     if not any(parts.values()):
