@@ -127,6 +127,19 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_from_its_first_probe():
     assert again.reason.startswith("utility fell to 60%")
 
 
+def test_a_difference_of_one_row_is_a_tie_that_goes_to_the_later_probe_and_does_not_add_up():
+    stop = rule()
+    scores = [probe(0.0, value) for value in (0.95, 0.92, 0.9, 0.99, 0.96)]
+    run(stop, probe(1.0), *scores[:2])
+    assert stop.best_step == 20, "0.92 is within one row of 0.95"
+    stop = rule()
+    run(stop, probe(1.0), *scores[:3])
+    assert stop.best_step == 20, "0.90 is not, though it is of 0.92"
+    stop = rule()
+    run(stop, probe(1.0), *scores)
+    assert stop.best_step == 50
+
+
 def test_with_patience_training_stops_when_the_validation_rate_has_stopped_falling():
     """Lows at the start (0.8), the second (0.5) and the fourth probe (0.4); an equal rate is no new
     low.

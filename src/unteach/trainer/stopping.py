@@ -62,6 +62,8 @@ LOW_PROBES = 2
 """Consecutive probes with too little utility that end training."""
 ENOUGH_UTILITY, RECOVERY = 0.95, 0.01
 """Training goes on below this share of the initial utility while it gains this much in a probe."""
+SAME = 0.042
+"""Difference between two probes that is none: one row of 24."""
 
 
 @dataclass
@@ -78,8 +80,9 @@ class StopRule:
     stops when that many consecutive probes have not lowered the validation rate (`forget_rate`
     where the probe has none) below its minimum so far, the initial value included.
 
-    The best probe keeps most, less its forget rate. A tie goes to the later one, as training on
-    after the rate is zero is what generalises (Yao et al. 2024, first lesson).
+    The best probe keeps most, less its forget rate. Within `SAME` of the best so far the later one
+    is taken: one row of a probe tells nothing, and training on after the rate is zero is what
+    generalises (Yao et al. 2024, first lesson) and what brings back what the first steps overshot.
     """
 
     target_rate: float
@@ -114,9 +117,9 @@ class StopRule:
         self.last_share = share
         self.reason = self._reason_to_stop(worst, shares[worst], recovering) or self.reason
         score = share - rate
-        better = step > 0 and score >= self.best_score - 1e-9
+        better = step > 0 and score >= self.best_score - SAME - 1e-9
         if better:
-            self.best_step, self.best_score = step, score
+            self.best_step, self.best_score = step, max(score, self.best_score)
         return better
 
     def shares(self, rates: Mapping[str, float]) -> dict[str, float]:
