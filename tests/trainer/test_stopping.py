@@ -127,6 +127,17 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_from_its_first_probe():
     assert again.reason.startswith("utility fell to 60%")
 
 
+def test_what_is_still_said_counts_as_a_share_of_what_was_known():
+    stop = rule()
+    run(stop, probe(0.5), probe(0.0, 0.87), probe(0.1, 1.0))
+    assert stop.best_step == 10, "a fifth of what was known against 0.13 of what is kept"
+    state = stop.state()
+    del state["starts"]["forget_rate"]
+    again = rule()
+    again.load(state)
+    assert again.starts == stop.starts
+
+
 def test_a_difference_of_one_row_is_a_tie_that_goes_to_the_later_probe_and_does_not_add_up():
     stop = rule()
     scores = [probe(0.0, value) for value in (0.95, 0.92, 0.9, 0.99, 0.96)]

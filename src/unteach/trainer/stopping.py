@@ -80,7 +80,7 @@ class StopRule:
     stops when that many consecutive probes have not lowered the validation rate (`forget_rate`
     where the probe has none) below its minimum so far, the initial value included.
 
-    The best probe keeps most, less its forget rate. Within `SAME` of the best so far the later one
+    The best probe keeps most, less its forget rate as a share of the initial one. Within `SAME` of the best so far the later one
     is taken: one row of a probe tells nothing, and training on after the rate is zero is what
     generalises (Yao et al. 2024, first lesson) and what brings back what the first steps overshot.
     """
@@ -116,7 +116,7 @@ class StopRule:
         recovering = self.last_share + RECOVERY <= share < ENOUGH_UTILITY
         self.last_share = share
         self.reason = self._reason_to_stop(worst, shares[worst], recovering) or self.reason
-        score = share - rate
+        score = share - rate / self.starts["forget_rate"]
         better = step > 0 and score >= self.best_score - SAME - 1e-9
         if better:
             self.best_step, self.best_score = step, max(score, self.best_score)
@@ -128,7 +128,8 @@ class StopRule:
         """
         return {
             name: min(1.0, rates.get(name, start) / start) if start else 1.0
-            for name, start in self.starts.items()
+            for name in KEPT_RATES
+            for start in (self.starts[name],)
         }
 
     def _reason_to_stop(self, worst: str, share: float, recovering: bool) -> str:
@@ -157,16 +158,17 @@ class StopRule:
         for name, value in state.items():
             if name not in limits:
                 setattr(self, name, value)
-        if "starts" not in state and self.history:  # of a version that knew utility alone
+        if self.history and "forget_rate" not in self.starts:  # of an earlier version
             self.starts = _starts(self.history[0])
 
 
 def _starts(rates: Mapping[str, float]) -> dict[str, float]:
-    """The initial values of `KEPT_RATES`. A utility of 0 means that the model says nothing right:
-    training on from there is of no use.
+    """The initial values of `KEPT_RATES` and of the forget rate, 1 instead of 0. A utility of 0 means
+    that the model says nothing right: training on from there is of no use.
     """
     found = {name: rates.get(name, 1.0) for name in KEPT_RATES}
-    return {**found, "utility": max(found["utility"], 1e-9)}
+    forget = rates["forget_rate"] or 1.0
+    return {**found, "utility": max(found["utility"], 1e-9), "forget_rate": forget}
 
 
 COLLAPSED_STEPS = 5
