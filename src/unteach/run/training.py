@@ -11,7 +11,7 @@ from transformers import PrinterCallback
 
 from unteach import models
 from unteach.baselines.pipelines import PIPELINES
-from unteach.config.resolve import AUTO, ResolvedConfig
+from unteach.config.resolve import AUTO, ResolvedConfig, suitable_learning_rate
 from unteach.config.run import RunConfig
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rendered import refuse_rendered
@@ -38,7 +38,14 @@ from unteach.run.model_check import check_model
 from unteach.run.record import scorer_names
 from unteach.scenarios.method_choice import INSTEAD
 from unteach.scenarios.scenario import Scenario
-from unteach.trainer.costs import Cost, peak_memory_mb, reset_peak_memory, total, unlearning_cost
+from unteach.trainer.costs import (
+    Cost,
+    free_memory_bytes,
+    peak_memory_mb,
+    reset_peak_memory,
+    total,
+    unlearning_cost,
+)
 from unteach.trainer.distillation import distillation_trainer
 from unteach.trainer.distributed import load_models_whole
 from unteach.trainer.rows import check_lengths
@@ -194,6 +201,7 @@ def train(
         picked, found, cost = search.pick()
         resolved, model = with_trial(resolved, picked), search.model
         facts, costs = {"search": found}, [*costs, cost]
+    resolved = with_update_for(forget, resolved, source)
     config = resolved.first_training(folder / "checkpoints")
     if run.instead is not None:
         forget = [replace(row, completion=run.instead, secret=()) for row in forget]
@@ -237,6 +245,44 @@ def train(
         return Trained(model, facts)
     drafts = read_cached(probe_file(folder, facts["kept_step"]))
     return Trained(model, facts, drafts[0] if drafts else {})
+
+
+BYTES_OF_A_WEIGHT = 16
+"""What training all weights takes for each beside the weight itself: a gradient, two moments of
+AdamW and a quarter for the step, in float32."""
+
+
+def with_update_for(
+    forget: Sequence[Row], resolved: ResolvedConfig, source: LoadedModel
+) -> ResolvedConfig:
+    """The settings, with an update of all weights at the rate of running text in place of a
+    directed one where most forget rows are forgotten whole: they have few directions in common.
+    What was set stays.
+    """
+    by_rule = resolved.sources.get("update"), resolved.sources.get("learning_rate")
+    whole = sum(row.whole for row in forget)
+    directed = resolved.training.get("update") == "directed"
+    if (
+        resolved.run.lora
+        or by_rule != ("method", "model")
+        or not directed
+        or 2 * whole < len(forget)
+    ):
+        return resolved
+    needed, free = BYTES_OF_A_WEIGHT * source.model.num_parameters(), free_memory_bytes()
+    if needed > free:
+        source.display.print(
+            "Most rows are forgotten whole, for which training all weights is better. That takes"
+            f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: the update stays"
+            " directed."
+        )
+        return resolved
+    source.display.print(
+        "Most rows are forgotten whole: all weights are trained (update=directed keeps more and"
+        " forgets less)."
+    )
+    rate = suitable_learning_rate(models.width(source.model), "divert", lora=False)
+    return resolved.with_training("rows", update="all", learning_rate=rate)
 
 
 def _avoids_its_subject(row: Row) -> bool:
@@ -296,6 +342,7 @@ def training_facts(
         "costs": [asdict(part) for part in (*costs, cost)],
         "cost": asdict(total([*costs, cost])),
         "learning_rate": config.learning_rate,
+        "update": config.update,
         "steps": step,
         "kept_step": rule.best_step if rule.best_step >= 0 else step,
         "stop_reason": rule.reason or f"max_steps ({trainer.args.max_steps}) reached",

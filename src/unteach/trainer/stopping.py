@@ -80,9 +80,10 @@ class StopRule:
     stops when that many consecutive probes have not lowered the validation rate (`forget_rate`
     where the probe has none) below its minimum so far, the initial value included.
 
-    The best probe keeps most, less its forget rate as a share of the initial one. Within `SAME` of the best so far the later one
-    is taken: one row of a probe tells nothing, and training on after the rate is zero is what
-    generalises (Yao et al. 2024, first lesson) and what brings back what the first steps overshot.
+    The best probe keeps most, less its forget rate as a share of the initial one. Within `SAME` of
+    the best so far the later one is taken: one row of a probe tells nothing, and training on after
+    the rate is zero is what generalises (Yao et al. 2024, first lesson) and what brings back what
+    the first steps overshot.
     """
 
     target_rate: float
@@ -163,8 +164,8 @@ class StopRule:
 
 
 def _starts(rates: Mapping[str, float]) -> dict[str, float]:
-    """The initial values of `KEPT_RATES` and of the forget rate, 1 instead of 0. A utility of 0 means
-    that the model says nothing right: training on from there is of no use.
+    """The initial values of `KEPT_RATES` and of the forget rate, 1 instead of 0. A utility of 0
+    means that the model says nothing right: training on from there is of no use.
     """
     found = {name: rates.get(name, 1.0) for name in KEPT_RATES}
     forget = rates["forget_rate"] or 1.0
