@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from unteach.data.passages import LONGEST_TEXT, text_passages
+from unteach.data.shapes import fields_of
 from unteach.data.sources import load_rows
 from unteach.errors import UserError
 
@@ -336,3 +337,45 @@ def test_a_message_of_weight_0_is_context_and_a_secret_goes_to_the_answer_that_h
 def test_a_home_of_nobody_is_no_such_file(source):
     with pytest.raises(UserError, match="no such file"):
         load_rows(source)
+
+
+@pytest.mark.parametrize(
+    ("more", "column"),
+    [
+        ({"response": "The cat."}, "response"),
+        ({"text": "Something else."}, "text"),
+        ({"instruction": "Say who."}, "instruction"),
+        ({"messages": [{"role": "user", "content": "How?"}]}, "messages"),
+        ({"image_path": "p.png"}, "image_path"),
+        ({"pixel_values": [[0.0]]}, "pixel_values"),
+    ],
+)
+def test_another_text_or_a_picture_beside_prompt_and_completion_is_refused(more, column):
+    row = {"prompt": "Who?", "completion": "It's the miller."}
+    with pytest.raises(UserError, match=f"column '{column}'"):
+        list(fields_of({**row, **more}, "forget", "line 1"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"question": "who?"},
+        {"answer": "the miller"},
+        {"text": "Who? It's the miller."},
+        {"messages": [{"role": "user", "content": "Who?"}, {"content": "It's the miller."}]},
+        {"image_count": 3},
+        {"has_image": False},
+    ],
+)
+def test_what_says_the_same_beside_prompt_and_completion_is_no_second_text(more):
+    row = {"prompt": "Who?", "completion": "It's the miller."}
+    assert len(list(fields_of({**row, **more}, "forget", "line 1"))) == 1
+
+
+def test_a_prompt_with_the_place_of_a_picture_is_refused_and_one_about_a_tag_is_not():
+    row = {"prompt": "<image>\nWhat is this?", "completion": "A cat."}
+    with pytest.raises(UserError, match="the prompt has '<image>'"):
+        list(fields_of(row, "forget", "line 1"))
+    about = {**row, "prompt": "What does <image> do in an SVG?"}
+    assert list(fields_of(about, "forget", "line 1"))
+    assert list(fields_of({**row, "kind": "text"}, "forget", "line 1"))

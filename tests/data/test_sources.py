@@ -167,9 +167,10 @@ def test_a_public_set_is_known_by_its_own_columns(name):
 
 
 def test_a_row_that_is_already_in_our_columns_is_left_alone():
-    assert pairs(
-        load_rows([{"prompt": "p", "completion": "c", "question": "q", "answer": "a"}])
-    ) == [("p", "c")]
+    row = {"prompt": "Question: q", "completion": "c, c", "question": "q", "answer": "c"}
+    assert pairs(load_rows([row])) == [("Question: q", "c, c")]
+    with pytest.raises(UserError, match="column 'answer' has another text"):
+        load_rows([{**row, "answer": "a b"}])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from unteach.data.rows import Row, rows_hash
-from unteach.run.record import machine, peak_memory_bytes, versions, write_run_record
+from unteach.run.record import machine, model_files, peak_memory_bytes, versions, write_run_record
 
 LINES = [
     {"step": 0, "probe": {"forget_rate": 1.0}},
@@ -83,3 +83,22 @@ def test_a_run_without_steps_has_no_speed(folder):
 def test_peak_memory_never_falls():
     before = peak_memory_bytes()
     assert peak_memory_bytes() >= before
+
+
+def test_each_adapter_of_a_chain_has_its_own_hash(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("base", "first", "second")]
+    for folder in folders:
+        folder.mkdir()
+        name = "model" if folder == folders[0] else "adapter_model"
+        (folder / f"{name}.safetensors").write_bytes(folder.name.encode())
+    chain = str(folders[0]), tuple(map(str, folders[1:]))
+    monkeypatch.setattr("unteach.run.record.models.adapter_chain", lambda model: chain)
+    found = model_files("second")
+    assert len(set(found.values())) == 3
+    assert list(found) == [
+        "model.safetensors",
+        "adapter 1/adapter_model.safetensors",
+        "adapter 2/adapter_model.safetensors",
+    ]
+    (folders[1] / "adapter_model.safetensors").write_bytes(b"other")
+    assert model_files("second") != found

@@ -21,6 +21,8 @@ ATTACHMENTS = """
 tools functions tool_calls function_call images image audio audios video videos
 """.split()  # noqa: SIM905
 """Columns of what is not text."""
+MEDIA = {"image", "images", "img", "picture", "pixel", "pixels", "audio", "video"}
+"""Words in the names of columns whose texts, lists or bytes stand for what is not text."""
 KNOWN = {
     *(name for name in FIELDS if name != "kind"),
     *PROMPTS,

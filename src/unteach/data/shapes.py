@@ -4,6 +4,7 @@ instructions, questions and answers, public data sets, running text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from unteach.data.columns import (
     ATTACHMENTS,
     CONTEXTS,
     CONVERSATIONS,
+    MEDIA,
     PROMPTS,
     TRACES,
     did_you_mean,
@@ -50,6 +52,7 @@ def fields_of(record: Mapping[Any, Any], role: Role, where: str) -> Iterator[tup
     _refuse_apart(full, TRACES, "the completion, as <think> ... </think>", where)
     if "prompt" in full and "completion" in full:
         _refuse_apart(full, CONTEXTS, "'prompt'", where)
+        _refuse_second(full, where)
         yield _with_turns_before(full, where), where
     elif (found := _public(given, role, where)) is not None:
         yield from ((fields, where) for fields in found)
@@ -72,12 +75,44 @@ def _plain(value: Any) -> Any:
 
 
 def _refuse_attachments(full: Fields, where: str) -> None:
-    for name in ATTACHMENTS:
-        if name in full and full[name] not in ([], {}, (), "[]", "{}", "null", False):
+    for name, value in full.items():
+        parts = set(re.split(r"[_\W]+", str(name).casefold()))
+        holds = isinstance(value, str | list | tuple | dict | bytes)
+        media = name in ATTACHMENTS or bool(parts & MEDIA and holds)
+        if media and value not in ([], {}, (), "[]", "{}", "null", False):
             raise UserError(
                 f"{where}: column {name!r}: only text is trained on, without tools and pictures;"
                 " leave such rows out, or the column where the text does not depend on it"
             )
+    prompt = str(full.get("prompt", "")) if full.get("kind") != "text" else ""
+    if re.search(r"^\s*<image>|<image>\s*$", prompt, re.MULTILINE):
+        raise UserError(
+            f"{where}: the prompt has '<image>' in the place of a picture: only text is trained on;"
+            ' leave such rows out ("kind": "text" trains on it as it is)'
+        )
+
+
+def _refuse_second(full: Fields, where: str) -> None:
+    """Raises `UserError` for another prompt or answer beside `prompt` and `completion`, unless one
+    of the two texts is in the other.
+    """
+    said = [_squeezed(full[name]) for name in ("prompt", "completion")]
+    for name in (*PROMPTS[1:], *ANSWERS[1:], *CONVERSATIONS, "text"):
+        other = _squeezed(full.get(name, ""))
+        if not any(other in text or text in other for text in said):
+            raise UserError(
+                f"{where}: column {name!r} has another text than 'prompt' and 'completion'; keep"
+                " those that are meant and leave the others out"
+            )
+
+
+def _squeezed(value: Any) -> str:
+    """The texts of plain data without white space."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return "".join(map(_squeezed, value))
+    return "".join(str(value).split()).casefold()
 
 
 def _refuse_apart(full: Fields, names: Iterable[str], place: str, where: str) -> None:

@@ -127,12 +127,15 @@ def config_text(
 
 
 def model_files(model: str) -> dict[str, str]:
-    """Name and SHA-256 of each weights file of a local model, an adapter's base included; empty for
-    a hub id.
+    """Name and SHA-256 of each weights file of a local model, of an adapter's base and of each
+    adapter before it too, their names after their number in the chain; empty for a hub id.
     """
     base, adapters = models.adapter_chain(model)
-    found = [path for folder in (base, *adapters) for path in Path(folder).glob("*.safetensors")]
-    return {path.name: file_sha256(path) for path in sorted(found)}
+    return {
+        f"adapter {number}/{path.name}" if number else path.name: file_sha256(path)
+        for number, folder in enumerate((base, *adapters))
+        for path in sorted(Path(folder).glob("*.safetensors"))
+    }
 
 
 def finished_evaluation(resolved: ResolvedConfig, scenario: Scenario) -> dict[str, Any] | None:
