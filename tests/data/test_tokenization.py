@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiny_models import byte_level_bpe
 from unteach.data.rows import Row
 from unteach.data.tokenization import (
     encode_prompt,
@@ -311,3 +312,18 @@ def test_a_completion_loses_only_the_token_that_ends_it(tokenizer):
     )
     alone = replace(row, completion_ids=(end,))
     assert alone.without_end(end) == alone
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "trained"),
+    [
+        ("def f(a):\n", "    return a\n", "\n    return a\n"),
+        ("def f():\n\n", "\n    return 2", "\n\n\n    return 2"),
+        ("Once ", " upon", " upon"),  # one space that was written twice
+    ],
+)
+def test_a_text_row_keeps_its_lines_between_prompt_and_completion(prompt, completion, trained):
+    tokenizer = byte_level_bpe()
+    item = encode_row(Row(prompt, completion, kind="text"), tokenizer, None)
+    assert tokenizer.decode(item.completion_ids) == trained
+    assert tokenizer.decode(item.prompt_ids) == prompt.rstrip()

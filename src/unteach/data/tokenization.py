@@ -186,7 +186,8 @@ def _encoded(row: Row, tokenizer: Any, end_id: int | None) -> EncodedRow:
     completion = without_end(row.completion, tokenizer) if chat else row.completion
     stripped = text.rstrip()
     gap = text[len(stripped) :] or (" " if chat else "")
-    completion = completion if gap and completion[:1].isspace() else gap + completion
+    doubled = completion[:1].isspace() and (chat or not gap.strip(" "))  # lines stay as they are
+    completion = completion if gap and doubled else gap + completion
     whole = _begin_ids(tokenizer, stripped + completion)
     if not text.strip():
         whole = [*prompt_ids, *_ids(tokenizer, completion, special=False)]
