@@ -46,7 +46,7 @@ def test_what_the_user_set_stays(options, source):
 
 
 def test_without_the_memory_for_it_the_update_stays_directed(source, monkeypatch, capsys):
-    monkeypatch.setattr("unteach.run.training.free_memory_bytes", lambda: 2**10)
+    monkeypatch.setattr("unteach.run.training.memory_bytes", lambda: 2**10)
     first = settings(source)
     assert with_update_for(WHOLE, first, source) is first
-    assert "0.0 GiB are free" in " ".join(capsys.readouterr().out.split())
+    assert "0.0 GiB are there" in " ".join(capsys.readouterr().out.split())

@@ -161,11 +161,7 @@ def split_rows(
 
 
 def held_out_rows(
-    rows: Sequence[Row],
-    share: float,
-    *,
-    by: str | None = "prompt",
-    fewest: int = 5,
+    rows: Sequence[Row], share: float, *, by: str | None = "prompt", fewest: int = 5
 ) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows held out), both in their order: by hash, as `split_rows` would with
     this share of test rows. Of two groups and more neither part is empty.
@@ -196,10 +192,11 @@ def held_out_groups(
     Args:
         groups (sequence of `str`): one for each row.
     """
-    sizes, out = Counter(groups), set[str]()
+    sizes, out, left = Counter(groups), set[str](), share * len(rows)
     for group in sorted(sizes, key=_position, reverse=True):
-        if sum(sizes[name] for name in out) + sizes[group] <= share * len(rows):
+        if sizes[group] <= left:
             out.add(group)
+            left -= sizes[group]
     pairs = list(zip(rows, groups, strict=True))
     return [row for row, name in pairs if name not in out], [
         row for row, name in pairs if name in out

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from unteach.data.columns import (
@@ -76,9 +77,8 @@ def _plain(value: Any) -> Any:
 
 def _refuse_attachments(full: Fields, where: str) -> None:
     for name, value in full.items():
-        parts = set(re.split(r"[_\W]+", str(name).casefold()))
         holds = isinstance(value, str | list | tuple | dict | bytes)
-        media = name in ATTACHMENTS or bool(parts & MEDIA and holds)
+        media = name in ATTACHMENTS or (holds and _names_media(str(name)))
         if media and value not in ([], {}, (), "[]", "{}", "null", False):
             raise UserError(
                 f"{where}: column {name!r}: only text is trained on, without tools and pictures;"
@@ -92,13 +92,19 @@ def _refuse_attachments(full: Fields, where: str) -> None:
         )
 
 
+@lru_cache(maxsize=1024)
+def _names_media(column: str) -> bool:
+    return bool(MEDIA & set(re.split(r"[_\W]+", column.casefold())))
+
+
 def _refuse_second(full: Fields, where: str) -> None:
     """Raises `UserError` for another prompt or answer beside `prompt` and `completion`, unless one
     of the two texts is in the other.
     """
-    said = [_squeezed(full[name]) for name in ("prompt", "completion")]
-    for name in (*PROMPTS[1:], *ANSWERS[1:], *CONVERSATIONS, "text"):
-        other = _squeezed(full.get(name, ""))
+    others = [name for name in (*PROMPTS[1:], *ANSWERS[1:], *CONVERSATIONS, "text") if name in full]
+    said = [_squeezed(full[name]) for name in ("prompt", "completion") if others]
+    for name in others:
+        other = _squeezed(full[name])
         if not any(other in text or text in other for text in said):
             raise UserError(
                 f"{where}: column {name!r} has another text than 'prompt' and 'completion'; keep"

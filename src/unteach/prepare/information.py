@@ -67,7 +67,8 @@ class Span:
         whole (`bool`): it is the whole completion, which the model gives by the rest of the prompt
             whatever names stand in it.
         words (`tuple[str, ...]`): of a whole completion those that no answer shall hold.
-        facts (`tuple[str, ...]`): of a whole completion the runs of such words.
+        facts (`tuple[str, ...]`): of a whole completion its names and numbers, else its telling
+            words, those together that stand together.
     """
 
     text: str
@@ -128,8 +129,9 @@ def informative_spans(
             text = completion_text(item, tokenizer)
             if measured.by_prompt:
                 facts = tuple(span.text for span in _names_and_numbers(row, text, common))
-                telling = _telling_words(row, text, token_spans(item, tokenizer), measured)
-                facts = facts or _runs(text, telling)
+                if not facts:
+                    places = token_spans(item, tokenizer)
+                    facts = _runs(text, _telling_words(row, text, places, measured))
                 words = _words_not_in(row.prompt_text, facts)
                 found.append([Span(text.strip(), measured.told, True, words, facts)])
                 continue

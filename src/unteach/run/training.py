@@ -40,7 +40,7 @@ from unteach.scenarios.method_choice import INSTEAD
 from unteach.scenarios.scenario import Scenario
 from unteach.trainer.costs import (
     Cost,
-    free_memory_bytes,
+    memory_bytes,
     peak_memory_mb,
     reset_peak_memory,
     total,
@@ -247,9 +247,9 @@ def train(
     return Trained(model, facts, drafts[0] if drafts else {})
 
 
-BYTES_OF_A_WEIGHT = 16
-"""What training all weights takes for each beside the weight itself: a gradient, two moments of
-AdamW and a quarter for the step, in float32."""
+BYTES_OF_A_WEIGHT = 20
+"""What training all weights takes for each: the weight, a gradient, two moments of AdamW and as
+much for the step, in float32."""
 
 
 def with_update_for(
@@ -269,12 +269,13 @@ def with_update_for(
         or 2 * whole < len(forget)
     ):
         return resolved
-    needed, free = BYTES_OF_A_WEIGHT * source.model.num_parameters(), free_memory_bytes()
-    if needed > free:
+    needed = BYTES_OF_A_WEIGHT * source.model.num_parameters()
+    memory = broadcast_from_main(memory_bytes)  # a resumed run and each process decide the same
+    if needed > memory:
         source.display.print(
             "Most rows are forgotten whole, for which training all weights is better. That takes"
-            f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: the update stays"
-            " directed."
+            f" {needed / 2**30:.1f} GiB, and {memory / 2**30:.1f} GiB are there: the update"
+            " stays directed."
         )
         return resolved
     source.display.print(
@@ -286,7 +287,7 @@ def with_update_for(
 
 
 def _avoids_its_subject(row: Row) -> bool:
-    return bool(set(row.avoid) & set(row.secret))
+    return bool(set(row.avoid) & set(row.secret)) and not row.whole
 
 
 def distil(

@@ -98,14 +98,17 @@ def user_scenario(
     neutral = without_prompts_of(neutral_rows(texts=texts, chat=chat), rows)
     own = min(own_rows, len(neutral) - LEAST_NORMAL)
     asked = without_prompts_of(neutral[own:], trained)[-MOST_NORMAL:]
-    prose = [row for row in asked if row.kind == "text" and chat]
+    prose, normal = (
+        [row for row in asked if (chat and row.kind == "text") is continued]
+        for continued in (True, False)
+    )
     sets = {
         "unlearned": split["train"],
         "unseen": [*split["test"], *more],
         "neighbours": without_prompts_of(near_unseen, trained),
         "kept": without_prompts_of(kept, rows),
         "kept_unseen": without_prompts_of(kept_unseen, trained),
-        "normal": [row for row in asked if row not in prose],
+        "normal": normal,
         "prose": prose,
     }
     return Scenario(

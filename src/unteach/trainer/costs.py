@@ -66,11 +66,11 @@ def peak_memory_mb() -> float:
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def free_memory_bytes() -> int:
-    """Free memory of the GPU, or without one of the machine."""
+def memory_bytes() -> int:
+    """Memory of the GPU, or without one of the machine: what is free differs from run to run."""
     if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+        return int(torch.cuda.mem_get_info()[1])
+    return int(psutil.virtual_memory().total)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
