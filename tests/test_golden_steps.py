@@ -73,6 +73,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pdu, kl": {"method": "pdu", "retain_loss": "kl", "dual_wait": 3},
 }
 CASES = {**{name: {"method": name} for name in METHODS}, **VARIANTS}
+BY_ROUNDING = ("log_odds", "rmu")
+"""Cases whose first gradients are nearly 0, so that Adam makes steps of what rounding leaves: on
+another kind of processor only their first losses are the same."""
 
 
 def processor() -> str:
@@ -122,9 +125,10 @@ def test_the_steps_are_those_of_before(case, tmp_path):
     if processor() == recorded["processor"] and torch.get_num_threads() == recorded["threads"]:
         assert found == wanted
     else:
+        steps = 1 if case in BY_ROUNDING else STEPS
         for name in ("losses", "retain_weight"):
-            assert found[name] == pytest.approx(wanted[name], rel=2e-3, abs=2e-3)
-        assert found["norm"] == pytest.approx(wanted["norm"], rel=1e-4)
+            assert found[name][:steps] == pytest.approx(wanted[name][:steps], rel=1e-4, abs=1e-6)
+        assert found["norm"] == pytest.approx(wanted["norm"], rel=1e-6 if steps > 1 else 1e-3)
 
 
 if __name__ == "__main__":

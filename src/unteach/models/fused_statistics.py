@@ -21,7 +21,7 @@ CPU_BLOCK = 1024
 @dataclass
 class _Logits:
     """Logits of some rows as blocks of columns, each (rows, block), and those of the reference for
-    the last n of the rows (no blocks for n = 0).
+    the last n of the rows (no blocks for n = 0); in the precision of the product that made them.
 
     Args:
         chosen (`Tensor` of shape (rows,)): the logit of the target.
@@ -67,9 +67,11 @@ class _Scratch:
         space = torch.sub(block, most, out=self(block.shape)).exp_()
         return space.sum(-1).log_().add_(most[:, 0])
 
-    def norm(self, blocks: list[Tensor]) -> Tensor:
-        """logsumexp over the columns of all blocks, shape (rows,)."""
-        return torch.stack([self.logsumexp(block) for block in blocks]).logsumexp(0)
+    def wide(self, block: Tensor, number: int) -> Tensor:
+        """The block in the default precision: itself, or a copy in the memory of that number."""
+        if block.dtype == self.like.dtype:
+            return block
+        return self(block.shape, number).copy_(block)
 
 
 class FusedStatistics(torch.autograd.Function):
@@ -103,17 +105,17 @@ class FusedStatistics(torch.autograd.Function):
         """The reference's states are those of the last tokens."""
         total, vocabulary = len(hidden), len(weight)
         referenced = 0 if reference_hidden is None else len(reference_hidden)
-        row_bytes = vocabulary * max(4, weight.element_size())
-        needs_gradient = hidden.requires_grad or weight.requires_grad
-        fits = (total + referenced) * row_bytes <= budget_bytes
-        rows = max(1, budget_bytes // (2 * row_bytes if referenced else row_bytes))
-        ctx.kept = [] if needs_gradient and fits else None
-        ctx.rows = rows if ctx.kept is None else total
         block = CPU_BLOCK if hidden.device.type == "cpu" else vocabulary
         ctx.columns = [
             slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)
         ]
         ctx.head = _HeadBlocks(head, hidden, ctx.columns)
+        row_bytes = vocabulary * ctx.head.kept.itemsize
+        needs_gradient = hidden.requires_grad or weight.requires_grad
+        fits = (total + referenced) * row_bytes <= budget_bytes
+        rows = max(1, budget_bytes // (2 * row_bytes if referenced else row_bytes))
+        ctx.kept = [] if needs_gradient and fits else None
+        ctx.rows = rows if ctx.kept is None else total
         if reference_head is not None:
             ctx.reference_head = _HeadBlocks(reference_head, hidden, ctx.columns)
         ctx.unreferenced = total - referenced
@@ -139,21 +141,27 @@ class FusedStatistics(torch.autograd.Function):
         stop, first = min(start + ctx.rows, len(hidden)), ctx.unreferenced
         rows, wanted = hidden[start:stop], targets[start:stop]
         blocks = ctx.head.logits(rows)
-        chosen = torch.empty(len(rows), dtype=blocks[0].dtype, device=rows.device)
-        others, scratch = [], _Scratch(chosen, blocks[0].numel())
-        for columns, block in zip(ctx.columns, blocks, strict=True):
-            row, column = _inside(wanted, columns, len(ctx.columns))
-            chosen[row] = block[row, column]
-            block[row, column] = float("-inf")
-            others.append(scratch.logsumexp(block))
-            block[row, column] = chosen[row]
+        chosen = torch.empty(len(rows), dtype=ctx.head.wide, device=rows.device)
         reference: list[Tensor] = []
-        norm = reference_norm = chosen.new_zeros(0)
         if reference_hidden is not None and stop > first:
             states = reference_hidden[max(start, first) - first : stop - first]
-            reference = [block.to(chosen.dtype) for block in ctx.reference_head.logits(states)]
-            norm = scratch.norm([block[-len(states) :] for block in blocks])
-            reference_norm = scratch.norm(reference)
+            reference = ctx.reference_head.logits(states)
+        size, scratch = len(reference[0]) if reference else 0, _Scratch(chosen, blocks[0].numel())
+        others, norms, reference_norms = [], [], []
+        for number, (columns, block) in enumerate(zip(ctx.columns, blocks, strict=True)):
+            logits = scratch.wide(block, 1)
+            row, column = _inside(wanted, columns, len(ctx.columns))
+            chosen[row] = logits[row, column]
+            if size:
+                norms.append(scratch.logsumexp(logits[-size:]))
+                reference_norms.append(scratch.logsumexp(scratch.wide(reference[number], 2)))
+            logits[row, column] = float("-inf")
+            others.append(scratch.logsumexp(logits))
+            logits[row, column] = chosen[row]
+        norm = reference_norm = chosen.new_zeros(0)
+        if size:
+            norm = torch.stack(norms).logsumexp(0)
+            reference_norm = torch.stack(reference_norms).logsumexp(0)
         other = torch.stack(others).logsumexp(0)
         return _Logits(blocks, reference, chosen, other, norm, reference_norm)
 
@@ -186,14 +194,16 @@ class FusedStatistics(torch.autograd.Function):
                 made = FusedStatistics.logits(ctx, hidden, targets, reference_hidden, start)
             states, size = hidden[part].to(dtype), len(made.reference_norm)
             scratch = _Scratch(made.chosen, made.blocks[0].numel())
-            for index, (columns, block) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
+            for index, (columns, narrow) in enumerate(zip(ctx.columns, made.blocks, strict=True)):
+                block = scratch.wide(narrow, 1)
                 slope = head.slope(block)
                 row, column = _inside(targets[part], columns, len(ctx.columns))
                 block[row, column] = float("-inf")
                 block.sub_(made.others[:, None]).exp_().mul_(elsewhere[part])
                 block[row, column] = at_target[part][row]
                 if size:
-                    likely = made.reference[index].sub_(made.reference_norm[:, None]).exp_()
+                    likely = scratch.wide(made.reference[index], 2)
+                    likely = likely.sub_(made.reference_norm[:, None]).exp_()
                     block[-size:].addcmul_(likely, pull[part][-size:, None], value=-1)
                 gradient = block if slope is None else block.mul_(slope)
                 if gradient.dtype != dtype:
@@ -231,6 +241,10 @@ class _HeadBlocks:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         self.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else head.weight.dtype
         self.space: Tensor | None = None
+        self.wide = torch.promote_types(self.dtype, torch.float32)
+        plain = head.scale == 1.0 and head.softcap is None and len(columns) > 1
+        self.kept = self.dtype if plain else self.wide
+        """Precision of the logits that `logits` returns."""
 
     def weight(self, columns: slice) -> Tensor:
         """Rows of the output embedding in the precision of the product; until the next call."""
@@ -247,17 +261,20 @@ class _HeadBlocks:
         """The logits of these rows in blocks, in one memory where there are several."""
         if len(self.columns) == 1:
             return [self.head.logits(hidden)]
-        wide = torch.promote_types(self.dtype, torch.float32)
         rows, bias, blocks = len(hidden), self.head.bias, []
-        memory = torch.empty(rows * self.columns[-1].stop, dtype=wide, device=hidden.device)
+        memory = torch.empty(rows * self.columns[-1].stop, dtype=self.kept, device=hidden.device)
+        narrow = hidden.to(self.kept) if self.kept != self.wide else None
         for part in self.columns:
             place = memory[rows * part.start : rows * part.stop].view(rows, part.stop - part.start)
-            head = replace(
-                self.head,
-                weight=self.weight(part),
-                bias=None if bias is None else bias[part].to(self.dtype),
-            )
-            blocks.append(head.logits(hidden, out=place))
+            weight = self.weight(part)
+            own = None if bias is None else bias[part].to(self.dtype)
+            if narrow is None:
+                head = replace(self.head, weight=weight, bias=own)
+                blocks.append(head.logits(hidden, out=place))
+            elif own is None:
+                blocks.append(torch.mm(narrow, weight.T, out=place))
+            else:
+                blocks.append(torch.addmm(own, narrow, weight.T, out=place))
         return blocks
 
 
@@ -276,10 +293,11 @@ def _divergence(made: _Logits) -> Tensor:
     if not made.reference:
         return kl
     scratch = _Scratch(made.chosen, made.reference[0].numel())
-    for reference, block in zip(made.reference, made.blocks, strict=True):
-        shape = reference.shape
+    for kept, block in zip(made.reference, made.blocks, strict=True):
+        shape = kept.shape
+        reference, logits = scratch.wide(kept, 2), scratch.wide(block[-len(kept) :], 3)
         r = torch.sub(reference, made.reference_norm[:, None], out=scratch(shape))
-        q = torch.sub(block[-len(reference) :], made.norm[:, None], out=scratch(shape, 1))
+        q = torch.sub(logits, made.norm[:, None], out=scratch(shape, 1))
         ratio = torch.sub(r, q, out=q)
         r.exp_()
         kl += ratio.mul_(r).masked_fill_(r == 0, 0.0).sum(-1)
