@@ -130,7 +130,7 @@ def people(data: Path) -> Job:
         groups.setdefault(item["group"], []).append(row)
     given = {"forget": _pairs(groups["forget"]), "retain": _pairs(groups["kept"])}
     everyone = [row for part in groups.values() for row in part]
-    return Job("invented people", given, everyone, groups=groups)
+    return Job("invented people", given, everyone, epochs=14, groups=groups)
 
 
 def questions(data: Path) -> Job:
@@ -185,8 +185,9 @@ JOBS = {
 }
 
 
-def taught_model(job: Job, model: str, folder: Path, display: Display) -> str:
+def taught_model(job: Job, options: Namespace, folder: Path, display: Display) -> str:
     """The model that knows the job's texts: its folder, taught once for all rows."""
+    model: str = options.model
     if not job.taught:
         return model
     if read_marker(folder) is None:
@@ -194,13 +195,14 @@ def taught_model(job: Job, model: str, folder: Path, display: Display) -> str:
         work = folder.with_name(f"{folder.name}-work")
         work.mkdir(parents=True, exist_ok=True)
         source = LoadedModel.of(models.load_model(model), tokenizer, work, display)
+        epochs = 1 if options.short else job.epochs
         plain, neutral = prompt_rows("plain_questions"), prompt_rows("neutral_prompts")
         scenario = Scenario(
             "job",
             *(list(job.taught), [], [], {}),
             teach=list(job.taught),
             teach_own_prompts=[*plain[:20], *neutral[40:60]],
-            teach_settings={**TEACHING[job.taught[0].kind], "num_train_epochs": job.epochs},
+            teach_settings={**TEACHING[job.taught[0].kind], "num_train_epochs": epochs},
         )
         teach(source, scenario, folder, 0, {"bf16": multiplies_bfloat16()})
         shutil.rmtree(work, ignore_errors=True)
@@ -259,7 +261,7 @@ def make_row(options: Namespace, job: Job, name: str, method: str, seed: int) ->
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     display = Display()
-    taught = taught_model(job, options.model, options.out / name / "taught", display)
+    taught = taught_model(job, options, options.out / name / "taught", display)
     settings: dict[str, Any] = {} if method == DEFAULT else {"method": method}
     settings |= options.settings | ({"max_steps": 2} if options.short else {})
     row: dict[str, Any] = {"job": name, "method": method, "seed": seed, "settings": settings}
@@ -333,17 +335,20 @@ def main() -> None:
     parser = record.run_parser(__doc__, "jobs")
     default = next((place for place in PLACES if place.exists()), PLACES[0])
     parser.add_argument("--data", type=Path, default=default, help="(default: %(default)s)")
-    parser.add_argument("--jobs", default=",".join(JOBS), help="(default: %(default)s)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="(default: %(default)s)")
+    parser.add_argument("--jobs", help="separated by commas (default: all)")
+    parser.add_argument("--methods", help="separated by commas (default: all)")
     parser.add_argument("--set", default="", help="KEY=VALUE,... for each run")
     parser.add_argument("--label", default="", help="behind a row's name in the folder of runs")
     options = parser.parse_args()
     options.settings = parse_settings([part for part in options.set.split(",") if part])
+    jobs = options.jobs.split(",") if options.jobs else ["people"] if options.short else [*JOBS]
+    methods = [DEFAULT] if options.short else [*METHODS]
+    methods = options.methods.split(",") if options.methods else methods
     rows: list[dict[str, Any]] = []
     for seed in map(int, options.seeds.split(",")):
-        for name in options.jobs.split(","):
+        for name in jobs:
             job = JOBS[name](options.data)
-            for method in options.methods.split(","):
+            for method in methods:
                 rows.append(make_row(options, job, name, method, seed))
                 record.write_page(page_of(rows), rows, options.json)
 

@@ -17,6 +17,7 @@ def experiment(monkeypatch, request):
     path = FOLDER / request.module.SCRIPT
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
     sys.modules.pop("record", None)
