@@ -86,8 +86,9 @@ class EvalOptions:
     def load(self, name: str) -> tuple[Any, Any]:
         """A model and its tokenizer."""
         trust, dtype = self.trust_remote_code, dtype_of(self.dtype)
+        tokenizer = self.tokenizer(name)  # refuses chat settings before weights are loaded
         model = models.load_model(name, trust_remote_code=trust, dtype=dtype)
-        return models.placed(model), self.tokenizer(name)
+        return models.placed(model), tokenizer
 
     def tokenizer(self, name: str) -> Any:
         """A model's tokenizer, with the chat settings."""
@@ -134,6 +135,8 @@ class EvalOptions:
         evaluated once. One model at a time is in memory, unless `evaluate` keeps it.
         """
         found: dict[str, T] = {}
+        for name in set(roles.values()) if self.chat_template_kwargs else ():
+            self.tokenizer(name)  # refuses variables that one of the templates does not read
         for role, name in roles.items():
             same = next((earlier for earlier in found if roles[earlier] == name), None)
             if same:

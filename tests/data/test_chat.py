@@ -8,7 +8,13 @@ import pytest
 
 from tiny_models import byte_level_bpe
 from unteach.data.answers import answer_format
-from unteach.data.chat import ChatSettings, conversation, render, use_chat_settings
+from unteach.data.chat import (
+    ChatSettings,
+    conversation,
+    render,
+    use_chat_settings,
+    with_chat_settings,
+)
 from unteach.data.completions import MismatchPool
 from unteach.data.rows import Row
 from unteach.data.tokenization import (
@@ -223,6 +229,28 @@ def test_an_answer_behind_a_trace_or_a_channel_keeps_its_indentation(name):
     trimmed = tokenizer_with(TRIMS[name])
     item = encode_row(Row("Who?", with_trace("It is dark.", CODE[0])), trimmed, None)
     assert tokenizer.decode(item.completion_ids[item.trace :]) == "return x"
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused():
+    switch = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+    body = "{% generation %}{{ m.content }}{%- endgeneration -%}"
+    tokenizer = tokenizer_with(switch + LOOP % (body, "", "<|assistant|>"))
+    for given in ({"enable_thinking": False}, {"chat_template": "{{ mood }}", "mood": 1}):
+        assert with_chat_settings(tokenizer, ChatSettings("", given)) is tokenizer
+    for wrong in ("enable_thinkin", "padding", "tools", "strftime_now"):
+        with pytest.raises(UserError, match=f"'chat_template_kwargs' {wrong!r}: ") as told:
+            with_chat_settings(tokenizer, ChatSettings("", {wrong: False, "enable_thinking": True}))
+        assert ("did you mean 'enable_thinking'?" in str(told.value)) == ("thinkin" in wrong)
+        assert "known are chat_template, enable_thinking" in str(told.value)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    with pytest.raises(UserError, match="unknown variable"):
+        with_chat_settings(tokenizer, ChatSettings("", {"mood": 1}))
+    with_chat_settings(tokenizer, ChatSettings("", {"tools": [{"name": "f"}]}))
+    tokenizer.chat_template = "no variable"
+    with pytest.raises(UserError, match="known are chat_template"):
+        with_chat_settings(tokenizer, ChatSettings("", {"mood": 1}))
+    tokenizer.chat_template = "{% for broken"
+    assert with_chat_settings(tokenizer, ChatSettings("", {"mood": 1})) is tokenizer
 
 
 def test_no_truncation_takes_what_the_template_writes():
