@@ -105,6 +105,8 @@ class EvalOptions:
         """
         known = recorded_chat(name)
         found = chosen_settings(known or ChatSettings(), **self._chat)
+        if self.chat_template_kwargs:
+            self.tokenizer(name)  # refuses what its template does not read, before all else
         if known is None:
             return self
         self.display.print(f"Chat settings that are not given are those of the run of {name}.")
@@ -135,8 +137,6 @@ class EvalOptions:
         evaluated once. One model at a time is in memory, unless `evaluate` keeps it.
         """
         found: dict[str, T] = {}
-        for name in set(roles.values()) if self.chat_template_kwargs else ():
-            self.tokenizer(name)  # refuses variables that one of the templates does not read
         for role, name in roles.items():
             same = next((earlier for earlier in found if roles[earlier] == name), None)
             if same:
