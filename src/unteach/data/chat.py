@@ -123,9 +123,7 @@ def with_chat_settings(tokenizer: Any, settings: ChatSettings) -> Any:
 
 
 def template_variables(tokenizer: Any, given: Mapping[str, Any]) -> set[str] | None:
-    """What a user can set for the chat template that `given` chooses: `chat_template` and all names
-    that it reads; `None` where it is broken, which each of its renders will say.
-    """
+    """What a user can set for the chat template that `given` chooses; `None` where it is broken."""
     reader = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
         template = tokenizer.get_chat_template(given.get("chat_template"), given.get("tools"))
