@@ -4,7 +4,7 @@
 
 FOLDER holds template files (`*.jinja`) from public model repositories; none comes with unteach.
 Each gets a byte-level tokenizer whose special tokens are those that the template writes. Single
-turns, several turns, a system message, a reasoning trace and each switch of the template are
+turns, several turns, a system message, a reasoning trace, an indented answer and each switch are
 compared with its render of the whole conversation, token for token. Prints a Markdown table; exit
 code 1 where any differs.
 """
@@ -41,6 +41,7 @@ CASES = {
     "turns": Row(TURNS, ANSWER),
     "system": Row(SYSTEM, ANSWER),
     "trace": Row(QUESTION, THOUGHT),
+    "indented": Row(QUESTION, f"    {ANSWER}\n"),
 }
 MARKERS = re.compile(
     r"<[|\uff5c]?[\w▁./-]{1,40}[|\uff5c]?>|\[/?[A-Z_]{2,30}\]|<\|[^<>\s{}'\"]{1,40}\|?>"

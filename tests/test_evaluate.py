@@ -65,3 +65,14 @@ def test_a_model_is_asked_as_its_run_asked_it_unless_an_option_says_otherwise(tm
     assert (plain := EvalOptions("out")).as_recorded("owner/name") is plain
     with pytest.raises(UserError, match="option 'max_new_tokens' is 0"):
         EvalOptions("out", max_new_tokens=0).as_recorded(model)
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused_before_anything_is_loaded(
+    tmp_path, chat_tokenizer
+):
+    chat_tokenizer.save_pretrained(tmp_path)  # no weights
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    options = EvalOptions("out", chat_template_kwargs={"enable_thinking": False})
+    for refused in (options.as_recorded, options.load):
+        with pytest.raises(UserError, match=r"unknown variable .* 'enable_thinking'"):
+            refused(str(tmp_path))

@@ -86,8 +86,9 @@ class EvalOptions:
     def load(self, name: str) -> tuple[Any, Any]:
         """A model and its tokenizer."""
         trust, dtype = self.trust_remote_code, dtype_of(self.dtype)
+        tokenizer = self.tokenizer(name)  # refuses chat settings before weights are loaded
         model = models.load_model(name, trust_remote_code=trust, dtype=dtype)
-        return models.placed(model), self.tokenizer(name)
+        return models.placed(model), tokenizer
 
     def tokenizer(self, name: str) -> Any:
         """A model's tokenizer, with the chat settings."""
@@ -104,6 +105,8 @@ class EvalOptions:
         """
         known = recorded_chat(name)
         found = chosen_settings(known or ChatSettings(), **self._chat)
+        if self.chat_template_kwargs:
+            self.tokenizer(name)  # refuses what its template does not read, before all else
         if known is None:
             return self
         self.display.print(f"Chat settings that are not given are those of the run of {name}.")

@@ -8,7 +8,13 @@ import pytest
 
 from tiny_models import byte_level_bpe
 from unteach.data.answers import answer_format
-from unteach.data.chat import ChatSettings, conversation, render, use_chat_settings
+from unteach.data.chat import (
+    ChatSettings,
+    conversation,
+    render,
+    use_chat_settings,
+    with_chat_settings,
+)
 from unteach.data.completions import MismatchPool
 from unteach.data.rows import Row
 from unteach.data.tokenization import (
@@ -184,6 +190,67 @@ def test_settings_give_a_system_prompt_variables_and_the_date():
             ChatSettings(template_kwargs=wrong)
     with pytest.raises(UserError, match="cannot set 'tokenize'"):
         ChatSettings(template_kwargs={"tokenize": True})
+
+
+CODE = ["    return x", "\n\n\tif x:\n\t\treturn\n", " The cat. "]
+TRIMS = {
+    name: template.replace("{{ m.content", "{{ (m.content | trim)")
+    for name, template in TEMPLATES.items()
+    if "parts" not in name
+}
+
+
+@pytest.mark.parametrize("completion", CODE)
+@pytest.mark.parametrize("name", [*TEMPLATES, *(f"{name}, trimmed" for name in TRIMS)])
+def test_white_space_of_a_completion_is_that_of_the_template_s_own_render(name, completion):
+    trimmed = name.endswith(", trimmed")
+    templates = TRIMS if trimmed else TEMPLATES
+    tokenizer = tokenizer_with(templates[name.removesuffix(", trimmed")])
+    row = Row("Who?", completion)
+    messages = [*conversation(row, tokenizer), {"role": "assistant", "content": completion}]
+    wanted = tokenizer(render(tokenizer, messages, generation=False), add_special_tokens=False)
+    ours, item = whole(row, tokenizer), encode_row(row, tokenizer, None)
+    same = ours if "next role" not in name else ours[:-1]
+    assert list(same) == wanted["input_ids"][: len(same)]
+    assert not tokenizer.decode(wanted["input_ids"][len(same) :]).strip()
+    made = tokenizer.decode(item.prompt_ids + item.completion_ids)
+    assert made.endswith(completion.strip() if trimmed else completion)
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if "before the answer" in name][1:])
+def test_an_answer_behind_a_trace_or_a_channel_keeps_its_indentation(name):
+    tokenizer = tokenizer_with(TEMPLATES[name])
+    end, prompt = end_of_turn_id(tokenizer), encode_prompt(Row("Who?", ""), tokenizer)
+    for text in (CODE[0], with_trace("It is dark.", CODE[0])):
+        item = encode_row(Row("Who?", text), tokenizer, end)
+        made = (*item.prompt_ids, *item.completion_ids)[len(prompt) :]
+        assert tokenizer.decode(made).endswith(f"    return x{tokenizer.decode([end])}")
+        assert continuation_text(tokenizer, prompt, made) == text
+    trimmed = tokenizer_with(TRIMS[name])
+    item = encode_row(Row("Who?", with_trace("It is dark.", CODE[0])), trimmed, None)
+    assert tokenizer.decode(item.completion_ids[item.trace :]) == "return x"
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused():
+    switch = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+    body = "{% generation %}{{ m.content }}{%- endgeneration -%}"
+    tokenizer = tokenizer_with(switch + LOOP % (body, "", "<|assistant|>"))
+    for given in ({"enable_thinking": False}, {"chat_template": "{{ mood }}", "mood": 1}):
+        assert with_chat_settings(tokenizer, ChatSettings("", given)) is tokenizer
+    for wrong in ("enable_thinkin", "padding", "tools", "strftime_now"):
+        with pytest.raises(UserError, match=f"'chat_template_kwargs' {wrong!r}: ") as told:
+            with_chat_settings(tokenizer, ChatSettings("", {wrong: False, "enable_thinking": True}))
+        assert ("did you mean 'enable_thinking'?" in str(told.value)) == ("thinkin" in wrong)
+        assert "known are chat_template, enable_thinking" in str(told.value)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    with pytest.raises(UserError, match="unknown variable"):
+        with_chat_settings(tokenizer, ChatSettings("", {"mood": 1}))
+    with_chat_settings(tokenizer, ChatSettings("", {"tools": [{"name": "f"}]}))
+    tokenizer.chat_template = "no variable"
+    with pytest.raises(UserError, match="known are chat_template"):
+        with_chat_settings(tokenizer, ChatSettings("", {"mood": 1}))
+    tokenizer.chat_template = "{% for broken"
+    assert with_chat_settings(tokenizer, ChatSettings("", {"mood": 1})) is tokenizer
 
 
 def test_no_truncation_takes_what_the_template_writes():

@@ -188,6 +188,12 @@ def test_square_brackets_of_names_and_columns_are_printed_as_they_are(tmp_path, 
     assert "forget[red].jsonl, line 1" in printed and "'[/b]'" in printed
 
 
+def test_columns_beside_a_prompt_alone_are_named(tmp_path):
+    path = file(tmp_path / "f.jsonl", [{"prompt": "Who?", "note": "Anna", "group": 1}, *FORGET])
+    (line,) = check_files(path, None).summary
+    assert line.endswith("takes its place, column(s) 'group', 'note' only label the prompt")
+
+
 def test_what_a_run_takes_and_refuses_check_takes_and_refuses_too(tmp_path, good):
     questions = file(tmp_path / "questions.jsonl", [{"prompt": row["prompt"]} for row in RETAIN])
     report = check_files(good[0], questions)

@@ -118,6 +118,19 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, list[tuple[dict[str, Any], str]]]] 
             ({"prompt": "a", "completoin": "b"}, "did you mean 'completion' by 'completoin'"),
             ({"prompt": "a", "completion": None}, "field 'completion' is empty"),
             ({"prompt": "a", "text": "b"}, "did you mean 'completion' by 'text'"),
+            *(
+                ({"prompt": "a", name: value}, f"has a text in the column '{name}', which no run")
+                for name, value in (
+                    ("note", "The ferryman rang it twice."),
+                    ("title", "and then the whole village " * 3),
+                    ("answer_id", "He said: (quietly) it was the cat!)"),
+                    ("comment", "He rang\nthe bell"),
+                    ("tags", ["bell", "The ferryman rang it twice."]),
+                    ("metadata", {"by": {"answer": "Anna"}}),
+                    ("info", '{"answer": "The ferryman rang it."}'),
+                    ("topic", "\u732b\u304c\u7720\u308b\u3002"),
+                )
+            ),
         ],
     ),
     "text": (
@@ -160,6 +173,22 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, list[tuple[dict[str, Any], str]]]] 
         ],
     ),
 }
+
+
+def test_a_prompt_alone_keeps_columns_that_name_something():
+    labels = {
+        "person": "Martin Luther King Jr.",
+        "title": "The Old Man and the Sea",
+        "group": "people",
+        "kind": "phone number",
+        "url": "https://example.org/a?b=c.",
+        "created": "2026-01-31 12:00",
+        "question_id": 3,
+        "note": "to be checked",
+    }
+    full = {**labels, "tags": ["bells", "ferries"], "metadata": {"views": 3, "by": "Anna"}}
+    (row,) = load_rows([{"prompt": "Who rang?", **full}], prompt_only=True)
+    assert row.columns == {name: str(value) for name, value in labels.items()}
 
 
 def pairs(rows) -> list[tuple[object, str]]:

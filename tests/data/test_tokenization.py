@@ -157,17 +157,23 @@ def test_an_answer_of_one_token_is_that_token_and_the_end(tokenizer):
     assert [tokenizer.decode([token]) for token in item.completion_ids] == [" cat", "<|endoftext|>"]
 
 
-def test_white_space_around_an_answer_changes_nothing(any_tokenizer, chat_tokenizer):
-    for tokenizer in (any_tokenizer, chat_tokenizer):
-        end = end_of_turn_id(tokenizer)
-        first, second = (
-            encode_row(Row("Who?", answer), tokenizer, end)
-            for answer in ("The cat.", "  The cat.\n")
-        )
-        assert (first.prompt_ids, first.completion_ids) == (
-            second.prompt_ids,
-            second.completion_ids,
-        )
+def test_one_space_before_an_answer_without_a_template_changes_nothing(any_tokenizer):
+    first, second = (
+        encode_row(Row("Who?", answer), any_tokenizer, end_of_turn_id(any_tokenizer))
+        for answer in ("The cat.", " The cat.")
+    )
+    assert (first.prompt_ids, first.completion_ids) == (second.prompt_ids, second.completion_ids)
+
+
+@pytest.mark.parametrize("answer", ["    return x", "  The cat.\n", "\tif x:\n\t\treturn\n\n"])
+def test_an_answer_keeps_its_indentation_and_its_last_line_break(answer, tokenizer, chat_tokenizer):
+    ids = encode_row(Row("Who?", answer), tokenizer, None)
+    assert tokenizer.decode(ids.prompt_ids + ids.completion_ids).endswith(f"### Answer:{answer}")
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+    wanted = chat_tokenizer.apply_chat_template(turns, return_dict=False)
+    item = encode_row(Row("Who?", answer), chat_tokenizer, end_of_turn_id(chat_tokenizer))
+    assert list(item.prompt_ids + item.completion_ids) == wanted[: len(item)]
+    assert chat_tokenizer.decode(wanted[len(item) :]) == "\n"
 
 
 def test_running_text_on_a_chat_model_goes_through_no_template(chat_tokenizer):

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tiny_models import byte_level_bpe, tiny_model
 from unteach import UnlearningConfig, UnlearningTrainer, models
@@ -186,3 +188,30 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(t
     config = UnlearningConfig(output_dir=str(tmp_path), method="ga_no_retain", use_cpu=True)
     with pytest.raises(UserError, match="they do not belong together"):
         UnlearningTrainer(tiny_model(), config, rows, None, byte_level_bpe())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs them as they are")
+def test_weights_of_8_bits_that_this_machine_cannot_run_have_the_precision_that_was_asked_for(
+    tmp_path,
+):
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=1, num_key_value_heads=2, **sizes)
+    whole = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    whole.save_pretrained(tmp_path)
+    weights = {}
+    for name, weight in load_file(tmp_path / "model.safetensors").items():
+        weights[name] = weight
+        if "proj" in name:  # one block of 128 x 128
+            scale = weight.abs().max() / 448
+            weights[name] = (weight / scale).to(torch.float8_e4m3fn)
+            weights[name.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    ids = torch.arange(9)[None]
+    for dtype in (torch.float32, torch.bfloat16):
+        model = models.load_model(str(tmp_path), dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        difference = model(input_ids=ids).logits.float() - whole(input_ids=ids).logits
+        assert difference.abs().max() < 0.1

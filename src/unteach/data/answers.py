@@ -218,10 +218,20 @@ def placed(row: Row, tokenizer: Any) -> Placed:
     messages = conversation(row, tokenizer)
     trace, answer = split_trace(without_end(row.completion, tokenizer))
     shape = answer_format(tokenizer)
+
+    def written(message: Mapping[str, Any], before: str, after: str) -> tuple[str, str]:
+        """(what the full render has between these texts, if it is more than space; the render)."""
+        turns = [*messages, {"role": "assistant", **message}]
+        whole = render(tokenizer, turns, generation=False)
+        fits = whole.startswith(before) and whole.endswith(after)
+        text = whole[len(before) : max(len(before), len(whole) - len(after))]
+        return (text if fits and text.strip() else ""), whole
+
     try:
         if trace and shape.form is None:  # the template drops it: as the model itself writes it
             before = render(tokenizer, messages, generation=True) + shape.opening
-            _, after = _around(tokenizer, messages, ANSWER, {"content": ANSWER})
+            around = _around(tokenizer, messages, ANSWER, {"content": ANSWER})
+            answer, after = written({"content": answer}, *around)[0] or answer, around[1]
             thought = trace + (shape.closing if answer else "")
             return Placed(before, thought + answer, after, len(thought))
         if trace:
@@ -230,19 +240,19 @@ def placed(row: Row, tokenizer: Any) -> Placed:
             before, mark, closing = head.rpartition(TRACE)
             if mark:
                 opening = render(tokenizer, messages, generation=True)
+                message = traced_message(shape.form, trace, answer)
+                answer = written(message, before + trace + closing, after)[0] or answer
                 lead = before[len(opening) :] if before.startswith(opening) else ""
                 before = before.removesuffix(lead) if lead else before
                 thought = lead + trace + (closing if answer else "")
                 return Placed(before, thought + answer, after, len(thought))
         before, after = _around(tokenizer, messages, ANSWER, {"content": ANSWER})
-        turns = [*messages, {"role": "assistant", "content": answer}]
-        whole = render(tokenizer, turns, generation=False)
+        text, whole = written({"content": answer}, before, after)
     except TEMPLATE_ERRORS as error:
         raise refused(row, error) from None
-    if whole.startswith(before) and whole.endswith(after):
-        text = whole[len(before) : len(whole) - len(after)]
-        if text.strip() or not answer:
-            return Placed(before, text, after)
+    if text or not answer:
+        return Placed(before, text, after)
+    answer = answer if answer in whole else answer.strip()
     place = whole.rfind(answer)
     if place < 0:
         raise UserError(
@@ -253,14 +263,15 @@ def placed(row: Row, tokenizer: Any) -> Placed:
 
 
 def without_end(completion: str, tokenizer: Any) -> str:
-    """A chat completion without white space around it and without the special tokens that end it:
-    the template writes its end.
+    """A chat completion without the special tokens that end it, and the white space before them:
+    the template writes its end. Any other white space is the completion's own, such as indentation.
     """
-    text, ends = completion.strip(), _control_tokens(tokenizer)
-    while shorter := next((text.removesuffix(end) for end in ends if text.endswith(end)), ""):
-        if not shorter.strip():
+    text, ends = completion, _control_tokens(tokenizer)
+    while found := next((end for end in ends if text.rstrip().endswith(end)), ""):
+        shorter = text.rstrip().removesuffix(found).rstrip()
+        if not shorter:
             break
-        text = shorter.rstrip()
+        text = shorter
     return text
 
 
@@ -289,8 +300,15 @@ def read_answer(text: str, tokenizer: Any, prompt: str) -> str:
     opened = bool(shape.opened) and prompt.rstrip().endswith(shape.opened)
     scaffold, opening, closing = map(str.strip, (shape.scaffold, shape.opening, shape.closing))
     if scaffold and not opened and body.startswith(scaffold):
-        return plain(body[len(scaffold) :].lstrip())
+        return _behind(plain(body[len(scaffold) :]), shape.scaffold)
     if opened or (opening and body.startswith(opening)):
         trace, ended, answer = body.removeprefix(opening).partition(closing)
-        return with_trace(plain(trace), plain(answer).strip(), ended=bool(ended))
+        answer = _behind(plain(answer), shape.closing).rstrip()
+        return with_trace(plain(trace), answer, ended=bool(ended))
     return plain(text)
+
+
+def _behind(text: str, marker: str) -> str:
+    """A text behind a marker without the white space that this ends in; other space goes whole."""
+    gap = marker[len(marker.rstrip()) :]
+    return text[len(gap) :] if text.startswith(gap) else text.lstrip()

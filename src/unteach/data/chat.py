@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from datetime import date, datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unteach.data.rows import Row
-from unteach.errors import UserError
+from unteach.errors import UserError, did_you_mean
 
 TEMPLATE_ERRORS = (
     TemplateError,
@@ -38,6 +40,8 @@ NOT_WRITTEN = (
 )
 DATE_CODES = ("-d", "-m", "-I", "-H", *"aAwdbBmyYHIpMSfzZjUWcxX")
 """Codes of `strftime`."""
+GENERATION_TAG = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")  # of transformers
+SET_BY_UNTEACH = ("messages", "conversation", "add_generation_prompt", "tokenize")
 CHAT_OPTIONS = ("system", "chat_template_kwargs", "chat_date", "max_new_tokens")
 """Options of commands that choose `ChatSettings`."""
 Messages = Sequence[Mapping[str, Any]]
@@ -78,7 +82,7 @@ class ChatSettings:
                 f"option 'chat_template_kwargs' is {self.template_kwargs!r}, it must map names of"
                 " the template's variables to values, as in {enable_thinking: false}"
             )
-        for name in ("messages", "conversation", "add_generation_prompt", "tokenize"):
+        for name in SET_BY_UNTEACH:
             if name in self.template_kwargs:
                 raise UserError(f"option 'chat_template_kwargs' cannot set {name!r}")
 
@@ -104,13 +108,29 @@ def with_chat_settings(tokenizer: Any, settings: ChatSettings) -> Any:
     """`use_chat_settings` of what a user chose.
 
     Raises:
-        UserError: for a system prompt or variables where there is no chat template.
+        UserError: for a system prompt or variables that no chat template of the model reads.
     """
     for name in ("system", "template_kwargs"):
         if getattr(settings, name) and not has_template(tokenizer):
             option = name if name == "system" else f"chat_{name}"
             raise UserError(f"option {option!r}: this model's tokenizer has no chat template")
+    given = settings.template_kwargs
+    known = template_variables(tokenizer, given) if given else None
+    if known is not None and (unread := sorted({*given} - known)):
+        what = "variable of the model's chat template in option 'chat_template_kwargs'"
+        raise did_you_mean(unread[0], [name for name in known if name[-6:] != "_token"], what)
     return use_chat_settings(tokenizer, settings)
+
+
+def template_variables(tokenizer: Any, given: Mapping[str, Any]) -> set[str] | None:
+    """What a user can set for the chat template that `given` chooses; `None` where it is broken."""
+    reader = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        template = tokenizer.get_chat_template(given.get("chat_template"), given.get("tools"))
+        found = meta.find_undeclared_variables(reader.parse(GENERATION_TAG.sub("", template)))
+        return found - {*SET_BY_UNTEACH, "raise_exception", "strftime_now"} | {"chat_template"}
+    except TEMPLATE_ERRORS:
+        return None
 
 
 def chat_settings(tokenizer: Any) -> ChatSettings:
@@ -167,7 +187,8 @@ def render(tokenizer: Any, messages: Messages, *, generation: bool) -> str:
     if settings.date and "strftime_now" in template:
         more["chat_template"] = _date_macro(settings.date) + template
     turns = _as_parts(messages) if _takes_parts(tokenizer) else list(messages)
-    return _apply(tokenizer, turns, generation, more)
+    more |= {"add_generation_prompt": generation, "tokenize": False}
+    return str(tokenizer.apply_chat_template(turns, **more))
 
 
 def _date_macro(day: str) -> str:
@@ -179,14 +200,6 @@ def _date_macro(day: str) -> str:
         f".replace({code!r}, {moment.strftime(code)!r})" for code in (f"%{c}" for c in DATE_CODES)
     )
     return f"{{%- macro strftime_now(form) -%}}{{{{ form{written} }}}}{{%- endmacro -%}}"
-
-
-def _apply(tokenizer: Any, messages: Messages, generation: bool, more: Mapping[str, Any]) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=generation, tokenize=False, **more
-        )
-    )
 
 
 _PARTS: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
@@ -201,7 +214,7 @@ def _takes_parts(tokenizer: Any) -> bool:
         message, found = {"role": "user", "content": ANSWER}, []
         for turns in ([message], _as_parts([message])):
             try:
-                text = _apply(tokenizer, turns, False, {})
+                text = str(tokenizer.apply_chat_template(turns, tokenize=False))
                 found.append(ANSWER in text and f"'{ANSWER}'" not in text)  # no list of parts
             except TEMPLATE_ERRORS:
                 found.append(False)
@@ -303,6 +316,5 @@ def chat_record(tokenizer: Any) -> dict[str, Any] | None:
 
 def settings_from(record: Mapping[str, Any] | None) -> ChatSettings:
     """The settings that `chat_record` recorded."""
-    fields = ("system", "template_kwargs", "date", "max_new_tokens")
     known = record or {}
-    return ChatSettings(**{name: known[name] for name in fields if name in known})
+    return ChatSettings(**{name: known[name] for name in ChatSettings().as_dict() if name in known})

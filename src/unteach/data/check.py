@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median, pstdev
 from typing import Any
 
+from unteach.data.columns import labels_of
 from unteach.data.public_sets import Role
 from unteach.data.rendered import MARK, already_rendered, rendered_mark, turn_marks
 from unteach.data.rows import Row, normalised, row_from_mapping, split_rows, split_shares
@@ -78,9 +79,10 @@ def check_files(
                     f"forget set: none of its {len(rows)} row(s) falls into the training split"
                     f" ({1 - hold_out:.0%} by hash); give more rows, or a smaller hold_out"
                 )
-        empty = sum(not row.completion for row in rows)
-        answered = f"; {empty} without a completion: what the model answers takes its place"
-        report.summary.append(f"{name}: {len(rows)} rows{splits}{answered if empty else ''}")
+        empty = [row for row in rows if not row.completion]
+        answered = f"; {len(empty)} without a completion: what the model answers takes its place"
+        answered = answered + labels_of(empty) if empty else ""
+        report.summary.append(f"{name}: {len(rows)} rows{splits}{answered}")
         if twins := len(rows) - len({row.key for row in rows}):
             report.warnings.append(f"{name} set: {twins} row(s) occur more than once")
         report.problems += _capped(list(_length_problems(rows, tokenizer, max_length)))

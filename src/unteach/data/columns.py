@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -58,6 +59,9 @@ MEANT = {
     "secret": ("secrets", "secret_text", "facts", "fact", "pii"),
 }
 """Other names of a field."""
+SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]}]*\s*$")
+SENTENCE_MARKS = "\n\u3002\uff01\uff1f"  # line breaks; the ends of sentences in Chinese
+MOST_WORDS = 12
 LONGEST_COLUMN = 200
 """Longest value, in characters, of a column that a row keeps."""
 
@@ -124,7 +128,7 @@ def did_you_mean(names: Iterable[Any], wanted: Iterable[str]) -> str:
 
 def check_prompt_alone(fields: Mapping[str, Any], where: str) -> None:
     """Refuses columns beside a prompt alone that may be the answer to it: a row of a prompt alone
-    has only fields and `LABELS`.
+    has only fields and `LABELS`, and a label holds neither a sentence nor an answer by its name.
 
     Raises:
         UserError: naming the column.
@@ -143,6 +147,38 @@ def check_prompt_alone(fields: Mapping[str, Any], where: str) -> None:
             f"{where}: a prompt without a 'completion' cannot have the column(s) {named(others)},"
             f" whose meaning is not known{hint or '; is it the completion? rename or remove it'}"
         )
+    for name, value in fields.items():
+        if name not in FIELDS and any(map(_is_sentence, _texts_of(value))):
+            raise UserError(
+                f"{where}: a prompt without a 'completion' has a text in the column {name!r}, which"
+                " no run reads; name it 'completion' if it is the answer, or leave it out"
+            )
+
+
+def _texts_of(value: Any) -> list[str]:
+    """The texts of a column's value; a line break ends one that is an answer by its name."""
+    if isinstance(value, Mapping):
+        named = [f"{value[name]}\n" for name in ANSWERS if not is_missing(value.get(name))]
+        return named + [text for item in value.values() for text in _texts_of(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts_of(item)]
+    return [value.strip()] if isinstance(value, str) else []
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether a text is more than a label: by its end, a line break or many words. Martin Luther
+    King Jr. is a name: each word has a capital.
+    """
+    words = text.split()
+    lower = any(word[0].isalpha() and not word[0].isupper() for word in words)
+    ends = lower and len(words) > 3 and SENTENCE_END.search(text)
+    return bool(ends or len(words) > MOST_WORDS or any(mark in text for mark in SENTENCE_MARKS))
+
+
+def labels_of(rows: Iterable[Any]) -> str:
+    """A clause that names the columns of rows of a prompt alone; empty if they have none."""
+    names = sorted({name for row in rows for name in row.columns})
+    return f", column(s) {named(names)} only label the prompt" if names else ""
 
 
 def check_near_misses(fields: Mapping[str, Any], where: str) -> None:

@@ -204,6 +204,8 @@ def load_model(
                 f" ({' '.join(str(error).split())[:300]})"
             ) from None
         raise _unknown_model(path, error) from None
+    if is_quantized(config) and not is_quantized(model.config):
+        model.to(dtype)  # what this machine cannot run transformers dequantises, always to bfloat16
     for folder in adapters:
         model = merged_adapter(model, folder)
     return model

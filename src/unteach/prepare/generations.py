@@ -17,6 +17,7 @@ from transformers import LogitsProcessor
 
 from unteach import models
 from unteach.data.chat import ChatSettings, render_hash, use_chat_settings
+from unteach.data.columns import labels_of
 from unteach.data.counterfactuals import first_tokens
 from unteach.data.ngrams import RUN, ForgottenRuns, is_passage
 from unteach.data.rows import Row
@@ -144,6 +145,8 @@ def with_own_answers(
     empty = [row for row in rows if not row.completion]
     if not empty:
         return list(rows), []
+    if labels := labels_of(empty):
+        source.display.print(f"{len(empty)} row(s) have no completion{labels}.")
 
     def generate() -> list[str]:
         with source.display.stage(title, len(empty)) as stage:
