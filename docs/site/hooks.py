@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ NESTED = re.compile(
 
 
 def on_config(config: Any) -> Any:
-    """Lists the pages of the methods in the navigation."""
+    """Lists the pages of the methods in the navigation; the footer names the version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.copyright = f"unteach {project['version']}. {config.copyright}"
     methods = sorted(path.name for path in (ROOT / "docs/reference/methods").glob("*.md"))
     for section in config.nav:
         for entry in section.get("Reference", []):
