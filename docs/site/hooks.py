@@ -1,5 +1,6 @@
 """Hooks of the documentation site: pages generated from the code, files of the repository that the
-pages link to, the pages of the methods in the navigation, and formulas as MathML.
+pages link to, the pages of the methods in the navigation, formulas as MathML, and short code that
+reads well.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+PRE = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
+CODE = re.compile(r"<code>([^<]*)</code>")
+OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 
 NESTED = re.compile(
     r'(<nav class="md-nav" data-md-level="([1-9])" )aria-labelledby="\w+"'
@@ -26,7 +31,9 @@ NESTED = re.compile(
 
 
 def on_config(config: Any) -> Any:
-    """Lists the pages of the methods in the navigation."""
+    """Lists the pages of the methods in the navigation; the footer names the version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.copyright = f"unteach {project['version']}. {config.copyright}"
     methods = sorted(path.name for path in (ROOT / "docs/reference/methods").glob("*.md"))
     for section in config.nav:
         for entry in section.get("Reference", []):
@@ -75,13 +82,26 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html_text: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers show without a script."""
+    """Formulas as MathML, which browsers show without a script, and the code within lines."""
 
     def formula(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"
         return convert(html.unescape(match[2]), display=display)
 
-    return FORMULA.sub(formula, html_text)
+    parts = PRE.split(FORMULA.sub(formula, html_text))
+    return "".join(part if i % 2 else CODE.sub(short_code, part) for i, part in enumerate(parts))
+
+
+def short_code(match: re.Match[str]) -> str:
+    """Code within a line. An option is never broken; a docstring's type has no backticks."""
+    parts = match[1].split("`")
+    for i, part in enumerate(parts):
+        if i % 2 or (len(parts) == 1 and part != "*optional*"):
+            text = OPTION.sub(r'<span class="option">\1</span>', part).replace("|", "|<wbr>")
+            parts[i] = f"<code>{text}</code>"
+        else:
+            parts[i] = re.sub(r"\*(\w+)\*", r"<em>\1</em>", part)
+    return "".join(parts)
 
 
 def on_post_page(output: str, **_: Any) -> str:

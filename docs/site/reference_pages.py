@@ -49,7 +49,7 @@ def command_line() -> str:
         command = load_command(name)
         parts += [f"## unteach {name}", described(inspect.getdoc(command.work) or "")]
         actions = build_parser(name, command)._actions
-        rows = [[spelled(action), escaped(action.help or "")] for action in actions[1:]]
+        rows = [[spelled(action), linked(escaped(action.help or ""))] for action in actions[1:]]
         parts.append(table(["option", "meaning"], rows))
     return "\n\n".join(parts) + "\n"
 
@@ -73,10 +73,16 @@ def described(text: str) -> str:
         lines = block.splitlines()
         code = [line for line in lines if line.startswith("  ")]
         prose = [line for line in lines if not line.startswith("  ")]
-        blocks += [escaped(" ".join(prose))] if prose else []
+        blocks += [linked(escaped(" ".join(prose)))] if prose else []
         language = "sh" if code and code[0].split()[0] == "unteach" else "text"
         blocks += [f"```{language}\n" + inspect.cleandoc("\n".join(code)) + "\n```"] if code else []
     return "\n\n".join(blocks)
+
+
+def linked(text: str) -> str:
+    """A help text with its options as code, and with links to the pages that it names."""
+    text = re.sub(r"(?<![\w-])(--[a-z][\w-]*(?: [A-Z]+\b)?)", r"`\1`", text)
+    return re.sub(r"docs/([\w-]+)/([\w-]+)\.md", r"[\2](../\1/\2.md)", text)
 
 
 def spelled(action: argparse.Action) -> str:
@@ -84,7 +90,7 @@ def spelled(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{action.metavar or action.dest}`"
     value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
-    words = ", ".join(f"`{flag}{value}`" for flag in action.option_strings).replace("|", "\\|")
+    words = ", ".join(f"`{flag}{value}`" for flag in action.option_strings)
     return words + (" (required)" if action.required else "")
 
 

@@ -55,7 +55,7 @@ def write_audit(
     earlier = [f"request {number}: {rate:.0%}" for number, rate in entry["earlier"].items()]
     attacks = files.attacks
     groups = {
-        "What was forgotten": [
+        "What had to be forgotten": [
             ("rows", str(data["rows"])),
             ("hash of the rows as given", str(data["hash"])),
             ("hash with their completions", str(data["completed_hash"])),
@@ -66,7 +66,7 @@ def write_audit(
             ("SHA-256 of the weights after", str(entry["model_out"])),
             ("changed", KINDS.get(str(entry["kind"]), str(entry["kind"]))),
             ("method", str(entry["method"])),
-            ("trainings, steps of the last", f"{entry['rounds']}, {record.get('steps')}"),
+            ("rounds of training", f"{entry['rounds']}; steps of the last: {record.get('steps')}"),
             ("seed", str(record.get("seed", NOT_KNOWN))),
             ("versions", ", ".join(f"{name} {text}" for name, text in versions.items())),
         ],

@@ -17,7 +17,7 @@ from unteach.evaluation.eval_json import upgraded
 MEANINGS = {
     "forgotten": "the forget set is gone, and nothing that was measured was damaged",
     "forgotten with damage": "the forget set is gone, and other things with it",
-    "not forgotten": "the model is not shown to have forgotten the forget set",
+    "not forgotten": "the forget set is still said, or was not known before",
     "collapsed": "the model has lost more than the forget set: it no longer answers other prompts"
     " in its own language; do not use it",
 }
