@@ -250,7 +250,7 @@ def numbers_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "readable": worst[0],
         "readable_before": worst[1],
         "everyday": similarity("normal"),
-        "verdict": evaluation["verdict"]["verdict"],
+        "verdict": evaluation["verdict"],
     }
 
 

@@ -48,8 +48,7 @@ def evaluation():
         return {"unlearned": rows, "kept": retain, "normal": normal}
 
     models = {"original": model(0.8, 1.0, 1.0), "unlearned": model(0.2, 0.5, 0.75)}
-    verdict = {"verdict": "forgotten with damage"}
-    return {"headline": "said_facts", "models": models, "verdict": verdict}
+    return {"headline": "said_facts", "models": models, "verdict": "forgotten with damage"}
 
 
 def test_a_run_is_told_no_fact_and_nobody_who_is_in_no_file(experiment, data):

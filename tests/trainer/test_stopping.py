@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unteach.trainer.stopping import (
     COLLAPSED_STEPS,
     CollapseWatch,
+    ForgetGrowth,
     RetainBudget,
     StopRule,
     probe_interval,
@@ -291,6 +292,31 @@ def test_a_first_weight_outside_the_bounds_widens_them():
     low, high = RetainBudget(0.05, 0.05), RetainBudget(0.05, 300.0)
     assert low.update(0.0) == 0.05 and low.update(0.06) == pytest.approx(0.05 * 1.15)
     assert high.update(0.06) == 300.0 and high.update(0.05) == pytest.approx(300 * 0.95)
+
+
+@pytest.mark.parametrize(
+    ("probes", "factors"),
+    [
+        ([(True, 1.0)] * 6, [2, 4, 8, 16, 16, 16]),
+        ([(True, 1.0), (True, 0.9), (True, 0.9), (True, 0.8)], [2, 1, 2, 1]),
+        ([(True, 0.9), (True, 0.87), (True, 0.96), (True, 0.95)], [1, 2, 4, 8]),
+        ([(True, 1.0), (False, 1.0), (False, 0.9)], [2, 2, 1]),
+    ],
+    ids=["up to its bound", "down while something is lost", "a row is no loss", "once forgotten"],
+)
+def test_the_forget_term_grows_while_something_is_found_and_nothing_lost(probes, factors):
+    growth = ForgetGrowth(2.0)
+    found = []
+    for over, kept in probes:
+        growth.update(over=over, kept=kept)
+        found.append(growth.factor)
+    assert found == factors
+
+
+def test_without_growth_the_forget_term_keeps_its_weight():
+    growth = ForgetGrowth()
+    growth.update(over=True, kept=1.0)
+    assert growth.factor == 1.0
 
 
 def test_a_rule_that_goes_on_keeps_its_own_limits():

@@ -262,6 +262,10 @@ def test_a_run_that_its_rule_has_ended_is_not_trained_on_when_started_again(tmp_
     )
 
 
+TERM_OF = {"forget": "loss", "mismatch": "nll", "retain": "kl"}
+"""A role and what the metrics call its term."""
+
+
 def test_the_retain_budget_moves_its_weight(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4, max_retain_kl=1e-4, learning_rate=1e-2)
     trainer.train()
@@ -270,6 +274,27 @@ def test_the_retain_budget_moves_its_weight(tmp_path):
     assert weights[1] == pytest.approx(0.95 * weights[0]) and weights[2] == pytest.approx(
         1.15 * weights[1]
     )
+
+
+def test_the_forget_term_weighs_more_after_each_probe_that_finds_something(tmp_path):
+    rates = [(0.9, 1.0), (0.5, 1.0), (0.5, 1.0), (0.5, 0.5), (0.5, 0.5)]
+    settings = {"max_steps": 4, "probe_steps": 1, "forget_growth": 2.0, "save_steps": 2}
+    settings |= {"save_strategy": "steps", "min_utility": 0.1, "max_retain_kl": None}
+    trainer = make_trainer(tmp_path, probe=CountingProbe(rates), **settings)
+    trainer.train()
+    steps = [line for line in metrics(tmp_path) if "loss" in line]
+    assert [line["forget_factor"] for line in steps] == [1, 2, 4, 2]
+    weights = trainer.config.weights
+    for line in steps:
+        terms = {name: line[f"{name}_{kind}"] for name, kind in TERM_OF.items()}
+        expected = sum(weights[name] * value for name, value in terms.items())
+        expected += (line["forget_factor"] - 1) * weights["forget"] * terms["forget"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+    again = make_trainer(tmp_path, probe=CountingProbe(rates[3:]), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    resumed = [line for line in metrics(tmp_path) if "loss" in line]
+    assert [line["forget_factor"] for line in resumed] == [1, 2, 4, 2]
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in steps]
 
 
 def test_metrics_have_a_line_for_each_step_with_every_term(tmp_path):

@@ -125,6 +125,10 @@ class UnlearningConfig(TrainingArguments):
     least_steps: int = option(
         0, "minimum number of optimiser steps, to which epochs are repeated; not with `max_steps`"
     )
+    forget_growth: float = option(
+        1.0,
+        "factor on the forget weight after each probe over target_rate, unless what is kept falls",
+    )
     max_retain_kl: float | None = option(
         0.15,
         "budget of the retain KL, nats per token, which adapts eps3 (`RetainBudget`); None: eps3 is"
@@ -226,6 +230,7 @@ class UnlearningConfig(TrainingArguments):
                 " 1, a share of them"
             )
         self._require("state_weight", "least_steps", "learning_rate", "weight_decay", least=0)
+        self._require("forget_growth", least=1)
         self._require("perturb_steps", "perturb_layer", "distill_scale", least=0)
         self._require("patience", instead=" (or null)")
         for name, allowed in _choices().items():
@@ -264,7 +269,8 @@ class UnlearningConfig(TrainingArguments):
         for name in names:
             value = getattr(self, name)
             if value is not None and (value <= 0 if least is None else value < least):
-                wanted = "not be negative" if least == 0 else f"be positive{instead}"
+                wanted = f"be at least {least:g}" if least else f"be positive{instead}"
+                wanted = "not be negative" if least == 0 else wanted
                 raise UserError(f"{name} is {value}, it must {wanted}")
 
     def check_training(self) -> None:

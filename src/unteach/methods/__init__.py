@@ -75,7 +75,7 @@ BOUNDED: Mapping[str, Any] = {
     "hold": 4,  # a bounded target: what is kept recovers while the rate falls,
     "min_utility": 0.5,  # and half of it lost is no reason to end before that
 }
-HELD = {**BOUNDED, "state_weight": 10.0}
+HELD = {**BOUNDED, "state_weight": 10.0, "forget_growth": 2.0}
 towards_target = partial(
     Method, token.forward_kl_to_reference, "kl", (0.5, 0, 1), reference="counterfactual"
 )

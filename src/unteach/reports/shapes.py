@@ -119,6 +119,7 @@ SHAPES: dict[str, Any] = {
             "forget_nll?": MAYBE,
             "mismatch_nll?": MAYBE,
             "retain_nll?": MAYBE,
+            "forget_factor?": MAYBE,
             "retain_weight?": MAYBE,
         }
     ],

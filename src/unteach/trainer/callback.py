@@ -26,6 +26,7 @@ from unteach.trainer.checkpoints import BestWeights, save_under_model_names
 from unteach.trainer.distributed import finite_weights, is_sharded
 from unteach.trainer.stopping import (
     CollapseWatch,
+    ForgetGrowth,
     Probe,
     StopRule,
     nonfinite_weights,
@@ -214,6 +215,7 @@ class StepCallback(ProbeCallback):
         super().__init__(folder, rule, in_training, config.probe_steps, **options)
         self.hooks, self.take_means, self.on_step, self.log = hooks, take_means, on_step, log
         self.final_probe, self.watch = probe, CollapseWatch(config.collapse_kl)
+        self.growth = ForgetGrowth(config.forget_growth)
         self.reference_seconds: float | None = None
         self.batch: list[int] = []
         self.seconds_before = 0.0
@@ -222,12 +224,14 @@ class StepCallback(ProbeCallback):
     def state(self) -> dict[str, Any]:
         """With the weight of the retain term and the steps of a collapse."""
         own = {"collapsed_steps": self.watch.count, "batch": self.batch, **self.hooks.state()}
+        own["forget_growth"] = [self.growth.factor, self.growth.kept]
         return {**super().state(), **own}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
         super().load_state(state)
         self.watch.count = state.get("collapsed_steps", 0)
+        self.growth.factor, self.growth.kept = state.get("forget_growth", (1.0, 1.0))
         self.hooks.load_state(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -244,6 +248,7 @@ class StepCallback(ProbeCallback):
         record = {
             "step": step,
             **means,
+            "forget_factor": self.growth.factor,
             "retain_weight": self.hooks.budget.weight,
             "learning_rate": scheduler.get_last_lr()[0] if scheduler else args.learning_rate,
             "seconds": time.perf_counter() - self._started,
@@ -264,8 +269,11 @@ class StepCallback(ProbeCallback):
         return super().on_train_begin(args, state, control, **kwargs)
 
     def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
-        """Writes the rates to the metrics."""
+        """Writes the rates to the metrics; adapts the weight of the forget term to them."""
         self.write_metrics({"step": step, "probe": dict(rates), "seconds": seconds})
+        if step:
+            over = rates["forget_rate"] > self.rule.target_rate
+            self.growth.update(over=over, kept=min(self.rule.shares(rates).values()))
         self.report(_probe_record({"step": float(step), **rates}))
 
     def report(self, record: dict[str, float]) -> None:

@@ -286,7 +286,10 @@ class UnlearningTrainer(Trainer):
         if not isinstance(counts, Tensor) or counts.numel() != len(ROLES):
             counts = step_counts(self.method, inputs).to(self.args.device)
         terms = objective_terms(self.method, roles)
-        weights = self.weights | {"retain": self.hooks.budget.weight}
+        weights = self.weights | {
+            "forget": self.weights["forget"] * self.steps.growth.factor,
+            "retain": self.hooks.budget.weight,
+        }
         loss = total_loss(terms, weights, dict(zip(ROLES, counts, strict=True))) * processes
         self.means.add(roles, inputs["tree"], loss / processes, terms)
         return (loss, roles) if return_outputs else loss
