@@ -17,8 +17,8 @@ from torch import nn
 from unteach import models
 from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial
 from unteach.attacks.prompting import attack_prompts
+from unteach.attacks.prompts import plain
 from unteach.attacks.target import Target
-from unteach.attacks.wordings import plain
 from unteach.errors import UserError
 from unteach.run.folder import ORIGINAL
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.evaluation.likelihood import Tokens, completion_states
+from unteach.evaluation.likelihood import Tokens, values_by_row
 from unteach.evaluation.results import Floats, checked_array
 from unteach.models.token_statistics import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
@@ -226,23 +226,19 @@ def token_moments(
     Returns:
         three arrays of shape (tokens,) for each row; `None` for one without completion.
     """
-    found: list[tuple[Floats, Floats, Floats] | None] = [None] * len(prompts)
     head = models.output_head(model)
     rows = max(1, budget_bytes // (head.weight.shape[0] * 4))
-    for part, hidden, wanted in completion_states(model, prompts, completions, tokens_per_batch):
+
+    def numbers(hidden: Tensor, wanted: Tensor) -> Tensor:
         pieces = []
         for states, targets in zip(hidden.split(rows), wanted.split(rows), strict=True):
             logits = head.logits(states)
-            pieces.append(
-                torch.stack([log_probability(logits, targets), *vocabulary_moments(logits)])
-            )
-        numbers = (
-            torch.cat(pieces, 1).double().cpu().split([len(completions[i]) for i in part], dim=1)
-        )
-        for index, row in zip(part, numbers, strict=True):
-            logp, mean, std = row.numpy()
-            found[index] = (logp, mean, std)
-    return found
+            moments = log_probability(logits, targets), *vocabulary_moments(logits)
+            pieces.append(torch.stack(moments, dim=1))
+        return torch.cat(pieces).double()
+
+    found = values_by_row(model, prompts, completions, numbers, tokens_per_batch)
+    return [None if row is None else tuple(row.T.contiguous().numpy()) for row in found]
 
 
 @torch.enable_grad()
