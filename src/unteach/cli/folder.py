@@ -114,7 +114,7 @@ def report(given: dict[str, Any]) -> int:
     if options.tasks:
         _write_tasks(options.folder, Path(options.tasks))
     if options.push_to_hub:
-        from unteach.reports.hub import push_model
+        from unteach.reports.report import push_model
 
         print(f"Pushed: {push_model(Path(options.folder), options.push_to_hub)}")
     return 0
