@@ -30,7 +30,7 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(monkeypatch, cap
 
 def test_it_says_what_the_machine_has_and_what_fits(monkeypatch, capsys):
     ready = {"": [{"name": "torch", "wanted": ">=2.8", "found": "9", "right": True}]}
-    monkeypatch.setattr("unteach.cli.doctor.packages", lambda: ready)
+    monkeypatch.setattr("unteach.cli.installation.packages", lambda: ready)
     monkeypatch.setattr("unteach.doctor.memory_bytes", lambda: 8 * doctor.GIB)
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,16 +1,22 @@
-"""`unteach doctor`: what is installed, what is missing, what this machine can do."""
+"""`unteach doctor` and `unteach completion`: what is installed, what is missing, what this machine
+can do; and completion of commands and options in a shell, by shtab.
+"""
 
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from unteach import __version__
 from unteach.cli.exit_codes import quiet_libraries
-from unteach.cli.options import Command
-from unteach.config.run import option
+from unteach.cli.options import COMMANDS as ALL
+from unteach.cli.options import Command, build_parser, load_command
+from unteach.config.run import option, required
 from unteach.doctor import GIB, machine, packages, sizes
+
+# --- what is installed
 
 
 @dataclass(frozen=True)
@@ -84,4 +90,38 @@ def _fits(fits: dict[str, str | None], gpu: bool) -> list[str]:
     return lines + [f"  {largest or 'none':<6}with {way}" for way, largest in fits.items()]
 
 
-COMMANDS = {"doctor": Command(doctor, DoctorCommand, light=True)}
+# --- completion in a shell
+
+
+@dataclass(frozen=True)
+class CompletionCommand:
+    """Options of `unteach completion`."""
+
+    shell: Literal["bash", "zsh", "fish", "tcsh"] = required(
+        "shell", help="bash, zsh, fish or tcsh", positional=True
+    )
+
+
+def completion(given: dict[str, Any]) -> int:
+    """Prints a script that completes commands and options in a shell.
+
+    unteach completion bash > ~/.local/share/bash-completion/completions/unteach
+    unteach completion zsh > ~/.zfunc/_unteach
+    unteach completion fish > ~/.config/fish/completions/unteach.fish
+    """
+    import shtab
+
+    parser = ArgumentParser(prog="unteach")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command")
+    for name, (_, text) in ALL.items():
+        own = build_parser(name, load_command(name))
+        commands.add_parser(name, parents=[own], add_help=False, help=text)
+    print(shtab.complete(parser, shell=given["shell"]))
+    return 0
+
+
+COMMANDS = {
+    "doctor": Command(doctor, DoctorCommand, light=True),
+    "completion": Command(completion, CompletionCommand, light=True),
+}
