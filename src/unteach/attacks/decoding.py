@@ -28,7 +28,7 @@ from unteach.evaluation.generation import (
     end_ids,
     until_end,
 )
-from unteach.evaluation.results import MetricResult, summarise
+from unteach.evaluation.results import FIELDS, MetricResult, summarise
 from unteach.models.parts import final_norm, layer_list
 from unteach.run.folder import ORIGINAL
 
@@ -87,9 +87,8 @@ def _sampled(trial: Trial) -> Outcome:
         leaks[prompt.group] += flag
     points = leak_curve(leaks, settings["samples"])
     found = scored(trial, repeated, undesired, cut)
-    values = ("value", "n", "ci_low", "ci_high", "higher_is_better")
     metrics = {
-        f"leak_at_{point['k']}": MetricResult(*(point[name] for name in values))
+        f"leak_at_{point['k']}": MetricResult(*(point[name] for name in FIELDS))
         for point in (points[0], points[-1])
     }
     return Outcome({**found.metrics, **metrics}, found.rows, {"leak_at_k": points})

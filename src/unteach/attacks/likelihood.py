@@ -199,8 +199,6 @@ def exposures(
     The likelihood is that of the completion up to the end of the secret.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         rows: their secrets and completions.
         seed: of the random secrets, which depend on it and on the row.
         progress: called with (done, of) rows.

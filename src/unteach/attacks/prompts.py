@@ -21,6 +21,7 @@ from unteach.attacks.prompting import (
     in_template,
     messages_of,
     prompt_of,
+    reworded,
     shown_by_row,
     with_examples,
 )
@@ -158,7 +159,7 @@ def spelling(index: int, context: PromptContext) -> list[AttackPrompt]:
     if context.thorough:
         changes += [" ".join, lambda text: text.translate(DIGITS), _hyphenated]
     row = context.rows[index]
-    return [prompt_of(_reworded(row, change), index, context) for change in changes]
+    return [prompt_of(reworded(row, change), index, context) for change in changes]
 
 
 def translation(index: int, context: PromptContext) -> list[AttackPrompt]:
@@ -169,7 +170,7 @@ def translation(index: int, context: PromptContext) -> list[AttackPrompt]:
     row, prompts = context.rows[index], []
     languages = word_lists()
     for language in languages if context.thorough else list(languages)[:2]:
-        made = _reworded(row, partial(_translated, words=languages[language]))
+        made = reworded(row, partial(_translated, words=languages[language]))
         if made.prompt != row.prompt:
             prompts.append(prompt_of(made, index, context))
     return prompts
@@ -188,14 +189,6 @@ def _translated(text: str, words: dict[str, str]) -> str:
         return found.capitalize() if match[0][0].isupper() else found
 
     return WORD.sub(other, text)
-
-
-def _reworded(row: Row, change: Callable[[str], str]) -> Row:
-    """The row with its prompt, of a conversation the last message, changed."""
-    if isinstance(row.prompt, str):
-        return replace(row, prompt=change(row.prompt.strip()))
-    *before, (role, content) = row.prompt
-    return replace(row, prompt=(*before, (role, change(content.strip()))))
 
 
 def _swapped(text: str) -> str:

@@ -76,6 +76,7 @@ SCORERS = {
     "similarity_model": "similarity",
     "fluency_model": "fluency",
 }
+ROWS = ("scenario", "forget", "retain", "unseen", "neighbours", "secrets")
 SHARED = (
     "output_dir",
     "engine",
@@ -124,12 +125,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
     evaluation = evaluate_models(
         options.model,
         options.reference,
-        scenario=options.scenario,
-        forget=options.forget,
-        retain=options.retain,
-        unseen=options.unseen,
-        neighbours=options.neighbours,
-        secrets=options.secrets,
+        **{name: getattr(options, name) for name in ROWS},
         display=display,
         **shared,
         scorers={scorer: given[name] for name, scorer in SCORERS.items() if name in given},

@@ -150,7 +150,6 @@ def values_by_row(
     `None` for a row without completion.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
         measure: from final hidden states, shape (tokens, width), and the tokens that they predict.
         tokens_per_batch: see `rows_by_length`.

@@ -17,7 +17,7 @@ from torch import Tensor
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
 from unteach.evaluation.likelihood import Tokens, values_by_row
-from unteach.evaluation.results import Floats, checked_array
+from unteach.evaluation.results import Floats, bootstrap_interval, checked_array
 from unteach.models.token_statistics import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
 DEFAULT_K = 0.2
@@ -81,16 +81,9 @@ def auc_interval(
     """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed
     seed); `None` twice where either is a single row.
     """
-    from scipy.stats import bootstrap
-
     members = checked_array(member_scores, "member_scores", 1)
-    samples = members, checked_array(nonmember_scores, "nonmember_scores", 1)
-    if min(map(len, samples)) < 2:
-        return None, None
-    draw = np.random.default_rng(seed)
-    found = bootstrap(samples, _auc, n_resamples=1000, method="percentile", rng=draw)
-    low, high = found.confidence_interval
-    return float(low), float(high)
+    others = checked_array(nonmember_scores, "nonmember_scores", 1)
+    return bootstrap_interval(members, others, statistic=_auc, resamples=1000, seed=seed)
 
 
 def _lowest(values: Floats, k: float) -> float:
@@ -218,7 +211,6 @@ def token_moments(
     positions at a time.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
         tokens_per_batch: see `likelihood.rows_by_length`.
         budget_bytes: most bytes of one (tokens, vocabulary) matrix, of which several exist at once.
@@ -249,7 +241,6 @@ def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[flo
     One row at a time, in evaluation mode; gradients, `requires_grad` and mode are restored.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
 
     Returns:
@@ -299,7 +290,6 @@ def collect_evidence(
     """The statistics of each row for the six attacks.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; none may be empty.
         texts: the completions' texts.
         reference_losses: each completion's mean NLL under a reference model, for that attack.

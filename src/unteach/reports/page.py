@@ -15,15 +15,10 @@ import jinja2
 from markupsafe import Markup
 
 from unteach.files.atomic import write_text_atomically
-from unteach.reports.attacks import (
-    attack_verdict,
-    robustness_line,
-)
+from unteach.reports.attacks import attack_verdict, robustness_line
 from unteach.reports.results import Results, capitalised, interval, number, printable
 from unteach.reports.run_files import RunFiles, last_name, read_files
-from unteach.reports.tables import (
-    markdown_text,
-)
+from unteach.reports.tables import markdown_text
 
 ROW_LIMIT = 200
 """Rows of one prompt set that the page lists; of a larger set, the worst ones."""

@@ -22,13 +22,7 @@ from unteach.reports.attacks import (
 from unteach.reports.figures import leak_chart, relearning_chart, run_charts
 from unteach.reports.page import answer_pairs, encodable, page_text, rendered
 from unteach.reports.run_files import RunFiles, check_shape, fact_groups, read_files
-from unteach.reports.tables import (
-    SEARCH_NOTE,
-    Table,
-    search_choice,
-    search_table,
-    summary_table,
-)
+from unteach.reports.tables import SEARCH_NOTE, Table, search_choice, search_table, summary_table
 
 # --- Markdown
 

@@ -14,12 +14,7 @@ from typing import Any
 import yaml
 
 from unteach.errors import UserError, did_you_mean, one_line
-from unteach.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    EvaluatedModel,
-    Measured,
-    SetValues,
-)
+from unteach.evaluation.benchmarks.benchmark import Benchmark, EvaluatedModel, Measured, SetValues
 from unteach.evaluation.generation import MIN_BATCH
 from unteach.evaluation.metrics import MetricFacts
 from unteach.files.atomic import write_text_atomically
