@@ -75,15 +75,13 @@ def auc(member_scores: Any, nonmember_scores: Any) -> float:
     return float(_auc(members, checked_array(nonmember_scores, "nonmember_scores", 1)))
 
 
-def auc_interval(
-    member_scores: Any, nonmember_scores: Any, seed: int = 0
-) -> tuple[float | None, float | None]:
+def auc_interval(member_scores: Any, nonmember_scores: Any) -> tuple[float | None, float | None]:
     """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed
     seed); `None` twice where either is a single row.
     """
     members = checked_array(member_scores, "member_scores", 1)
     others = checked_array(nonmember_scores, "nonmember_scores", 1)
-    return bootstrap_interval(members, others, statistic=_auc, resamples=1000, seed=seed)
+    return bootstrap_interval(members, others, statistic=_auc, resamples=1000)
 
 
 def _lowest(values: Floats, k: float) -> float:

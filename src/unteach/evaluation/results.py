@@ -53,7 +53,6 @@ def bootstrap_interval(
     *samples: Sequence[float] | Floats,
     statistic: Callable[..., Any] = np.mean,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> tuple[float | None, float | None]:
     """95% percentile bootstrap interval of a statistic over rows, the mean by default; each sample
     is resampled on its own, by a fixed seed. `None` twice where one is a single row.
@@ -63,7 +62,7 @@ def bootstrap_interval(
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     if min(map(len, arrays)) < 2:
         return None, None
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     found = bootstrap(arrays, statistic, n_resamples=resamples, method="percentile", rng=draw)
     low, high = found.confidence_interval
     return float(low), float(high)
