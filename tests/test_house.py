@@ -12,8 +12,8 @@ from source_tree import MODULES, import_cycles, room
 from test_imports import FLOORS
 
 # The aims are 115 files, 17,000 lines and 400 lines a file.
-FILES = 181
-LINES = 34_130
+FILES = 180
+LINES = 34_120
 LINES_OF_A_FILE = 449
 FLOORS_AT_MOST = 9
 COLUMNS = 100
