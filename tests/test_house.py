@@ -13,7 +13,7 @@ from test_imports import FLOORS
 
 # The aims are 115 files, 17,000 lines and 400 lines a file.
 FILES = 180
-LINES = 34_120
+LINES = 34_110
 LINES_OF_A_FILE = 449
 FLOORS_AT_MOST = 9
 COLUMNS = 100
