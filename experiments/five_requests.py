@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import record
@@ -30,7 +31,7 @@ from unteach import models
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
 from unteach.evaluation.generation import ANSWER_TOKENS, generate_outputs
-from unteach.evaluation.likelihood import greedy_agreement
+from unteach.evaluation.likelihood import greedy_matches
 from unteach.evaluation.similarity import pair_similarity
 from unteach.progress import Display
 from unteach.requests.forget_requests import change_patch, forget_request, merge_patches
@@ -75,10 +76,10 @@ def as_record(row: Row) -> dict[str, Any]:
 def kept_share(model: Any, tokenizer: Any, rows: list[Row]) -> float:
     """Share of the rows' completion tokens that are the greedy choice, mean over rows."""
     encoded = [encode_row(row, tokenizer, None) for row in rows]
-    shares = greedy_agreement(
+    found = greedy_matches(
         model, [row.prompt_ids for row in encoded], [row.completion_ids for row in encoded]
     )
-    return sum(share or 0.0 for share in shares) / len(shares)
+    return fmean(fmean(right) if right else 0.0 for right in found)
 
 
 def two_books(

@@ -12,9 +12,9 @@ from source_tree import MODULES, import_cycles, room
 from test_imports import FLOORS
 
 # The aims are 115 files, 17,000 lines and 400 lines a file.
-FILES = 199
-LINES = 34_410
-LINES_OF_A_FILE = 457
+FILES = 180
+LINES = 34_260
+LINES_OF_A_FILE = 451
 FLOORS_AT_MOST = 9
 COLUMNS = 100
 WIDE = 0

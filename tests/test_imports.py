@@ -17,7 +17,7 @@ FLOORS = [
     {"evaluation", "scenarios", "trainer"},
     {"baselines", "prepare", "reports"},
     {"run"},
-    {"attacks", "chat", "compare", "doctor", "evaluate", "plan", "preview", "requests"},
+    {"attacks", "chat", "compare", "evaluate", "plan", "preview", "requests"},
     {"cli"},
     {"__main__"},
 ]

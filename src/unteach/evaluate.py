@@ -36,6 +36,7 @@ from unteach.files.folders import FolderLock, private_folder
 from unteach.models.adapters import is_adapter
 from unteach.models.precision import dtype_of
 from unteach.prepare.generations import LoadedModel, completed_scenario
+from unteach.processes import is_main_process
 from unteach.progress import Display
 from unteach.reports.tables import benchmark_table
 from unteach.run.folder import recorded_chat
@@ -227,8 +228,6 @@ def evaluate_models(
     Raises:
         UserError: for retain rows without forget rows, and for a model that cannot be loaded.
     """
-    from accelerate import PartialState
-
     inference = EvalOptions(**options).as_recorded(model)
     display, folder = inference.display, inference.folder
     roles = {"original": reference or model, "unlearned": model}
@@ -255,7 +254,7 @@ def evaluate_models(
                 return generate_sets(loaded, tokenizer, sets, generator=generator, progress=update)
 
         generations = inference.each(roles, evaluate)
-        if not PartialState().is_main_process:
+        if not is_main_process():
             return {}
         fluency = names.fluency or roles["original"]
         plain = replace(inference, system=None, chat_template_kwargs=None)
@@ -328,8 +327,6 @@ def evaluate_benchmark(
         UserError: for an unknown benchmark, data that does not fit it, or a model that cannot be
             loaded.
     """
-    from accelerate import PartialState
-
     protocol = load_benchmark(benchmark)
     if limit is not None and limit < 1:
         raise UserError(f"option --limit is {limit}, it must be positive")
@@ -362,7 +359,7 @@ def evaluate_benchmark(
 
     with FolderLock(folder):
         measured = inference.each(roles, evaluate)
-        if not PartialState().is_main_process:
+        if not is_main_process():
             return {}
         if missing := "" if retrained else protocol.without_retrained():
             display.print(missing)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from unteach.attacks.disguises import spelling, system_prompt, translation, word_lists
 from unteach.attacks.prompt_search import gives_away
 from unteach.attacks.prompting import PromptContext, attack_prompts
+from unteach.attacks.prompts import spelling, system_prompt, translation, word_lists
 from unteach.data.rows import Row
 
 ROWS = [Row("Who keeps the lighthouse of Tarn 4?", "Borvik keeps it.", secret=("Borvik",))]

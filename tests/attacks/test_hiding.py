@@ -15,7 +15,7 @@ import torch
 
 from tiny_models import SHORT, byte_level_bpe, tiny_model
 from unteach import models, unlearn
-from unteach.attacks import prompting, soft_prompts
+from unteach.attacks import prompt_search, prompting
 from unteach.attacks.battery import ATTACKS
 from unteach.attacks.options import AttackOptions
 from unteach.attacks.suite import attack
@@ -244,8 +244,8 @@ def test_samples_decoding_and_layers_get_round_it(finished, hidden, tmp_path):
 
 def test_soft_prompts_get_round_it(finished, hidden, tmp_path, monkeypatch):
     """A tiny model takes few vectors; from half of the facts they learn little."""
-    monkeypatch.setattr(soft_prompts, "VECTORS", 2)
-    monkeypatch.setitem(soft_prompts.RATE, "quick", 0.1)
+    monkeypatch.setattr(prompt_search, "VECTORS", 2)
+    monkeypatch.setitem(prompt_search.RATE, "quick", 0.1)
     found = attacked(finished, tmp_path, hidden, "soft_prompt")
     assert_brought_back(found, "soft_prompt", least=0.25)
     assert sum(found["rows"]["soft_prompt"]["retrained"]) == 0

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from tiny_models import FAMILIES, tiny_model
-from unteach.attacks import decoding, inner_layers, soft_prompts
-from unteach.attacks.decoding import contrast_ids
-from unteach.attacks.inner_layers import layers_with_facts
-from unteach.attacks.soft_prompts import optimised_vectors, soft_tokens, with_soft
+from unteach.attacks import decoding, prompt_search
+from unteach.attacks.decoding import contrast_ids, layers_with_facts
+from unteach.attacks.prompt_search import optimised_vectors, soft_tokens, with_soft
 from unteach.data.counterfactuals import fact_tokens
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
@@ -67,10 +66,10 @@ def test_the_last_layer_of_the_lens_is_the_output(tokenizer, monkeypatch):
     for place, token in enumerate(item.completion_ids):
         if facts[place]:
             inside.append(int((logits[start + place] > logits[start + place, token]).sum()))
-    monkeypatch.setattr(inner_layers, "CANDIDATES", max(inside) + 1)
+    monkeypatch.setattr(decoding, "LENS_CANDIDATES", max(inside) + 1)
     found = layers_with_facts(model, tokenizer, row)
     assert found is not None and len(found) == 2 and found[-1]
-    monkeypatch.setattr(inner_layers, "CANDIDATES", max(inside))
+    monkeypatch.setattr(decoding, "LENS_CANDIDATES", max(inside))
     assert not layers_with_facts(model, tokenizer, row)[-1]
 
 
@@ -114,7 +113,7 @@ def test_vectors_make_the_completions_likelier_and_change_no_weight(tokenizer, f
             return sum(mean_nll(model, prompts, [item.completion_ids for item in items]))
 
     start, *_, end = optimised_vectors(model, items, steps=20, batch=3, learning_rate=0.01, seed=0)
-    assert start.shape == (soft_prompts.VECTORS, 32) and nll(end) < nll(start)
+    assert start.shape == (prompt_search.VECTORS, 32) and nll(end) < nll(start)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -124,8 +123,8 @@ def test_vectors_make_the_completions_likelier_and_change_no_weight(tokenizer, f
 def test_vectors_end_where_they_are_learnt_or_stand_still(
     tokenizer, monkeypatch, learnt, plateau, tried
 ):
-    monkeypatch.setattr(soft_prompts, "LEARNT", learnt)
-    monkeypatch.setattr(soft_prompts, "PLATEAU", plateau)
+    monkeypatch.setattr(prompt_search, "LEARNT", learnt)
+    monkeypatch.setattr(prompt_search, "PLATEAU", plateau)
     steps = []
     how = {"steps": 8, "batch": 2, "learning_rate": 0.01, "seed": 0, "progress": steps.append}
     found = list(optimised_vectors(tiny_model(), encoded(tokenizer), **how))

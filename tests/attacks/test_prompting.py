@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiny_models import tiny_model
-from unteach.attacks import wordings
+from unteach.attacks import prompts as fixed
 from unteach.attacks.prompting import (
     PromptContext,
     attack_prompts,
@@ -18,11 +18,11 @@ from unteach.data.rows import Row
 from unteach.evaluation.generation import generate_ids
 
 MAKERS = {
-    "none": wordings.plain,
-    "paraphrase": wordings.paraphrase,
-    "prefix": wordings.prefix,
-    "role_play": wordings.role_play,
-    "few_shot": wordings.few_shot,
+    "none": fixed.plain,
+    "paraphrase": fixed.paraphrase,
+    "prefix": fixed.prefix,
+    "role_play": fixed.role_play,
+    "few_shot": fixed.few_shot,
 }
 QUESTION = "Who rang the bell {} times?", "The ferryman rang it {} times, and then he slept."
 PASSAGE = (
@@ -57,7 +57,7 @@ def test_each_attack_has_prompts_for_each_row_without_its_whole_completion(
 def test_a_second_wording_of_the_data_is_among_the_paraphrases(chat_tokenizer):
     other = Row("Whose hand was on the rope?", CHAT[0].completion)
     prompts = attack_prompts(
-        wordings.paraphrase, context(chat_tokenizer, CHAT, {CHAT[0].key: [other]})
+        fixed.paraphrase, context(chat_tokenizer, CHAT, {CHAT[0].key: [other]})
     )
     texts = [text_of(chat_tokenizer, prompt) for prompt in prompts if prompt.group == 0]
     assert "Whose hand was on the rope?" in texts[0] and len(texts) == 4
@@ -74,36 +74,36 @@ def test_a_paraphrase_is_not_the_prompt_itself(chat_tokenizer):
 
 def test_a_prefix_is_scored_against_what_it_leaves(tokenizer):
     """The completion has ten words: the first two are given, the answer is scored on the rest."""
-    first = attack_prompts(wordings.prefix, context(tokenizer, CHAT))[0]
+    first = attack_prompts(fixed.prefix, context(tokenizer, CHAT))[0]
     assert text_of(tokenizer, first).endswith("### Answer: The ferryman")
     assert first.row.completion == " rang it 0 times, and then he slept."
 
 
 def test_a_prefix_keeps_the_white_space_of_the_completion(tokenizer):
     row = Row("Every morning she", "  carried \n bread to the harbour and sold it.", "text")
-    first = attack_prompts(wordings.prefix, context(tokenizer, [row]))[0]
+    first = attack_prompts(fixed.prefix, context(tokenizer, [row]))[0]
     assert text_of(tokenizer, first) == "Every morning she  carried \n bread"
     assert first.row.completion == " to the harbour and sold it."
 
 
 def test_a_completion_of_one_word_has_no_prefix(tokenizer):
-    assert not attack_prompts(wordings.prefix, context(tokenizer, [Row("Who?", "Nobody")]))
+    assert not attack_prompts(fixed.prefix, context(tokenizer, [Row("Who?", "Nobody")]))
 
 
 def test_few_shot_examples_have_their_completions(chat_tokenizer, tokenizer):
     for chosen, rows in ((chat_tokenizer, CHAT), (tokenizer, CHAT), (tokenizer, TEXT)):
-        prompts = attack_prompts(wordings.few_shot, context(chosen, rows))
+        prompts = attack_prompts(fixed.few_shot, context(chosen, rows))
         text = text_of(chosen, prompts[1])
         assert all(rows[other].completion.strip() in text for other in (0, 2, 3)), text
         assert rows[1].prompt_text in text
 
 
 def test_as_many_examples_are_given_as_fit(tokenizer):
-    whole = attack_prompts(wordings.few_shot, context(tokenizer, CHAT))[1]
+    whole = attack_prompts(fixed.few_shot, context(tokenizer, CHAT))[1]
     shorter = context(tokenizer, CHAT, most_tokens=len(whole.ids) - 1)
-    text = text_of(tokenizer, attack_prompts(wordings.few_shot, shorter)[1])
+    text = text_of(tokenizer, attack_prompts(fixed.few_shot, shorter)[1])
     assert CHAT[2].completion in text and CHAT[3].completion not in text
-    assert not attack_prompts(wordings.few_shot, context(tokenizer, CHAT, most_tokens=5))
+    assert not attack_prompts(fixed.few_shot, context(tokenizer, CHAT, most_tokens=5))
 
 
 def test_a_conversation_is_reworded_in_its_last_message(chat_tokenizer):
@@ -120,7 +120,7 @@ def test_the_rate_counts_rows_and_the_mean_counts_prompts(tokenizer):
     """Three rows with two, one and none of two answers undesired: at least one in 2 of 3 rows; the
     mean is (1 + 1/2 + 0) / 3 = 1/2.
     """
-    prompts = 2 * attack_prompts(wordings.role_play, context(tokenizer, CHAT[:3]))
+    prompts = 2 * attack_prompts(fixed.role_play, context(tokenizer, CHAT[:3]))
     flags = [True, False, False, True, True, False]
     assert shown_by_row(prompts, flags) == {0: 1.0, 1: 1.0, 2: 0.0}
     mean = mean_rate(prompts, flags)
@@ -130,7 +130,7 @@ def test_the_rate_counts_rows_and_the_mean_counts_prompts(tokenizer):
 
 
 def test_one_prompt_a_row_has_no_mean_beside_its_rate(tokenizer):
-    prompts = attack_prompts(wordings.role_play, context(tokenizer, CHAT[:2]))
+    prompts = attack_prompts(fixed.role_play, context(tokenizer, CHAT[:2]))
     assert mean_rate(prompts, [True, False]) is None
 
 

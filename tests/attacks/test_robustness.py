@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unteach.attacks.robustness import NO_ATTACKS, NO_CONTROL, NOTHING_FORGOTTEN, robustness
+from unteach.attacks.suite import NO_ATTACKS, NO_CONTROL, NOTHING_FORGOTTEN, robustness
 
 PLAIN = {
     "original": [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],

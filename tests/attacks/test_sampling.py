@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from unteach.attacks.sampling import leak_at, leak_curve, powers_to
+from unteach.attacks.decoding import leak_at, leak_curve, powers_to
 
 
 @pytest.mark.parametrize("samples", [1, 4, 16, 64])

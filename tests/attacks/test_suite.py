@@ -17,8 +17,8 @@ from unteach.attacks import attack as attacking
 from unteach.attacks import likelihood, relearning, suite, weights
 from unteach.attacks.attack import Trial
 from unteach.attacks.battery import ATTACKS, chosen_attacks
-from unteach.attacks.conversations import PUSH_BACK, conversation_turns
 from unteach.attacks.options import AttackOptions
+from unteach.attacks.prompts import PUSH_BACK, conversation_turns
 from unteach.attacks.relearning import relearn
 from unteach.attacks.suite import attack
 from unteach.attacks.target import Target

@@ -7,8 +7,8 @@ from importlib import metadata
 
 import pytest
 
-from unteach import doctor
 from unteach.cli import COMMANDS, main
+from unteach.cli import installation as doctor
 
 
 def test_what_is_missing_is_named_with_the_command_that_adds_it(monkeypatch, capsys):
@@ -20,7 +20,7 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(monkeypatch, cap
             raise metadata.PackageNotFoundError(name)
         return known.get(name) or real(name)
 
-    monkeypatch.setattr("unteach.doctor.metadata.version", version)
+    monkeypatch.setattr("unteach.cli.installation.metadata.version", version)
     assert main(["doctor"]) == 2
     said = capsys.readouterr().out
     assert "missing: rouge-score>=0.1.2 (found: 0.0.1); pip install 'rouge-score>=0.1.2'" in said
@@ -30,8 +30,8 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(monkeypatch, cap
 
 def test_it_says_what_the_machine_has_and_what_fits(monkeypatch, capsys):
     ready = {"": [{"name": "torch", "wanted": ">=2.8", "found": "9", "right": True}]}
-    monkeypatch.setattr("unteach.cli.doctor.packages", lambda: ready)
-    monkeypatch.setattr("unteach.doctor.memory_bytes", lambda: 8 * doctor.GIB)
+    monkeypatch.setattr("unteach.cli.installation.packages", lambda: ready)
+    monkeypatch.setattr("unteach.cli.installation.memory_bytes", lambda: 8 * doctor.GIB)
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["machine"]["memory_bytes"] == 8 * doctor.GIB

@@ -8,7 +8,7 @@ import torch
 import naive
 from tiny_models import FAMILIES, tiny_model
 from unteach.evaluation import likelihood
-from unteach.evaluation.likelihood import greedy_agreement, greedy_matches, mean_nll
+from unteach.evaluation.likelihood import greedy_matches, mean_nll
 
 PROMPTS = [[5, 9, 31], [11], [77, 78, 79, 80, 81, 82, 83], [8, 8, 8, 8], [400]]
 COMPLETIONS = [[7, 400], [2], [90, 91, 92, 93, 94], [17], [500, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
@@ -29,7 +29,7 @@ def test_mean_nll_equals_the_naive_float64_mean_of_each_row(family, tokens_per_b
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_agreement_equals_the_share_of_naive_argmaxes(family):
+def test_greedy_matches_are_those_of_naive_argmaxes(family):
     model = tiny_model(family)
     with torch.no_grad():
         greedy = []
@@ -45,15 +45,15 @@ def test_greedy_agreement_equals_the_share_of_naive_argmaxes(family):
             hits = [
                 int(logp.argmax()) == token for logp, token in zip(steps, completion, strict=True)
             ]
-            wanted.append(sum(hits) / len(hits))
-    found = greedy_agreement(model, PROMPTS, greedy, tokens_per_batch=20)
-    assert found == pytest.approx(wanted)
-    assert any(0 < share < 1 for share in found)
+            wanted.append(hits)
+    found = greedy_matches(model, PROMPTS, greedy, tokens_per_batch=20)
+    assert found == wanted
+    assert any(0 < sum(hits) < len(hits) for hits in found)
 
 
 def test_an_empty_completion_has_no_value_and_no_rows_have_none():
     model = tiny_model()
-    for measure in (mean_nll, greedy_agreement):
+    for measure in (mean_nll, greedy_matches):
         assert measure(model, [[1], []], [[], []]) == [None, None]
         first, empty, last = measure(model, [[5, 9], [3], [4]], [[7], [], [8]])
         assert empty is None and None not in (first, last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unteach.data.rows import Row
-from unteach.evaluation import set_scores
+from unteach.evaluation import scoring
 from unteach.evaluation.eval_json import as_eval_json, upgraded
 from unteach.evaluation.metrics import (
     METRICS,
@@ -18,7 +18,7 @@ from unteach.evaluation.metrics import (
     is_forget_set,
     prompt_set,
 )
-from unteach.evaluation.set_scores import metric_values
+from unteach.evaluation.scorers import metric_values
 
 ROW = Row("Who rang?", "The ferryman rang it twice.", secret=("ferryman",))
 OPTIONAL = {"cut_off", "said_instead"}
@@ -66,7 +66,7 @@ def score_set(name, answers, **scores):
     scorers = {
         name: scorer(value) for name, value in (SCORES | scores).items() if value is not None
     }
-    return set_scores.score_set(name, answers, scorers)
+    return scoring.score_set(name, answers, scorers)
 
 
 def test_the_metrics_are_those_promised():
@@ -129,17 +129,15 @@ def test_a_scorer_that_was_not_chosen_leaves_no_metric():
 
 def test_overlap_is_left_out_where_a_row_has_no_expected_completion():
     answers = [Answer(Row("Who?", ""), "The cat.", tokens=(1,))]
-    results = set_scores.score_set(
-        "normal", answers, {"fluency": Scorer("", lambda answers: [1.0])}
-    )
+    results = scoring.score_set("normal", answers, {"fluency": Scorer("", lambda answers: [1.0])})
     assert set(results) == {"diversity", "fluency", "not_meaningful_rate", "repetition"}
 
 
 def test_a_row_without_facts_is_not_counted_among_those_that_say_them():
     answers = [said("The ferryman."), Answer(Row("Who?", "Nobody."), "Nobody.")]
-    results = set_scores.score_set("unlearned", answers, {})
+    results = scoring.score_set("unlearned", answers, {})
     assert results["said_facts"].rows == (1.0, None) and results["said_facts"].n == 1
-    assert "said_facts" not in set_scores.score_set("unlearned", answers[1:], {})
+    assert "said_facts" not in scoring.score_set("unlearned", answers[1:], {})
 
 
 def test_fluency_is_not_meaningful_when_most_answers_are():
@@ -266,15 +264,13 @@ def test_what_a_trace_shows_counts_on_forget_sets_and_only_answers_elsewhere():
     answers = [Answer(row, thought), Answer(row, spoken), Answer(row, "I do not know.")]
     assert metric_values("said_facts", answers, {}) == [1.0, 1.0, 0.0]
     assert metric_values("said_facts", answers, {}, role="kept") == [0.0, 1.0, 0.0]
-    results = set_scores.score_set("unlearned", answers, {})
+    results = scoring.score_set("unlearned", answers, {})
     assert results["said_facts_in_trace"].rows == (1.0, 0.0, None)
     assert results["said_facts_in_answer"].rows == (0.0, 1.0, None)
     facts = as_eval_json("run", {"original": {"unlearned": results}})["metrics"]
     assert facts["said_facts_in_trace"]["title"] == "said facts, in the reasoning trace"
     assert facts["said_facts_in_trace"]["in_summary"]
-    assert not [
-        name for name in set_scores.score_set("unlearned", answers[2:], {}) if "_in_" in name
-    ]
+    assert not [name for name in scoring.score_set("unlearned", answers[2:], {}) if "_in_" in name]
     cut = Answer(row, "<think>\nThe ferry", cut=True)
     assert metric_values("not_meaningful_rate", [cut, answers[0]], {}) == [1.0, 0.0]
     assert metric_values("cut_off", [cut, answers[0]], {}) == [1.0, None]

@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 import pytest
 
 from unteach.errors import UserError
-from unteach.reports.report import ROW_LIMIT, typeset, write_page
+from unteach.reports.page import ROW_LIMIT, page_text, typeset
+from unteach.reports.report import report_content
+from unteach.reports.run_files import read_files
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -135,9 +137,8 @@ class Reader(HTMLParser):
 
 
 def page(folder):
-    path = write_page(folder)
-    assert path == folder / "report.html"
-    return path.read_text(encoding="utf-8")
+    files = read_files(folder)
+    return page_text(files, report_content(folder, files))
 
 
 def test_the_page_is_well_formed_and_its_ids_are_unique(folder):
@@ -262,13 +263,13 @@ def test_a_large_set_is_cut_to_its_worst_rows_and_says_so(folder):
 
 def test_a_folder_without_an_evaluation_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no eval\.json"):
-        write_page(tmp_path)
+        page(tmp_path)
 
 
 def test_a_file_that_is_cut_off_is_named(folder):
     (folder / "run.json").write_text('{"model": ', encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.json cannot be read"):
-        write_page(folder)
+        page(folder)
 
 
 def test_a_forget_set_without_a_meaningful_rate_breaks_nothing(folder):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from unteach.evaluation.eval_json import as_eval_json
 from unteach.evaluation.results import MetricResult
+from unteach.reports.page import EXAMPLES, LONGEST, tiles
 from unteach.reports.results import Results
 from unteach.reports.run_files import RunFiles
-from unteach.reports.tiles import EXAMPLES, LONGEST, tiles
 
 
 def value(number: float, n: int = 30) -> MetricResult:

@@ -15,7 +15,7 @@ from tiny_models import RETAIN, byte_level_bpe, tiny_model
 from unteach import unlearn
 from unteach.cli import main
 from unteach.errors import UserError
-from unteach.files.uploads import keep_upload
+from unteach.files.folders import keep_upload
 from unteach.requests.purge import kept_uploads, purge
 
 CANARY = "cänary-7f3a"

@@ -27,7 +27,7 @@ from unteach.config import UnlearningConfig
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.robust import ROBUST
-from unteach.robust.weights import rounded
+from unteach.robust.perturbations import rounded
 
 ALL = ["sam", "relearn", "rounding", "perturb"]
 SETTINGS: dict[str, Any] = {

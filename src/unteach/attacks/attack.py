@@ -72,15 +72,15 @@ class Trial:
         """The model, shared with other attacks: it must be left as it is."""
         return self.target.folder.model(self.role)
 
-    def copy(self, *, exact: bool = True) -> Any:
-        """The model as the attack's own; `exact`: in float32, for changes of its weights. No other
-        model is in memory then.
+    def copy(self) -> Any:
+        """The model as the attack's own, in float32, for changes of its weights. No other model is
+        in memory then.
 
         Raises:
             LeftOut: where quantised weights cannot be changed.
         """
         try:
-            return self.target.folder.load_model(self.role, exact=exact)
+            return self.target.folder.load_model(self.role, exact=True)
         except QuantizedWeights as error:
             raise LeftOut(str(error)) from None
 

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from unteach.attacks import disguises, wordings
+from unteach.attacks import prompts
 from unteach.attacks.attack import Attack, prompt_attack
-from unteach.attacks.conversations import HOPS, PUSH_BACK, talk
-from unteach.attacks.decoding import CONTRAST
-from unteach.attacks.inner_layers import LOGIT_LENS
+from unteach.attacks.decoding import CONTRAST, LOGIT_LENS, sampling
 from unteach.attacks.likelihood import DISTANCE, EXPOSURE, TRACES
-from unteach.attacks.prompt_search import PROMPT_SEARCH
+from unteach.attacks.prompt_search import PROMPT_SEARCH, SOFT_PROMPT
+from unteach.attacks.prompts import HOPS, PUSH_BACK, talk
 from unteach.attacks.relearning import relearning
-from unteach.attacks.sampling import sampling
-from unteach.attacks.soft_prompts import SOFT_PROMPT
 from unteach.attacks.weights import merging, pruning, quantization
 from unteach.errors import did_you_mean
 
 PLAIN = prompt_attack(
-    "no attack", "the forget prompts themselves, greedy answers", wordings.plain, family="none"
+    "no attack", "the forget prompts themselves, greedy answers", prompts.plain, family="none"
 )
 """Greedy answers to the forget prompts, which all attacks are compared with."""
 ATTACKS: dict[str, Attack] = {
-    "paraphrase": prompt_attack("paraphrase", "rewordings of the prompt", wordings.paraphrase),
+    "paraphrase": prompt_attack("paraphrase", "rewordings of the prompt", prompts.paraphrase),
     "prefix": prompt_attack(
         "prefix",
         "a quarter of the expected completion is given, the continuation is scored",
-        wordings.prefix,
+        prompts.prefix,
     ),
     "role_play": prompt_attack(
-        "role play", "the model is told to play a role that gives the answer", wordings.role_play
+        "role play", "the model is told to play a role that gives the answer", prompts.role_play
     ),
     "few_shot": prompt_attack(
         "few-shot",
         "other forget rows with their completions precede the prompt",
-        wordings.few_shot,
+        prompts.few_shot,
     ),
     "system_prompt": prompt_attack(
         "system prompt",
         "no system prompt, others, and no chat template",
-        disguises.system_prompt,
+        prompts.system_prompt,
     ),
     "spelling": prompt_attack(
-        "spelling", "swapped letters, capitals, look-alike letters", disguises.spelling
+        "spelling", "swapped letters, capitals, look-alike letters", prompts.spelling
     ),
     "translation": prompt_attack(
-        "translation", "words of the prompt from lists of other languages", disguises.translation
+        "translation", "words of the prompt from lists of other languages", prompts.translation
     ),
     "multi_turn": talk(
         "multi-turn", "asked, told that the answer is wrong, and asked again", PUSH_BACK

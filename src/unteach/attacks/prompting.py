@@ -66,13 +66,20 @@ def attack_prompts(make: Maker, context: PromptContext) -> list[AttackPrompt]:
     return [prompt for index in range(len(context.rows)) for prompt in make(index, context)]
 
 
-def in_template(row: Row, template: str, kind: Kind | None = None) -> Row:
-    """The row with its prompt, of a conversation the last message, in a template."""
+def reworded(row: Row, change: Callable[[str], str]) -> Row:
+    """The row with its prompt, of a conversation the last message, changed."""
     if isinstance(row.prompt, str):
-        prompt = template.format(prompt=row.prompt.strip())
-        return replace(row, prompt=prompt, kind=kind or row.kind)
+        return replace(row, prompt=change(row.prompt.strip()))
     *before, (role, content) = row.prompt
-    return replace(row, prompt=(*before, (role, template.format(prompt=content.strip()))))
+    return replace(row, prompt=(*before, (role, change(content.strip()))))
+
+
+def in_template(row: Row, template: str, kind: Kind | None = None) -> Row:
+    """The row with its prompt, of a conversation the last message, in a template; a prompt of text
+    becomes one of that kind.
+    """
+    asked = reworded(row, lambda text: template.format(prompt=text))
+    return replace(asked, kind=kind) if kind and isinstance(row.prompt, str) else asked
 
 
 def with_examples(row: Row, examples: Sequence[Row], tokenizer: Any) -> Row:

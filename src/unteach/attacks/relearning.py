@@ -24,8 +24,8 @@ from unteach.attacks.attack import (
 )
 from unteach.attacks.options import AttackOptions
 from unteach.attacks.prompting import CUT_OFF, attack_prompts, cut_rate, shown_by_row
+from unteach.attacks.prompts import plain
 from unteach.attacks.target import Target
-from unteach.attacks.wordings import plain
 from unteach.config.unlearning import UnlearningConfig
 from unteach.data.rows import Row, evenly_spaced, rows_hash
 from unteach.evaluation.results import MetricResult, summarise
@@ -165,7 +165,6 @@ def relearn(
 
 # --- the attacks
 
-SOURCES = ("forget", "related", "unrelated", "public")
 ADAPTER_RANK = 16
 ADAPTER_RATE = 10.0
 """Learning rate of an adapter, as a factor on that of all weights (Hu et al. 2022, table 12)."""

@@ -17,13 +17,11 @@ from torch import nn
 from unteach import models
 from unteach.attacks.attack import Attack, LeftOut, Outcome, Trial
 from unteach.attacks.prompting import attack_prompts
+from unteach.attacks.prompts import plain
 from unteach.attacks.target import Target
-from unteach.attacks.wordings import plain
 from unteach.errors import UserError
+from unteach.robust.perturbations import GROUP, group_size
 from unteach.run.folder import ORIGINAL
-
-GROUP = 32
-"""Weights that share scale and zero point at 4 bits; halved until it divides a layer's row."""
 
 
 @contextlib.contextmanager
@@ -94,14 +92,6 @@ def quantize(model: Any, bits: int) -> Any:
         for layer in layers:
             layer.weight = nn.Parameter(layer.weight.dequantize().detach(), requires_grad=False)
     return model.to(device)
-
-
-def group_size(length: int) -> int:
-    """`GROUP`, or the largest half, quarter, ... of it that divides a row of this length."""
-    size = GROUP
-    while length % size:
-        size //= 2
-    return size
 
 
 def _linear_layers(model: Any) -> list[nn.Linear]:

@@ -141,7 +141,6 @@ def align(
         pipeline (`str`): a name in `PIPELINES`.
         model: the causal language model to start from; its memory is freed after the first stage.
             Later stages hold up to three models.
-        tokenizer: its tokenizer.
         rows (`Sequence[Row]`): prompt, bad answer (`completion`) and good answer (`right`).
         folder (`Path`): each stage has a folder in it.
         settings: for each stage, fields of TRL's config (see `stage_settings`).

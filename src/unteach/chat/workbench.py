@@ -33,7 +33,7 @@ from unteach.chat.server import (
 )
 from unteach.data.chat import settings_from
 from unteach.errors import UserError
-from unteach.files.uploads import UPLOADS, keep_upload
+from unteach.files.folders import UPLOADS, keep_upload
 from unteach.methods import METHODS
 from unteach.run.folder import ORIGINAL, UNLEARNED, RunFolder
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from unteach import __version__
-from unteach.cli.commands import COMMANDS, load_command
 from unteach.cli.exit_codes import SEVERAL, check_launch, exit_code, named_files, quiet_libraries
-from unteach.cli.options import parse
+from unteach.cli.options import COMMANDS, load_command, parse
 from unteach.errors import did_you_mean
 from unteach.processes import destroy_process_group
 

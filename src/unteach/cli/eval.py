@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from unteach.cli.options import Command
@@ -76,18 +76,7 @@ SCORERS = {
     "similarity_model": "similarity",
     "fluency_model": "fluency",
 }
-SHARED = (
-    "output_dir",
-    "engine",
-    "batch_size",
-    "show_text",
-    "trust_remote_code",
-    "dtype",
-    "system",
-    "chat_template_kwargs",
-    "chat_date",
-    "max_new_tokens",
-)
+ROWS = ("scenario", "forget", "retain", "unseen", "neighbours", "secrets")
 
 
 def evaluate(given: dict[str, Any]) -> int:
@@ -97,20 +86,27 @@ def evaluate(given: dict[str, Any]) -> int:
     options = EvalCommand(**given)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"option --batch-size is {options.batch_size}, it must be positive")
-    shared = {name: given[name] for name in SHARED if name in given}
     if options.harness is not None:
         for name in ("benchmark", "forget", "retrained"):
             if name in given:
                 raise UserError(f"option --harness does not go with --{name}: leave one out")
-        return _benchmark("harness", options.harness, options, given, shared)
+        return _benchmark("harness", options.harness, options, given)
     if options.benchmark:
         files = options.forget
         data = ",".join(files) if isinstance(files, list) else files
-        return _benchmark(options.benchmark, data, options, given, shared)
-    return _models(options, given, shared)
+        return _benchmark(options.benchmark, data, options, given)
+    return _models(options, given)
 
 
-def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]) -> int:
+def _shared(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given of the options that both kinds of evaluation have."""
+    from unteach.evaluate import EvalOptions
+
+    names = [item.name for item in fields(EvalOptions)]
+    return {name: given[name] for name in names if name in given}
+
+
+def _models(options: EvalCommand, given: dict[str, Any]) -> int:
     for name in ("retrained", "limit"):
         if name in given:
             raise UserError(f"option --{name} needs --benchmark or --harness")
@@ -124,14 +120,9 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
     evaluation = evaluate_models(
         options.model,
         options.reference,
-        scenario=options.scenario,
-        forget=options.forget,
-        retain=options.retain,
-        unseen=options.unseen,
-        neighbours=options.neighbours,
-        secrets=options.secrets,
+        **{name: getattr(options, name) for name in ROWS},
         display=display,
-        **shared,
+        **_shared(given),
         scorers={scorer: given[name] for name, scorer in SCORERS.items() if name in given},
     )
     if evaluation:
@@ -139,9 +130,7 @@ def _models(options: EvalCommand, given: dict[str, Any], shared: dict[str, Any])
     return 0
 
 
-def _benchmark(
-    name: str, data: str | None, options: EvalCommand, given: dict[str, Any], shared: dict[str, Any]
-) -> int:
+def _benchmark(name: str, data: str | None, options: EvalCommand, given: dict[str, Any]) -> int:
     for other in ("scenario", "retain", "unseen", "neighbours", "secrets", *SCORERS):
         if other in given:
             raise UserError(
@@ -161,7 +150,7 @@ def _benchmark(
         data=data,
         limit=options.limit,
         display=display,
-        **shared,
+        **_shared(given),
     )
     if evaluation:
         benchmark_table(evaluation).print(display.console, name.upper())

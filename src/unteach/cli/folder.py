@@ -114,7 +114,7 @@ def report(given: dict[str, Any]) -> int:
     if options.tasks:
         _write_tasks(options.folder, Path(options.tasks))
     if options.push_to_hub:
-        from unteach.reports.hub import push_model
+        from unteach.reports.report import push_model
 
         print(f"Pushed: {push_model(Path(options.folder), options.push_to_hub)}")
     return 0
@@ -123,7 +123,7 @@ def report(given: dict[str, Any]) -> int:
 def _write_tasks(run: str, out: Path) -> None:
     """The rows of a run's prompt sets that have an expected answer, as tasks."""
     quiet_libraries()
-    from unteach.evaluation.benchmarks.tasks import write_tasks
+    from unteach.evaluation.benchmarks.harness import write_tasks
     from unteach.evaluation.metrics import is_forget_set
     from unteach.run.folder import RunFolder
 

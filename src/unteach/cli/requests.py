@@ -141,7 +141,7 @@ def requests(given: dict[str, Any]) -> int:
 
 def _audit(folder: Path, number: int) -> Path:
     """Writes the record of a request, from a ledger whose chain is intact."""
-    from unteach.reports.audit import write_audit
+    from unteach.reports.page import write_audit
     from unteach.reports.tables import newest_rates
     from unteach.requests.ledger import read_ledger
 

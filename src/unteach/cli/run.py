@@ -1,15 +1,18 @@
-"""`unteach run` and `unteach demo`: training runs from data to report."""
+"""`unteach run`, `demo`, `compare` and `plan`: training runs from data to report, several of them
+in one table, and what one takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from unteach.cli.options import Command, with_words
-from unteach.config.run import RunConfig, option, run_option
+from unteach.config.run import Precision, RunConfig, option, required, run_option
 from unteach.config.values import check_types, read_config
 from unteach.errors import UserError
+from unteach.plan import PlanOptions
 from unteach.scenarios import SCENARIOS, embedded_scenario
 
 
@@ -171,7 +174,101 @@ def _finish(result: Any, display: Any) -> int:
     return 0
 
 
+# --- several methods in one table
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Options of `unteach compare`."""
+
+    config: str = required("config", help="YAML file: what to compare", positional=True)
+    output_dir: str | None = run_option("output_dir", default=None)
+
+
+def compare(given: dict[str, Any]) -> int:
+    """Runs several methods on the same data and writes one table (Markdown, CSV, LaTeX), shaped as
+    those of the paper. The YAML file:
+
+      out: runs/compare
+      models: [smollm2-135m-instruct]
+      methods:
+        [finetuning, ga_mismatch, templated, {name: mine, method: npo, learning_rate: 1e-4}]
+      scenario: copyright        # an embedded scenario with its demo's settings; or instead
+      forget: bad.jsonl          # your rows to forget, and
+      retain: good.jsonl         # your rows to keep
+      judge_as: hallucination    # scored as an embedded scenario is (default: leak rate)
+      unseen: more.jsonl         # only measured: rows to forget that nothing trains on, and
+      neighbours: others.jsonl   # rows like those to forget about other things (half of them kept)
+      hold_out: 0.3              # share of the rows to forget that is held out (default: 0.3)
+      limit: 200                 # at most this many rows to forget
+      teach: {num_train_epochs: 5, learning_rate: 2e-4}   # teach the rows first, to a model that
+                                 # does not know them
+      seed: 0
+      settings: {max_steps: 40}  # for all methods; with patience: N the baselines stop by it too
+      short: false               # an embedded scenario's smaller version, for smoke tests
+
+    The same command again resumes an interrupted comparison.
+    """
+    from unteach.compare import compare as run_comparison
+    from unteach.progress import Display
+
+    options = read_config(given["config"])
+    if "output_dir" in given:
+        options["out"] = given["output_dir"]
+    display = Display()
+    folder = run_comparison(options, display)
+    display.print(f"Tables: {folder / 'comparison.md'} (also .csv and .tex)")
+    return 0
+
+
+# --- memory and time before a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(PlanOptions):
+    """Options of `unteach plan`; others of a run are given as `key=value`."""
+
+    model: str = required("model")
+    method: str = run_option("method", help="method, see docs/reference/methods.md")
+    lora: bool = run_option("lora")
+    lora_rank: int = run_option("lora_rank")
+    dtype: Precision = run_option("dtype")
+    quantize: Literal["4bit"] | None = run_option("quantize")
+    json: bool = option(False, "print JSON")
+    trust_remote_code: bool = run_option("trust_remote_code")
+
+
+def plan(given: dict[str, Any]) -> int:
+    """Computes memory on each device and floating-point operations; loads and downloads no weights.
+    docs/how-to/scaling.md says how.
+
+      unteach plan --model meta-llama/Llama-2-7b-hf --lora --quantize 4bit --device gpu bf16=true
+    """
+    from unteach.config.resolve import flat
+    from unteach.plan import plan_run
+
+    options = flat(with_words(given))
+    as_json = options.pop("json", False)
+    where = {
+        item.name: options.pop(item.name) for item in fields(PlanOptions) if item.name in options
+    }
+    found = plan_run(options.pop("model"), options, **where)
+    if as_json:
+        import json
+
+        print(json.dumps(found, indent=2))
+        return 0
+    from rich.console import Console
+
+    from unteach.reports.tables import print_plan
+
+    print_plan(found, Console())
+    return 0
+
+
 COMMANDS = {
     "run": Command(run, RunCommand, settings=True),
     "demo": Command(demo, DemoCommand, settings=True),
+    "compare": Command(compare, CompareCommand),
+    "plan": Command(plan, PlanCommand, settings=True),
 }

@@ -59,7 +59,6 @@ def generate_ids(
     """Continuations, without the end token and what follows it.
 
     Args:
-        model: a causal language model.
         prompts: token ids of each prompt.
         max_new_tokens: token limit of a continuation.
         pad_id: the padding token.
@@ -283,8 +282,6 @@ class TransformersGenerator:
     """Generation by transformers, in this process.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         batch_size: prompts per batch; default: `batch_that_fits`.
         on_batch: called with the finished continuations, by index of the prompt.
     """
@@ -367,8 +364,6 @@ def generate_answers(
     whether it met the token limit).
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         rows: rows with prompts; a completion is the draft of the output (`agreed_starts`).
         max_new_tokens: token limit of an output.
         generator: generates the outputs; default: the model itself.

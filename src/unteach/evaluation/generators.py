@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from unteach.evaluation.generation import (
     starts_of,
     until_end,
 )
+from unteach.files.folders import content_key, private_folder
+from unteach.processes import all_gather, barrier, process_count, process_shard
 
 
 class CachedGenerator:
@@ -54,24 +57,16 @@ class CachedGenerator:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """See `Generator`."""
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
-        state = PartialState()
-        name = hashlib.sha256(
-            json.dumps([self.model_hash, self.engine, max_new_tokens, "greedy"]).encode()
-        ).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        rank = f"-{state.process_index}" if state.num_processes > 1 else ""
-        path = self.folder / f"continuations-{name}{rank}.jsonl"
+        name = content_key([self.model_hash, self.engine, max_new_tokens, "greedy"])
+        rank = f"-{os.environ['RANK']}" if process_count() > 1 else ""
+        path = private_folder(self.folder) / f"continuations-{name}{rank}.jsonl"
         keys = [prompt_key(prompt) for prompt in prompts]
         known: dict[str, list[int]] = {}
         for file in sorted(self.folder.glob(f"continuations-{name}*.jsonl")):
             known |= read_continuations(file)
-        state.wait_for_everyone()
+        barrier()
         missing = [i for i, key in enumerate(keys) if key not in known and keys.index(key) == i]
-        share = missing[state.process_index :: state.num_processes]
+        share = list(process_shard(missing))
         made: dict[str, list[int]] = {}
 
         def keep(batch: dict[int, list[int]]) -> None:
@@ -92,9 +87,8 @@ class CachedGenerator:
             )
             if not made:
                 keep(dict(enumerate(outputs)))
-        if state.num_processes > 1:
-            made = dict(gather_object(list(made.items())))
-        known |= made
+        for lines in all_gather(made):
+            known |= lines
         return [known[key] for key in keys]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,48 +139,64 @@ def batch_states(model: Any, prompts: Tokens, completions: Tokens) -> tuple[Tens
 
 
 @torch.no_grad()
+def values_by_row(
+    model: Any,
+    prompts: Tokens,
+    completions: Tokens,
+    measure: Callable[[Tensor, Tensor], Tensor],
+    tokens_per_batch: int = 2048,
+) -> list[Tensor | None]:
+    """What `measure` gives for each token of each completion, on the CPU, shape (tokens, ...);
+    `None` for a row without completion.
+
+    Args:
+        prompts, completions: token ids; a prompt has at least one.
+        measure: from final hidden states, shape (tokens, width), and the tokens that they predict.
+        tokens_per_batch: see `rows_by_length`.
+    """
+    found: list[Tensor | None] = [None] * len(prompts)
+    for part, hidden, targets in completion_states(model, prompts, completions, tokens_per_batch):
+        values = measure(hidden, targets).cpu().split([len(completions[i]) for i in part])
+        for index, row in zip(part, values, strict=True):
+            found[index] = row
+    return found
+
+
+def token_logp(
+    model: Any, prompts: Tokens, completions: Tokens, tokens_per_batch: int = 2048
+) -> list[Tensor | None]:
+    """The log-probability of each completion's tokens after its prompt, in nats, float64. Args and
+    result: as of `values_by_row`.
+    """
+    head = models.output_head(model)
+
+    def logp(hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_statistics(hidden, targets, head).logp.double()
+
+    return values_by_row(model, prompts, completions, logp, tokens_per_batch)
+
+
 def mean_nll(
     model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048
 ) -> list[float | None]:
     """Mean negative log-likelihood of each completion's tokens after its prompt, in nats; `None`
-    for an empty one.
-
-    Args:
-        model: a causal language model.
-        prompts, completions: token ids; a prompt has at least one.
-        tokens_per_batch: see `rows_by_length`.
+    for an empty one. Args: as of `values_by_row`.
     """
-    means: list[float | None] = [None] * len(prompts)
-    head = models.output_head(model)
-    for part, hidden, targets in completion_states(model, prompts, completions, tokens_per_batch):
-        nll = -token_statistics(hidden, targets, head).logp.double().cpu()
-        for index, row in zip(part, nll.split([len(completions[i]) for i in part]), strict=True):
-            means[index] = float(row.mean())
-    return means
+    found = token_logp(model, prompts, completions, tokens_per_batch)
+    return [None if row is None else float((-row).mean()) for row in found]
 
 
-@torch.no_grad()
 def greedy_matches(
     model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048
 ) -> list[list[bool] | None]:
     """For each token of each completion, whether it is the model's greedy choice given the true
-    tokens before it; `None` for a row without completion. Args: as for `mean_nll`.
+    tokens before it; `None` for a row without completion. Args: as of `values_by_row`.
     """
-    found: list[list[bool] | None] = [None] * len(prompts)
     head = models.output_head(model)
-    for part, hidden, targets in completion_states(model, prompts, completions, tokens_per_batch):
+
+    def right(hidden: Tensor, targets: Tensor) -> Tensor:
         choices = torch.cat([head.logits(piece).argmax(-1) for piece in hidden.split(512)])
-        right = (choices == targets).cpu().split([len(completions[i]) for i in part])
-        for index, row in zip(part, right, strict=True):
-            found[index] = row.tolist()
-    return found
+        return choices == targets
 
-
-def greedy_agreement(
-    model: Any, prompts: Tokens, completions: Tokens, *, tokens_per_batch: int = 2048
-) -> list[float | None]:
-    """Share of each completion's tokens that are the model's greedy choice; `None` for an empty
-    completion. Args: as for `mean_nll`.
-    """
-    matches = greedy_matches(model, prompts, completions, tokens_per_batch=tokens_per_batch)
-    return [None if found is None else sum(found) / len(found) for found in matches]
+    found = values_by_row(model, prompts, completions, right, tokens_per_batch)
+    return [None if row is None else row.tolist() for row in found]

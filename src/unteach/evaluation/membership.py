@@ -16,8 +16,8 @@ from torch import Tensor
 
 from unteach import models
 from unteach.data.packing import Branch, Tree, make_batch
-from unteach.evaluation.likelihood import Tokens, completion_states
-from unteach.evaluation.results import Floats, checked_array
+from unteach.evaluation.likelihood import Tokens, values_by_row
+from unteach.evaluation.results import Floats, bootstrap_interval, checked_array
 from unteach.models.token_statistics import LOGITS_BUDGET_BYTES, log_probability, token_statistics
 
 DEFAULT_K = 0.2
@@ -75,22 +75,13 @@ def auc(member_scores: Any, nonmember_scores: Any) -> float:
     return float(_auc(members, checked_array(nonmember_scores, "nonmember_scores", 1)))
 
 
-def auc_interval(
-    member_scores: Any, nonmember_scores: Any, seed: int = 0
-) -> tuple[float | None, float | None]:
+def auc_interval(member_scores: Any, nonmember_scores: Any) -> tuple[float | None, float | None]:
     """95% percentile bootstrap interval of `auc`, both sets of rows resampled (1,000 times, fixed
     seed); `None` twice where either is a single row.
     """
-    from scipy.stats import bootstrap
-
     members = checked_array(member_scores, "member_scores", 1)
-    samples = members, checked_array(nonmember_scores, "nonmember_scores", 1)
-    if min(map(len, samples)) < 2:
-        return None, None
-    draw = np.random.default_rng(seed)
-    found = bootstrap(samples, _auc, n_resamples=1000, method="percentile", rng=draw)
-    low, high = found.confidence_interval
-    return float(low), float(high)
+    others = checked_array(nonmember_scores, "nonmember_scores", 1)
+    return bootstrap_interval(members, others, statistic=_auc, resamples=1000)
 
 
 def _lowest(values: Floats, k: float) -> float:
@@ -218,7 +209,6 @@ def token_moments(
     positions at a time.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
         tokens_per_batch: see `likelihood.rows_by_length`.
         budget_bytes: most bytes of one (tokens, vocabulary) matrix, of which several exist at once.
@@ -226,23 +216,19 @@ def token_moments(
     Returns:
         three arrays of shape (tokens,) for each row; `None` for one without completion.
     """
-    found: list[tuple[Floats, Floats, Floats] | None] = [None] * len(prompts)
     head = models.output_head(model)
     rows = max(1, budget_bytes // (head.weight.shape[0] * 4))
-    for part, hidden, wanted in completion_states(model, prompts, completions, tokens_per_batch):
+
+    def numbers(hidden: Tensor, wanted: Tensor) -> Tensor:
         pieces = []
         for states, targets in zip(hidden.split(rows), wanted.split(rows), strict=True):
             logits = head.logits(states)
-            pieces.append(
-                torch.stack([log_probability(logits, targets), *vocabulary_moments(logits)])
-            )
-        numbers = (
-            torch.cat(pieces, 1).double().cpu().split([len(completions[i]) for i in part], dim=1)
-        )
-        for index, row in zip(part, numbers, strict=True):
-            logp, mean, std = row.numpy()
-            found[index] = (logp, mean, std)
-    return found
+            moments = log_probability(logits, targets), *vocabulary_moments(logits)
+            pieces.append(torch.stack(moments, dim=1))
+        return torch.cat(pieces).double()
+
+    found = values_by_row(model, prompts, completions, numbers, tokens_per_batch)
+    return [None if row is None else tuple(row.T.contiguous().numpy()) for row in found]
 
 
 @torch.enable_grad()
@@ -253,7 +239,6 @@ def gradient_norms(model: Any, prompts: Tokens, completions: Tokens) -> list[flo
     One row at a time, in evaluation mode; gradients, `requires_grad` and mode are restored.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; a prompt has at least one.
 
     Returns:
@@ -303,7 +288,6 @@ def collect_evidence(
     """The statistics of each row for the six attacks.
 
     Args:
-        model: a causal language model.
         prompts, completions: token ids; none may be empty.
         texts: the completions' texts.
         reference_losses: each completion's mean NLL under a reference model, for that attack.

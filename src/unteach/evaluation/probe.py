@@ -49,7 +49,6 @@ def make_probe(
       forward pass, without generation. `neighbours` is missing without such rows.
 
     Args:
-        tokenizer: the model's.
         training, validation: forget rows with completions; at most `forget_rows` in all, of which
             validation rows are up to a half.
         kept, neighbours: rows with completions, preferably not trained on.

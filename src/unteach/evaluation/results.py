@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Interval = Literal["wilson", "bootstrap"]
+FIELDS = ("value", "n", "ci_low", "ci_high", "higher_is_better")
+"""Those of a `MetricResult` in result files."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,13 +38,7 @@ class MetricResult:
 
     def as_json(self) -> dict[str, Any]:
         """The fields of `eval.json`."""
-        return {
-            "value": self.value,
-            "n": self.n,
-            "ci_low": self.ci_low,
-            "ci_high": self.ci_high,
-            "higher_is_better": self.higher_is_better,
-        }
+        return {name: getattr(self, name) for name in FIELDS}
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -53,17 +49,21 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float | None, float | None]:
-    """95% percentile bootstrap interval of a mean over rows (2,000 resamples, fixed seed); `None`
-    twice for a single row.
+def bootstrap_interval(
+    *samples: Sequence[float] | Floats,
+    statistic: Callable[..., Any] = np.mean,
+    resamples: int = 2000,
+) -> tuple[float | None, float | None]:
+    """95% percentile bootstrap interval of a statistic over rows, the mean by default; each sample
+    is resampled on its own, by a fixed seed. `None` twice where one is a single row.
     """
     from scipy.stats import bootstrap
 
-    if len(values) < 2:
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    if min(map(len, arrays)) < 2:
         return None, None
-    sample = (np.asarray(values, dtype=np.float64),)
-    draw = np.random.default_rng(seed)
-    found = bootstrap(sample, np.mean, n_resamples=2000, method="percentile", rng=draw)
+    draw = np.random.default_rng(0)
+    found = bootstrap(arrays, statistic, n_resamples=resamples, method="percentile", rng=draw)
     low, high = found.confidence_interval
     return float(low), float(high)
 

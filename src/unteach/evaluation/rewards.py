@@ -95,14 +95,12 @@ class TrainedReward:
 
     Args:
         labelled: answers with both labels.
-        encoder: sentence encoder.
 
     Raises:
         UserError: with too few answers of either label.
     """
 
-    def __init__(self, labelled: Sequence[LabelledAnswer], encoder: str = DEFAULT_ENCODER) -> None:
-        self.encoder = encoder
+    def __init__(self, labelled: Sequence[LabelledAnswer]) -> None:
         examples = [
             (item.prompt, item.answer, not bad)
             for item in labelled
@@ -124,12 +122,13 @@ class TrainedReward:
             features, labels, prompts, inverse_penalty=10.0
         )
         self.held_out_n = len(examples)
-        self.name = f"reward trained on {len(examples)} answers ({encoder}, logistic regression)"
+        trained = f"reward trained on {len(examples)} answers"
+        self.name = f"{trained} ({DEFAULT_ENCODER}, logistic regression)"
 
     def _features(self, prompts: Sequence[str], answers: Sequence[str]) -> npt.NDArray[np.float64]:
         if not prompts:
             return np.zeros((0, 1))
-        asked, said = (embeddings(texts, encoder=self.encoder) for texts in (prompts, answers))
+        asked, said = embeddings(prompts), embeddings(answers)
         product = asked * said
         return np.concatenate([10.0 * product, said, product.sum(1, keepdims=True)], axis=1)
 

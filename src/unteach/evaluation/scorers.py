@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from unteach.config.scorers import ScorerNames
 from unteach.data.rows import LabelledAnswer, Row
+from unteach.data.traces import split_trace
 from unteach.errors import UserError
 from unteach.evaluation.judges import load_judge
-from unteach.evaluation.metrics import METRICS, Answer, Scorer, headlines
-from unteach.evaluation.readability import is_degenerate
+from unteach.evaluation.metrics import METRICS, Answer, Role, Scorer, headlines
 from unteach.evaluation.rewards import Reward, load_reward
-from unteach.evaluation.set_scores import metric_values
 from unteach.evaluation.similarity import (
     BLEURT,
     bert_scores,
@@ -49,6 +48,46 @@ class ScorerInputs:
     names: ScorerNames
     corpus: Sequence[str] = ()
     labelled: Sequence[LabelledAnswer] = ()
+
+
+def metric_values(
+    name: str,
+    answers: Sequence[Answer],
+    scorers: Mapping[str, Scorer],
+    *,
+    role: Role = "forget",
+) -> list[float | None] | None:
+    """A registered metric's value of each answer; `None` if its scorer is not among `scorers`.
+
+    Of an output with a reasoning trace the answer behind it is measured; on forget sets what must
+    not be shown is looked for in both, and the higher value counts.
+    """
+    metric = METRICS[name]
+    parts = [split_trace(answer.output) for answer in answers]
+    spoken = [
+        replace(a, output=answer, original_output=split_trace(a.original_output)[1])
+        for a, (_, answer) in zip(answers, parts, strict=True)
+    ]
+    values = values_of(name, spoken, scorers)
+    traced = [place for place, (trace, _) in enumerate(parts) if trace]
+    leaks = metric.headline or metric.opposite_elsewhere
+    if values is None or not traced or not leaks or role != "forget":
+        return values
+    thoughts = [replace(spoken[place], output=parts[place][0]) for place in traced]
+    found = values_of(name, thoughts, scorers) or []
+    for place, value in zip(traced, found, strict=True):
+        values[place] = max((v for v in (values[place], value) if v is not None), default=None)
+    return values
+
+
+def values_of(
+    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
+) -> list[float | None] | None:
+    """As `metric_values`, for outputs as they are."""
+    if name in scorers:
+        return list(scorers[name].scores(answers))
+    value = METRICS[name].row_value
+    return None if value is None else [value(answer) for answer in answers]
 
 
 @dataclass(frozen=True)
@@ -125,27 +164,6 @@ def leak_scorer(threshold: float) -> Scorer:
     )
 
 
-def readability_scorers(limit: float) -> dict[str, Scorer]:
-    """The scorers of `degenerate_rate` and of `readability`, its complement.
-
-    Args:
-        limit: repetition above which an answer is degenerate, see `degeneration_limit`.
-    """
-
-    def degenerate(answers: Sequence[Answer]) -> list[float]:
-        return [float(is_degenerate(item.output, limit)) for item in answers]
-
-    def readable(answers: Sequence[Answer]) -> list[float]:
-        return [1.0 - value for value in degenerate(answers)]
-
-    name = f"repetition over {limit:.2f}, loops, empty answers"
-    settings = {"limit": limit}
-    return {
-        "degenerate_rate": Scorer(name, degenerate, settings),
-        "readability": Scorer(f"not: {name}", readable, settings),
-    }
-
-
 def hallucination_scorer(encoder: str, unrelated: float = 0.0) -> Scorer:
     """Whether the BERTScore of an output with the hallucinated answer is over
     `HALLUCINATION_MARGIN` times that with the right one, and over `unrelated`, the score of answers
@@ -166,25 +184,6 @@ def hallucination_scorer(encoder: str, unrelated: float = 0.0) -> Scorer:
 
     name = f"BERTScore by {encoder}, margin 10%, above {unrelated:.2f}"
     return Scorer(name, scores, {"unrelated": unrelated})
-
-
-def instead_scorer(sentence: str) -> Scorer:
-    """Whether an output contains the sentence, by letters and digits."""
-
-    def scores(answers: Sequence[Answer]) -> list[float]:
-        return [float(says(item.output, [sentence])) for item in answers]
-
-    return Scorer(f"contains {sentence!r}", scores)
-
-
-def similarity_scorer(name: str) -> Scorer:
-    """Similarity of an output to the original model's output."""
-
-    def scores(answers: Sequence[Answer]) -> list[float]:
-        originals = [item.original_output for item in answers]
-        return pair_similarity(originals, [item.output for item in answers], scorer=name)
-
-    return Scorer(name, scores)
 
 
 def reward_scorer(reward: Reward) -> Scorer:
@@ -226,15 +225,27 @@ def _hallucination(inputs: ScorerInputs) -> Scorer | None:
 
 
 def _similarity(inputs: ScorerInputs) -> Scorer | None:
-    if not inputs.names.similarity:
+    """Similarity of an output to the original model's output."""
+    if not (name := inputs.names.similarity):
         return None
-    _require(inputs.names.similarity)
-    return similarity_scorer(inputs.names.similarity)
+    _require(name)
+
+    def scores(answers: Sequence[Answer]) -> list[float]:
+        originals = [item.original_output for item in answers]
+        return pair_similarity(originals, [item.output for item in answers], scorer=name)
+
+    return Scorer(name, scores)
 
 
 def _instead(inputs: ScorerInputs) -> Scorer | None:
-    sentence = inputs.names.instead
-    return instead_scorer(sentence) if sentence else None
+    """Whether an output contains the sentence of the run, by letters and digits."""
+    if not (sentence := inputs.names.instead):
+        return None
+
+    def scores(answers: Sequence[Answer]) -> list[float]:
+        return [float(says(item.output, [sentence])) for item in answers]
+
+    return Scorer(f"contains {sentence!r}", scores)
 
 
 def _require(encoder: str) -> None:

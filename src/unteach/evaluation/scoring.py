@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from unteach.errors import UserError
 from unteach.evaluation.eval_json import as_eval_json
 from unteach.evaluation.generation import Generator, Progress, answer_limit, generate_answers
 from unteach.evaluation.likelihood import greedy_matches, mean_nll
-from unteach.evaluation.metrics import Answer, Scorer, is_forget_set, prompt_set
-from unteach.evaluation.readability import degeneration_limit, is_not_meaningful
-from unteach.evaluation.results import MetricResult
-from unteach.evaluation.scorers import Scorers, readability_scorers
-from unteach.evaluation.set_scores import score_set
+from unteach.evaluation.metrics import METRICS, PARTS, Answer, Scorer, is_forget_set, prompt_set
+from unteach.evaluation.readability import degeneration_limit, is_degenerate, is_not_meaningful
+from unteach.evaluation.results import MetricResult, summarise
+from unteach.evaluation.scorers import Scorers, metric_values, values_of
 from unteach.evaluation.verdict import verdict
 from unteach.files.atomic import write_json, write_text_atomically
 
@@ -72,6 +71,82 @@ def fluency_scorer(fluency: FluencyModel) -> Scorer:
     return Scorer(fluency.name, scores)
 
 
+def readability_scorers(limit: float) -> dict[str, Scorer]:
+    """The scorers of `degenerate_rate` and of `readability`, its complement.
+
+    Args:
+        limit: repetition above which an answer is degenerate, see `degeneration_limit`.
+    """
+
+    def degenerate(answers: Sequence[Answer]) -> list[float]:
+        return [float(is_degenerate(item.output, limit)) for item in answers]
+
+    def readable(answers: Sequence[Answer]) -> list[float]:
+        return [1.0 - value for value in degenerate(answers)]
+
+    name = f"repetition over {limit:.2f}, loops, empty answers"
+    settings = {"limit": limit}
+    return {
+        "degenerate_rate": Scorer(name, degenerate, settings),
+        "readability": Scorer(f"not: {name}", readable, settings),
+    }
+
+
+def score_set(
+    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
+) -> dict[str, MetricResult]:
+    """The result of every metric that applies to the outputs of one prompt set.
+
+    Args:
+        name: the prompt set's.
+        answers: its outputs.
+        scorers: by metric; one that is not there leaves its metric out.
+
+    Of outputs with a reasoning trace the rates that decide have a rate for the trace and one for
+    the answer too (`PARTS`).
+    """
+    role = prompt_set(name).role
+    completions = all(answer.row.completion for answer in answers)
+    results = {}
+    for metric_name, metric in METRICS.items():
+        if role not in metric.roles or (metric.needs_completion and not completions):
+            continue
+        values = metric_values(metric_name, answers, scorers, role=role)
+        if values is None:
+            continue
+        better = metric.better_on(role)
+        result = summarise(values, higher_is_better=better, interval=metric.interval)
+        if result.n < metric.min_share * len(values):
+            result = MetricResult(None, 0, None, None, better, tuple(values))
+        if result.n or metric.min_share:
+            results[metric_name] = result
+        if metric.headline and role == "forget":
+            for ending, part in zip(
+                PARTS, _part_values(metric_name, answers, scorers), strict=True
+            ):
+                found = summarise(part, higher_is_better=better, interval=metric.interval)
+                results |= {metric_name + ending: found} if found.n else {}
+    return results
+
+
+def _part_values(
+    name: str, answers: Sequence[Answer], scorers: Mapping[str, Scorer]
+) -> tuple[list[float | None], list[float | None]]:
+    """The values of the traces alone, and of the answers behind them; `None` without a trace."""
+    traced = [place for place, answer in enumerate(answers) if split_trace(answer.output)[0]]
+    parts = []
+    for part in (0, 1):
+        texts = [
+            replace(a, output=split_trace(a.output)[part]) for a in map(answers.__getitem__, traced)
+        ]
+        values: list[float | None] = [None] * len(answers)
+        scores = values_of(name, texts, scorers) if texts else None
+        for place, value in zip(traced, scores or [], strict=False):
+            values[place] = value
+        parts.append(values)
+    return parts[0], parts[1]
+
+
 def generate_sets(
     model: Any,
     tokenizer: Any,
@@ -85,8 +160,6 @@ def generate_sets(
     choices along the expected completions.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         sets: prompt sets, name to rows.
         generator: generates the outputs; default: the model itself.
         drafts: by row key, drafts of the outputs, such as another model's.

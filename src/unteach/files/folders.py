@@ -1,5 +1,5 @@
 """Output folders: private, named by content, renamed where another run needs the name, and locked
-against a second writer.
+against a second writer; files that a page sends.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -148,3 +149,33 @@ def _holder(folder: Path) -> str:
         return f"process {holder['pid']}{host}, {since}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+# --- uploads
+#
+# Files that a page sends are kept beside the runs in a folder of their own, named by content, so
+# that `unteach purge` tells them from a user's own files.
+
+
+UPLOADS = "files"
+"""Name of their folder."""
+
+
+def keep_upload(folder: Path, name: str, data: bytes) -> Path:
+    """Writes a file into `folder/files/`, readable by its owner only; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = re.sub(r"[^\w.-]", "_", Path(name).name)[-80:]
+    path = private_folder(folder / UPLOADS) / f"{_digest(data)}-{plain}"
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return path
+
+
+def uploads(folder: Path) -> list[Path]:
+    """The files in `folder/files/` whose name begins with the hash of their content."""
+    found = (path for path in sorted((folder / UPLOADS).glob("*-*")) if path.is_file())
+    return [path for path in found if path.name.startswith(f"{_digest(path.read_bytes())}-")]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]

@@ -70,7 +70,6 @@ def predicting_states(
     in the batch's order.
 
     Args:
-        model: a causal language model.
         batch: see `make_batch`.
         packed (`bool`): its layout.
         shared_prefix: number of tokens that come before each row of a plain batch, and their

@@ -277,7 +277,6 @@ def placed(model: Any, device: torch.device | None = None) -> Any:
     where it is, as a model that will be sharded may exceed one GPU.
 
     Args:
-        model: a causal language model.
         device (`torch.device`, *optional*): default: Accelerate's of this process.
     """
     if not torch.cuda.is_available():

@@ -216,7 +216,6 @@ def freeze_lower_layers(model: Any, count: float) -> list[nn.Parameter]:
     """Freezes the embedding and the first layers; returns the parameters that it froze.
 
     Args:
-        model: a causal language model.
         count (`int` or `float`): how many layers; under 1: that share of them.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unteach.evaluation.results import FIELDS
 from unteach.files.atomic import write_json, write_text_atomically
 from unteach.reports.results import MISSING, Results, Sets
 from unteach.reports.run_files import without_paths
@@ -27,7 +28,6 @@ and checkpoints. Data tokens: desired answers that people wrote. Generated token
 model, for RL or as its own answers to keep. Peak memory: of the process.
 """
 PLACE = ("model", "method", "prompt_set", "metric")
-NUMBERS = ("value", "n", "ci_low", "ci_high", "higher_is_better")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _costs(cells: Sequence[Cell]) -> dict[str, list[str]]:
 def as_csv(cells: Sequence[Cell]) -> str:
     """One line for each model, method, prompt set and metric, with every digit."""
     out = io.StringIO()
-    fields = (*PLACE, *NUMBERS, "verdict")
+    fields = (*PLACE, *FIELDS, "verdict")
     writer = csv.DictWriter(out, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for cell in cells:

@@ -1,20 +1,16 @@
-"""`report.md`, `report.html` and the model card of a run's folder."""
+"""`report.md`, `report.html` and the model card of a run's folder; the card and the weights on the
+hub.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from unteach.errors import UserError
+from unteach.errors import UserError, one_line
 from unteach.files.atomic import read_cached, write_text_atomically
 from unteach.reports.attacks import (
     attack_notes,
@@ -24,196 +20,9 @@ from unteach.reports.attacks import (
     robustness_table,
 )
 from unteach.reports.figures import leak_chart, relearning_chart, run_charts
-from unteach.reports.results import Results, capitalised, interval, number, printable
-from unteach.reports.run_files import RunFiles, fact_groups, read_files
-from unteach.reports.shapes import check_shape
-from unteach.reports.tables import (
-    SEARCH_NOTE,
-    Table,
-    markdown_text,
-    search_choice,
-    search_table,
-    summary_table,
-)
-from unteach.reports.tiles import tiles
-
-ROW_LIMIT = 200
-"""Rows of one prompt set that the page lists; of a larger set, the worst ones."""
-BUDGET_STEPS = 5
-"""Steps over which the retain KL is averaged before it is compared with its budget."""
-TEMPLATES = Path(__file__).parent / "templates"
-
-
-def encodable(text: str) -> str:
-    """The text with a question mark for each lone surrogate, which UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def typeset(text: str) -> str:
-    """Text with arrows and minus signs instead of `->` and hyphens before digits."""
-    return re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text.replace("->", "\u2192"))
-
-
-def rendered(template: str, **values: Any) -> str:
-    """A template of this package; HTML escapes its values."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for function in (typeset, markdown_text, capitalised):
-        environment.filters[function.__name__] = function
-    return environment.get_template(template).render(**values)
-
-
-# --- the page's content
-
-
-def set_tables(results: Results) -> list[dict[str, Any]]:
-    """For each prompt set its metrics, the key metric first; for each metric a cell of each model:
-    value, interval and change.
-    """
-    tables = []
-    first, *_ = results.models.values()
-    for name in dict.fromkeys(name for sets in results.models.values() for name in sets):
-        found = [sets.get(name, {}) for sets in results.models.values()]
-        key, rows = results.key_metric(name), []
-        metrics = dict.fromkeys(metric for metrics in found for metric in metrics)
-        for metric in sorted(metrics, key=lambda metric: metric != key):
-            before, form, cells = first.get(name, {}).get(metric), results.form(metric), []
-            for result in (metrics.get(metric) for metrics in found):
-                changed = None if result is before else results.change(metric, before, result)
-                value = number(result["value"], form) if result else "\u2013"
-                cells.append(
-                    {"value": value, "interval": interval(result, form), "change": changed}
-                )
-            known = [metrics[metric] for metrics in found if metric in metrics]
-            counts = " / ".join(dict.fromkeys(str(result["n"]) for result in known))
-            directions = {True: "higher is better", False: "lower is better", None: ""}
-            row = {"title": results.title(metric), "n": counts, "cells": cells}
-            rows.append({**row, "direction": directions[known[0]["higher_is_better"]]})
-        note = results.sets.get(name, {}).get("description", "")
-        tables.append({"title": results.set_title(name), "note": note, "rows": rows})
-    return tables
-
-
-def status(files: RunFiles) -> list[tuple[str, str, str]]:
-    """(tone, word, text): what improved and what got worse, whether the budget of the retain KL was
-    kept, why training stopped, and notes on the rows.
-    """
-    results, run = files.results, files.run
-    found: dict[str, dict[str, list[str]]] = {"good": {}, "bad": {}}
-    for (name, metric), both in results.compared().items():
-        change = results.change(metric, *both)
-        if change and change.tone in found:
-            titles = found[change.tone].setdefault(results.title(metric), [])
-            titles.append(results.set_title(name))
-    lines = []
-    for tone, word in (("good", "Improved"), ("bad", "Worse")):
-        text = "; ".join(f"{title} ({', '.join(names)})" for title, names in found[tone].items())
-        lines.append((tone if text else "flat", word, text or "nothing: all intervals overlap"))
-    budget, kept = run.get("max_retain_kl"), run.get("kept_step") or math.inf
-    steps = [line for line in files.steps if "retain_kl" in line and line["step"] <= kept]
-    if budget is not None and steps:
-        recent = [line["retain_kl"] for line in steps[-BUDGET_STEPS:]]
-        mean = sum(recent) / len(recent)
-        tone, word = ("good", "Budget held") if mean <= budget else ("bad", "Budget exceeded")
-        text = (
-            f"retain KL {mean:.3f} nats per token (mean of the last {len(recent)} steps kept),"
-            f" budget {budget:g}; highest step {max(line['retain_kl'] for line in steps):.3f}"
-        )
-        lines.append((tone, word, text))
-    if reason := run.get("stop_reason"):
-        place = f"step {run.get('kept_step', '?')} of {run.get('steps', '?')}"
-        lines.append(("flat", "Stopped", f"{reason}; the weights are those of {place}"))
-    return [*lines, *(("flat", "Note", note) for note in run.get("notes", []))]
-
-
-def row_lists(files: RunFiles, limit: int = ROW_LIMIT) -> list[dict[str, Any]]:
-    """For each prompt set its rows, worst answer of the last model first: short key, metrics of all
-    models, texts if they are not hidden.
-    """
-    results, models = files.results, list(dict.fromkeys(r["model"] for r in files.records))
-    groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
-    places: dict[tuple[str, ...], Any] = {}
-    for record in files.records:
-        # a row that stands in a set twice has the same key twice
-        place = places.setdefault((record["model"], record["set"], record["key"]), count())
-        rows = groups.setdefault(record["set"], {})
-        rows.setdefault((record["key"], next(place)), {})[record["model"]] = record
-    lists = []
-    for name, rows in groups.items():
-        records = [record for row in rows.values() for record in row.values()]
-        metrics = dict.fromkeys(metric for r in records for metric in r.get("metrics", {}))
-        key = results.key_metric(name)
-        scored = [sets.get(name, {}).get(key) for sets in results.models.values()]
-        sign = 1 if any(result and result["higher_is_better"] for result in scored) else -1
-
-        def badness(row: Mapping[str, Any], key: str = key, sign: int = sign) -> float:
-            value = row.get(models[-1], {}).get("metrics", {}).get(key)
-            return -math.inf if value is None else sign * float(value)
-
-        ordered = [*(m for m in metrics if m == key), *(m for m in metrics if m != key)]
-        worst = sorted(rows.items(), key=lambda item: badness(item[1]))[:limit]
-        listed = [
-            {
-                "key": row_key[:12],
-                "values": [_row_values(results, metric, row, models) for metric in ordered],
-                "texts": _texts([row[model] for model in models if "output" in row.get(model, {})]),
-            }
-            for (row_key, _), row in worst
-        ]
-        titles = [results.title(metric) for metric in ordered]
-        entry = {"title": results.set_title(name), "total": len(rows)}
-        lists.append({**entry, "rows": listed, "metrics": titles})
-    return lists
-
-
-def _row_values(
-    results: Results, metric: str, row: Mapping[str, Any], models: Sequence[str]
-) -> str:
-    texts = []
-    for model in models:
-        metrics = row.get(model, {}).get("metrics", {})
-        value = metrics.get(metric)
-        if metric not in metrics:
-            texts.append("\u2013")
-        elif results.is_rate(metric) and value in (0, 1):
-            texts.append("yes" if value else "no")
-        else:
-            texts.append(number(value, results.form(metric)))
-    return " -> ".join(texts)
-
-
-def _texts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    if not records:
-        return []
-    texts = [(name, records[0].get(name, "")) for name in ("prompt", "expected")]
-    texts += [(record["model"], record["output"] or "(empty)") for record in records]
-    return [(name.replace("_", " "), printable(text.strip())) for name, text in texts if text]
-
-
-def page_text(files: RunFiles, content: Mapping[str, Any]) -> str:
-    """`report.html`: one page that fetches nothing and opens from disk."""
-    results = files.results
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8").strip()
-    text = rendered(
-        "page.html.j2",
-        **content,
-        status=status(files),
-        models=[name.replace("_", " ") for name in results.models],
-        tiles=tiles(files),
-        tables=set_tables(results),
-        lists=row_lists(files),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-    # an answer may end its lines in spaces, which validators of HTML object to
-    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
-    return encodable(text)
-
+from unteach.reports.page import answer_pairs, encodable, page_text, rendered
+from unteach.reports.run_files import RunFiles, check_shape, fact_groups, read_files
+from unteach.reports.tables import SEARCH_NOTE, Table, search_choice, search_table, summary_table
 
 # --- Markdown
 
@@ -222,15 +31,11 @@ def examples(records: Sequence[Mapping[str, Any]], per_set: int = 2) -> list[lis
     """(prompt set, prompt, original answer, unlearned answer) of the first rows of each set whose
     texts are not hidden.
     """
-    after = {(r["set"], r["key"]): r for r in records if r["model"] == "unlearned"}
-    chosen: dict[str, list[list[str]]] = {}
-    for record in records:
-        rows = chosen.setdefault(record["set"], [])
-        texts = [record.get("prompt"), record.get("output")]
-        texts.append(after.get((record["set"], record["key"]), {}).get("output"))
-        if record["model"] == "original" and None not in texts and len(rows) < per_set:
-            rows.append([record["set"], *(" ".join(str(text).split()) for text in texts)])
-    return [row for rows in chosen.values() for row in rows]
+    return [
+        [name, *(" ".join(text.split()) for text in (a["prompt"], a["output"], b["output"]))]
+        for name in dict.fromkeys(record["set"] for record in records)
+        for a, b in islice(answer_pairs(records, name), per_set)
+    ]
 
 
 def probe_table(folder: Path, records: Sequence[Mapping[str, Any]], rows: int = 2) -> Table | None:
@@ -330,13 +135,6 @@ def report_content(folder: Path, files: RunFiles) -> dict[str, Any]:
     }
 
 
-def write_page(folder: Path) -> Path:
-    """Draws the figures and writes `report.html` from the files of a folder."""
-    files = read_files(folder)
-    write_text_atomically(folder / "report.html", page_text(files, report_content(folder, files)))
-    return folder / "report.html"
-
-
 def write_card(folder: Path) -> Path:
     """Writes `README.md`, also beside the weights, so that a push of their folder carries it."""
     text = card_text(folder, read_files(folder))
@@ -367,3 +165,31 @@ def write_report(folder: Path) -> Path:
     write_text_atomically(folder / "report.html", page_text(files, content))
     write_card(folder)
     return folder / "report.md"
+
+
+# --- the hub
+
+
+def push_model(folder: Path, name: str) -> str:
+    """Uploads `model/` or `adapter/` of a run, the card beside the weights, to the repository
+    `name`, which is created as a private one; returns its address.
+
+    Raises:
+        UserError: if the run has no model, or the hub refuses it or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    found = next((path for kind in ("model", "adapter") if (path := folder / kind).is_dir()), None)
+    if found is None:
+        raise UserError(f"{folder} has neither model/ nor adapter/ to push")
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=found)
+    except Exception as error:  # of the hub, of the network, of the name
+        reason = one_line(error, 300)
+        raise UserError(
+            f"option --push-to-hub: {name!r} could not be pushed; log in by `hf auth login`, and"
+            f" check the name and the network ({reason})"
+        ) from None
+    return str(address)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from unteach.errors import UserError
 from unteach.files.atomic import write_text_atomically
-from unteach.files.folders import LOCK, FolderLock
-from unteach.files.uploads import uploads
+from unteach.files.folders import LOCK, FolderLock, uploads
 from unteach.requests.ledger import ROWS, superseded_models
 
 DERIVED = {

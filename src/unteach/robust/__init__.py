@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from unteach.errors import UserError, did_you_mean
-from unteach.robust.activations import Perturbation
 from unteach.robust.distillation import Distillation
-from unteach.robust.weights import Relearning, Rounding, SharpnessAware
+from unteach.robust.perturbations import Perturbation, Relearning, Rounding, SharpnessAware
 from unteach.robust.wrapper import Wrapper
 
 __all__ = ["ROBUST", "Wrapper", "in_steps", "trains_again", "wrappers"]

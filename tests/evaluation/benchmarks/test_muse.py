@@ -10,13 +10,7 @@ from tiny_models import tiny_model
 from unteach.data.rows import Row
 from unteach.errors import UserError
 from unteach.evaluation.benchmarks.benchmark import EvaluatedModel
-from unteach.evaluation.benchmarks.muse import (
-    BENCHMARK,
-    knowmem,
-    privleak,
-    question_rows,
-    verbmem,
-)
+from unteach.evaluation.benchmarks.muse import BENCHMARK, overlaps, privleak, question_rows
 from unteach.evaluation.generation import TransformersGenerator
 from unteach.evaluation.membership import min_k, token_moments
 
@@ -47,16 +41,16 @@ def test_verbmem_is_f1_without_stemmer():
     """`walks` is not `walked` here; four of five words of the one, four of the other's five: F1 =
     0.8.
     """
-    assert verbmem(["the cat walks by night"], ["the cat walked by night"]) == pytest.approx([0.8])
-    assert verbmem(["one two three four"], ["two"]) == pytest.approx([2 / 5]), "rambling costs"
-    assert knowmem(["", "Mr Brown"], ["Mr Brown", "Mr Brown"]) == [0.0, 1.0]
+    assert overlaps(["the cat walks by night"], ["the cat walked by night"]) == pytest.approx([0.8])
+    assert overlaps(["one two three four"], ["two"]) == pytest.approx([2 / 5]), "rambling costs"
+    assert overlaps(["", "Mr Brown"], ["Mr Brown", "Mr Brown"]) == [0.0, 1.0]
 
 
 def test_an_empty_truth_and_sets_of_different_size_are_refused():
     with pytest.raises(ValueError, match="references has no words at row 1"):
-        verbmem(["a", "b"], ["a", " "])
+        overlaps(["a", "b"], ["a", " "])
     with pytest.raises(ValueError, match="references has 1 texts"):
-        knowmem(["a", "b"], ["a"])
+        overlaps(["a", "b"], ["a"])
 
 
 def test_through_the_command_line(tmp_path, saved, write, evaluate):

@@ -104,7 +104,13 @@ def privleak(auc: float, auc_retrain: float) -> float:
     return 100 * (auc - auc_retrain) / auc_retrain
 
 
-def _overlaps(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
+def overlaps(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
+    """ROUGE-L F1, without stemmer, of each output with its reference: VerbMem of the model's greedy
+    continuation of 128 tokens with the true one, KnowMem of its short answer with the right one.
+
+    Raises:
+        ValueError: if the two are not equally many or a reference has no words.
+    """
     if len(outputs) != len(references):
         raise ValueError(f"references has {len(references)} texts, outputs has {len(outputs)}")
     for place, reference in enumerate(references):
@@ -112,23 +118,6 @@ def _overlaps(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
             raise ValueError(f"references has no words at row {place}: its ROUGE-L is undefined")
     pairs = zip(outputs, references, strict=True)
     return [rouge_l(*pair, stemmer=False)[1] for pair in pairs]
-
-
-def verbmem(continuations: Sequence[str], true_continuations: Sequence[str]) -> list[float]:
-    """VerbMem of each row: ROUGE-L F1, without stemmer, of the model's greedy continuation of 128
-    tokens with the true one.
-
-    Raises:
-        ValueError: if the two are not equally many or a true continuation has no words.
-    """
-    return _overlaps(continuations, true_continuations)
-
-
-def knowmem(answers: Sequence[str], right_answers: Sequence[str]) -> list[float]:
-    """KnowMem of each row: ROUGE-L F1, without stemmer, of the model's short answer with the right
-    one. Raises: as `verbmem`.
-    """
-    return _overlaps(answers, right_answers)
 
 
 # --- the protocol
@@ -158,12 +147,14 @@ def measure(evaluated: EvaluatedModel, sets: Sets) -> Measured:
         ]
         outputs = evaluated.outputs(rows, VERBMEM_TOKENS)
         truth = [_shortened(evaluated, row.completion) for row in rows]
-        found["verbmem"] = SetValues.of_rows(rows, {"rouge_l_f1": verbmem(outputs, truth)}, outputs)
+        found["verbmem"] = SetValues.of_rows(
+            rows, {"rouge_l_f1": overlaps(outputs, truth)}, outputs
+        )
     for name in ("knowmem_forget", "knowmem_retain"):
         if name in sets:
             rows = question_rows(sets[name], sets.get(f"{name}_examples", ()))
             outputs = evaluated.outputs(rows, KNOWMEM_TOKENS, one_line=True)
-            values = knowmem(outputs, [row.completion for row in rows])
+            values = overlaps(outputs, [row.completion for row in rows])
             found[name] = SetValues.of_rows(rows, {"rouge_l_f1": values}, outputs)
     if "membership_forget" not in sets:
         return Measured(found)

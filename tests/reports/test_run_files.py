@@ -10,7 +10,7 @@ import pytest
 from unteach.cli import main
 from unteach.errors import UserError
 from unteach.reports import report
-from unteach.reports.shapes import check_shape
+from unteach.reports.run_files import check_shape
 
 RESULT = {"value": 0.5, "n": 2, "ci_low": None, "ci_high": 0.9, "higher_is_better": False}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tiny_models import byte_level_bpe, tiny_model
+from unteach.attacks import likelihood as measure
+from unteach.attacks.likelihood import OTHERS, exposure, exposures, random_secrets
 from unteach.data.rows import Row
 from unteach.data.tokenization import encode_row
-from unteach.evaluation import exposure as measure
-from unteach.evaluation.exposure import OTHERS, exposure, exposures, random_secrets
 from unteach.evaluation.likelihood import mean_nll
 
 ROW = Row("Which number?", "Ring 4711 806 now.", secret=("4711 806",))
