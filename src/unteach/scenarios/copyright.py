@@ -93,11 +93,12 @@ def demo(*, short: bool = False) -> dict[str, Any]:
     return {
         "recite_tokens": 64,
         "method": "divert",
-        "learning_rate": 1.3e-4,
+        "learning_rate": 2e-4,
         "lr_scheduler_type": "linear",
         "warmup_steps": 2 if short else 6,
+        "forget_weight": 1.0,
         "per_device_train_batch_size": 6,
-        "max_steps": 8 if short else 42,
-        "probe_steps": 4 if short else 21,
-        "save_steps": 4 if short else 21,
+        "max_steps": 8 if short else 36,
+        "probe_steps": 4 if short else 18,
+        "save_steps": 4 if short else 18,
     }
