@@ -298,10 +298,11 @@ def test_a_first_weight_outside_the_bounds_widens_them():
     ("probes", "factors"),
     [
         ([(True, 1.0)] * 6, [2, 4, 8, 16, 16, 16]),
-        ([(True, 1.0), (True, 0.9), (True, 0.9)], [2, 1, 1]),
+        ([(True, 1.0), (True, 0.9), (True, 0.9), (True, 0.8)], [2, 1, 2, 1]),
+        ([(True, 0.9), (True, 0.87), (True, 0.96), (True, 0.95)], [1, 2, 4, 8]),
         ([(True, 1.0), (False, 1.0), (False, 0.9)], [2, 2, 1]),
     ],
-    ids=["up to its bound", "down where something is lost", "stays once nothing is found"],
+    ids=["up to its bound", "down while something is lost", "a row is no loss", "once forgotten"],
 )
 def test_the_forget_term_grows_while_something_is_found_and_nothing_lost(probes, factors):
     growth = ForgetGrowth(2.0)

@@ -127,7 +127,7 @@ class UnlearningConfig(TrainingArguments):
     )
     forget_growth: float = option(
         1.0,
-        "factor on the forget weight after each probe over target_rate with 95% kept; 1: none",
+        "factor on the forget weight after each probe over target_rate, unless what is kept falls",
     )
     max_retain_kl: float | None = option(
         0.15,

@@ -95,7 +95,10 @@ METHODS: dict[str, Method] = {
         "kl", (1, 0.5, 1), OURS_MISMATCH, mismatch=True, settings=FOUND_WITH
     ),
     "counterfactual": towards_target(
-        COUNTERFACTUAL, rate=0.385, settings={**HELD, "update": "directed"}
+        COUNTERFACTUAL,
+        rate=0.385,
+        # in 40 steps fewer of the facts to keep come back
+        settings={**HELD, "update": "directed", "least_steps": 80, "hold": 8},
     ),
     "divert": towards_target(DIVERT, settings=HELD),
     "instead": likelihood(

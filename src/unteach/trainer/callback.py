@@ -224,14 +224,14 @@ class StepCallback(ProbeCallback):
     def state(self) -> dict[str, Any]:
         """With the weight of the retain term and the steps of a collapse."""
         own = {"collapsed_steps": self.watch.count, "batch": self.batch, **self.hooks.state()}
-        own["forget_factor"] = self.growth.factor
+        own["forget_growth"] = [self.growth.factor, self.growth.kept]
         return {**super().state(), **own}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
         super().load_state(state)
         self.watch.count = state.get("collapsed_steps", 0)
-        self.growth.factor = state.get("forget_factor", 1.0)
+        self.growth.factor, self.growth.kept = state.get("forget_growth", (1.0, 1.0))
         self.hooks.load_state(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

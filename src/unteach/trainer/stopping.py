@@ -60,24 +60,29 @@ class RetainBudget:
 
 @dataclass
 class ForgetGrowth:
-    """Makes the forget term weigh more while a probe still finds what is to be forgotten and
-    nothing is lost, and less again where something is.
+    """Makes the forget term weigh more while a probe still finds what is to be forgotten, and less
+    again while what is kept falls.
 
-    After a probe `factor` is multiplied by `growth` (1: never) if the rate is over the target and
-    at least `ENOUGH_UTILITY` is kept. It is divided by it if less is kept. It stays within 1 and
-    `most`.
+    After a probe over the target rate `factor` is multiplied by `growth` (1: never). It is divided
+    by it instead where less than `ENOUGH_UTILITY` is kept, and by more than `SAME` less than at the
+    probe before. It stays within 1 and `most`.
+
+    Args:
+        kept (`float`): the least share kept at the last probe.
     """
 
     growth: float = 1.0
     factor: float = 1.0
+    kept: float = 1.0
     most: float = 16.0
 
     def update(self, *, over: bool, kept: float) -> None:
         """After a probe: whether its rate is over the target, and the least share kept."""
-        enough = kept >= ENOUGH_UTILITY
-        if over or not enough:
-            change = self.growth if enough else 1 / self.growth
+        falls = kept < ENOUGH_UTILITY and kept < self.kept - SAME
+        if falls or over:
+            change = 1 / self.growth if falls else self.growth
             self.factor = min(self.most, max(1.0, self.factor * change))
+        self.kept = kept
 
 
 LOW_PROBES = 2
