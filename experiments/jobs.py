@@ -89,8 +89,7 @@ LEGEND = """Made by `python experiments/jobs.py`, whose head says how.
   the model before.
 - **everyday**: similarity of answers to everyday questions to those before.
 - **seconds**: of the whole command, beside other work.
-- Rates over several seeds are means; `n` is the number of seeds.
-"""
+- Rates over several seeds are means; `n` is the number of seeds."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,8 @@ def page_of(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append([*cells, ", ".join(verdicts), str(len(same))])
         if lines:
             parts += [f"## {str(make.__doc__).split('.')[0]}"]
-            parts += [Table(["method", *COLUMNS.values(), "verdict", "n"], lines).markdown()]
+            table = Table(["method", *COLUMNS.values(), "verdict", "n"], lines).markdown()
+            parts += [table.rstrip()]
     return "\n\n".join(parts)
 
 
