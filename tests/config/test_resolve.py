@@ -92,7 +92,7 @@ def test_the_default_method_brings_its_settings_where_they_are_not_given():
 
 
 def test_a_method_may_say_how_long_a_run_is_at_least_unless_the_user_does():
-    assert config(method="counterfactual").planned_steps(12, 1) == 40
+    assert config(method="counterfactual").planned_steps(12, 1) == 80
     assert config(method="counterfactual", num_train_epochs=1).planned_steps(12, 1) < 40
     assert config(method="counterfactual").max_retain_kl is None
 
