@@ -94,7 +94,18 @@ def test_rows_of_the_table_are_named():
         ([{"name": "ga", "lora": "yes"}], "option 'lora' is 'yes', it must be bool"),
         *(
             ([{"name": name, "method": "ga"}], "which its folder cannot be called")
-            for name in ("../x", "a/b", " ", "", ".", "work", "model-0", "x" * 300, "a\0b")
+            for name in (
+                "\ud83d",
+                "../x",
+                "a/b",
+                " ",
+                "",
+                ".",
+                "work",
+                "model-0",
+                "x" * 300,
+                "a\0b",
+            )
         ),
         ([{"name": "x", "method": "ga", "shared_dir": "y"}], "the file's field 'out' decides it"),
     ],

@@ -101,8 +101,9 @@ def method_rows(methods: Any) -> list[MethodRow]:
 def _check_folder_name(name: str) -> None:
     """Raises `UserError` for the name of a row that its folder cannot have."""
     taken = {*DERIVED, "model", "adapter", "figures"}
-    plain = name.strip() and not name.startswith(".") and len(name.encode()) <= 200
-    if not plain or name in taken or re.search(r"[/\\\x00-\x1f]|^model-\d+$", name):
+    size = len(name.encode(errors="replace"))
+    plain = name.strip() and not name.startswith(".") and size <= 200
+    if not plain or name in taken or re.search(r"[/\\\x00-\x1f\ud800-\udfff]|^model-\d+$", name):
         raise UserError(
             f"option 'methods' names {name!r}, which its folder cannot be called: take a short name"
             f" without slashes that is none of {', '.join(sorted(taken))}"

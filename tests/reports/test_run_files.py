@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
         ("eval.json", {"models": {"m": {"s": {"x": 3}}}}, "models.m.s.x is 3, it must be a mapp"),
         ("run.json", {"seconds": "long"}, "seconds is 'long', it must be a number"),
         ("run.json", {"seconds": True}, "seconds is True, it must be a number"),
+        ("run.json", {"model": ["m"]}, "model is ['m'], it must be"),
         ("run.json", {"costs": [{}]}, "costs[0] has no field 'stage'"),
         ("attacks.json", {"left_out": {"traces": 1}}, "left_out.traces is 1, it must be text"),
     ],

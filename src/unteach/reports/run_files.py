@@ -68,6 +68,7 @@ SHAPES: dict[str, Any] = {
         "leak_threshold_bleu?": MAYBE,
     },
     "run.json": {
+        **dict.fromkeys(("model?", "scenario?", "method?"), (str, type(None))),
         "costs?": [COST],
         "seconds?": MAYBE,
         "tokens?": MAYBE,
@@ -102,7 +103,7 @@ SHAPES: dict[str, Any] = {
             "limit?": MAYBE,
         },
     },
-    "config.yaml": {"data?": {"*": ANY}, "chat?": {"*": ANY}},
+    "config.yaml": {"model?": str, "data?": {"*": ANY}, "chat?": {"*": ANY}},
     "attacks.json": {
         "headline?": str,
         "attacks?": {"*": {"*": {"*": RESULT}}},
