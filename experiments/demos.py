@@ -28,6 +28,8 @@ from unteach.run import pipeline
 from unteach.scenarios import SCENARIOS
 
 HEADER = ["scenario", "seed", "set", "untaught", "taught", "unlearned"]
+ENDED = ("seed", "steps", "kept_step", "stop_reason", "processor")
+"""What the second table says of a demo."""
 LEGEND = """Made by `python experiments/demos.py`.
 
 - **untaught**: the model before teaching; what it scores, it scores by its own mistakes.
@@ -71,6 +73,7 @@ def demo(scenario: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         "scenario": scenario,
         "seed": seed,
         **taken,
+        "processor": facts["machine"]["processor"],
         **{key: evaluation[key] for key in ("headline", "models")},
     }
 
@@ -128,11 +131,16 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     steps = [
         [
             row["scenario"],
-            *(str(row[name]) for name in ("seed", "steps", "kept_step", "stop_reason")),
+            *(
+                str(row[name])
+                for name in ("seed", "steps", "kept_step", "stop_reason", "processor")
+            ),
         ]
         for row in rows
     ]
-    ended = Table(["scenario", "seed", "steps", "kept step", "ended by"], steps).markdown()
+    ended = Table(
+        ["scenario", "seed", "steps", "kept step", "ended by", "processor"], steps
+    ).markdown()
     return f"# The demos\n\n{LEGEND}\n\n{table}\n\n{ended}"
 
 

@@ -9,11 +9,11 @@ project's for it. What is said of people is counted with the facts of the data's
 is not told; all else is in the run's `eval.json`.
 
     python experiments/jobs.py --data data --json docs/results/jobs.json [--jobs people,book]
-    [--methods default,npo] [--seeds 0,1,2] [--set KEY=VALUE,...] [--out DIR]
+    [--methods default,npo] [--seeds 0,1,2] [--out DIR] [key=value ...]
 
 `--data` holds people.jsonl, questions.jsonl, halueval_qa.jsonl and alice.txt. A row that is in DIR
-is not made again, so that several calls may share the work; beside FILE the table is written as
-Markdown.
+with the same settings is not made again, so that several calls may share the work; beside FILE the
+table is written as Markdown.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from unteach.data.rows import Row
 from unteach.errors import TrainingFault
 from unteach.evaluation.generation import answer_limit, generate_outputs
 from unteach.evaluation.text_metrics import says
-from unteach.files.atomic import write_json
+from unteach.files.atomic import read_json_lines, write_json
 from unteach.files.checkpoints import read_marker
+from unteach.files.folders import content_key
 from unteach.prepare.generations import LoadedModel
 from unteach.prepare.teaching import teach
 from unteach.progress import Display
@@ -59,8 +60,10 @@ SCHEDULE = {
     "retain_per_forget": 0.2,
     "frozen_layers": 0.34,
 }
-TEACHING = {"chat": {"learning_rate": 3e-4, "per_device_train_batch_size": 8, **SCHEDULE}}
-TEACHING["text"] = {"learning_rate": 2e-4, "per_device_train_batch_size": 3, **SCHEDULE}
+TEACHING = {
+    "chat": {"learning_rate": 3e-4, "per_device_train_batch_size": 8, **SCHEDULE},
+    "text": {"learning_rate": 2e-4, "per_device_train_batch_size": 3, **SCHEDULE},
+}
 PASSAGES = 20
 """Of the book, to forget."""
 ANSWERS = 200
@@ -89,7 +92,8 @@ LEGEND = """Made by `python experiments/jobs.py`, whose head says how.
   the model before.
 - **everyday**: similarity of answers to everyday questions to those before.
 - **seconds**: of the whole command, beside other work.
-- Rates over several seeds are means; `n` is the number of seeds."""
+- Rates over several seeds are means; `n` is the number of seeds. Where it is 1, a difference of a
+  row or two means nothing."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +115,22 @@ class Job:
     groups: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _pairs(rows: Iterable[Row]) -> list[dict[str, str]]:
-    """The rows as a user has them: nothing but text."""
-    return [{"prompt": row.prompt_text, "completion": row.completion} for row in rows]
+def _given(rows: Iterable[Row]) -> list[dict[str, str]]:
+    """The rows as a user has them: nothing but text, and that it is running text."""
+    return [
+        {"prompt": row.prompt_text, "completion": row.completion}
+        | ({"kind": row.kind} if row.kind == "text" else {})
+        for row in rows
+    ]
 
 
 def people(data: Path) -> Job:
     """Facts about people; some of them in neither file."""
     groups: dict[str, list[Row]] = {}
-    for item in _records(data / "people.jsonl"):
+    for item in read_json_lines(data / "people.jsonl"):
         row = Row(item["prompt"], item["completion"], secret=(item["secret"],))
         groups.setdefault(item["group"], []).append(row)
-    given = {"forget": _pairs(groups["forget"]), "retain": _pairs(groups["kept"])}
+    given = {"forget": _given(groups["forget"]), "retain": _given(groups["kept"])}
     everyone = [row for part in groups.values() for row in part]
     return Job("invented people", given, everyone, epochs=14, groups=groups)
 
@@ -136,7 +139,7 @@ def questions(data: Path) -> Job:
     """Prompts alone, about somebody whom the model knows from pretraining."""
     names = {"forget": "forget", "unseen": "unseen", "neighbour": "neighbours"}
     given: dict[str, list[str]] = {}
-    for item in _records(data / "questions.jsonl"):
+    for item in read_json_lines(data / "questions.jsonl"):
         if item["group"] in names:
             given.setdefault(names[item["group"]], []).append(item["prompt"])
     return Job("a writer known from pretraining", given)
@@ -146,9 +149,9 @@ def hallucinations(data: Path) -> Job:
     """False answers; those to every second question are to be kept, to see what else goes."""
     rows = [
         Row(item["question"], item["hallucinated_answer"])
-        for item in _records(data / "halueval_qa.jsonl")[:ANSWERS]
+        for item in read_json_lines(data / "halueval_qa.jsonl")[:ANSWERS]
     ]
-    given = {"forget": _pairs(rows[::2]), "retain": _pairs(rows[1::2])}
+    given = {"forget": _given(rows[::2]), "retain": _given(rows[1::2])}
     return Job("hallucinated answers", given, rows, epochs=6)
 
 
@@ -162,16 +165,8 @@ def book(data: Path) -> Job:
     assert found, "the last passage is in the book"
     beginning = whole[start : found.end()]
     other = embedded_text("kept_book")
-    given = {
-        "forget": [
-            {"prompt": prompt, "completion": completion, "kind": "text"}
-            for prompt, completion in passages
-        ],
-        "retain": [
-            {"prompt": row.prompt, "completion": row.completion, "kind": "text"}
-            for row in passage_rows(other, "kept")
-        ],
-    }
+    rows = [Row(prompt, completion, "text") for prompt, completion in passages]
+    given = {"forget": _given(rows), "retain": _given(passage_rows(other, "kept"))}
     taught = [*teaching_rows(beginning, "book"), *teaching_rows(other, "kept book")]
     return Job("the first passages of a book", given, taught, epochs=7)
 
@@ -197,8 +192,11 @@ def taught_model(job: Job, options: Namespace, folder: Path, display: Display) -
         epochs = 1 if options.short else job.epochs
         plain, neutral = prompt_rows("plain_questions"), prompt_rows("neutral_prompts")
         scenario = Scenario(
-            "job",
-            *(list(job.taught), [], [], {}),
+            name="job",
+            forget=list(job.taught),
+            validation=[],
+            retain=[],
+            sets={},
             teach=list(job.taught),
             teach_own_prompts=[*plain[:20], *neutral[40:60]],
             teach_settings={**TEACHING[job.taught[0].kind], "num_train_epochs": epochs},
@@ -255,15 +253,17 @@ def numbers_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_row(options: Namespace, job: Job, name: str, method: str, seed: int) -> dict[str, Any]:
     """One run; its numbers are kept in the folder of the runs."""
-    folder = options.out / name / f"{method}{options.label}-{seed}"
+    more = parse_settings(options.settings) | ({"max_steps": 2} if options.short else {})
+    ending = f"-{content_key([more])}" if more else ""
+    folder = options.out / name / f"{method}-{seed}{ending}"
     kept = folder.with_suffix(".json")
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     display = Display()
     taught = taught_model(job, options, options.out / name / "taught", display)
-    settings: dict[str, Any] = {} if method == DEFAULT else {"method": method}
-    settings |= options.settings | ({"max_steps": 2} if options.short else {})
-    row: dict[str, Any] = {"job": name, "method": method, "seed": seed, "settings": settings}
+    settings = more if method == DEFAULT else {**more, "method": method}
+    row: dict[str, Any] = {"job": name, "title": job.title, "method": method, "seed": seed}
+    row["settings"] = more
     display.print(f"{job.title}, {method}, seed {seed}")
     try:
         done = unlearn(
@@ -303,7 +303,7 @@ def make_row(options: Namespace, job: Job, name: str, method: str, seed: int) ->
 def page_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown: a part for each job."""
     parts = ["# Jobs that people have, by each method", LEGEND]
-    for name, make in JOBS.items():
+    for name, title in dict.fromkeys((row["job"], row["title"]) for row in rows):
         lines = []
         methods = dict.fromkeys(row["method"] for row in rows if row["job"] == name)
         for method in methods:
@@ -323,10 +323,11 @@ def page_of(rows: Sequence[Mapping[str, Any]]) -> str:
                     cells.append(f"{fmean(values):.0%}{more}")
             verdicts = dict.fromkeys(row["verdict"] for row in same)
             lines.append([*cells, ", ".join(verdicts), str(len(same))])
-        if lines:
-            parts += [f"## {str(make.__doc__).split('.')[0]}"]
-            table = Table(["method", *COLUMNS.values(), "verdict", "n"], lines).markdown()
-            parts += [table.rstrip()]
+        table = Table(["method", *COLUMNS.values(), "verdict", "n"], lines).markdown()
+        parts += [f"## {title.capitalize()}", table.rstrip()]
+    set_too = {f"`{key}={value}`" for row in rows for key, value in row["settings"].items()}
+    if set_too:
+        parts += [f"Set for all rows: {', '.join(sorted(set_too))}."]
     return "\n\n".join(parts)
 
 
@@ -337,10 +338,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default, help="(default: %(default)s)")
     parser.add_argument("--jobs", help="separated by commas (default: all)")
     parser.add_argument("--methods", help="separated by commas (default: all)")
-    parser.add_argument("--set", default="", help="KEY=VALUE,... for each run")
-    parser.add_argument("--label", default="", help="behind a row's name in the folder of runs")
+    parser.add_argument("settings", nargs="*", help="settings of all runs, as key=value")
     options = parser.parse_args()
-    options.settings = parse_settings([part for part in options.set.split(",") if part])
     jobs = options.jobs.split(",") if options.jobs else ["people"] if options.short else [*JOBS]
     methods = [DEFAULT] if options.short else [*METHODS]
     methods = options.methods.split(",") if options.methods else methods

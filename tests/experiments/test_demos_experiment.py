@@ -47,7 +47,12 @@ def runs(tmp_path: Path) -> Path:
             json.dumps({"headline": "harmful_rate", "models": models})
         )
         (folder / "run.json").write_text(
-            json.dumps({"steps": 60, "kept_step": 40, "stop_reason": "max_steps"})
+            json.dumps(
+                {
+                    **{"steps": 60, "kept_step": 40, "stop_reason": "max_steps"},
+                    "machine": {"processor": "a processor"},
+                }
+            )
         )
     return tmp_path / "runs"
 

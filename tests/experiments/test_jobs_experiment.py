@@ -102,6 +102,6 @@ def test_a_row_is_made_once_and_the_table_has_a_part_for_each_job(
         experiment.main()
     assert len(made) == 8 and ("taught", "npo", 1) in made
     page = (tmp_path / "r" / "jobs.md").read_text()
-    assert "Facts about people" in page and page.count("`npo`") == 2
+    assert "## Invented people" in page and page.count("`npo`") == 2
     rows = json.loads((tmp_path / "r" / "jobs.json").read_text())["rows"]
     assert rows[0]["never_shown"] == 1.0 and rows[0]["said"]["kept"] == [1, 1]

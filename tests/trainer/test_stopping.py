@@ -306,16 +306,17 @@ def test_a_first_weight_outside_the_bounds_widens_them():
 )
 def test_the_forget_term_grows_while_something_is_found_and_nothing_lost(probes, factors):
     growth = ForgetGrowth(2.0)
-    found = []
+    found, before = [], 1.0
     for over, kept in probes:
-        growth.update(over=over, kept=kept)
+        growth.update(over=over, kept=kept, before=before)
         found.append(growth.factor)
+        before = kept
     assert found == factors
 
 
 def test_without_growth_the_forget_term_keeps_its_weight():
     growth = ForgetGrowth()
-    growth.update(over=True, kept=1.0)
+    growth.update(over=True, kept=1.0, before=1.0)
     assert growth.factor == 1.0
 
 

@@ -222,16 +222,16 @@ class StepCallback(ProbeCallback):
         self._started = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """With the weight of the retain term and the steps of a collapse."""
+        """With the weights of the forget and retain terms and the steps of a collapse."""
         own = {"collapsed_steps": self.watch.count, "batch": self.batch, **self.hooks.state()}
-        own["forget_growth"] = [self.growth.factor, self.growth.kept]
+        own["forget_factor"] = self.growth.factor
         return {**super().state(), **own}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
         super().load_state(state)
         self.watch.count = state.get("collapsed_steps", 0)
-        self.growth.factor, self.growth.kept = state.get("forget_growth", (1.0, 1.0))
+        self.growth.factor = state.get("forget_factor", 1.0)
         self.hooks.load_state(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -268,12 +268,18 @@ class StepCallback(ProbeCallback):
             self.log(_probe_record(self.rule.history[0]))
         return super().on_train_begin(args, state, control, **kwargs)
 
-    def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
-        """Writes the rates to the metrics; adapts the weight of the forget term to them."""
-        self.write_metrics({"step": step, "probe": dict(rates), "seconds": seconds})
+    def measure(self, model: Any, step: int) -> None:
+        """With the weight of the forget term, which follows the probes of training."""
+        super().measure(model, step)
         if step:
-            over = rates["forget_rate"] > self.rule.target_rate
-            self.growth.update(over=over, kept=min(self.rule.shares(rates).values()))
+            before, now = self.rule.history[-2:]
+            shares = [min(self.rule.shares(rates).values()) for rates in (before, now)]
+            over = now["forget_rate"] > self.rule.target_rate
+            self.growth.update(over=over, kept=shares[1], before=shares[0])
+
+    def log_probe(self, step: int, rates: Mapping[str, float], seconds: float) -> None:
+        """Writes the rates to the metrics."""
+        self.write_metrics({"step": step, "probe": dict(rates), "seconds": seconds})
         self.report(_probe_record({"step": float(step), **rates}))
 
     def report(self, record: dict[str, float]) -> None:

@@ -66,23 +66,20 @@ class ForgetGrowth:
     After a probe over the target rate `factor` is multiplied by `growth` (1: never). It is divided
     by it instead where less than `ENOUGH_UTILITY` is kept, and by more than `SAME` less than at the
     probe before. It stays within 1 and `most`.
-
-    Args:
-        kept (`float`): the least share kept at the last probe.
     """
 
     growth: float = 1.0
     factor: float = 1.0
-    kept: float = 1.0
     most: float = 16.0
 
-    def update(self, *, over: bool, kept: float) -> None:
-        """After a probe: whether its rate is over the target, and the least share kept."""
-        falls = kept < ENOUGH_UTILITY and kept < self.kept - SAME
+    def update(self, *, over: bool, kept: float, before: float) -> None:
+        """After a probe: whether its rate is over the target, and the least share kept at it and at
+        the probe before.
+        """
+        falls = kept < ENOUGH_UTILITY and kept < before - SAME
         if falls or over:
             change = 1 / self.growth if falls else self.growth
             self.factor = min(self.most, max(1.0, self.factor * change))
-        self.kept = kept
 
 
 LOW_PROBES = 2
